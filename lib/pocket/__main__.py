@@ -1,0 +1,31 @@
+"""`make pocket`: train the pocket base and the judge's CLIP from nothing. Safe to stop: the same command goes on where it was.
+
+    python -m lib.pocket [vae text unet judge measure] [--work runs/pocket] [--out data] [--steps unet=12000]
+
+Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights go to `--out` in fp16.
+A finished stage is prolonged by asking for more steps.
+"""
+
+import argparse
+from pathlib import Path
+
+STAGES = ("vae", "text", "unet", "judge", "measure")
+STEPS = {"vae": 2500, "text": 600, "unet": 9000, "judge": 1500}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", default=STAGES, choices=[*STAGES, []])
+    parser.add_argument("--work", type=Path, default=Path("runs/pocket"))
+    parser.add_argument("--out", type=Path, default=Path("data"))
+    parser.add_argument("--steps", action="append", default=[], metavar="STAGE=N")
+    args = parser.parse_args()
+    steps = STEPS | {name: int(n) for name, n in (pair.split("=") for pair in args.steps)}
+    from . import stages
+
+    for name in args.stages or STAGES:
+        getattr(stages, name)(args.work, args.out, steps.get(name))
+
+
+if __name__ == "__main__":
+    main()

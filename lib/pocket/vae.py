@@ -1,0 +1,83 @@
+"""The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged on foreign ones."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+CHANNELS, LATENTS = (32, 64, 128), 12
+KL_WEIGHT = 0.02
+
+
+def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
+    """An `AutoencoderKL` that halves twice: [B, 3, size, size] -> [B, latents, size/4, size/4]."""
+    n = len(channels)
+    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=channels,
+                        layers_per_block=layers, latent_channels=latents, norm_num_groups=groups, sample_size=size,
+                        mid_block_add_attention=False, scaling_factor=1.0, force_upcast=False)
+    for name, module in vae.named_modules():  # each residual block starts as the identity: the straight path learns first
+        if name.endswith("conv2"):
+            torch.nn.init.zeros_(module.weight)
+    torch.nn.init.zeros_(vae.quant_conv.bias)
+    with torch.no_grad():
+        vae.quant_conv.bias[latents:] = -5.0
+    return vae
+
+
+def to_tensor(pictures, device="cpu"):
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1]."""
+    return torch.as_tensor(pictures, device=device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def psnr(vae, pictures, batch=64):
+    """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3], through uint8 as saved files are."""
+    scores = []
+    for start in range(0, len(pictures), batch):
+        x = to_tensor(pictures[start:start + batch])
+        with torch.no_grad():
+            y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+        error = ((y.clamp(-1, 1) - x) * 127.5).round().pow(2).mean((1, 2, 3))
+        scores += (10 * torch.log10(255**2 / error.clamp(min=1e-3))).tolist()
+    return float(np.mean(scores))
+
+
+def augment(x):
+    """Flips and swaps of colour channels for a batch [B, 3, H, W]: colours and facings that no drawing code chose."""
+    if torch.rand(()) < 0.5:
+        x = x.flip(3)
+    if torch.rand(()) < 0.5:
+        x = x[:, torch.randperm(3)]
+    if torch.rand(()) < 0.25:
+        x = -x
+    return x
+
+
+def loss(vae, x):
+    """Mean over pictures of log mean squared error, whose minimum is the best mean PSNR, and a light pull to N(0, 1)."""
+    posterior = vae.encode(x).latent_dist
+    y = vae.decode(posterior.sample()).sample
+    error = (y.float() - x).pow(2).mean((1, 2, 3))
+    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return (error + 3e-5).log().mean() + KL_WEIGHT * kl, -10 * (error.detach() / 4).log10().mean(), kl.detach()
+
+
+def whiten(vae, pictures, power=0.5):
+    """Scale the latent channels inside `quant_conv` and `post_quant_conv`; the reconstruction stays as it was.
+
+    Each channel is centred on zero; its deviation s becomes s ** (1 - power), then all are scaled to a mean square of one.
+    A whole levelling (power 1) would make the finest detail as loud as colour and shape.
+    """
+    with torch.no_grad():
+        z = torch.cat([vae.encode(to_tensor(pictures[i:i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)])
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        scale = std**-power
+        scale = scale / (std * scale).square().mean().sqrt()
+        n = len(mean)
+        enter, leave = vae.quant_conv, vae.post_quant_conv
+        enter.weight[:n] *= scale[:, None, None, None]
+        enter.bias[:n] = (enter.bias[:n] - mean) * scale
+        enter.bias[n:] += 2 * scale.log()
+        leave.bias += (leave.weight[:, :, 0, 0] * mean).sum(1)
+        leave.weight /= scale[None, :, None, None]
