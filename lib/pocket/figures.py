@@ -158,8 +158,7 @@ def poster(back, layer, mask, centre):
     out = POSTER[np.digitize(tone, (0.24, 0.44, 0.66, 0.86))]
     halo = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(n / 90))) > 40
     out[halo] = POSTER[4]
-    inks = POSTER[np.argmin(((layer[..., None, :] - POSTER) ** 2).sum(-1), -1)]
-    out[mask] = inks[mask]
+    out[mask] = POSTER[np.argmin(((layer[mask][:, None] - POSTER) ** 2).sum(-1), -1)]
     edge = 0.035
     out[(x < edge) | (x > 1 - edge) | (y < edge) | (y > 1 - edge)] = POSTER[4]
     return out

@@ -1,8 +1,14 @@
 """The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP, and what was measured."""
 
+import hashlib
+
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from . import clip as clip_
+from . import unet as unet_
 from . import vae as vae_
 from .pictures import picture, pool
 from .world import render, training_scenes
@@ -43,3 +49,58 @@ def scenes_for(work, salt, hold_out=True):
     """The scenes that base or judge learn from, and their pictures as uint8 [N, 64, 64, 3], drawn once."""
     scenes = training_scenes(SCENES, salt, hold_out)
     return scenes, cached(work / f"scenes_{salt}.npy", lambda: pool(render, scenes))
+
+
+def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, **sizes):
+    """Train a CLIP on the scenes of `salt`; returns it with its tokenizer and what was measured."""
+    scenes, pictures = scenes_for(work, salt, hold_out)
+    meanings = np.array([clip_.meaning(s) for s in scenes])
+    tokenizer = clip_.make_tokenizer()
+    torch.manual_seed(seed)
+    model = clip_.make_clip(tokenizer, **sizes)
+
+    def loss(model):
+        chosen = torch.randint(len(scenes), (batch,)).numpy()
+        rng = np.random.default_rng(int(torch.randint(1 << 31, ())))
+        texts, said = clip_.captions_for([scenes[i] for i in chosen], rng, drop=0.35)
+        true = torch.as_tensor(clip_.matches(said, meanings[chosen])).float()
+        x = vae_.to_tensor(pictures[np.sort(chosen)][np.argsort(np.argsort(chosen))])
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return clip_.contrastive_loss(model, x, ids, true), {}
+
+    result = Stage(name, model, loss, steps, 1.5e-3, work, average=average, every=20).run()
+    return model, tokenizer, result
+
+
+def text(work, out, steps):
+    """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
+    model, tokenizer, _ = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, vision_width=128, vision_layers=4)
+    tower = CLIPTextModel(model.config.text_config)
+    tower.load_state_dict(model.text_model.state_dict())
+    tower.half().save_pretrained(out / "pocket" / "text_encoder")
+    tokenizer.save_pretrained(out / "pocket" / "tokenizer")
+
+
+def unet(work, out, steps, batch=48):
+    """Train the U-Net on cached latents and write the whole pipeline."""
+    folder = out / "pocket"
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float()
+    tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    scenes, pictures = scenes_for(work, "base")
+    latents = cached(work / f"latents_{encoder_hash(vae)}.npy", lambda: unet_.encode_pictures(vae, pictures))
+    torch.manual_seed(2)
+    model = unet_.make_unet().to(memory_format=torch.channels_last)
+    loss = unet_.make_loss(unet_.make_scheduler(), tower, tokenizer, scenes, latents, batch)
+    Stage("unet", model, loss, steps, 2e-3, work, average=0.999).run()
+    pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
+    pipe.to(dtype=torch.float16).save_pretrained(folder)
+
+
+def encoder_hash(vae):
+    """Eight digits that change when the encoder does: latents made by another encoder are never reused."""
+    total = hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for tensor in part.state_dict().values():
+            total.update(tensor.float().contiguous().numpy().tobytes())
+    return total.hexdigest()[:8]

@@ -1,0 +1,164 @@
+"""The judge: two encoders that took no part in training, one for identity in DINO's role, and a CLIP.
+
+`load_judge()` loads the small pair that ships in `data/judge`; `load_judge("real")` the published pair, from a local folder or the
+hub's cache, never from the network. Pictures are embedded in batches, each distinct picture once.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from .settings import BadInput
+
+FOLDER = Path(__file__).parents[1] / "data" / "judge"
+PAIRS = {"pocket": (FOLDER / "clip", FOLDER / "identity"), "real": ("openai/clip-vit-base-patch32", "facebook/dino-vits16")}
+BATCH = 64
+
+
+def upright(picture):
+    """A picture (PIL or path) as an upright RGB image: EXIF rotation applied, transparency on white."""
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _load(kind, name):
+    """`kind.from_pretrained(name)` from a folder or the hub's cache, in fp32; never from the network."""
+    try:
+        return kind.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError) as error:
+        remedy = ("restore it with `git checkout data/judge`" if str(FOLDER) in str(name) else
+                  f"run `hf download {name}` once while online, or give the path of a folder that holds it; the pocket judge needs nothing")
+        raise BadInput(f"The judge's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}): {remedy}.") from error
+
+
+@dataclass
+class Encoder:
+    """Pictures -> unit rows [N, D], batched, each distinct picture once. `rule` says how pictures are resized."""
+
+    name: str
+    model: object
+    embed: object
+    short: int
+    crop: int
+    mean: list
+    std: list
+    seen: dict = field(default_factory=dict)
+
+    @property
+    def rule(self):
+        return f"short side {self.short} bicubic, centre crop {self.crop}"
+
+    def pixels(self, image):
+        """An upright RGB image as a normalised float tensor [3, crop, crop]."""
+        scale = self.short / min(image.size)
+        width, height = (max(self.crop, round(side * scale)) for side in image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        array = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), np.float32) / 255
+        return torch.from_numpy((array - np.float32(self.mean)) / np.float32(self.std)).permute(2, 0, 1)
+
+    def __call__(self, pictures):
+        """Unit rows [N, D] on the CPU for N pictures (PIL or paths), in their order; raises BadInput if a row is not finite."""
+        images = [upright(p) for p in pictures]
+        if not images:
+            raise BadInput("There are no pictures to embed: give at least one.")
+        keys = [hashlib.sha256(repr(i.size).encode() + i.tobytes()).digest() for i in images]
+        new = [(k, i) for k, i in dict(zip(keys, images)).items() if k not in self.seen]
+        for start in range(0, len(new), BATCH):
+            batch = torch.stack([self.pixels(i) for _, i in new[start:start + BATCH]]).to(self.model.device)
+            with torch.no_grad():
+                rows = F.normalize(self.embed(self.model, batch).float(), dim=1).cpu()
+            if not rows.isfinite().all():
+                raise BadInput(f"The encoder {self.name} gave a row that is not a number: its weights are damaged; restore or download them again.")
+            self.seen.update(zip((k for k, _ in new[start:start + BATCH]), rows))
+        return torch.stack([self.seen[k] for k in keys])
+
+
+def _encoder(name, model, embed, crop=None):
+    from transformers.utils import cached_file
+
+    path = cached_file(str(name), "preprocessor_config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    if not path and str(FOLDER) not in str(name):
+        raise BadInput(f"The encoder {name} has no preprocessor_config.json, so its colours cannot be scaled as it expects: add the file it was published with.")
+    config = json.loads(Path(path).read_text()) if path else {}
+    size = config.get("crop_size") or config.get("size") or 64
+    crop = crop or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge"))
+    vit = getattr(model.config, "model_type", "") in ("vit", "dinov2") and crop == 224
+    mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
+    # DINO's own evaluation resizes to 256 and crops 224 (facebookresearch/dino), which the hub's config does not say.
+    return Encoder(str(name), model.float().eval(), embed, 256 if vit else crop, crop, mean, std)
+
+
+def load_identity(name=PAIRS["pocket"][1], device="cpu"):
+    """The identity encoder of a folder or hub name: an `Encoder` (pictures -> unit rows [N, D])."""
+    from transformers import AutoModel
+
+    def embed(model, x):
+        out = model(x)
+        # A ViT's class token as DINO uses it: the hub's DINO has no trained pooler, so `pooler_output` would be random.
+        return out.last_hidden_state[:, 0] if out.last_hidden_state.ndim == 3 else out.pooler_output.flatten(1)
+
+    return _encoder(name, _load(AutoModel, name).to(device), embed)
+
+
+@dataclass
+class Judge:
+    """`identity(pictures)` and `clip_images(pictures)` give unit rows [N, D]; so does `clip_texts(texts)` for texts."""
+
+    name: str
+    identity: Encoder
+    clip_images: Encoder
+    tokenizer: object
+    texts: dict = field(default_factory=dict)
+
+    @property
+    def image_size(self):
+        return self.identity.crop
+
+    def describe(self):
+        """What a result must name: both encoders, image size and resize rule. Scores of two judges never share a column."""
+        return {"judge": self.name} | {part: {"encoder": _short(e.name), "resize": e.rule} for part, e in
+                                       (("dino", self.identity), ("clip", self.clip_images))}
+
+    def clip_texts(self, texts):
+        """Unit rows [N, D] for N texts."""
+        new = [t for t in dict.fromkeys(texts) if t not in self.texts]
+        for start in range(0, len(new), 256):
+            tokens = self.tokenizer(new[start:start + 256], padding=True, truncation=True, return_tensors="pt").to(self.clip_images.model.device)
+            with torch.no_grad():
+                out = self.clip_images.model.get_text_features(**tokens)
+            rows = F.normalize(getattr(out, "pooler_output", out).float(), dim=1).cpu()  # transformers 4 returns the tensor itself
+            self.texts.update(zip(new[start:start + 256], rows))
+        return torch.stack([self.texts[t] for t in texts])
+
+
+def _short(name):
+    path = Path(name)
+    return str(path.relative_to(FOLDER.parents[1])) if path.is_relative_to(FOLDER) else str(name)
+
+
+def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
+    """The judge "pocket", "real" (CLIP ViT-B/32 and DINO ViT-S/16), or a pair by names or paths of your own. Never goes online."""
+    if name not in PAIRS and not (clip and identity):
+        raise BadInput(f"The judge {name!r} is unknown: choose one of {', '.join(PAIRS)}, or give both clip= and identity= as hub names or folders.")
+    from transformers import CLIPModel, CLIPTokenizer
+
+    clip, identity = clip or PAIRS[name][0], identity or PAIRS[name][1]
+    model = _load(CLIPModel, clip).to(device)
+
+    def embed(model, x):
+        out = model.get_image_features(pixel_values=x)
+        return getattr(out, "pooler_output", out)
+
+    return Judge(name, load_identity(identity, device), _encoder(clip, model, embed, model.config.vision_config.image_size), _load(CLIPTokenizer, clip))
