@@ -1,5 +1,160 @@
-"""Settings of one run. For now only the exception that every part raises for bad input."""
+"""The settings of one run: typed, frozen, checked before anything loads, saved beside what they made.
+
+    Settings.preset("lora", data="runs/course/data", output="runs/course/lora", steps=200)
+
+Notebooks make `Settings` from their parameters cell, panels edit the same object, `train` reads nothing else.
+"""
+
+import difflib
+import json
+import math
+import os
+import typing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+METHODS = ("lora", "dreambooth")
 
 
 class BadInput(ValueError):
     """Bad input from the user. Its text is one clear sentence: which file or setting, why, and what to do about it."""
+
+
+# What each method starts from, and why. The learning rates are the best of the sweep in data/results/learning_rates.json
+# for the pocket base (shown in notebooks 02 and 03), and the field's own values for Stable Diffusion (diffusers' README).
+PRESETS = {
+    ("lora", "pocket"): {"learning_rate": 2e-3, "rank": 16},
+    ("dreambooth", "pocket"): {"learning_rate": 2e-4},
+    ("lora", "other"): {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1},
+    ("dreambooth", "other"): {"learning_rate": 5e-6, "steps": 800, "batch_size": 1},
+}
+# (lowest, highest) of every number, both allowed.
+LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 100_000), "learning_rate": (1e-8, 1.0), "rank": (1, 256), "alpha": (0.01, 1024.0),
+          "batch_size": (1, 64), "prior_weight": (0.0, 10.0), "snr_gamma": (0.0, 100.0), "clip": (0.01, 1000.0),
+          "sample_every": (0, 100_000), "sample_steps": (1, 1000), "guidance": (0.0, 30.0), "warmup": (0, 10_000)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run's recipe. Both methods share every field; `rank` and `alpha` are read by LoRA alone.
+
+    method: "lora" (an adapter beside frozen weights) or "dreambooth" (every weight of the U-Net).
+    base: "pocket", a diffusers folder, or a hub name.
+    data: folder of a prepared data set (see `lib/photos.py`); output: the run folder to make.
+    learning_rate: peak of AdamW's rate. rank, alpha: the adapter's size, and its scale alpha / rank.
+    targets: the layers it sits beside, "attention" or "all" (every linear layer and convolution as well).
+    batch_size: instance images a step; the same number of class images joins them when prior_weight > 0.
+    prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out.
+    snr_gamma: gamma of min-SNR loss weights (Hang et al. 2023); 0 leaves the loss unweighted.
+    clip: largest gradient norm. warmup: steps over which the rate rises.
+    sample_every: steps between fixed-seed samples; 0 for none. sample_steps, guidance: how they are drawn.
+    precision: "auto" (bf16 where the processor has it), "fp32" or "bf16"; trainable weights are always fp32.
+    """
+
+    method: str
+    data: str
+    output: str
+    base: str = "pocket"
+    seed: int = 0
+    steps: int = 200
+    learning_rate: float = 1e-4
+    rank: int = 16
+    alpha: float = 16.0
+    targets: str = "attention"
+    batch_size: int = 4
+    prior_weight: float = 1.0
+    snr_gamma: float = 0.0
+    clip: float = 1.0
+    warmup: int = 10
+    sample_every: int = 50
+    sample_steps: int = 25
+    guidance: float = 4.0
+    precision: str = "auto"
+
+    def __post_init__(self):
+        self.check()
+
+    @classmethod
+    def preset(cls, method, base="pocket", **changes):
+        """The preset of a method on a base, with changes; None keeps the preset's value. Alpha follows rank unless given."""
+        _choice("method", method, METHODS)
+        family = "pocket" if base == "pocket" else "other"
+        changes = {k: v for k, v in changes.items() if v is not None}
+        values = PRESETS[method, family] | changes
+        values.setdefault("alpha", float(values.get("rank", cls.rank)))
+        return cls.from_dict({"method": method, "base": base, **values})
+
+    @classmethod
+    def from_dict(cls, values):
+        """Settings from a mapping. Raises BadInput on an unknown name, naming the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known settings are {', '.join(known)}."
+                raise BadInput(f"There is no setting '{name}': {hint}")
+        for name in ("method", "data", "output"):
+            if name not in values:
+                raise BadInput(f"Setting '{name}' is missing: give it a value.")
+        return cls(**values)
+
+    def check(self):
+        """Raise BadInput with one sentence if a value has the wrong type or lies out of range."""
+        types = typing.get_type_hints(type(self))
+        for f in fields(self):
+            value, kind = getattr(self, f.name), types[f.name]
+            if kind is float and type(value) is int:
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not kind:
+                word = {int: "a whole number", float: "a number", str: "a text"}[kind]
+                raise BadInput(f"Setting '{f.name}' must be {word}, but it is {value!r} ({type(value).__name__}): write it as one.")
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise BadInput(f"Setting '{name}' is {value}, outside {low} to {high}: choose a value in that range.")
+        _choice("method", self.method, METHODS)
+        _choice("targets", self.targets, ("attention", "all"))
+        _choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        for name in ("base", "data", "output"):
+            if not getattr(self, name).strip():
+                raise BadInput(f"Setting '{name}' is empty: name a folder{' or a model' if name == 'base' else ''}.")
+
+    def replace(self, **changes):
+        """The same settings with changes, checked."""
+        return type(self).from_dict(asdict(self) | changes)
+
+    def save(self, path):
+        """Write as JSON, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path):
+        """Settings from a JSON file. Raises BadInput if the file is absent, broken or holds unknown names."""
+        return cls.from_dict(read_json(path))
+
+
+def _choice(name, value, choices):
+    if value not in choices:
+        raise BadInput(f"Setting '{name}' is {value!r}: it must be one of {', '.join(choices)}.")
+
+
+def read_json(path):
+    """The object in a JSON file. Raises BadInput if there is none."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"There is no file {path}: check the path.") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as JSON ({error}): make it again or restore it.") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} holds a {type(value).__name__}, not settings or results by name: make it again or restore it.")
+    return value
+
+
+def write_json(path, value):
+    """Write JSON through a temporary name, so that the file is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(part, path)

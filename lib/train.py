@@ -1,0 +1,250 @@
+"""The one training loop, for both methods. `python -m lib.train settings.json` runs it from the shell.
+
+Every run of the same data and seed sees the same pictures, noise and timesteps in the same order, whichever weights train.
+"""
+
+import json
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from .base import load_base
+from .memory import PeakMemory, resident_bytes
+from .methods import save_weights, trainable
+from .photos import load_dataset, prompts
+from .settings import BadInput, Settings, write_json
+
+FLUSH = 10  # steps between reading losses off the device
+SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
+
+
+class State:
+    """What a watcher sees after each step: `step`, `steps`, `losses` (so far), `seconds` of training, `samples` [(step, images)]."""
+
+    def __init__(self, steps):
+        self.steps, self.step, self.seconds, self.losses, self.samples, self.stopping = steps, 0, 0.0, [], [], False
+
+    def stop(self):
+        """End the training after this step; what was learnt is saved and usable."""
+        self.stopping = True
+
+
+def cache_latents(base, items):
+    """Latents and prompt embeddings of a list of items, encoded once: (mean, deviation, embeddings, index of each item's caption)."""
+    from .photos import open_photo
+
+    mean, std = base.encode_images([open_photo(item.path) for item in items])
+    captions = sorted({item.caption for item in items})
+    return mean, std, base.encode_prompts(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
+
+
+def batches(settings, sizes, latent_shape):
+    """Endless (indices per source, posterior noise, diffusion noise, timesteps in [0, 1)), all from the seed alone.
+
+    Each source's pictures pass in a fresh order, none again before all have passed; timesteps are stratified over the batch,
+    which lowers the variance of the loss (Kingma et al. 2021, appendix I.1).
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    waiting = [torch.empty(0, dtype=torch.long) for _ in sizes]
+    while True:
+        chosen = []
+        for k, size in enumerate(sizes):
+            while len(waiting[k]) < settings.batch_size:
+                waiting[k] = torch.cat([waiting[k], torch.randperm(size, generator=generator)])
+            chosen.append(waiting[k][:settings.batch_size])
+            waiting[k] = waiting[k][settings.batch_size:]
+        shape = (settings.batch_size * len(sizes), *latent_shape)
+        strata = [(torch.randperm(settings.batch_size, generator=generator) + torch.rand(settings.batch_size, generator=generator)) / settings.batch_size
+                  for _ in sizes]
+        yield chosen, torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), torch.cat(strata)
+
+
+def diffusion_loss(unet, scheduler, latents, noise, timesteps, embeddings, snr_gamma=0.0):
+    """Mean squared error of the U-Net's prediction for each picture, [B]; what it predicts (noise or velocity) is the scheduler's word.
+
+    With snr_gamma > 0 each is weighted by min(SNR, gamma) / SNR, or / (SNR + 1) for velocity (Hang et al. 2023, eq. 4).
+    """
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    loss = F.mse_loss(unet(noisy, timesteps, embeddings).sample.float(), target, reduction="none").mean((1, 2, 3))
+    if snr_gamma > 0:
+        from diffusers.training_utils import compute_snr
+
+        snr = compute_snr(scheduler, timesteps)
+        loss = loss * snr.clamp(max=snr_gamma) / (snr + 1 if velocity else snr)
+    return loss
+
+
+def prepare_run(settings, dataset):
+    """Check that the run can begin and make its folder. Raises BadInput before anything slow."""
+    if settings.prior_weight > 0 and not dataset.class_images:
+        raise BadInput(f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
+                       "make them in notebook 01, or set prior_weight to 0.")
+    run = Path(settings.output)
+    if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
+        raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
+    shutil.rmtree(run, ignore_errors=True)
+    (run / "samples").mkdir(parents=True)
+    settings.save(run / "settings.json")
+    return run
+
+
+def train(settings, base=None, watchers=()):
+    """Train by `settings` and return the run folder. `base`, a fresh base model, is used up if given.
+
+    Each of `watchers` is called as watcher(state) after every step; see `State`. Raises BadInput before anything slow if the settings,
+    the data set or the base do not fit.
+    """
+    dataset = load_dataset(settings.data)
+    run = prepare_run(settings, dataset)
+    base = base or load_base(settings.base)
+    base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
+    from diffusers import DDPMScheduler
+
+    say(f"caching the latents of {len(dataset.train)} instance and {len(dataset.class_images)} class images")
+    sources = [cache_latents(base, dataset.train)]
+    if settings.prior_weight > 0:
+        sources.append(cache_latents(base, dataset.class_images))
+    scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
+    weights = trainable(base, settings)  # the switch
+    unet = base.unet.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2, fused=True)
+    stream = batches(settings, [len(s[0]) for s in sources], sources[0][0].shape[1:])
+    train_steps, state, losses, clock, peak = scheduler.config.num_train_timesteps, State(settings.steps), [], Clock(base.device), None
+
+    def one_step():
+        chosen, wobble, noise, when = next(stream)
+        wobble, noise, when = (t.to(base.device) for t in (wobble, noise, when))
+        chosen = [c.to(base.device) for c in chosen]
+        mean, std = (torch.cat([s[k][c] for s, c in zip(sources, chosen)]) for k in (0, 1))
+        embeddings = torch.cat([s[2][s[3][c]] for s, c in zip(sources, chosen)])
+        with base.autocast({"fp32": False, "bf16": True, "auto": None}[settings.precision]):
+            loss = diffusion_loss(unet, scheduler, mean + std * wobble, noise, (when * train_steps).long(), embeddings, settings.snr_gamma)
+        instance, prior = loss[:settings.batch_size].mean(), loss[settings.batch_size:].sum() / settings.batch_size
+        (instance + settings.prior_weight * prior).backward()
+        torch.nn.utils.clip_grad_norm_(weights, settings.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(1, (state.step + 1) / max(1, settings.warmup))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(torch.stack([instance.detach(), prior.detach()]))
+
+    with open(run / "log.jsonl", "w", encoding="utf-8") as log:
+        while state.step < settings.steps and not state.stopping:
+            with clock:
+                if state.step == 1:  # the second step: by then the optimiser's state is there
+                    with PeakMemory(unet, optimizer, sources) as peak:
+                        one_step()
+                else:
+                    one_step()
+            state.step, state.seconds = state.step + 1, clock.total
+            if state.step % FLUSH == 0 or state.step == settings.steps:
+                flush(log, losses, state, clock, settings)
+            if settings.sample_every and state.step % settings.sample_every == 0:
+                state.samples.append((state.step, sample(base, dataset, settings, run, state.step)))
+            for watch in watchers:
+                watch(state)
+        flush(log, losses, state, clock, settings)
+    unet.eval()
+    file_bytes = save_weights(base, settings, run)
+    write_json(run / "metrics.json", metrics(settings, state, clock, peak, weights, file_bytes, base))
+    return run
+
+
+class Clock:
+    """Times steps: `with clock:` around each. `total` in seconds; `per_step` their median, without the first, slow ones."""
+
+    def __init__(self, device):
+        self.device, self.steps = device, []
+
+    def _now(self):
+        if self.device.type == "cuda" and len(self.steps) < 2:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __enter__(self):
+        self.start = self._now()
+
+    def __exit__(self, *error):
+        self.steps.append(self._now() - self.start)
+
+    @property
+    def total(self):
+        return sum(self.steps)
+
+    @property
+    def per_step(self):
+        settled = sorted(self.steps[2:] or self.steps)
+        return settled[len(settled) // 2]
+
+
+def flush(log, losses, state, clock, settings):
+    """Move the losses gathered on the device into the log and the state. Raises RuntimeError at the first that is not finite."""
+    if not losses:
+        return
+    first = len(state.losses)
+    for k, (instance, prior) in enumerate(torch.stack(losses).tolist()):
+        total = instance + settings.prior_weight * prior
+        if not total - total == 0:
+            raise RuntimeError(f"The loss is {total} at step {first + k + 1}: lower learning_rate ({settings.learning_rate}) or set precision to 'fp32'.")
+        state.losses.append(total)
+        rate = settings.learning_rate * min(1, (first + k + 1) / max(1, settings.warmup))
+        row = {"step": first + k + 1, "loss": total, "instance_loss": instance, "prior_loss": prior, "seconds": sum(clock.steps[:first + k + 1]), "learning_rate": rate}
+        log.write(json.dumps(row) + "\n")
+    log.flush()
+    losses.clear()
+    left = clock.per_step * (state.steps - state.step)
+    if state.step % (5 * FLUSH) == 0 or state.step == state.steps:
+        say(f"{settings.method}: step {state.step} of {state.steps}, loss {sum(state.losses[-50:]) / len(state.losses[-50:]):.4f}, {left:.0f} s left")
+
+
+def sample(base, dataset, settings, run, step):
+    """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they are and saved in the run. Off the clock."""
+    texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
+    base.unet.eval()
+    images = base.generate(texts, list(range(len(texts))), settings.sample_steps, settings.guidance)
+    base.unet.train()
+    for k, image in enumerate(images):
+        image.save(run / "samples" / f"step_{step:04d}_{k}.png")
+    return images
+
+
+def metrics(settings, state, clock, peak, weights, file_bytes, base):
+    """What was measured, with units, versions and device: the content of metrics.json."""
+    from importlib.metadata import version
+
+    on_cuda = base.device.type == "cuda"
+    peak_bytes = torch.cuda.max_memory_allocated() if on_cuda else peak.bytes if peak else None
+    return {"method": settings.method, "steps": state.step, "stopped_early": state.stopping, "seconds_per_step": clock.per_step,
+            "train_seconds": clock.total, "peak_bytes": peak_bytes, "peak_by_category": peak.by_category if peak else None,
+            "peak_measured_by": "torch.cuda.max_memory_allocated" if on_cuda else "bytes of all live tensors in step 2",
+            "resident_bytes": resident_bytes(), "file_bytes": file_bytes, "trainable_parameters": sum(p.numel() for p in weights),
+            "final_loss": sum(state.losses[-20:]) / max(1, len(state.losses[-20:])),
+            "units": {"seconds_per_step": "s, median", "train_seconds": "s, steps alone", "peak_bytes": "bytes", "resident_bytes": "bytes", "file_bytes": "bytes"},
+            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")} | {"python": platform.python_version()},
+            "device": device_name(base.device)}
+
+
+def device_name(device):
+    """A device in words: the card's name, or the processor with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def say(text):
+    """A progress line, which the course's runner passes on."""
+    print(f"[stage] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        print(train(Settings.load(sys.argv[1] if len(sys.argv) > 1 else "settings.json")))
+    except BadInput as error:
+        sys.exit(str(error))
