@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 SIDE = 64                                       # pixels of the longer side at which pictures are compared
 SCALES = tuple(1.06 ** -n for n in range(13))   # a re-crop down to half the width is found
-FOUND, AGREE, CLOSE = 0.45, 0.75, 30            # correlation of the detail; share of common pixels within CLOSE grey levels
+FOUND, AGREE, CLOSE = 0.45, 0.84, 30            # correlation of the detail; share of common pixels within CLOSE grey levels
 SAME_BACKGROUND = 0.7
 
 
@@ -25,6 +25,10 @@ def _detail(picture):
     return grey - np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(2)), np.float32)
 
 
+def _soft(picture):
+    return np.asarray(picture.filter(ImageFilter.BoxBlur(1)), np.float32)       # forgives half a pixel of misplacement
+
+
 def _scaled(picture, scale):
     size = [max(4, round(n * scale / 2)) for n in picture.size]     # / 2: thumbnails are twice SIDE
     return picture.resize(size, Image.Resampling.BOX)
@@ -35,9 +39,10 @@ class _Prepared:
 
     def __init__(self, thumb):
         self.whole = _scaled(thumb, 1)
+        self.soft = _soft(self.whole)
         detail = _detail(self.whole)
         self.spectrum = np.fft.rfft2(detail, (SIDE, SIDE))
-        energy = np.fft.rfft2(detail ** 2, (SIDE, SIDE))
+        self.energy = np.fft.rfft2(detail ** 2, (SIDE, SIDE))
         self.histogram = _histogram(np.asarray(thumb).reshape(-1, 3))
         self.pieces, spectra, windows = [], [], []
         for mirrored in (False, True):
@@ -50,7 +55,6 @@ class _Prepared:
                 spectra.append(np.fft.rfft2(middle, (SIDE, SIDE)))
                 windows.append(np.fft.rfft2(np.ones(middle.shape), (SIDE, SIDE)))
         self.spectra, self.windows = np.conj(spectra), np.conj(windows)
-        self.energy = energy
 
     def find(self, other):
         """The best place of `other`'s middle in this picture: (correlation, agreement of the colours, whether it is mirrored)."""
@@ -64,7 +68,8 @@ class _Prepared:
             # A floor on the energy keeps noise on an empty wall from looking like a perfect match.
             scores = valid / (norm * np.maximum(local[i, : valid.shape[0], : valid.shape[1]], 0.3 * norm))
             y, x = np.unravel_index(scores.argmax(), scores.shape)
-            best = max(best, (float(scores[y, x]), (i, y - piece.height // 4, x - piece.width // 4)))
+            if scores[y, x] > best[0]:
+                best = float(scores[y, x]), (i, y - piece.height // 4, x - piece.width // 4)
         if best[0] < FOUND:
             return best[0], 0.0, False
         i, y, x = best[1]
@@ -72,21 +77,19 @@ class _Prepared:
         agreement = 0.0
         for k in range(max(i - 1, 0), min(i + 2, len(other.pieces))):       # the scales next to it, and a pixel to every side
             if other.pieces[k][3] == mirrored:
-                piece = other.pieces[k][0]
-                dy, dx = (round((a - b) / 2) for a, b in zip(other.pieces[i][0].size[::-1], piece.size[::-1]))
-                agreement = max(agreement, *(_agreement(self.whole, piece, y + dy + v, x + dx + h) for v in (-1, 0, 1) for h in (-1, 0, 1)))
+                piece = _soft(other.pieces[k][0])
+                dy, dx = (round((a - b) / 2) for a, b in zip(other.pieces[i][0].size[::-1], piece.shape))
+                agreement = max(agreement, *(_agreement(self.soft, piece, y + dy + v, x + dx + h) for v in (-1, 0, 1) for h in (-1, 0, 1)))
         return best[0], agreement, mirrored
 
 
 def _agreement(whole, piece, y, x):
     """Share of the pixels common to `whole` and `piece`, laid at (y, x), whose colours agree; 0 when too little is common."""
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + piece.height, whole.height), min(x + piece.width, whole.width)
-    if (bottom - top) * (right - left) < 0.5 * piece.height * piece.width:
+    height, width = piece.shape[:2]
+    top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, whole.shape[0]), min(x + width, whole.shape[1])
+    if (bottom - top) * (right - left) < 0.5 * height * width:
         return 0.0
-    blur = ImageFilter.BoxBlur(1)               # forgives half a pixel of misplacement
-    a = np.asarray(whole.filter(blur), np.float32)[top:bottom, left:right]
-    b = np.asarray(piece.filter(blur), np.float32)[top - y: bottom - y, left - x: right - x]
-    difference = a - b
+    difference = whole[top:bottom, left:right] - piece[top - y: bottom - y, left - x: right - x]
     difference -= np.median(difference, axis=(0, 1))        # forgives another exposure
     return float((np.abs(difference).max(axis=-1) < CLOSE).mean())
 

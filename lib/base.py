@@ -128,7 +128,7 @@ def load_base(name="pocket", device=None):
     download = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
     try:
         pipe = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, local_files_only=not download, safety_checker=None,
-                                                       requires_safety_checker=False, torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+                                                       requires_safety_checker=False, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
     except (OSError, ValueError, EnvironmentError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): check the folder, or set WORKBENCH_DOWNLOAD=1 to download a hub model.") from None

@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from .progress import Progress, clock
-from .report import as_text, report, table
-from .settings import BadInput
+from .report import report, table
+from .settings import BadInput, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds each took on two CPU cores: the first run's guess at the time left; later runs have timings.json.
@@ -77,7 +78,7 @@ def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
     settings = {name: value for name, value in settings.items() if value is not None}
     parameters = _share_out(settings, sources, output)
     if "subject" in settings:
-        check_subject(settings["subject"], settings.get("class_noun"))
+        check_subject(settings["subject"], settings.get("class_noun"), settings.get("identifier"))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,13 +88,16 @@ def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
     with Progress(_expected(timings, sources), stream) as progress:
         for source, values in zip(sources, parameters):
             run_notebook(source, output / source.name, values, progress)
-            write_whole(timings, json.dumps(progress.expected | progress.seconds, indent=1))
+            write_json(timings, progress.expected | progress.seconds)
     summary = _summary(output, started)
     summary["course"] = {"seconds": round(time.time() - started, 1), "peak_rss_bytes": progress.peak}
     summary.setdefault("units", {}).update(seconds="s", peak_rss_bytes="B")
-    write_whole(output / "summary.json", json.dumps(summary, indent=1))
+    write_json(output / "summary.json", summary)
     executed = [nbformat.read(output / source.name, as_version=4) for source in sources]
-    write_whole(output / "report.html", report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary)))
+    page = report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary))
+    part = output / "report.html.part"
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, output / "report.html")
     return summary
 
 
@@ -104,19 +108,12 @@ def closing(summary):
     return f"The whole course took {clock(whole['seconds'])} min and at most {whole['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory{device}."
 
 
-def check_subject(folder, class_noun):
-    """Refuse a subject folder that the course could not use, before any Python is started for it (`BadInput`)."""
-    from .scan import scan
+def check_subject(folder, class_noun=None, identifier=None):
+    """Refuse a subject that notebook 01 would refuse, before any Python is started for it (`BadInput`)."""
+    from .photos import prepare
 
-    folder = Path(folder).expanduser()
-    photos = scan(folder)
-    usable = [photo for photo in photos if not photo.error and not photo.copy_of]
-    if len(usable) < 2:
-        why = next((f"; {photo.name}: {photo.error}" for photo in photos if photo.error), "")
-        raise BadInput(f"photo folder {folder} has {len(usable) or 'no'} usable photo{'' if len(usable) == 1 else 's'} of {len(photos)}{why}; "
-                       "put 3 to 8 different photos of the subject into it")
-    if not class_noun and not (folder / "subject.json").exists():
-        raise BadInput(f"say what kind of thing {folder} shows: add CLASS_NOUN=toy (or dog, robot, ...) to `make course`, --class-noun to this")
+    with tempfile.TemporaryDirectory() as scratch:
+        prepare(folder, Path(scratch) / "data", class_noun, identifier or "zwx")      # notebook 01 proposes one if none is given
 
 
 def _share_out(settings, sources, output):
@@ -153,13 +150,6 @@ def _summary(output, started):
     return json.loads(path.read_text())
 
 
-def write_whole(path, text):
-    """Write `text` to `path` in one go: whoever reads it finds the old text or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def _whole_number(name, text, least):
     if text is None:
         return None
@@ -193,7 +183,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("\nStopped; what was done until here is in", given.output, file=sys.stderr)
         return 130
-    print("\n" + as_text(table(summary)), closing(summary), f"Report: {Path(given.output) / 'report.html'}", sep="\n\n")
+    print("\n" + table(summary), summary.get("verdict", ""), closing(summary), f"Report: {Path(given.output) / 'report.html'}", sep="\n\n")
     return 0
 
 

@@ -92,7 +92,7 @@ def load_run(run, base=None):
         else:
             from diffusers import UNet2DConditionModel
 
-            unet = UNet2DConditionModel.from_pretrained(run / "unet", use_safetensors=True, torch_dtype=base.unet.dtype)
+            unet = UNet2DConditionModel.from_pretrained(run / "unet", use_safetensors=True, dtype=base.unet.dtype)
             base.pipe.unet = unet.to(base.device).requires_grad_(False)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise BadInput(f"The weights of run {run} cannot be loaded ({str(error).splitlines()[0]}): train the run again.") from None

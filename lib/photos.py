@@ -70,7 +70,7 @@ def prepare(folder, output, class_noun=None, identifier=None, resolution=64, kin
         raise BadInput(f"resolution is {resolution}; give a multiple of 8, such as {max(32, resolution // 8 * 8)}")
     folder, output = Path(folder).expanduser().resolve(), Path(output).expanduser().resolve()
     check_output(folder, output)
-    photos = scan(folder, resolution)
+    photos = scan(folder, resolution, subject.kind)
     entries = _edited(plan(photos, subject, held_out, seed), edits or [])
     _check_plan(folder, photos, entries)
     notes = _notes(photos, entries, resolution)

@@ -3,16 +3,6 @@
 import html
 import re
 
-ROWS = {"real_photos": "real photos", "base_model": "base model", "lora": "LoRA", "dreambooth": "DreamBooth"}
-COLUMNS = {                                                     # key: heading, factor, format
-    "seconds_per_step": ("s/step", 1, ".3f"),
-    "train_seconds": ("training, s", 1, ".1f"),
-    "peak_bytes": ("peak memory, MiB", 2**-20, ",.0f"),
-    "file_bytes": ("file, MB", 1e-6, ",.2f"),
-    "dino": ("DINO", 1, ".3f"),
-    "clip_i": ("CLIP-I", 1, ".3f"),
-    "clip_t": ("CLIP-T", 1, ".3f"),
-}
 PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output"><img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"
 {%- set alt = output | get_metadata('alt', 'image/KIND') %}{% if alt %} alt="{{ alt | escape_html }}"{% endif %}></div>"""
 # Lab's page without the scripts that it would load from elsewhere, and with the alternative text that a notebook gives a picture.
@@ -26,31 +16,12 @@ main {{max-width: 60rem; margin: auto}} body {{font-size: 16px; padding: 1rem}} 
 {{% block data_jpg scoped %}}{PICTURE.replace("KIND", "jpeg")}{{% endblock %}}"""
 
 
-def table(summary):
-    """The comparison as rows of text, headings first: one row each for what `summary` has of `ROWS`; what was not measured is '-'."""
-    rows = [["", *(heading for heading, _, _ in COLUMNS.values())]]
-    for key, name in ROWS.items():
-        if key in summary:
-            values = [summary[key].get(column) for column in COLUMNS]
-            rows.append([name, *("-" if value is None else format(value * factor, form)
-                                 for value, (_, factor, form) in zip(values, COLUMNS.values()))])
-    return rows
+def table(summary, form="text"):
+    """The comparison in `summary` (what `compare.write_summary` wrote) as a "text", "markdown" or "html" table."""
+    from . import compare
 
-
-def as_text(rows):
-    """`rows` for a terminal: first column to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def as_html(rows):
-    """`rows` as an HTML table with a head."""
-    def line(row, tag):
-        return "<tr>" + "".join(f"<{tag if i else 'th'}>{html.escape(cell)}</{tag if i else 'th'}>" for i, cell in enumerate(row)) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows[1:])
-    return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"
+    rows = {name: values for name, values in summary.items() if name in compare.NAMES}
+    return compare.table(compare.Comparison(rows, summary["about"]), form)
 
 
 def key_picture(notebooks):
@@ -87,7 +58,7 @@ def report(notebooks, summary, title, foot=""):
             if cell.cell_type == "markdown":
                 cell.source = _headings(cell.source, n, contents)
             cells.append(cell)
-    top = [f"# {title}", as_html(table(summary)), html.escape(foot)]
+    top = [f"# {title}", table(summary, "html"), html.escape(summary.get("verdict", "")), html.escape(foot)]
     picture = key_picture(notebooks)
     if picture:
         top.append(f'<img src="data:image/png;base64,{picture[0].strip()}" alt="{html.escape(picture[1])}">')

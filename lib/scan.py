@@ -16,7 +16,7 @@ from .decode import READABLE, REFUSED, open_photo, printable
 from .settings import BadInput
 
 LOOK = 256                              # pixels of the shorter side at which sharpness, exposure and bars are judged
-SOFT, DARK, BRIGHT, FLAT = 0.65, 70, 190, 16
+SOFT, DARK, BRIGHT, FLAT = 0.7, 70, 190, 16
 BAR = 16                                # grey levels: black padding, with what JPEG adds to it, stays below
 
 
@@ -60,10 +60,11 @@ def listed(names, most=4):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def scan(folder, resolution=64):
+def scan(folder, resolution=64, kind=None):
     """Look at all photos in `folder` (its subfolders are not entered). Returns `Photos`, a list of `Photo`.
 
-    `resolution` is the side in pixels that training will use. Raises `BadInput` when the folder is missing, is no folder or holds
+    `resolution` is the side in pixels that training will use; of a subject of `kind` "style" or "lighting" the background is part,
+    so it may be the same everywhere. Raises `BadInput` when the folder is missing, is no folder or holds
     no file that could be a photo. One bad photo does not raise: its `error` says what is wrong with it.
     """
     folder = Path(folder).expanduser()
@@ -87,7 +88,7 @@ def scan(folder, resolution=64):
     usable = [i for i, photo in enumerate(photos) if not photo.error]
     _compare(photos, thumbs, usable)
     alike = same_background([thumbs[i] for i in usable])
-    if len(alike) >= 3 and len(alike) > len(usable) / 2:
+    if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
         names = listed(photos[usable[i]].name for i in alike)
         photos.findings += (f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}), which will be learnt "
                             "as part of the subject; add photos taken in other places",)

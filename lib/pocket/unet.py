@@ -15,7 +15,7 @@ NO_CAPTION = 0.1  # share of empty captions in training, which classifier-free g
 def make_scheduler():
     """Stable Diffusion's noise schedule with v-prediction (Salimans and Ho 2022), sampled by DDIM from the noisiest step on."""
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-                         clip_sample=False, set_alpha_to_one=False, steps_offset=0, timestep_spacing="trailing")
+                         clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")
 
 
 def make_unet(text_width=128, channels=CHANNELS, size=16):
