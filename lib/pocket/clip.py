@@ -96,3 +96,8 @@ def captions_for(scenes, rng, drop):
     """A fresh caption for each scene and what it claims."""
     texts = [caption(s, rng, drop) for s in scenes]
     return texts, [claims(t) for t in texts]
+
+
+def load(folder):
+    """A CLIP of the pocket world and its tokenizer from a folder, in fp32, ready to read with."""
+    return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(), CLIPTokenizer.from_pretrained(folder)

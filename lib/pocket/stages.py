@@ -104,3 +104,17 @@ def encoder_hash(vae):
         for tensor in part.state_dict().values():
             total.update(tensor.float().contiguous().numpy().tobytes())
     return total.hexdigest()[:8]
+
+
+def judge(work, out, steps):
+    """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones too."""
+    model, tokenizer, _ = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99)
+    model.half().save_pretrained(out / "judge" / "clip")
+    tokenizer.save_pretrained(out / "judge" / "clip")
+
+
+def measure(work, out, _):
+    """Measure what was trained; foreign pictures lie in work/foreign, photographs in ../shared/photos, where there are any."""
+    from .measure import measure
+
+    print(measure(out, foreign=work / "foreign", photos=out.resolve().parent.parent / "shared" / "photos"))
