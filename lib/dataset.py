@@ -134,6 +134,7 @@ def write_split(root, split, pictures):
 @contextmanager
 def written_whole(target):
     """A temporary folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+    target = target.resolve()       # a link to a folder stays the link, and the folder behind it is what is replaced
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -1,6 +1,7 @@
 """Decode one photo file, whatever its format, mode, size or damage, as upright 8-bit RGB without metadata."""
 
 import io
+import math
 import os
 import unicodedata
 import warnings
@@ -40,8 +41,8 @@ def open_photo(path, size=None, side=None):
     Returns (picture, (width, height) of the full upright picture, format, mode in the file, findings). Raises `BadInput`.
     """
     path, name = Path(path), printable(Path(path).name)
-    _refuse_format(path, name)
     try:
+        _refuse_format(path, name)
         with _trusting_nothing(), Image.open(path, formats=DECODERS) as image:
             kind, mode = "JPEG" if image.format == "MPO" else image.format, image.mode
             if image.width * image.height > MOST_PIXELS.get(kind, MOST_PIXELS_OTHERS):
@@ -57,6 +58,8 @@ def open_photo(path, size=None, side=None):
             rgb = _to_rgb(image, shortest, findings)
     except BadInput:
         raise
+    except PermissionError as error:
+        raise BadInput(f"{name}: may not be read; change its permissions, or copy it to where you may read it") from error
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and more
         raise BadInput(f"{name}: is damaged or cut short ({_short(error)}); copy it again from its source, or take it out") from error
     if kind == "TIFF":          # Pillow turns these upright itself
@@ -72,7 +75,11 @@ def cut(path, crop, size):
     # Twice the pixels wanted leave the resampling filter enough to work on.
     rgb, (width, height), *_ = open_photo(path, size=2 * size, side=crop[2] - crop[0])
     x, y = rgb.width / width, rgb.height / height
-    return rgb.resize((size, size), Image.Resampling.LANCZOS, box=(crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y))
+    left, top, right, bottom = crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y
+    # Cut first: resize alone would let what lies beside the crop, such as a black bar, bleed into its edge.
+    rgb = rgb.crop((int(left), int(top), math.ceil(right), math.ceil(bottom)))
+    box = (left - int(left), top - int(top), right - int(left), bottom - int(top))
+    return rgb.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
 def _refuse_format(path, name):
@@ -82,8 +89,8 @@ def _refuse_format(path, name):
         raise BadInput(f"{name}: is empty (0 bytes); copy it again from its source, or take it out")
     with open(path, "rb") as file:
         head = file.read(16)
-    disguised = head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"avif")
-    kind = ".heic" if disguised else path.suffix.lower()
+    disguised = {b"ftypavif": ".avif", b"ftypavis": ".avif"} | {b"ftyp" + brand: ".heic" for brand in (b"heic", b"heix", b"mif1", b"msf1")}
+    kind = disguised.get(head[4:12], path.suffix.lower())
     if kind in REFUSED:
         raise BadInput(f"{name}: is a {kind[1:].upper()} file, which cannot be read here; {REFUSED[kind]}")
     known = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"II", b"MM", b"GIF8")

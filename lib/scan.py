@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from .decode import READABLE, REFUSED, open_photo, printable
 from .settings import BadInput
 
 LOOK = 256                              # pixels of the shorter side at which sharpness, exposure and bars are judged
+# Softness of 15 sharp photographs: 0.21 to 0.47; of the same blurred by 12 of 1,440 pixels: 0.78 to 0.88. The rest are grey levels.
 SOFT, DARK, BRIGHT, FLAT = 0.7, 70, 190, 16
 BAR = 16                                # grey levels: black padding, with what JPEG adds to it, stays below
 
@@ -72,6 +74,8 @@ def scan(folder, resolution=64, kind=None):
         raise BadInput(f"photo folder {folder} does not exist; check the path")
     if not folder.is_dir():
         raise BadInput(f"{folder} is a file, not a folder; put the photos into a folder (unpack it if it is an archive) and give that")
+    if not _readable(folder):
+        raise BadInput(f"photo folder {folder} may not be read; change its permissions, or copy it to where you may read it")
     photos, thumbs, ignored = Photos(), [], []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if _is_candidate(path):
@@ -81,7 +85,7 @@ def scan(folder, resolution=64, kind=None):
         elif path.name != "subject.json":
             ignored.append(printable(path.name) + ("/" if path.is_dir() else ""))
     if not photos:
-        inside = [printable(p.name) for p in sorted(folder.iterdir()) if p.is_dir() and any(map(_is_candidate, p.iterdir()))]
+        inside = [printable(p.name) for p in sorted(folder.iterdir()) if _readable(p) and any(map(_is_candidate, p.iterdir()))]
         put = f"put 3 to 8 photos ({' '.join(READABLE)}) into it"
         remedy = f"its subfolders do ({listed(inside)}): give one of these" if inside else put
         raise BadInput(f"photo folder {folder} holds no photos; {remedy}")
@@ -90,12 +94,17 @@ def scan(folder, resolution=64, kind=None):
     alike = same_background([thumbs[i] for i in usable])
     if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
         names = listed(photos[usable[i]].name for i in alike)
-        photos.findings += (f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}), which will be learnt "
-                            "as part of the subject; add photos taken in other places",)
+        said = (f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}), which will be learnt as part of the "
+                "subject; add photos taken in other places")
+        photos.findings += (said,)
     if ignored:
         photos.findings += (f"ignored what is no photo: {listed(ignored)}; nothing to do",)
     photos.ignored = tuple(ignored)
     return photos
+
+
+def _readable(path):
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
 
 
 def _is_candidate(path):
