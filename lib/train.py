@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from .base import load_base
 from .memory import PeakMemory, resident_bytes
@@ -36,9 +37,7 @@ class State:
 
 def cache_latents(base, items):
     """Latents and prompt embeddings of a list of items, encoded once: (mean, deviation, embeddings, index of each item's caption)."""
-    from .photos import open_photo
-
-    mean, std = base.encode_images([open_photo(item.path) for item in items])
+    mean, std = base.encode_images([Image.open(item.path).convert("RGB") for item in items])
     captions = sorted({item.caption for item in items})
     return mean, std, base.encode_prompts(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
 

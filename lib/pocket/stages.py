@@ -51,7 +51,7 @@ def scenes_for(work, salt, hold_out=True):
     return scenes, cached(work / f"scenes_{salt}.npy", lambda: pool(render, scenes))
 
 
-def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, **sizes):
+def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding, **sizes):
     """Train a CLIP on the scenes of `salt`; returns it with its tokenizer and what was measured."""
     scenes, pictures = scenes_for(work, salt, hold_out)
     meanings = np.array([clip_.meaning(s) for s in scenes])
@@ -65,7 +65,7 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, **sizes
         texts, said = clip_.captions_for([scenes[i] for i in chosen], rng, drop=0.35)
         true = torch.as_tensor(clip_.matches(said, meanings[chosen])).float()
         x = vae_.to_tensor(pictures[np.sort(chosen)][np.argsort(np.argsort(chosen))])
-        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").input_ids
         return clip_.contrastive_loss(model, x, ids, true), {}
 
     result = Stage(name, model, loss, steps, 1.5e-3, work, average=average, every=20).run()
@@ -74,7 +74,7 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, **sizes
 
 def text(work, out, steps):
     """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
-    model, tokenizer, _ = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, vision_width=128, vision_layers=4)
+    model, tokenizer, _ = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", vision_width=128, vision_layers=4)
     tower = CLIPTextModel(model.config.text_config)
     tower.load_state_dict(model.text_model.state_dict())
     tower.half().save_pretrained(out / "pocket" / "text_encoder")
@@ -108,7 +108,7 @@ def encoder_hash(vae):
 
 def judge(work, out, steps):
     """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones too."""
-    model, tokenizer, _ = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99)
+    model, tokenizer, _ = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99, "longest")
     model.half().save_pretrained(out / "judge" / "clip")
     tokenizer.save_pretrained(out / "judge" / "clip")
 

@@ -1,0 +1,37 @@
+"""What several tests share: a tiny, randomly initialised Stable Diffusion, and a small prepared data set."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A diffusers folder of the pocket base's classes at a size that trains in milliseconds, with random weights."""
+    from transformers import CLIPTextModel
+
+    from lib.base import quiet
+    from lib.pocket import clip, unet, vae
+
+    quiet()
+    torch.manual_seed(0)
+    tokenizer = clip.make_tokenizer()
+    tower = CLIPTextModel(clip.make_clip(tokenizer, text_width=32, text_layers=1).config.text_config)
+    parts = vae.make_vae((8, 16, 16), size=64), tower, tokenizer, unet.make_unet(32, (16, 32, 32))
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    unet.make_pipeline(*parts).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """The example character as a prepared data set, with four class images."""
+    from PIL import Image
+
+    from lib.photos import add_class_images, prepare
+
+    data = prepare(ROOT / "data" / "subjects" / "character", tmp_path_factory.mktemp("set") / "data")
+    return add_class_images(data, [Image.new("RGB", (64, 64), (40 * k, 90, 200)) for k in range(4)], ["a robot"] * 4)

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+
+from lib.base import find_base, load_base
+from lib.settings import BadInput
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder):
+    return load_base(tiny_folder)
+
+
+def test_the_tokenizer_keeps_rare_words_whole_and_splits_the_unknown(tiny):
+    assert tiny.pieces("zwx") == ["zwx"] and len(tiny.pieces("flibbertigibbet")) > 3
+
+
+@pytest.mark.parametrize("noun, identifier, words", [
+    ("robot", "", ["identifier"]), ("", "zwx", ["class noun"]), ("robot", "robot", ["both"]),
+    ("robot", "q" * 40, ["identifier", "pieces", "shorter"]), ("猫" * 12, "zwx", ["class noun", "shorter"]),
+])
+def test_words_the_tokenizer_cannot_hold_are_refused(tiny, noun, identifier, words):
+    with pytest.raises(BadInput) as caught:
+        tiny.check_words(noun, identifier)
+    assert all(w in str(caught.value) for w in words) and "\n" not in str(caught.value)
+
+
+def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny):
+    alone = tiny.generate(["a robot"], [5], steps=3)[0]
+    among = tiny.generate(["a cat", "a robot", "a robot"], [1, 5, 6], steps=3)
+    difference = np.abs(np.asarray(alone, int) - np.asarray(among[1], int))
+    assert difference.max() <= 8, "only bf16 rounding may differ"
+    assert np.abs(np.asarray(among[1], int) - np.asarray(among[2], int)).mean() > 2
+
+
+def test_latents_are_what_the_pipeline_decodes(tiny):
+    image = tiny.generate(["a robot"], [0], steps=2)[0]
+    mean, std = tiny.encode_images([image, image.resize((128, 128))])
+    assert mean.shape == (2, 12, 16, 16) and (std > 0).all()
+    again = tiny.pipe.vae.encode(tiny.pipe.image_processor.preprocess([image])).latent_dist.mean
+    assert torch.allclose(mean[:1], again, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pockett", "./nowhere", "/tmp", "a/b/c"])
+def test_an_unknown_base_is_refused_by_name(name):
+    with pytest.raises(BadInput) as caught:
+        find_base(name)
+    assert name.strip("./") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hub_model_that_is_not_here_is_refused_without_a_network():
+    with pytest.raises(BadInput, match="WORKBENCH_DOWNLOAD"):
+        load_base("nobody/nothing")

@@ -1,0 +1,50 @@
+import torch
+
+from lib.memory import PeakMemory
+
+
+def step(model, optimizer, x):
+    model(x).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_every_byte_of_a_known_step_is_in_its_category():
+    model = torch.nn.Linear(256, 256, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    x = torch.randn(4, 256)
+    step(model, optimizer, x)
+    with PeakMemory(model, optimizer, x) as peak:
+        step(model, optimizer, x)
+    weight = 256 * 256 * 4
+    assert peak.by_category["weights"] == weight
+    assert peak.by_category["gradients"] == weight
+    assert 2 * weight <= peak.by_category["optimiser"] <= 2 * weight + 64, "two moments and a step counter"
+    assert peak.bytes == sum(peak.by_category.values()) >= 4 * weight
+
+
+def test_freezing_weights_saves_gradients_and_moments_but_not_weights():
+    model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Linear(256, 8))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model[1].parameters())
+    x = torch.randn(4, 256)
+    step(model, optimizer, x)
+    with PeakMemory(model, optimizer, x) as peak:
+        step(model, optimizer, x)
+    last = sum(p.numel() * 4 for p in model[1].parameters())
+    assert peak.by_category["gradients"] <= last and peak.by_category["optimiser"] <= 2 * last + 64
+    assert peak.by_category["weights"] == sum(p.numel() * 4 for p in model.parameters())
+
+
+def test_activations_grow_with_the_batch_and_are_released():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    peaks = []
+    for size in (8, 80):
+        x = torch.randn(size, 64)
+        with PeakMemory(model, optimizer, x) as peak:
+            for _ in range(5):
+                step(model, optimizer, x)
+        peaks.append(peak.by_category["activations"])
+        assert peak.now["activations"] < 2 * x.nbytes + 1024, "five steps must leave no activations behind"
+    assert peaks[1] > 3 * peaks[0]
