@@ -45,21 +45,21 @@ def run_notebook(source, executed, parameters, progress):
     for attempt in (1, 2):
         progress.begin(source.stem)
         try:
-            papermill.execute_notebook(str(source), str(executed), parameters, engine_name=ENGINE, kernel_name="python3", progress_bar=False,
-                                       cwd=str(source.parent), stdout_file=progress, start_timeout=180, progress=progress)
+            papermill.execute_notebook(str(source), str(executed), parameters, engine_name=ENGINE, kernel_name="python3", start_timeout=180,
+                                       cwd=str(source.parent), progress_bar=False, stdout_file=progress, progress=progress)
             return progress.done()
         except papermill.PapermillExecutionError as error:
             said = error.evalue.strip().splitlines() or [""]
             if error.ename == "BadInput":
                 raise BadInput(" ".join(said)) from None
             place = f"cell [{error.exec_count}]" + (f" under “{progress.heading}”" if progress.heading else "")
-            raise CourseFailed(f"notebook {source.name} stopped in {place} with {error.ename}: {said[0]}; the executed notebook, with the whole "
-                               f"error, is {executed}") from None
+            raise CourseFailed(f"notebook {source.name} stopped in {place} with {error.ename}: {said[0]}; the executed notebook, with the "
+                               f"whole error, is {executed}") from None
         except Exception as error:
             if progress.cell is not None:       # not a cell's error, so its Python has died under it
-                raise CourseFailed(f"notebook {source.name} lost its Python in cell {progress.cell + 1} of {progress.cells} ({error}), most likely "
-                                   f"for want of memory (at most {progress.peak / 2**30:.1f} GiB were in use): close other programs and run "
-                                   f"again; what it had done is in {executed}") from error
+                raise CourseFailed(f"notebook {source.name} lost its Python in cell {progress.cell + 1} of {progress.cells} ({error}), "
+                                   f"most likely for want of memory (at most {progress.peak / 2**30:.1f} GiB were in use): close other "
+                                   f"programs and run again; what it had done is in {executed}") from error
             if attempt == 2:
                 raise CourseFailed(f"no Python started for notebook {source.name} ({error}): run `make clean` and again") from error
 
@@ -105,7 +105,8 @@ def closing(summary):
     """One line on the whole run: its time and memory, with the device."""
     whole = summary["course"]
     device = f", on {summary['device']}" if summary.get("device") else ""
-    return f"The whole course took {clock(whole['seconds'])} min and at most {whole['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory{device}."
+    memory = whole["peak_rss_bytes"] / 2**30
+    return f"The whole course took {clock(whole['seconds'])} min and at most {memory:.2f} GiB of resident memory{device}."
 
 
 def check_subject(folder, class_noun=None, identifier=None):

@@ -3,11 +3,13 @@
 import html
 import re
 
-PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output"><img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"
+PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"
 {%- set alt = output | get_metadata('alt', 'image/KIND') %}{% if alt %} alt="{{ alt | escape_html }}"{% endif %}></div>"""
 # Lab's page without the scripts that it would load from elsewhere, and with the alternative text that a notebook gives a picture.
 TEMPLATE = f"""{{%- extends 'lab/index.html.j2' -%}}
-{{% block html_head_js %}}{{% endblock %}}{{% block html_head_js_mathjax %}}{{% endblock %}}{{% block html_head_js_mermaidjs %}}{{% endblock %}}
+{{% block html_head_js %}}{{% endblock %}}{{% block html_head_js_mathjax %}}{{% endblock %}}
+{{% block html_head_js_mermaidjs %}}{{% endblock %}}
 {{% block html_head_css %}}<style>
 main {{max-width: 60rem; margin: auto}} body {{font-size: 16px; padding: 1rem}} .jp-Cell img {{max-width: 100%; height: auto}}
 .jp-InputPrompt, .jp-OutputPrompt {{display: none}} .jp-RenderedHTMLCommon table {{display: block; overflow-x: auto}}
@@ -25,7 +27,10 @@ def table(summary, form="text"):
 
 
 def key_picture(notebooks):
-    """(data, alternative text) of the picture for the top: the last one of a cell tagged `key-picture`, else the last notebook's largest."""
+    """(data, alternative text) of the picture for the top: the last one of a cell tagged `key-picture`, else the last notebook's largest.
+
+    None if there is neither.
+    """
     found, tagged = [], []
     for notebook in notebooks:
         for cell in notebook.cells:
@@ -33,7 +38,10 @@ def key_picture(notebooks):
                 data = output.get("data", {}).get("image/png")
                 if data:
                     picture = (data, _alternative(output))
-                    (tagged if "key-picture" in cell.metadata.get("tags", ()) else found if notebook is notebooks[-1] else []).append(picture)
+                    if "key-picture" in cell.metadata.get("tags", ()):
+                        tagged.append(picture)
+                    elif notebook is notebooks[-1]:
+                        found.append(picture)
     return tagged[-1] if tagged else max(found, key=lambda picture: len(picture[0]), default=None)
 
 
@@ -65,7 +73,8 @@ def report(notebooks, summary, title, foot=""):
     top += ["## Contents", "\n".join("  " * (level - 2) + f"- [{text}](#{anchor})" for level, text, anchor in contents if level <= 3)]
     whole = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n\n".join(top), id="top"), *cells])
     whole.metadata = nbformat.from_dict({"title": title, "language_info": {"name": "python", "pygments_lexer": "ipython3"}})
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"report.html.j2": TEMPLATE})], template_file="report.html.j2", exclude_anchor_links=True)
+    loader = DictLoader({"report.html.j2": TEMPLATE})
+    exporter = HTMLExporter(extra_loaders=[loader], template_file="report.html.j2", exclude_anchor_links=True)
     exporter.log.setLevel("ERROR")
     return exporter.from_notebook_node(whole)[0]
 
