@@ -149,7 +149,8 @@ def write(folder, size=256):
     for scene in SCENES:
         draw(scene, size).save(folder / f"{scene}.png")
     about = {"kind": "character", "class_noun": "bird", "identifier": "ohwx", "license": "CC0-1.0", "made_by": "tests/foreign.py",
-             "held_out": [f"{s}.png" for s in HELD_OUT], "captions": {f"{s}.png": "a ohwx bird" for s in SCENES}, "note": "A patchwork owl toy."}
+             "held_out": [f"{s}.png" for s in HELD_OUT], "captions": {f"{s}.png": "a ohwx bird" for s in SCENES},
+             "note": "A patchwork owl toy."}
     (folder / "subject.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return folder
 

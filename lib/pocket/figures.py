@@ -33,16 +33,18 @@ def garden(image, rng):
     draw.rectangle([0, 0, n, n], fill=(170, 220, 244))
     for x in np.arange(-0.05, 1.1, 0.16):
         r = rng.uniform(0.12, 0.19)
-        draw.ellipse([(x - r) * n, (horizon - 0.2 - r) * n, (x + r) * n, (horizon - 0.2 + r) * n], fill=shade((104, 168, 84), rng.uniform(0.9, 1.1)))
+        green = shade((104, 168, 84), rng.uniform(0.9, 1.1))
+        draw.ellipse([(x - r) * n, (horizon - 0.2 - r) * n, (x + r) * n, (horizon - 0.2 + r) * n], fill=green)
     draw.rectangle([0, (horizon - 0.2) * n, n, n], fill=(104, 168, 84))
     for y in (0.17, 0.07):
         draw.rectangle([0, (horizon - y) * n, n, (horizon - y + 0.03) * n], fill=(232, 230, 222))
     for x in np.arange(0.01, 1, 0.11):
-        left, right, top = x * n, (x + 0.06) * n, (horizon - 0.22) * n
-        draw.polygon([(left, horizon * n), (left, top), ((left + right) / 2, top - 0.03 * n), (right, top), (right, horizon * n)], fill=(250, 248, 240))
+        left, right, top, foot = x * n, (x + 0.06) * n, (horizon - 0.22) * n, horizon * n
+        draw.polygon([(left, foot), (left, top), ((left + right) / 2, top - 0.03 * n), (right, top), (right, foot)], fill=(250, 248, 240))
     draw.rectangle([0, horizon * n, n, n], fill=(132, 196, 92))
     for x, y in rng.uniform((0, horizon + 0.03), (1, 0.97), (16, 2)):
-        draw.ellipse([(x - 0.016) * n, (y - 0.016) * n, (x + 0.016) * n, (y + 0.016) * n], fill=[(252, 120, 150), (255, 226, 90), (250, 250, 250)][rng.integers(3)])
+        petal = [(252, 120, 150), (255, 226, 90), (250, 250, 250)][rng.integers(3)]
+        draw.ellipse([(x - 0.016) * n, (y - 0.016) * n, (x + 0.016) * n, (y + 0.016) * n], fill=petal)
     return horizon
 
 
@@ -82,7 +84,8 @@ def pip(image, frame, v):
 
 def _star(x, y, r, inner=0.45):
     """The ten corners of a star of radius `r`."""
-    return [(x + s * math.sin(math.pi * i / 5), y - s * math.cos(math.pi * i / 5)) for i in range(10) for s in [r if i % 2 == 0 else r * inner]]
+    radii = [r, r * inner] * 5
+    return [(x + s * math.sin(math.pi * i / 5), y - s * math.cos(math.pi * i / 5)) for i, s in enumerate(radii)]
 
 
 def teapot(image, frame, v):
@@ -96,7 +99,8 @@ def teapot(image, frame, v):
     for x in (-0.4, 0.3):
         p.ellipse(x, 0.9, 0.11, 0.1, BRASS)
     p.box(-0.06, 0.36, 0.62, 0.54, MINT, round_=0.42)
-    drip = [(-0.62, 0.22), (-0.56, 0.36), (-0.46, 0.36), (-0.4, 0.16), (-0.28, 0.1), (0.14, 0.1), (0.24, 0.16), (0.3, 0.42), (0.4, 0.42), (0.46, 0.2), (0.5, 0.16)]
+    drip = [(-0.62, 0.22), (-0.56, 0.36), (-0.46, 0.36), (-0.4, 0.16), (-0.28, 0.1), (0.14, 0.1), (0.24, 0.16), (0.3, 0.42), (0.4, 0.42),
+            (0.46, 0.2), (0.5, 0.16)]
     p.polygon(drip + _arc(0.12, 0.2, 0.38, 0.34, 0, -90, 8) + _arc(-0.24, 0.2, 0.4, 0.34, -90, -176, 8), COCOA)
     p.box(-0.06, -0.17, 0.3, 0.06, BRASS, round_=0.05)
     p.ellipse(-0.06, -0.3, 0.1, 0.1, BRASS)
@@ -109,8 +113,10 @@ def jacket(image, frame, v):
     p = Pen(image, frame, PLUM, SKY)
     for side in (-1, 1):
         out = 0.88 + 0.1 * v
-        p.polygon([(side * 0.3, -0.36), (side * 0.56, -0.26), (side * 0.68, -0.1), (side * out, 0.5), (side * (out - 0.27), 0.6), (side * 0.42, 0.2)], SKY)
-        p.polygon([(side * (out - 0.02), 0.46), (side * (out + 0.04), 0.62), (side * (out - 0.23), 0.73), (side * (out - 0.29), 0.56)], PLUM)
+        sleeve = [(0.3, -0.36), (0.56, -0.26), (0.68, -0.1), (out, 0.5), (out - 0.27, 0.6), (0.42, 0.2)]
+        cuff = [(out - 0.02, 0.46), (out + 0.04, 0.62), (out - 0.23, 0.73), (out - 0.29, 0.56)]
+        p.polygon([(side * x, y) for x, y in sleeve], SKY)
+        p.polygon([(side * x, y) for x, y in cuff], PLUM)
     p.polygon([(-0.34, -0.38), (0.34, -0.38), (0.54, -0.24), (0.5, 0.1), (0.54, 0.78), (-0.54, 0.78), (-0.5, 0.1), (-0.54, -0.24)], PLUM)
     p.box(0, 0.86, 0.5, 0.1, SKY, round_=0.06)
     hood = [(0.48, -0.26), (0.5, -0.56), (0.36, -0.8), (0.14, -0.9), (-0.14, -0.9), (-0.36, -0.8), (-0.5, -0.56), (-0.48, -0.26), (0, -0.1)]

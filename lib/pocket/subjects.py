@@ -125,21 +125,25 @@ def _write(path, content):
     os.replace(temporary, path)
 
 
-def draw_all(root):
-    """Draw all subjects into `root`/<kind>/ (pictures, subject.json, README.md) and `root`/sheet.png, the last two columns held out."""
+def draw_all(root, size=SIZE):
+    """Draw all subjects into `root`/<kind>/ (pictures, subject.json, README.md) and `root`/sheet.png, held-out columns last.
+
+    `size` is the pictures' height and width in pixels.
+    """
     root = Path(root)
     sheet = Image.new("RGB", (8 * 132 + 8, len(EXAMPLES) * 132 - 4), "white")
     for row, example in enumerate(EXAMPLES.values()):
         folder = root / example.kind
         folder.mkdir(parents=True, exist_ok=True)
         for column, place in enumerate(TRAIN + HELD_OUT):
-            image = picture(example, place)
+            image = picture(example, place, size)
             _write(folder / f"{place}.png", image)
             sheet.paste(image.resize((128, 128), Image.Resampling.BOX), (column * 132 + 12 * (column >= len(TRAIN)), row * 132))
         _write(folder / "subject.json", json.dumps(describe(example), indent=2) + "\n")
-        _write(folder / "README.md", f"# {example.kind.capitalize()}\n\n{example.note} Eight pictures of {SIZE} x {SIZE} pixels, each in another "
-               f"place; `{HELD_OUT[0]}.png` and `{HELD_OUT[1]}.png` are held out from training. The caption of the first: "
-               f"\"{caption(example, TRAIN[0])}\". Drawn by `python -m lib.pocket.subjects data/subjects`; licence CC0 1.0: use it as you like.\n")
+        about = (f"{example.note} Eight pictures of {size} x {size} pixels, each in another place; `{HELD_OUT[0]}.png` and "
+                 f"`{HELD_OUT[1]}.png` are held out from training. The caption of the first: \"{caption(example, TRAIN[0])}\". "
+                 "Drawn by `python -m lib.pocket.subjects data/subjects`; licence CC0 1.0: use it as you like.")
+        _write(folder / "README.md", f"# {example.kind.capitalize()}\n\n{about}\n")
     _write(root / "sheet.png", sheet)
 
 
