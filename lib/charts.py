@@ -1,0 +1,144 @@
+"""Charts that read without colour, each a `Figure` with alternative text and its numbers: curves, losses, learning rates, bars."""
+
+import io
+import json
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .figure import Figure, Table, number
+from .settings import BadInput
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; style, marker and hatch say the same without any colour.
+COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")
+STYLES, MARKERS, HATCHES = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "X"), ("", "///", "...", "xxx", "\\\\\\", "++")
+
+
+def curves(series, x="step", y="loss", smooth=1, caption="", alt=None, log_x=False, log_y=False, mark=None):
+    """A line chart `Figure` of `series`: name -> values (x counts from 1), or -> (xs, ys). Lines differ in style and marker as in colour.
+
+    `smooth`: mean of the last so many values, drawn over the faint raw ones. `mark`: name -> x of a point to ring, such as the best.
+    """
+    chart, axes = _axes(caption, x, y)
+    ends, rows, words = [], [], []
+    for k, (name, values) in enumerate(series.items()):
+        xs, ys = values if isinstance(values, tuple) else (range(1, len(values) + 1), values)
+        xs, raw = np.asarray(xs, float), np.asarray(ys, float)
+        if not len(xs) or len(xs) != len(raw):
+            raise ValueError(f"Series {name!r} has {len(xs)} x and {len(raw)} y values: give as many of both, at least one")
+        line = np.array([raw[max(0, i - smooth + 1):i + 1].mean() for i in range(len(raw))])
+        color, few = COLORS[k % len(COLORS)], np.unique(np.linspace(0, len(xs) - 1, min(len(xs), 9)).round().astype(int))
+        if smooth > 1:
+            axes.plot(xs, raw, color=color, alpha=0.18, linewidth=0.8)
+        axes.plot(xs, line, color=color, linestyle=STYLES[k % len(STYLES)], marker=MARKERS[k % len(MARKERS)], markevery=list(few),
+                  linewidth=1.8, markersize=5, label=name)
+        if mark and name in mark:
+            at = int(np.abs(xs - mark[name]).argmin())
+            axes.plot(xs[at], line[at], "o", markersize=14, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.8)
+        ends.append((xs[-1], line[-1], name, color))
+        rows.append((name, xs, line, few))
+        low = int(np.nanargmin(line)), int(np.nanargmax(line))
+        words.append(f"{name} goes from {number(line[0])} at {number(xs[0])} to {number(line[-1])} at {number(xs[-1])}, "
+                     f"lowest {number(line[low[0]])} at {number(xs[low[0]])}, highest {number(line[low[1]])} at {number(xs[low[1]])}")
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    _label_ends(chart, axes, ends)
+    at = sorted({float(xs[i]) for _, xs, _, few in rows for i in few})
+    body = [[int(v) if v == int(v) else v] + [float(line[np.flatnonzero(xs == v)[0]]) if v in xs else None for _, xs, line, _ in rows] for v in at]
+    numbers = Table(body, [x, *series], y + (f", mean of the last {smooth} values" if smooth > 1 else ""))
+    return _finish(chart, f"{alt or f'Line chart of {y} against {x}'}: {'; '.join(words)}.", numbers, caption)
+
+
+def losses(runs, smooth=20, part="loss", caption=""):
+    """Loss against step of `runs`: name -> run folder, or -> list of losses. `part`: "loss", "instance_loss" or "prior_loss"."""
+    found = {}
+    for name, run in runs.items():
+        found[name] = run
+        if isinstance(run, str | Path):
+            try:
+                lines = (Path(run) / "log.jsonl").read_text("utf-8").splitlines()
+                found[name] = [json.loads(line)[part] for line in lines]
+            except (OSError, ValueError, KeyError) as error:
+                raise BadInput(f"{Path(run) / 'log.jsonl'} cannot be read ({error}): train the run again.") from None
+    return curves(found, "step", part.replace("_", " "), smooth, caption)
+
+
+def learning_rate_curve(sweep, y="dino", caption=""):
+    """The sweep that chose the learning rates: `y` against learning rate for each method, the best ringed.
+
+    `sweep`: method -> {learning rate: score, or scores of several seeds}, or a list of dicts with "method", "learning_rate" and `y`.
+    """
+    if not isinstance(sweep, dict):
+        rows, sweep = sweep, {}
+        for row in rows:
+            sweep.setdefault(row["method"], {}).setdefault(float(row["learning_rate"]), []).append(row[y])
+    means = {name: {float(rate): float(np.mean(scores)) for rate, scores in sorted(points.items(), key=lambda p: float(p[0]))}
+             for name, points in sweep.items()}
+    best = {name: max(points, key=points.get) for name, points in means.items()}
+    chosen = ", ".join(f"{name} {number(rate)}" for name, rate in best.items())
+    return curves({name: (list(p), list(p.values())) for name, p in means.items()}, "learning rate", y, 1,
+                  caption or f"Each method has a learning rate of its own; best: {chosen}", log_x=True, mark=best)
+
+
+def bars(values, unit="", caption="", alt=None, log=False):
+    """A bar chart `Figure` of `values`: name -> number, or name -> {series: number}; None leaves a gap. Series differ in hatching.
+
+    Every bar has its number beside it. `log`: logarithmic axis, for numbers that lie far apart.
+    """
+    grouped = {name: v if isinstance(v, dict) else {"": v} for name, v in values.items()}
+    series = list(dict.fromkeys(s for v in grouped.values() for s in v))
+    if not series:
+        raise ValueError("There is no number to show as a bar: give at least one")
+    chart, axes = _axes(caption, unit, "", height=0.9 + 0.3 * len(grouped) * (len(series) + 0.6))
+    thick, largest = 0.8 / len(series), max((v for g in grouped.values() for v in g.values() if v is not None), default=1)
+    for k, name in enumerate(series):
+        for at, group in enumerate(grouped.values()):
+            value = group.get(name)
+            if value is not None:
+                where = at + thick * (k - (len(series) - 1) / 2)
+                look = {"color": COLORS[k % len(COLORS)], "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white", "linewidth": 0}
+                axes.barh(where, value, thick * 0.92, **look)
+                axes.annotate(f"{number(value)} {name}", (max(value, 0), where), (5, 0), textcoords="offset points", va="center", fontsize=10)
+    if log:
+        axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 10 if log else high + 0.3 * (largest - min(low, 0)))
+    axes.set_yticks(range(len(grouped)), [textwrap.fill(name, 22) for name in grouped])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    words = "; ".join(f"{name}: " + ", ".join(f"{s} {number(g.get(s))}".strip() for s in series) for name, g in grouped.items())
+    rows = [[name] + [g.get(s) for s in series] for name, g in grouped.items()]
+    numbers = Table(rows, ["", *(s or unit or "value" for s in series)], unit if series != [""] else "")
+    return _finish(chart, f"{alt or caption or 'Bar chart'} ({unit or 'no unit'}): {words}.", numbers, caption)
+
+
+def _axes(caption, x, y, height=3.4):
+    from matplotlib.figure import Figure as Chart  # not pyplot: nothing is drawn twice, nothing global is changed
+
+    chart = Chart(figsize=(7.2, height), dpi=110, layout="constrained")
+    axes = chart.add_subplot(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return chart, axes
+
+
+def _label_ends(chart, axes, ends):
+    """Write each line's name at its right end, pushed apart where they would overlap, instead of a legend to look up colours in."""
+    chart.draw_without_rendering()
+    wanted = sorted((axes.transData.transform((x, y))[1], k) for k, (x, y, _, _) in enumerate(ends))
+    placed = -math.inf
+    for height, k in wanted:
+        placed, (x, y, name, color) = max(height, placed + 17), ends[k]
+        axes.annotate(f"{name} ", (x, y), (8, (placed - height) * 72 / chart.dpi), textcoords="offset points", color=color, va="center",
+                      fontsize=11, fontweight="bold", annotation_clip=False)
+
+
+def _finish(chart, alt, numbers, caption):
+    file = io.BytesIO()
+    chart.savefig(file, format="png", facecolor="white")
+    return Figure(Image.open(file).convert("RGB"), alt, numbers, caption, chart)

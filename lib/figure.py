@@ -1,0 +1,98 @@
+"""A figure as notebooks need it: a picture with alternative text, and its numbers as a table with real headings."""
+
+import base64
+import html
+import io
+import math
+
+import numpy as np
+
+LARGEST = 120_000                       # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
+
+
+class Table:
+    """Rows under column headings, the first cell of a row being its heading: real `<th>` in HTML, aligned columns as text."""
+
+    def __init__(self, rows, columns, caption=""):
+        self.rows, self.columns, self.caption = [list(r) for r in rows], list(columns), caption
+        bad = next((r for r in self.rows if len(r) != len(self.columns)), None)
+        if bad is not None:
+            raise ValueError(f"A table row has {len(bad)} cells and there are {len(self.columns)} columns: give each row one cell a column")
+
+    def text(self):
+        """The table as plain text."""
+        lines = [[number(c) for c in line] for line in [self.columns, *self.rows]]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        right = [i > 0 and all(isinstance(r[i], int | float | None) for r in self.rows) for i in range(len(widths))]
+        body = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)).rstrip() for line in lines]
+        return "\n".join(([self.caption] if self.caption else []) + body)
+
+    __str__ = __repr__ = text
+
+    def _repr_html_(self):
+        def cells(line):
+            texts = [html.escape(number(c)) for c in line]
+            return f'<tr><th scope="row">{texts[0]}</th>' + "".join(f"<td>{t}</td>" for t in texts[1:]) + "</tr>"
+
+        head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in self.columns)
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(map(cells, self.rows))}</tbody></table>"
+
+
+class Figure:
+    """A picture to look at: `image` (PIL), `alt` (what it shows, in words), `table` (its numbers, or None), `caption`.
+
+    Charts keep their matplotlib figure as `chart`. Notebooks and reports show the picture, the caption, and the table below it.
+    """
+
+    def __init__(self, image, alt, table=None, caption="", chart=None):
+        self.image, self.alt, self.table, self.caption, self.chart = image, alt, table, caption, chart
+        self.mime, self.data = _encode(image)
+
+    def _repr_html_(self):
+        source = f"data:{self.mime};base64,{base64.b64encode(self.data).decode()}"
+        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        numbers = f"<details open><summary>The figure in numbers</summary>{self.table._repr_html_()}</details>" if self.table else ""
+        return (f'<figure style="margin: 0"><img src="{source}" alt="{html.escape(self.alt)}" width="{self.image.width}" '
+                f'style="max-width: 100%; height: auto">{caption}</figure>{numbers}')
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        # HTML is what front ends and nbconvert choose, for it alone keeps the alternative text; the bare picture is for other programs.
+        picture = base64.b64encode(self.data).decode()
+        return {"text/html": self._repr_html_(), "text/plain": repr(self), self.mime: picture}, {self.mime: {"alt": self.alt}}
+
+    def __repr__(self):
+        return "\n".join(filter(None, [self.caption, f"[{self.alt}]", self.table and self.table.text()]))
+
+    def save(self, path):
+        """Write the picture to `path`, in the form that its ending names."""
+        self.image.save(path)
+
+
+def number(value):
+    """A table cell as text: four significant digits for numbers, a dash for None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def table(rows, columns=None, caption=""):
+    """A `Table` of `rows`: sequences in the order of `columns`, or dicts with the columns as keys; the first column heads the rows."""
+    if rows and isinstance(rows[0], dict):
+        columns = list(columns or rows[0])
+        rows = [[row.get(c) for c in columns] for row in rows]
+    return Table(rows, columns or [], caption)
+
+
+def _encode(image):
+    """(MIME type, bytes): PNG, or JPEG where a PNG would be larger than `LARGEST`."""
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    quality = 95
+    while file.tell() > LARGEST and quality >= 50:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2, optimize=True)
+        quality -= 5
+    return ("image/png" if quality == 95 else "image/jpeg"), file.getvalue()
