@@ -5,6 +5,8 @@ looked for inside each other picture by normalised cross-correlation of the fine
 agree over all that the two then have in common: the same subject before another background does not pass that.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -20,13 +22,13 @@ def thumbnail(picture):
     return picture.resize([max(8, round(n * scale)) for n in picture.size], Image.Resampling.BOX)
 
 
-def _detail(picture):
-    grey = np.asarray(picture.convert("L"), np.float32)
-    return grey - np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(2)), np.float32)
-
-
 def _soft(picture):
     return np.asarray(picture.filter(ImageFilter.BoxBlur(1)), np.float32)       # forgives half a pixel of misplacement
+
+
+def _detail(picture):
+    grey = picture.convert("L")
+    return np.asarray(grey, np.float32) - np.asarray(grey.filter(ImageFilter.GaussianBlur(2)), np.float32)
 
 
 def _scaled(picture, scale):
@@ -34,53 +36,56 @@ def _scaled(picture, scale):
     return picture.resize(size, Image.Resampling.BOX)
 
 
+def _spectrum(values):
+    return np.fft.rfft2(values, (SIDE, SIDE))
+
+
+@lru_cache(maxsize=1024)
+def _window(shape):
+    """Spectrum of a patch of ones: correlating with it sums over every place where a piece of that shape could lie."""
+    return np.conj(_spectrum(np.ones(shape)))
+
+
 class _Prepared:
     """What one thumbnail brings to all its comparisons: spectra of its detail, and of its own middle at every scale, both ways round."""
 
     def __init__(self, thumb):
-        self.whole = _scaled(thumb, 1)
-        self.soft = _soft(self.whole)
-        detail = _detail(self.whole)
-        self.spectrum = np.fft.rfft2(detail, (SIDE, SIDE))
-        self.energy = np.fft.rfft2(detail ** 2, (SIDE, SIDE))
+        self.scaled = [_scaled(thumb, scale) for scale in SCALES]
+        self.soft, detail = _soft(self.scaled[0]), _detail(self.scaled[0])
+        self.spectrum, self.energy = _spectrum(detail), _spectrum(detail ** 2)
         self.histogram = _histogram(np.asarray(thumb).reshape(-1, 3))
-        self.pieces, spectra, windows = [], [], []
-        for mirrored in (False, True):
-            for scale in SCALES:
-                piece = _scaled(thumb, scale)
-                piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else piece
-                top, left = piece.height // 4, piece.width // 4
-                middle = _detail(piece)[top: piece.height - top, left: piece.width - left]
-                self.pieces.append((piece, middle.shape, float(np.linalg.norm(middle)), mirrored))
-                spectra.append(np.fft.rfft2(middle, (SIDE, SIDE)))
-                windows.append(np.fft.rfft2(np.ones(middle.shape), (SIDE, SIDE)))
-        self.spectra, self.windows = np.conj(spectra), np.conj(windows)
+        middles = []
+        for piece in self.scaled:
+            top, left = piece.height // 4, piece.width // 4
+            middles.append(_detail(piece)[top: piece.height - top, left: piece.width - left])
+        self.shapes, self.norms = [m.shape for m in middles], [float(np.linalg.norm(m)) for m in middles]
+        self.spectra = np.conj([[_spectrum(m[:, ::way]) for m in middles] for way in (1, -1)])
 
     def find(self, other):
         """The best place of `other`'s middle in this picture: (correlation, agreement of the colours, whether it is mirrored)."""
         match = np.fft.irfft2(self.spectrum * other.spectra, (SIDE, SIDE))
-        local = np.sqrt(np.maximum(np.fft.irfft2(self.energy * other.windows, (SIDE, SIDE)), 0))
-        best = 0.0, None
-        for i, (piece, shape, norm, _) in enumerate(other.pieces):
-            valid = match[i, : self.whole.height - shape[0] + 1, : self.whole.width - shape[1] + 1]
+        local = np.fft.irfft2(self.energy * np.array([_window(shape) for shape in other.shapes]), (SIDE, SIDE))
+        best, place = 0.0, None
+        for k, ((height, width), norm) in enumerate(zip(other.shapes, other.norms)):
+            valid = match[:, k, : self.soft.shape[0] - height + 1, : self.soft.shape[1] - width + 1]
             if norm < 1 or not valid.size:
                 continue
             # A floor on the energy keeps noise on an empty wall from looking like a perfect match.
-            scores = valid / (norm * np.maximum(local[i, : valid.shape[0], : valid.shape[1]], 0.3 * norm))
-            y, x = np.unravel_index(scores.argmax(), scores.shape)
-            if scores[y, x] > best[0]:
-                best = float(scores[y, x]), (i, y - piece.height // 4, x - piece.width // 4)
-        if best[0] < FOUND:
-            return best[0], 0.0, False
-        i, y, x = best[1]
-        mirrored = other.pieces[i][3]
+            here = np.sqrt(np.maximum(local[k, : valid.shape[1], : valid.shape[2]], (0.3 * norm) ** 2))
+            scores = valid / (norm * here)
+            mirrored, y, x = np.unravel_index(scores.argmax(), scores.shape)
+            if scores[mirrored, y, x] > best:
+                best, place = float(scores[mirrored, y, x]), (k, bool(mirrored), y, x)
+        if best < FOUND:
+            return best, 0.0, False
+        k, mirrored, y, x = place
+        centre = [(n + size) / 2 for n, size in zip((y, x), (y + other.shapes[k][0], x + other.shapes[k][1]))]
         agreement = 0.0
-        for k in range(max(i - 1, 0), min(i + 2, len(other.pieces))):       # the scales next to it, and a pixel to every side
-            if other.pieces[k][3] == mirrored:
-                piece = _soft(other.pieces[k][0])
-                dy, dx = (round((a - b) / 2) for a, b in zip(other.pieces[i][0].size[::-1], piece.shape))
-                agreement = max(agreement, *(_agreement(self.soft, piece, y + dy + v, x + dx + h) for v in (-1, 0, 1) for h in (-1, 0, 1)))
-        return best[0], agreement, mirrored
+        for piece in other.scaled[max(k - 1, 0): k + 2]:        # the scales next to the best, and a pixel to every side
+            piece = _soft(piece)[:, ::-1 if mirrored else 1]
+            top, left = (round(c - n / 2) for c, n in zip(centre, piece.shape))
+            agreement = max(agreement, *(_agreement(self.soft, piece, top + v, left + h) for v in (-1, 0, 1) for h in (-1, 0, 1)))
+        return best, agreement, mirrored
 
 
 def _agreement(whole, piece, y, x):
@@ -101,7 +106,7 @@ def _histogram(pixels):
 
 def twins(thumbs):
     """Pairs of thumbnails that show the same picture: a list of (i, j, mirrored), i < j."""
-    prepared, found = [_Prepared(thumb) for thumb in thumbs], []
+    prepared, found = [_Prepared(thumb) for thumb in thumbs] if len(thumbs) > 1 else [], []
     for j in range(len(prepared)):
         for i in range(j):
             a, b = prepared[i], prepared[j]
