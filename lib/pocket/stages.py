@@ -74,10 +74,8 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
 
 def text(work, out, steps):
     """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
-    model, tokenizer, _ = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", vision_width=128, vision_layers=4)
-    tower = CLIPTextModel(model.config.text_config)
-    tower.load_state_dict(model.text_model.state_dict())
-    tower.half().save_pretrained(out / "pocket" / "text_encoder")
+    model, tokenizer, _ = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", widths=(32, 64, 128))
+    model.text_model.half().save_pretrained(out / "pocket" / "text_encoder")
     tokenizer.save_pretrained(out / "pocket" / "tokenizer")
 
 

@@ -1,0 +1,123 @@
+"""`make bench`: speed and memory of the pocket base on this machine, into benchmarks/results/pocket.json and the README.
+
+    python -m benchmarks [--rounds 5] [--steps 30]
+
+Both methods are timed in one process, turn about, so that a noisy machine is noisy for both; the ratio comes with its spread. The
+course's own figures and the picture come from runs/course, which `make course` makes first.
+"""
+
+import argparse
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from lib.base import ROOT, load_base
+from lib.lesson import draw_class_images
+from lib.methods import load_run
+from lib.photos import load_dataset, prepare, prompts
+from lib.settings import Settings, read_json, write_json
+from lib.train import device_name, train
+
+RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"
+PICTURE = ROOT / "data" / "results" / "side_by_side.png"
+README = ROOT / "README.md"
+COURSE = ROOT / "runs" / "course"
+SECTION = re.compile(r"(<!-- figures: make bench -->\n).*?(<!-- end of figures -->)", re.S)
+COLD = """
+import sys; from lib.settings import Settings; from lib.train import train
+train(Settings.preset({method!r}, data={data!r}, output={output!r}, steps=1, sample_every=0))
+"""
+SHOWN = ("on the beach", "in the forest", "at night", "in the snow", "in space")
+
+
+def middle(values):
+    """Median with the smallest and largest of a list of seconds."""
+    return {"median": statistics.median(values), "smallest": min(values), "largest": max(values), "rounds": len(values)}
+
+
+def measure(rounds, steps):
+    """Seconds a step of both methods turn about, seconds a picture, seconds from a cold start to the end of the first step."""
+    found = {"lora": [], "dreambooth": [], "ratio": [], "picture": [], "cold start": []}
+    peaks = {}
+    with tempfile.TemporaryDirectory() as work:
+        base = load_base()
+        data = str(draw_class_images(base, prepare(ROOT / "data" / "subjects" / "character", Path(work) / "data")).root)
+        for k in range(rounds):
+            for method in ("lora", "dreambooth"):
+                run = train(Settings.preset(method, data=data, output=f"{work}/{method}", steps=steps, sample_every=0))
+                result = read_json(run / "metrics.json")
+                found[method].append(result["seconds_per_step"])
+                peaks[method] = {key: result[key] for key in ("peak_bytes", "peak_by_category", "file_bytes", "trainable_parameters")}
+            found["ratio"].append(found["dreambooth"][-1] / found["lora"][-1])
+            start = time.perf_counter()
+            base.generate(["a red robot in the snow"] * 8, range(8))
+            found["picture"].append((time.perf_counter() - start) / 8)
+            if k < 3:
+                start = time.perf_counter()
+                code = COLD.format(method="lora", data=data, output=f"{work}/cold")
+                subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+                found["cold start"].append(time.perf_counter() - start)
+        device = device_name(base.device)
+    return {"seconds": {name: middle(values) for name, values in found.items()}, "memory": peaks, "device": device, "steps": steps,
+            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")} | {"python": platform.python_version()}}
+
+
+def picture():
+    """The README's picture: the same prompts and seeds by base model, LoRA and DreamBooth of the course, under the real photos."""
+    from PIL import Image
+
+    from lib import show
+
+    data = load_dataset(COURSE / "data")
+    photos = [Image.open(item.path) for item in [*data.test, *data.train][:len(SHOWN)]]
+    rows = [photos]
+    for run in (None, "lora", "dreambooth"):
+        base = load_run(COURSE / run, load_base()) if run else load_base()
+        words = [prompts(data.subject, place, with_identifier=run is not None) for place in SHOWN]
+        rows.append(base.generate(words, [3000 + k for k in range(len(SHOWN))]))
+    show.grid(rows, rows=["photos", "base model", "LoRA", "DreamBooth"], columns=SHOWN).save(PICTURE)
+
+
+def figures(found):
+    """The README's section of figures, as Markdown, from what was measured."""
+    s, memory, course = found["seconds"], found["memory"], found.get("course")
+
+    def spread(name, digits=3):
+        return f"{s[name]['median']:.{digits}f} ({s[name]['smallest']:.{digits}f} to {s[name]['largest']:.{digits}f})"
+
+    lines = [f"Measured on {found['device']}, torch {found['versions']['torch']}: median (smallest to largest) of {s['lora']['rounds']} rounds.", "",
+             "| | LoRA | DreamBooth |", "| --- | ---: | ---: |",
+             f"| seconds a training step, 4 instance + 4 class images | {spread('lora')} | {spread('dreambooth')} |",
+             f"| peak memory of the step, MiB | {memory['lora']['peak_bytes'] / 2**20:.0f} | {memory['dreambooth']['peak_bytes'] / 2**20:.0f} |",
+             f"| file as shipped, MiB | {memory['lora']['file_bytes'] / 2**20:.2f} | {memory['dreambooth']['file_bytes'] / 2**20:.2f} |",
+             f"| weights that train | {memory['lora']['trainable_parameters']:,} | {memory['dreambooth']['trainable_parameters']:,} |", "",
+             f"A DreamBooth step takes {spread('ratio', 2)} times as long as a LoRA step. A picture of 25 guided steps takes {spread('picture', 2)} s; "
+             f"a cold start to the end of the first step {spread('cold start', 1)} s."]
+    if course:
+        lines += [f"`make course` took {course['seconds'] / 60:.1f} minutes after installation and {course['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory at its peak."]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    found = measure(args.rounds, args.steps)
+    if (COURSE / "summary.json").is_file():
+        summary = read_json(COURSE / "summary.json")
+        found["course"] = summary.get("course")
+        picture()
+    write_json(RESULTS, found)
+    README.write_text(SECTION.sub(lambda m: m[1] + figures(found) + m[2], README.read_text("utf-8")), "utf-8")
+    print(figures(found))
+
+
+if __name__ == "__main__":
+    main()
