@@ -14,6 +14,7 @@ from .settings import BadInput
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; style, marker and hatch say the same without any colour.
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")
+NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 STYLES, MARKERS, HATCHES = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "X"), ("", "///", "...", "xxx", "\\\\\\", "++")
 
 
@@ -29,12 +30,12 @@ def curves(series, x="step", y="loss", smooth=1, caption="", alt=None, log_x=Fal
         xs, raw = np.asarray(xs, float), np.asarray(ys, float)
         if not len(xs) or len(xs) != len(raw):
             raise ValueError(f"Series {name!r} has {len(xs)} x and {len(raw)} y values: give as many of both, at least one")
-        line = np.array([raw[max(0, i - smooth + 1):i + 1].mean() for i in range(len(raw))])
+        total, count = np.concatenate([[0.0], np.cumsum(raw)]), np.arange(1, len(raw) + 1)
+        line = (total[count] - total[np.maximum(0, count - smooth)]) / np.minimum(count, smooth)
         color, few = COLORS[k % len(COLORS)], np.unique(np.linspace(0, len(xs) - 1, min(len(xs), 9)).round().astype(int))
         if smooth > 1:
             axes.plot(xs, raw, color=color, alpha=0.18, linewidth=0.8)
-        axes.plot(xs, line, color=color, linestyle=STYLES[k % len(STYLES)], marker=MARKERS[k % len(MARKERS)], markevery=list(few),
-                  linewidth=1.8, markersize=5, label=name)
+        axes.plot(xs, line, STYLES[k % len(STYLES)], marker=MARKERS[k % len(MARKERS)], markevery=list(few), color=color, label=name)
         if mark and name in mark:
             at = int(np.abs(xs - mark[name]).argmin())
             axes.plot(xs[at], line[at], "o", markersize=14, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.8)
@@ -49,7 +50,8 @@ def curves(series, x="step", y="loss", smooth=1, caption="", alt=None, log_x=Fal
         axes.set_yscale("log")
     _label_ends(chart, axes, ends)
     at = sorted({float(xs[i]) for _, xs, _, few in rows for i in few})
-    body = [[int(v) if v == int(v) else v] + [float(line[np.flatnonzero(xs == v)[0]]) if v in xs else None for _, xs, line, _ in rows] for v in at]
+    found = [{float(v): float(w) for v, w in zip(xs, line)} for _, xs, line, _ in rows]
+    body = [[int(v) if v == int(v) else v, *(f.get(v) for f in found)] for v in at]
     numbers = Table(body, [x, *series], y + (f", mean of the last {smooth} values" if smooth > 1 else ""))
     return _finish(chart, f"{alt or f'Line chart of {y} against {x}'}: {'; '.join(words)}.", numbers, caption)
 
@@ -71,12 +73,11 @@ def losses(runs, smooth=20, part="loss", caption=""):
 def learning_rate_curve(sweep, y="dino", caption=""):
     """The sweep that chose the learning rates: `y` against learning rate for each method, the best ringed.
 
-    `sweep`: method -> {learning rate: score, or scores of several seeds}, or a list of dicts with "method", "learning_rate" and `y`.
+    `sweep`: method -> {learning rate: score, or scores of several seeds}, or -> dicts with "learning_rate" and `y`, as they stand in
+    data/results/learning_rates.json.
     """
-    if not isinstance(sweep, dict):
-        rows, sweep = sweep, {}
-        for row in rows:
-            sweep.setdefault(row["method"], {}).setdefault(float(row["learning_rate"]), []).append(row[y])
+    sweep = {NAMES.get(name, name): points if isinstance(points, dict) else {row["learning_rate"]: row[y] for row in points}
+             for name, points in sweep.items()}
     means = {name: {float(rate): float(np.mean(scores)) for rate, scores in sorted(points.items(), key=lambda p: float(p[0]))}
              for name, points in sweep.items()}
     best = {name: max(points, key=points.get) for name, points in means.items()}
@@ -103,7 +104,8 @@ def bars(values, unit="", caption="", alt=None, log=False):
                 where = at + thick * (k - (len(series) - 1) / 2)
                 look = {"color": COLORS[k % len(COLORS)], "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white", "linewidth": 0}
                 axes.barh(where, value, thick * 0.92, **look)
-                axes.annotate(f"{number(value)} {name}", (max(value, 0), where), (5, 0), textcoords="offset points", va="center", fontsize=10)
+                beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 10}
+                axes.annotate(f"{number(value)} {name}", (max(value, 0), where), **beside)
     if log:
         axes.set_xscale("log")
     low, high = axes.get_xlim()

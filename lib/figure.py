@@ -75,7 +75,7 @@ def number(value):
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def table(rows, columns=None, caption=""):

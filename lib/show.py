@@ -3,6 +3,7 @@
     show.grid([before, after], rows=["base", "LoRA"], columns=places, caption="The same prompts and seeds")
 """
 
+import html
 import math
 import textwrap
 from pathlib import Path
@@ -15,7 +16,7 @@ from .decode import open_photo
 from .figure import Figure, Table, table
 from .settings import BadInput
 
-__all__ = ["Figure", "Table", "bars", "curves", "framed", "grid", "learning_rate_curve", "losses", "photos", "progress", "table"]
+__all__ = ["Figure", "Table", "bars", "curves", "framed", "grid", "learning_rate_curve", "losses", "photos", "progress", "table", "words"]
 USES = {"train": "train", "test": "held out", "out": "left out"}
 
 
@@ -116,6 +117,11 @@ def framed(photo, entry, side):
             for start, end in dashes:
                 draw.line([x0 + (x1 - x0) * start, y0 + (y1 - y0) * start, x0 + (x1 - x0) * end, y0 + (y1 - y0) * end], color, thick)
     return tile
+
+
+def words(text):
+    """A sentence as HTML for a widget, or nothing for none."""
+    return f"<p>{html.escape(text)}</p>" if text else ""
 
 
 def _font(size):

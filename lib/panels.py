@@ -1,0 +1,183 @@
+"""Widgets for a notebook. Each is one cell, edits what could be typed instead, and without a front end returns its input and shows nothing.
+
+    edits = photos_panel(edits, folder)                 # the list of dicts of photos.plan
+    panel = training_panel(settings)                    # then train(panel.settings, watchers=[panel])
+    choices = explorer({"lora": run, "dreambooth": run})
+
+WORKBENCH_HEADLESS=1 switches them off and 0 on; otherwise they look whether somebody can press a button.
+"""
+
+import os
+import signal
+import threading
+import time
+
+from . import show
+from .explorer import Explorer, Models
+from .photo_panel import PhotosPanel
+from .settings import BadInput
+from .show import words
+
+__all__ = ["Models", "explorer", "headless", "photos_panel", "training_panel"]
+
+# What one changes first, with the reason for its value.
+REASONS = {
+    "steps": "How long it trains. Too few and the subject is missing, too many and only its photos are left: look at the samples.",
+    "learning_rate": "How far a step goes. The preset is the best of a sweep; an adapter takes about ten times the rate of all weights.",
+    "rank": "How many directions the adapter has in a layer: more hold more, in a larger file. Alpha follows, so that the scale stays.",
+    "batch_size": "Instance pictures a step, and as many of the class. More means a calmer and slower step.",
+    "prior_weight": "How much the class images count. 0 leaves them out, and the class may turn into the subject.",
+    "seed": "Where all randomness starts. Another seed shows how much of a result is luck.",
+}
+
+
+def headless():
+    """True where no one can press a button: outside a notebook, under papermill or nbconvert, or with WORKBENCH_HEADLESS=1 (0: False)."""
+    asked = os.environ.get("WORKBENCH_HEADLESS", "")
+    if asked in ("0", "1"):
+        return asked == "1"
+    try:
+        from IPython import get_ipython
+
+        # Runners of whole notebooks say that nobody is there to answer an input(); front ends say that somebody is.
+        return not get_ipython().get_parent()["content"]["allow_stdin"]
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return True
+
+
+def photos_panel(plan, folder):
+    """Go through the photos of a `plan` (of `lib.photos.plan`) in `folder`: move the crop, edit the caption, train on, hold out, leave out.
+
+    Edits the list's own dicts and returns the list.
+    """
+    if not headless() and plan:
+        _show(PhotosPanel(plan, folder).box)
+    return plan
+
+
+def training_panel(settings, edit=True):
+    """A panel to change the settings that matter, and a watcher that shows loss and samples live, with a stop button.
+
+    Its `settings` are the ones to train by: `train(panel.settings, watchers=[panel])`. `edit=False` leaves out the editor.
+    """
+    panel = TrainingPanel(settings)
+    if edit and not headless():
+        _show(panel.editor())
+    return panel
+
+
+def explorer(runs, prompt=None, seed=0, guidance=4.0, adapter_weight=1.0, steps=25):
+    """Base model, LoRA and DreamBooth side by side for a prompt, seed, guidance scale and adapter weight of one's own choice.
+
+    `runs`: {"lora": run folder, "dreambooth": run folder}, either or both. Returns the choices as a dict, which the widgets edit;
+    `Models(runs).draw(**choices)` draws the same picture without them.
+    """
+    models = Models(runs)
+    choices = {"prompt": prompt or models.prompt(), "seed": seed, "guidance": float(guidance), "adapter_weight": float(adapter_weight),
+               "steps": steps}
+    if not headless():
+        _show(Explorer(models, choices).box)
+    return choices
+
+
+def _show(widget):
+    from IPython.display import display
+
+    display(widget)
+
+
+class TrainingPanel:
+    """The editor of `settings`, and a watcher that draws the training live; see `training_panel`."""
+
+    def __init__(self, settings):
+        self.settings, self.state, self.box, self.drawn, self.pause, self.shown, self.handler = settings, None, None, 0.0, 1.0, 0, None
+        self.fields = {}
+
+    def editor(self):
+        """A box with a field for each of `REASONS`; a value that is refused leaves the settings as they were and says why."""
+        import ipywidgets as w
+
+        names = [name for name in REASONS if name != "rank" or self.settings.method == "lora"]
+        self.message = w.HTML()
+        for name in names:
+            value = getattr(self.settings, name)
+            self.fields[name] = (w.IntText if isinstance(value, int) else w.FloatText)(
+                value=value, description=name, continuous_update=False, style={"description_width": "8em"}, layout={"width": "16em"})
+            self.fields[name].observe(lambda change, name=name: self.edit(name, change["new"]), "value")
+        lines = [w.HBox([self.fields[name], w.HTML(words(REASONS[name]))]) for name in names]
+        return w.VBox([*lines, self.message])
+
+    def edit(self, name, value):
+        """Make new settings with the field `name` changed."""
+        if value == getattr(self.settings, name):
+            return
+        changes = {name: value}
+        if name == "rank":
+            changes["alpha"] = self.settings.alpha / self.settings.rank * value
+        try:
+            self.settings = self.settings.replace(**changes)
+            self.message.value = words(f"{name} is {show.number(value)} now.")
+        except BadInput as error:
+            self.fields[name].value = getattr(self.settings, name)
+            self.message.value = words(str(error))
+
+    def __call__(self, state):
+        """Called by `train` after each step: draw, now and then, and see to it that one can stop."""
+        if self.state is not state:
+            if headless():
+                return
+            self.begin(state)
+        over, new = state.stopping or state.step >= state.steps, len(state.samples) > self.shown
+        if over or new or time.monotonic() - self.drawn > self.pause:
+            self.draw(over)
+        if over:
+            self.end()
+
+    def begin(self, state):
+        """Show the live figure below the cell that trains."""
+        import ipywidgets as w
+
+        self.state, self.shown, self.drawn = state, 0, 0.0
+        self.stop_button = w.Button(description="Stop here", icon="stop", tooltip="End after this step and keep what was learnt")
+        self.stop_button.on_click(lambda _: self.stop())
+        self.bar = w.IntProgress(min=0, max=state.steps, description="step")
+        self.status, self.loss, self.samples = w.HTML(), w.HTML(), w.HTML()
+        self.box = w.VBox([w.HBox([self.stop_button, self.bar, self.status]), self.loss, self.samples])
+        _show(self.box)
+        # Where the front end cannot deliver a click to a busy kernel, its own stop button ends the training just as gently.
+        if threading.current_thread() is threading.main_thread():
+            self.handler = signal.signal(signal.SIGINT, self.interrupted)
+
+    def interrupted(self, *_):
+        """The kernel was interrupted: end after this step; the second time, at once."""
+        if self.state.stopping:
+            raise KeyboardInterrupt
+        self.stop()
+
+    def stop(self):
+        """What the stop button does."""
+        self.state.stop()
+        self.stop_button.disabled = True
+        self.status.value = "<p>stopping after this step</p>"
+
+    def draw(self, over=False):
+        """Bring the live figure up to date. Takes at most a tenth of the time."""
+        state, began = self.state, time.monotonic()
+        self.bar.value = state.step
+        left = state.seconds / max(1, state.step) * (state.steps - state.step)
+        how = "done" if state.step >= state.steps else "stopped; what was learnt is kept" if over else f"about {left:.0f} s left"
+        self.status.value = words(f"step {state.step} of {state.steps}, {how}")
+        if state.losses:
+            self.loss.value = show.curves({"loss": state.losses}, smooth=20)._repr_html_()
+        if len(state.samples) > self.shown:
+            self.shown = len(state.samples)
+            self.samples.value = show.progress(state.samples, most=3)._repr_html_()
+        self.drawn = time.monotonic()
+        self.pause = max(1.0, 9 * (self.drawn - began))
+
+    def end(self):
+        """The training is over: nothing to press any more."""
+        self.stop_button.disabled, self.bar.bar_style = True, "success"
+        if self.handler is not None:
+            signal.signal(signal.SIGINT, self.handler)
+            self.handler = None

@@ -1,0 +1,113 @@
+"""The widgets of `panels.photos_panel`: go through the photos of a plan and change what is done with each."""
+
+import copy
+from pathlib import Path
+
+from . import show
+from .captions import check_caption
+from .decode import SMALLEST, open_photo, printable
+from .settings import BadInput
+from .show import words
+
+TILE = 240  # pixels of a photo in the panel
+
+
+class PhotosPanel:
+    """The widgets of `photos_panel`, laid out in `box`. Whatever is changed stands in the plan's dicts at once."""
+
+    def __init__(self, plan, folder):
+        import ipywidgets as w
+
+        self.plan, self.folder, self.proposed, self.loading = plan, Path(folder).expanduser(), copy.deepcopy(plan), False
+        self.choose = w.Dropdown(options=[(printable(e["file"]), k) for k, e in enumerate(plan)], value=0, description="photo")
+        self.previous, self.next, self.reset = (w.Button(description=d) for d in ("Previous", "Next", "As proposed"))
+        self.use = w.ToggleButtons(options=[("train on it", "train"), ("hold it out", "test"), ("leave it out", "out")], description="use")
+        self.caption = w.Text(description="caption", continuous_update=False, layout=w.Layout(width="95%"))
+        self.left, self.top, self.side = (w.IntSlider(description=d, max=1, continuous_update=False) for d in ("left", "top", "side"))
+        self.picture, self.found, self.message, self.count = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+        controls = w.VBox([self.use, self.caption, self.left, self.top, self.side, self.reset, self.found, self.message, self.count])
+        self.box = w.VBox([w.HBox([self.previous, self.choose, self.next]), w.HBox([self.picture, controls])])
+        self.choose.observe(lambda _: self.load(), "value")
+        self.previous.on_click(lambda _: self.go(-1))
+        self.next.on_click(lambda _: self.go(1))
+        self.reset.on_click(lambda _: self.undo())
+        for widget in (self.use, self.caption, self.left, self.top, self.side):
+            widget.observe(self.changed, "value")
+        self.load()
+
+    @property
+    def entry(self):
+        """The dict of the photo that is shown."""
+        return self.plan[self.choose.value]
+
+    def go(self, step):
+        """To the next photo, or the one before; round at the ends."""
+        self.choose.value = (self.choose.value + step) % len(self.plan)
+
+    def undo(self):
+        """Back to what was proposed for this photo when the panel opened."""
+        self.entry.update(copy.deepcopy(self.proposed[self.choose.value]))
+        self.load()
+
+    def load(self):
+        """Show the chosen photo's entry in all widgets."""
+        entry, broken = self.entry, not self.entry["width"]
+        try:
+            self.photo = open_photo(self.folder / entry["file"], size=2 * TILE)[0]
+        except BadInput:
+            self.photo = None
+        self.loading = True  # the widgets follow the entry now, not the entry the widgets
+        for widget in (self.use, self.caption, self.left, self.top, self.side, self.reset):
+            widget.disabled = broken
+        self.use.value, self.caption.value, self.message.value = entry["use"], entry["caption"], ""
+        if not broken:
+            left, top, right, _ = entry["crop"]
+            shorter = min(entry["width"], entry["height"])
+            self.side.min, self.side.max = 0, shorter
+            self.side.min, self.side.value = min(SMALLEST, shorter), right - left
+            self._place(left, top)
+        self.loading = False
+        self.draw()
+
+    def _place(self, left, top):
+        """Put the crop at left, top, as far as it fits into the photo."""
+        for slider, value, room in ((self.left, left, self.entry["width"]), (self.top, top, self.entry["height"])):
+            slider.max = max(0, room - self.side.value)
+            slider.value = min(max(0, value), slider.max)
+
+    def changed(self, change):
+        """A widget was changed: so is the entry, if what it says can be used."""
+        if self.loading:
+            return
+        self.loading, self.message.value = True, ""
+        try:
+            if change["owner"] is self.side:  # grow and shrink about the middle
+                moved = (change["old"] - change["new"]) // 2
+                self._place(self.left.value + moved, self.top.value + moved)
+            crop = [self.left.value, self.top.value, self.left.value + self.side.value, self.top.value + self.side.value]
+            self.entry.update(use=self.use.value, caption=check_caption(self.entry["file"], self.caption.value))
+            if change["owner"] in (self.left, self.top, self.side):
+                self.entry["crop"] = crop
+        except BadInput as error:
+            self.message.value, self.caption.value = words(str(error)), self.entry["caption"]
+        finally:
+            self.loading = False
+        self.draw()
+
+    def draw(self):
+        """The photo with its frame, what was found, and how many are used for what."""
+        entry, name = self.entry, printable(self.entry["file"])
+        if self.photo is None:
+            self.picture.value = words(f"{name} cannot be opened.")
+        else:
+            width, height = self.photo.width / max(1, entry["width"]), self.photo.height / max(1, entry["height"])
+            left, top, right, bottom = entry["crop"]
+            cut = self.photo.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
+            tiles = [show.framed(self.photo, entry, TILE)] + ([cut] if entry["use"] != "out" and min(cut.size) else [])
+            labels = ["the photo with its crop", "the crop"][:len(tiles)]
+            tiles = [[tile.resize((TILE, TILE)) for tile in tiles]]
+            self.picture.value = show.grid(tiles, columns=labels, scale=1, alt=f"{name}, {show.USES[entry['use']]}")._repr_html_()
+        self.found.value = words("Found: " + ("; ".join(entry["findings"]) or "nothing to mend") + ".")
+        uses = [e["use"] for e in self.plan]
+        counts = f"{uses.count('train')} to train on, {uses.count('test')} held out, {uses.count('out')} left out."
+        self.count.value = words(counts + (" At least 2 to train on are needed." if uses.count("train") < 2 else ""))
