@@ -1,0 +1,128 @@
+"""What every notebook begins with: the packages, errors in one sentence, and a data set to train on.
+
+Only the standard library is imported here at first, so that `start` can install the rest on a machine (Colab) that lacks it.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from .settings import BadInput
+
+# What the notebooks import beside torch, which every machine that could run them has in the build that fits it.
+PACKAGES = ("diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL", "matplotlib", "ipywidgets", "psutil")
+CLASS_IMAGES = 40
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start():
+    """Make a notebook ready: install the packages that are missing (torch is never touched), and print bad input as one sentence."""
+    absent = [{"PIL": "pillow"}.get(name, name) for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f"[stage] installing {', '.join(absent)}", flush=True)
+        keep = [f"torch=={_version('torch')}", f"numpy=={_version('numpy')}"]  # named with their versions so that pip cannot replace them
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *absent, *keep], check=True)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    if get_ipython():
+        get_ipython().set_custom_exc((BadInput,), _one_sentence)
+
+
+def _version(package):
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def _one_sentence(shell, kind, error, trace, tb_offset=None):
+    """Show bad input as its sentence alone: it is the reader's setting that is wrong, not a line of code. The cell still fails."""
+    shell._showtraceback(kind, error, [f"\x1b[1;31m{error}\x1b[0m"])
+
+
+def read_words(subject, base, class_noun="", identifier="", kind=""):
+    """The `Subject` in the photo folder `subject`, with the words given here first, then its subject.json, then a proposed identifier."""
+    from .photos import read_subject
+    from .settings import read_json
+
+    own = Path(subject).expanduser() / "subject.json"
+    named = own.is_file() and read_json(own).get("identifier")
+    found = read_subject(subject, kind or None, class_noun or None, identifier or (None if named else propose(base)))
+    base.check_words(found.class_noun, found.identifier)
+    return found
+
+
+def propose(base, candidates=("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")):
+    """The first of `candidates` that the tokenizer of `base` keeps in fewest pieces: a rare word, short to learn."""
+    return min(candidates, key=lambda word: len(base.pieces(word)))
+
+
+def class_prompts(dataset, count=CLASS_IMAGES):
+    """`count` prompts for class images, without the identifier and in every place the course knows.
+
+    What a style or a light is laid over is told by the captions, so there they are the captions without it.
+    """
+    from .fidelity import PLACES
+    from .photos import prompts
+
+    subject = dataset.subject
+    if subject.kind in ("style", "lighting"):
+        said = re.compile(rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light)?")
+        texts = sorted({" ".join(said.sub("", item.caption).split()) for item in dataset.train})
+    else:
+        texts = [prompts(subject, place, with_identifier=False) for place in ("", *PLACES)]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+def course_prompts(subject, base):
+    """The short list of evaluation prompts for `subject` on `base`: pairs (with the identifier, with the class noun only)."""
+    from .settings import read_json
+
+    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
+    listed = read_json(ROOT / "data" / "prompts" / ("pocket.json" if base.resolution == 64 else "stable-diffusion.json"))
+    return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed["kinds"][subject.kind]["course"]]
+
+
+def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None):
+    """Let the untouched base model draw the class images of a data set, and add them to it. Returns the new `Dataset`."""
+    from .photos import add_class_images
+
+    texts = class_prompts(dataset, count)
+    images = base.generate(texts, [10_000 + seed * count + i for i in range(count)], progress=progress)
+    return add_class_images(dataset, images, texts)
+
+
+def data_set(folder, base, subject, class_noun="", identifier="", kind="", seed=0):
+    """The data set in `folder`, as notebook 01 left it; where there is none, one made from the photos in `subject` just as 01 does.
+
+    Raises `BadInput` if its pictures are not of the size that `base` draws, and as `prepare` does.
+    """
+    from .photos import load_dataset, prepare
+
+    if (Path(folder) / "dataset.json").is_file():
+        dataset = load_dataset(folder)
+    else:
+        print(f"[stage] no data set in {folder} yet: preparing {subject} as notebook 01 does", flush=True)
+        words = read_words(subject, base, class_noun, identifier, kind)
+        dataset = prepare(subject, folder, words.class_noun, words.identifier, base.resolution, words.kind, seed=seed)
+        dataset = draw_class_images(base, dataset, seed=seed)
+    if dataset.resolution != base.resolution:
+        raise BadInput(f"Data set {folder} has pictures of {dataset.resolution} pixels and base '{base.name}' draws {base.resolution}: "
+                       "prepare it again with notebook 01 and this base, or choose another output folder.")
+    return dataset
+
+
+def limits_of(base, subject):
+    """What a reader of their own photographs must know of the pocket base: a sentence, or '' when there is nothing to say."""
+    if base.name != "pocket" or ROOT / "data" / "subjects" in Path(subject).expanduser().resolve().parents:
+        return ""
+    return ("These are your own pictures, and the pocket base is a small model of drawings at 64 x 64 pixels. It can show whether colours, rough shape "
+            "and markings of your subject are learnt and carried to new places, and how the two methods differ in time, memory and size. "
+            "It cannot show a photograph: no texture, no fine detail, no true light; and places come out as drawings. "
+            "For photographs set `base` to a Stable Diffusion model, and change nothing else.")
