@@ -49,10 +49,12 @@ def score(judge, pictures, prompts, real, identifier=None):
     Raises BadInput for lists that do not match, for prompts with the identifier (noise to CLIP) and for scores that are no numbers.
     """
     if len(pictures) != len(prompts) or not pictures or not real:
-        raise BadInput(f"{len(pictures)} pictures, {len(prompts)} prompts, {len(real)} real photos: give one prompt a picture and at least one of each.")
+        raise BadInput(f"{len(pictures)} pictures, {len(prompts)} prompts, {len(real)} real photos: "
+                       "give one prompt a picture and at least one of each.")
     told = next((p for p in prompts if identifier and identifier in p.split()), None)
     if told:
-        raise BadInput(f"The prompt {told!r} holds the identifier {identifier!r}, which CLIP has never read: score with the class noun only.")
+        raise BadInput(f"The prompt {told!r} holds the identifier {identifier!r}, which CLIP has never read: "
+                       "score with the class noun only.")
     clip = judge.clip_images(pictures)
     columns = {"dino": (judge.identity(pictures) @ judge.identity(real).T).mean(1), "clip_i": (clip @ judge.clip_images(real).T).mean(1),
                "clip_t": (clip * judge.clip_texts(prompts)).sum(1)}

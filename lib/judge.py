@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from .base import quiet
 from .settings import BadInput
 
 FOLDER = Path(__file__).parents[1] / "data" / "judge"
@@ -32,7 +33,8 @@ def upright(picture):
 
 
 def _load(kind, name):
-    """`kind.from_pretrained(name)` from a folder or the hub's cache, in fp32; never from the network."""
+    """`kind.from_pretrained(name)` from a folder or the hub's cache; never from the network."""
+    quiet()
     try:
         return kind.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -80,7 +82,8 @@ class Encoder:
             with torch.no_grad():
                 rows = F.normalize(self.embed(self.model, batch).float(), dim=1).cpu()
             if not rows.isfinite().all():
-                raise BadInput(f"The encoder {self.name} gave a row that is not a number: its weights are damaged; restore or download them again.")
+                raise BadInput(f"The encoder {self.name} gave a row that is not a number: its weights are damaged; "
+                               "restore or download them again.")
             self.seen.update(zip((k for k, _ in new[start:start + BATCH]), rows))
         return torch.stack([self.seen[k] for k in keys])
 
@@ -90,7 +93,8 @@ def _encoder(name, model, embed, crop=None):
 
     path = cached_file(str(name), "preprocessor_config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
     if not path and str(FOLDER) not in str(name):
-        raise BadInput(f"The encoder {name} has no preprocessor_config.json, so its colours cannot be scaled as it expects: add the file it was published with.")
+        raise BadInput(f"The encoder {name} has no preprocessor_config.json, so its colours cannot be scaled as it expects: "
+                       "add the file it was published with.")
     config = json.loads(Path(path).read_text()) if path else {}
     size = config.get("crop_size") or config.get("size") or 64
     crop = crop or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge"))
@@ -135,7 +139,8 @@ class Judge:
         """Unit rows [N, D] for N texts."""
         new = [t for t in dict.fromkeys(texts) if t not in self.texts]
         for start in range(0, len(new), 256):
-            tokens = self.tokenizer(new[start:start + 256], padding=True, truncation=True, return_tensors="pt").to(self.clip_images.model.device)
+            tokens = self.tokenizer(new[start:start + 256], padding=True, truncation=True, return_tensors="pt")
+            tokens = tokens.to(self.clip_images.model.device)
             with torch.no_grad():
                 out = self.clip_images.model.get_text_features(**tokens)
             rows = F.normalize(getattr(out, "pooler_output", out).float(), dim=1).cpu()  # transformers 4 returns the tensor itself
@@ -151,7 +156,8 @@ def _short(name):
 def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
     """The judge "pocket", "real" (CLIP ViT-B/32 and DINO ViT-S/16), or a pair by names or paths of your own. Never goes online."""
     if name not in PAIRS and not (clip and identity):
-        raise BadInput(f"The judge {name!r} is unknown: choose one of {', '.join(PAIRS)}, or give both clip= and identity= as hub names or folders.")
+        raise BadInput(f"The judge {name!r} is unknown: choose one of {', '.join(PAIRS)}, or give both clip= and identity= "
+                       "as hub names or folders.")
     from transformers import CLIPModel, CLIPTokenizer
 
     clip, identity = clip or PAIRS[name][0], identity or PAIRS[name][1]
@@ -161,4 +167,5 @@ def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
         out = model.get_image_features(pixel_values=x)
         return getattr(out, "pooler_output", out)
 
-    return Judge(name, load_identity(identity, device), _encoder(clip, model, embed, model.config.vision_config.image_size), _load(CLIPTokenizer, clip))
+    images = _encoder(clip, model, embed, model.config.vision_config.image_size)
+    return Judge(name, load_identity(identity, device), images, _load(CLIPTokenizer, clip))

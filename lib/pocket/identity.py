@@ -5,7 +5,7 @@ seeds and identities of the judge alone. Load it like any encoder: `AutoModel.fr
 is `pooler_output`, and its cosine is the score.
 
     python -m lib.pocket.identity pool pool.npy         # draws the pictures once (4 minutes of one core)
-    python -m lib.pocket.identity train pool.npy        # trains, resumable (20 minutes of one core), writes data/judge/identity
+    python -m lib.pocket.identity train pool.npy        # trains, resumable (12 minutes of one core), writes data/judge/identity
     python -m lib.pocket.identity certify               # measures it on identities it never saw, writes certificate.json
 """
 
@@ -26,7 +26,7 @@ from .lookalikes import MEMBERS, SCENES, group
 from .world import SIZE
 
 FOLDER = Path(__file__).parents[2] / "data" / "judge" / "identity"
-TRAIN_GROUPS, TEST_GROUPS = range(3500), range(10**6, 10**6 + 300)
+TRAIN_GROUPS, TEST_GROUPS = range(3500), range(10**6, 10**6 + 120)
 MEAN = STD = 0.5
 TEMPERATURE = 0.1
 
@@ -62,7 +62,10 @@ def augment(x, rng):
     x = F.grid_sample(x, F.affine_grid(torch.from_numpy(theta), x.shape, False), padding_mode="reflection", align_corners=False)
     soft = F.interpolate(F.interpolate(x, size=int(rng.integers(h * 3 // 8, h)), mode="area"), size=h, mode="bilinear")
     x = torch.where(torch.from_numpy(rng.random(b) < 0.35)[:, None, None, None], soft, x)
-    draw = lambda low, high, c=1: torch.from_numpy(rng.uniform(low, high, (b, c, 1, 1)).astype(np.float32))
+
+    def draw(low, high, channels=1):
+        return torch.from_numpy(rng.uniform(low, high, (b, channels, 1, 1)).astype(np.float32))
+
     x = x * draw(0.85, 1.12) + draw(-0.08, 0.08) + draw(-0.04, 0.04, 3)
     noise = torch.from_numpy(rng.standard_normal(x.shape, np.float32))
     return x + noise * draw(0, 0.06)
@@ -123,20 +126,23 @@ def train(path, steps=4000, groups_a_step=8, scenes=4, lr=2e-3, limit_s=700, see
         if (step + 1) % 100 == 0:
             spent = time.process_time() - start
             print(f"step {step + 1} of {steps}, loss {np.mean(losses[-100:]):.3f}, {spent:.0f} of {limit_s} s", flush=True)
-            state = {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1, "seconds": spent}
+            state = {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
+                     "step": step + 1, "seconds": spent}
             torch.save(state, f"{checkpoint}.part")
             os.replace(f"{checkpoint}.part", checkpoint)
     encoder.load_state_dict(average)
     save(encoder)
-    record = {"groups": [TRAIN_GROUPS.start, TRAIN_GROUPS.stop], "steps": step + 1, "processor_seconds": round(time.process_time() - start), "loss": float(np.mean(losses[-200:])), "seed": seed}
+    record = {"groups": [TRAIN_GROUPS.start, TRAIN_GROUPS.stop], "steps": first + len(losses), "seed": seed,
+              "processor_seconds": round(time.process_time() - start), "loss": float(np.mean(losses[-200:]))}
     (FOLDER / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def save(encoder):
     """Write config, fp16 safetensors and the preprocessing that goes with them to `FOLDER`."""
     encoder.half().save_pretrained(FOLDER)
-    preprocessing = {"do_resize": True, "size": {"height": SIZE, "width": SIZE}, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255,
-                     "do_normalize": True, "image_mean": [MEAN] * 3, "image_std": [STD] * 3, "image_processor_type": "ViTImageProcessor"}
+    preprocessing = {"do_resize": True, "size": {"height": SIZE, "width": SIZE}, "resample": 3, "do_rescale": True,
+                     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [MEAN] * 3, "image_std": [STD] * 3,
+                     "image_processor_type": "ViTImageProcessor"}
     (FOLDER / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1) + "\n")
 
 
@@ -168,9 +174,11 @@ def certificate(embed, groups=TEST_GROUPS):
     alike = np.concatenate([cosine[:, 0, m][:, other].ravel() for m in (1, 2)])
     strangers = np.concatenate([(e[g, 0] @ e[(g + k) % len(groups), 0].T).ravel() for g in range(len(groups)) for k in (1, 2, 3)])
     # Anchor = subject 0 in scene s; it must prefer itself in scene t to look-alike m in scene s.
-    wins = {name: np.mean([cosine[:, 0, 0, s, t] > cosine[:, 0, m, s, s] for m in members for s in range(SCENES) for t in range(SCENES) if s != t])
+    two = [(s, t) for s in range(SCENES) for t in range(SCENES) if s != t]
+    wins = {name: np.mean([cosine[:, 0, 0, s, t] > cosine[:, 0, m, s, s] for m in members for s, t in two])
             for name, members in (("nearid", (1, 2)), ("nearid_stranger", (3,)))}
-    return {"auc": area_under_curve(same, strangers), "auc_lookalikes": area_under_curve(same, alike), **{k: float(v) for k, v in wins.items()},
+    return {"auc": area_under_curve(same, strangers), "auc_lookalikes": area_under_curve(same, alike),
+            **{k: float(v) for k, v in wins.items()},
             "cosine_same": float(same.mean()), "cosine_lookalike": float(alike.mean()), "cosine_stranger": float(strangers.mean()),
             "identities": len(groups) * MEMBERS, "pictures": len(flat)}
 
@@ -182,7 +190,7 @@ def certify():
     from lib.fidelity import load_identity
 
     figures = {k: round(v, 4) for k, v in certificate(load_identity(FOLDER)).items()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}
     training = json.loads((FOLDER / "training.json").read_text())
     record = {"held_out": figures, "test_groups": [TEST_GROUPS.start, TEST_GROUPS.stop], "training": training, "versions": versions,
               "definitions": " ".join(certificate.__doc__.split())}

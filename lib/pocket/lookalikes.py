@@ -46,7 +46,8 @@ def _part(rng, first=False):
     rx, ry = rng.uniform(0.4, 0.75, 2) if first else np.exp(rng.uniform(np.log(0.1), np.log(0.45), 2))
     x, y = (0, rng.uniform(-0.1, 0.3)) if first else (rng.uniform(-0.7, 0.7), rng.uniform(-0.85, 0.85))
     shape = str(rng.choice(SHAPES[:2] if first and rng.random() < 0.7 else SHAPES))
-    return (shape, float(x), float(y), float(rx), float(ry), 0 if first else int(rng.integers(0, 5)), bool(rng.random() < 0.6), float(rng.uniform(0, 6.28)))
+    color = 0 if first else int(rng.integers(0, 5))
+    return (shape, float(x), float(y), float(rx), float(ry), color, bool(rng.random() < 0.6), float(rng.uniform(0, 6.28)))
 
 
 def _any_color(rng):
@@ -118,15 +119,16 @@ def lookalike(rng, subject):
     if what < 0.7:
         return replace(subject, pattern=pattern, second=other.second)
     accessory = str(rng.choice([name for name in ACCESSORIES if name != subject.accessory]))
-    return replace(subject, accessory=accessory, accessory_color=other.accessory_color, second=other.second, eyes=other.eyes, a=other.a, b=other.b)
+    return replace(subject, accessory=accessory, accessory_color=other.accessory_color, second=other.second, eyes=other.eyes,
+                   a=other.a, b=other.b)
 
 
 def picture(subject, seed, moved=None, size=SIZE):
     """`subject` in the scene of `seed`: the same background for every subject; with a generator `moved`, elsewhere on it."""
     scene = sample_scene(seed, identity=subject, salt="judge")
     if moved is not None:
-        scene = replace(scene, x=float(moved.uniform(0.3, 0.7)), half=float(moved.uniform(0.24, 0.42)), drop=float(moved.uniform(0.04, 0.24)),
-                        flip=bool(moved.random() < 0.5))
+        scene = replace(scene, x=float(moved.uniform(0.3, 0.7)), half=float(moved.uniform(0.24, 0.42)),
+                        drop=float(moved.uniform(0.04, 0.24)), flip=bool(moved.random() < 0.5))
     rng = np.random.default_rng([1, 1, seed])
     kind = rng.random()
     if kind < 0.6 and isinstance(subject, Identity):

@@ -1,0 +1,203 @@
+"""Run folders in, table and summary out; damaged, unfinished and unlike runs are refused in one sentence."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lib.compare import WEIGHTS, Comparison, Run, add_shares, compare, read_run, same_ground, unlike
+from lib.photos import prepare
+from lib.pocket.world import render, sample_scene
+from lib.settings import BadInput
+from lib.tables import COLUMNS, cells, table, verdict, write_summary
+
+METRICS = {"seconds_per_step": 0.1, "train_seconds": 30.0, "peak_bytes": 3 * 2**20, "file_bytes": 2**19, "device": "cpu",
+           "versions": {"torch": "2"}}
+
+
+def make_data(folder, seed, identifier="zwx"):
+    (folder / "photos").mkdir(parents=True)
+    for i in range(5):
+        render(sample_scene(seed + i, kind="cat", color="red", salt="judge"), 96).save(folder / "photos" / f"{i}.png")
+    return prepare(folder / "photos", folder / "data", "cat", identifier).root
+
+
+def make_run(folder, method, data, metrics=METRICS, **settings):
+    """A run folder as training leaves it, with small weights."""
+    weights = folder / WEIGHTS[method]
+    weights.parent.mkdir(parents=True)
+    save_file({"layer.weight": torch.ones(4, 4)}, weights)
+    settings = {"method": method, "base": "pocket", "data": str(data), "output": str(folder), "steps": 300, "seed": 0} | settings
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("subject"), 9_300_000)
+
+
+def outcome(runs=()):
+    """A comparison with figures of our own, to see what the table and the words make of them."""
+    score = {"clip_i": 0.8, "clip_t": 0.3, "diversity": 0.1}
+    rows = {"base_model": {"dino": 0.2, "pres": 0.25} | score,
+            "real_photos": {"dino": 0.8, "clip_i": 0.9, "clip_t": None, "diversity": None},
+            "lora": {"dino": 0.5, "pres": 0.30} | score | {k: METRICS[k] for k in list(METRICS)[:4]},
+            "dreambooth": {"dino": 0.65, "pres": 0.45} | score | {k: METRICS[k] * 2 for k in list(METRICS)[:4]}}
+    add_shares(rows)
+    part = {"encoder": "e", "resize": "r"}
+    about = {"reference": "held-out photos", "prompts": ["a cat"], "seeds": [1, 2], "dino": part, "clip": part, "unlike": []}
+    return Comparison(rows, about, runs=list(runs))
+
+
+def test_a_finished_run_is_read(tmp_path, data):
+    run = read_run(make_run(tmp_path / "lora", "lora", data))
+    assert run.method == "lora" and run.metrics["train_seconds"] == 30 and run.weights.name == "adapter.safetensors"
+    assert read_run(make_run(tmp_path / "full", "dreambooth", data)).weights.parent.name == "unet"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def nan_weights(path):
+    save_file({"layer.weight": torch.full((2,), float("nan"))}, path)
+
+
+def metric(key, value):
+    return lambda path: path.write_text(json.dumps(METRICS | {key: value}))
+
+
+@pytest.mark.parametrize(("file", "damage", "sentence"), [
+    ("metrics.json", Path.unlink, "no metrics.json.*did not finish; run it again"),
+    ("settings.json", Path.unlink, "no settings.json"),
+    ("metrics.json", cut, "metrics.json is damaged.*train again"),
+    ("settings.json", lambda p: p.write_text('{"method": "hypernetwork"}'), "hypernetwork.*lora and dreambooth"),
+    ("adapter.safetensors", Path.unlink, "adapter.safetensors are missing.*train again or put it back"),
+    ("adapter.safetensors", cut, "adapter.safetensors are damaged.*copy the run folder again"),
+    ("adapter.safetensors", lambda p: p.write_bytes(b"<html>404"), "adapter.safetensors are damaged"),
+    ("adapter.safetensors", nan_weights, "not numbers.*smaller learning rate"),
+    ("metrics.json", metric("peak_bytes", None), "peak_bytes = None"),
+    ("metrics.json", metric("seconds_per_step", float("nan")), "seconds_per_step = nan"),
+    ("metrics.json", metric("file_bytes", "3 MB"), "file_bytes = '3 MB'"),
+])
+def test_a_damaged_or_unfinished_run_is_refused_in_one_sentence(tmp_path, data, file, damage, sentence):
+    run = make_run(tmp_path / "run", "lora", data)
+    damage(run / file)
+    with pytest.raises(BadInput, match=sentence) as refused:
+        read_run(run)
+    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_missing_folder_says_which_notebook_makes_it(tmp_path):
+    with pytest.raises(BadInput, match="does not exist: train first, LoRA with notebook 02"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_runs_of_different_data_or_base_are_refused(tmp_path, data):
+    first = read_run(make_run(tmp_path / "a", "lora", data))
+    other = read_run(make_run(tmp_path / "b", "dreambooth", make_data(tmp_path / "other", 9_400_000)))
+    with pytest.raises(BadInput, match="different data, so their scores cannot be compared"):
+        same_ground([first, other])
+    with pytest.raises(BadInput, match="different base model"):
+        same_ground([first, read_run(make_run(tmp_path / "c", "dreambooth", data, base="sd15"))])
+
+
+def test_data_changed_after_training_is_refused(tmp_path, data):
+    digest = hashlib.sha256((data / "dataset.json").read_bytes()).hexdigest()
+    assert same_ground([read_run(make_run(tmp_path / "a", "lora", data, METRICS | {"data_sha256": digest}))]).root == data
+    with pytest.raises(BadInput, match="was changed after .* was trained on it: train that run again"):
+        same_ground([read_run(make_run(tmp_path / "b", "lora", data, METRICS | {"data_sha256": "0" * 64}))])
+
+
+def test_the_same_pictures_in_another_folder_are_the_same_data(tmp_path, data):
+    copy = make_data(tmp_path / "copy", 9_300_000)
+    runs = [read_run(make_run(tmp_path / "a", "lora", data)), read_run(make_run(tmp_path / "b", "dreambooth", copy))]
+    assert same_ground(runs).root == data
+
+
+def test_two_runs_of_one_method_are_refused(tmp_path, data):
+    folders = [make_run(tmp_path / name, "lora", data) for name in "ab"]
+    with pytest.raises(BadInput, match="one run folder for each method"):
+        compare(folders)
+
+
+def test_unequal_settings_are_named(tmp_path, data):
+    runs = [Run(tmp_path, m, {"steps": s, "seed": 0}, {}, tmp_path) for m, s in (("lora", 300), ("dreambooth", 400))]
+    assert unlike(runs) == ["steps (300, 400)"]
+    result = outcome()
+    result.about["unlike"] = unlike(runs)
+    assert "Not like for like: the runs differ in steps (300, 400)" in verdict(result)
+
+
+def test_shares_run_from_the_base_model_to_the_real_photos():
+    rows = outcome().rows
+    assert [round(rows[name]["dino_share"], 6) for name in ("base_model", "lora", "dreambooth", "real_photos")] == [0, 0.5, 0.75, 1]
+    assert rows["base_model"]["pres"] == 0 and rows["lora"]["pres"] == pytest.approx(0.05) and "pres" not in rows["real_photos"]
+
+
+def test_no_room_between_floor_and_ceiling_gives_no_share():
+    rows = {"base_model": {"dino": 0.9, "clip_i": 0.9}, "real_photos": {"dino": 0.8, "clip_i": 0.9}}
+    add_shares(rows)
+    assert rows["base_model"]["dino_share"] is None and rows["real_photos"]["clip_i_share"] is None
+
+
+def test_the_table_shows_the_same_in_every_form():
+    result = outcome()
+    head, rows = cells(result)
+    text, markdown, page = (table(result, form) for form in ("text", "markdown", "html"))
+    assert len(text.splitlines()) == len(rows) + 1 and len(markdown.splitlines()) == len(rows) + 2
+    for form in (text, markdown, page):
+        assert all(cell in form for line in [head, *rows] for cell in line)
+    assert "nan" not in text.lower() and rows[1][head.index("CLIP-T")] == "-" and rows[2][head.index("peak MiB")] == "3"
+    assert "held-out" not in text  # nothing was held out here: no empty column
+
+
+def test_the_verdict_says_what_was_measured_and_claims_no_more():
+    text = verdict(outcome())
+    assert "0.500 against 0.650" in text and "no interval" in text and "one subject and one training seed" in text
+    assert not any(word in text for word in ("better than", "wins", "superior", "exceptional"))
+    weak = outcome()
+    weak.rows["lora"]["dino"] = 0.1
+    assert "LoRA did not come closer" in verdict(weak)
+
+
+def test_the_summary_has_what_the_course_promises(tmp_path, data):
+    runs = [read_run(make_run(tmp_path / m, m, data)) for m in WEIGHTS]
+    written = write_summary(tmp_path / "out" / "summary.json", outcome(runs))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(written))
+    for method in ("lora", "dreambooth"):
+        for key in ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes", "dino", "clip_i", "clip_t"):
+            assert isinstance(summary[method][key], float | int) and summary["units"][key]
+    assert {"base_model", "real_photos", "versions", "device", "verdict"} <= set(summary) and summary["device"] == "cpu"
+    assert set(summary["units"]) == set(COLUMNS) and list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "summary.json"]
+
+
+def test_a_score_that_is_no_number_never_reaches_the_summary(tmp_path):
+    result = outcome()
+    result.rows["lora"]["dino"] = float("nan")
+    with pytest.raises(ValueError):
+        write_summary(tmp_path / "summary.json", result)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_the_base_model_is_evaluated_against_held_out_photos(data):
+    """The floor of every table, on the real pocket base and judge."""
+    from lib.base import load_base
+    from lib.fidelity import evaluate, load_judge, real_row
+    from lib.photos import load_dataset
+
+    dataset, judge = load_dataset(data), load_judge()
+    asked = [("a zwx cat in the snow", "a cat in the snow"), ("a zwx cat", "a cat")]
+    result = evaluate(load_base("pocket"), dataset, judge, asked, (7, 8), steps=4)
+    assert len(result["images"]) == len(result["pictures"]) == 4 and all(isinstance(i, Image.Image) for i in result["images"])
+    assert [(r["asked"], r["seed"]) for r in result["pictures"]][1:3] == [("a zwx cat in the snow", 8), ("a zwx cat", 7)]
+    assert result["reference"] == "held-out photos" and result["dino"] < real_row(judge, dataset)["dino"]
+    assert np.isclose(result["memorising"], result["dino_train"] - result["dino"])

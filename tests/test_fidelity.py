@@ -1,0 +1,220 @@
+"""The judge and the measures. Each bug of public evaluation code that the project knows of is caught here by construction."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib.fidelity import evaluation_prompts, finite, read_scene, score, similarity, similarity_within
+from lib.judge import FOLDER, load_identity, load_judge
+from lib.pocket.identity import TEST_GROUPS, area_under_curve, certificate
+from lib.pocket.lookalikes import group
+from lib.pocket.world import held_out, render, sample_scene
+from lib.settings import BadInput
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Twelve pictures of nothing in common."""
+    return [render(sample_scene(9_000_000 + i, salt="judge")) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    """Pictures [member][scene] of one group: a subject, two look-alikes and a stranger, each in the same five scenes."""
+    return [[Image.fromarray(p) for p in member] for member in group(TEST_GROUPS[0] + 5000)]
+
+
+def same(a, b, within=1e-5):
+    return a == pytest.approx(b, abs=within)
+
+
+def test_a_picture_is_exactly_like_itself(judge, pictures):
+    for encode in (judge.identity, judge.clip_images):
+        for picture in pictures:
+            rows = encode([picture])
+            assert same(similarity(rows, encode([picture.copy()])), 1.0)
+
+
+def test_order_of_pictures_and_photos_does_not_matter(judge, pictures):
+    prompts = [f"a robot {i % 3}" for i in range(8)]
+    plain = score(judge, pictures[:8], prompts, pictures[8:])
+    turned = score(judge, pictures[7::-1], prompts[::-1], pictures[:7:-1])
+    for key in ("dino", "clip_i", "clip_t", "diversity"):
+        assert same(plain[key], turned[key])
+    for row, other in zip(plain["pictures"], turned["pictures"][::-1]):
+        assert row["prompt"] == other["prompt"]
+        assert all(same(row[key], other[key]) for key in ("dino", "clip_i", "clip_t"))
+
+
+def test_n_pictures_give_n_scores_even_repeated_and_over_several_batches(judge, pictures):
+    many = (pictures * 12)[:131]
+    result = score(judge, many, ["a cat"] * 131, pictures[:2])
+    assert len(result["pictures"]) == 131
+    assert result["pictures"][0]["dino"] == result["pictures"][12]["dino"] != result["pictures"][1]["dino"]
+
+
+def test_every_photo_counts_not_one_reference(judge, pictures):
+    both, first, second = (score(judge, pictures[:3], ["a cat"] * 3, real) for real in (pictures[5:7], pictures[5:6], pictures[6:7]))
+    for key in ("dino", "clip_i"):
+        assert same(both[key], (first[key] + second[key]) / 2)
+        assert not same(first[key], second[key], 1e-3)
+
+
+def test_every_picture_of_a_prompt_counts_and_every_prompt_counts_the_same(judge, pictures):
+    result = score(judge, pictures[:4], ["a cat", "a cat", "a cat", "a robot"], pictures[6:])
+    for key in ("dino", "clip_i", "clip_t"):
+        value = [row[key] for row in result["pictures"]]
+        assert same(result[key], (np.mean(value[:3]) + value[3]) / 2)
+
+
+def test_pictures_and_photos_are_not_mixed_up(judge, subjects):
+    own = score(judge, subjects[0][:2], ["a robot"] * 2, subjects[0][2:])
+    foreign = score(judge, subjects[3][:2], ["a robot"] * 2, subjects[0][2:])
+    assert own["dino"] > foreign["dino"] + 0.2
+    assert foreign["dino"] < 0.9
+
+
+def test_text_score_is_the_plain_cosine(judge, pictures):
+    prompts = ["a cat", "a red robot in the forest"]
+    result = score(judge, pictures[:2], prompts, pictures[4:])
+    image, text = judge.clip_images(pictures[:2]), judge.clip_texts(prompts)
+    assert same(image.norm(dim=1).tolist(), [1, 1]) and same(text.norm(dim=1).tolist(), [1, 1])
+    for i, row in enumerate(result["pictures"]):
+        assert same(row["clip_t"], float(image[i] @ text[i])) and -1 <= row["clip_t"] <= 1
+
+
+def test_real_photos_meet_no_copy_of_themselves(judge, pictures):
+    rows = judge.identity(pictures[:3])
+    cosine = [float(rows[i] @ rows[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert same(similarity_within(rows), np.mean(cosine))
+    assert similarity_within(rows) < similarity(rows, rows) - 0.05
+    with pytest.raises(BadInput, match="at least two"):
+        similarity_within(rows[:1])
+
+
+def test_a_rotated_copy_with_its_exif_tag_scores_as_the_upright_one(judge, pictures, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn a quarter clockwise to see me upright"
+    pictures[0].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    pictures[0].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "really turned.png")
+    upright, turned, lying = (score(judge, [p], ["a cat"], pictures[3:]) for p in
+                              (pictures[0], tmp_path / "turned.png", tmp_path / "really turned.png"))
+    for key in ("dino", "clip_i", "clip_t"):
+        assert upright[key] == turned[key]
+    assert upright["dino"] != lying["dino"]
+
+
+def test_transparency_is_white(judge, pictures):
+    layer = pictures[0].convert("RGBA")
+    layer.putalpha(Image.fromarray(np.uint8(np.arange(64)[None].repeat(64, 0) > 31) * 255))
+    flat = Image.new("RGB", (64, 64), "white")
+    flat.paste(layer, (0, 0), layer)
+    assert torch.equal(judge.identity([layer]), judge.identity([flat]))
+
+
+def test_the_size_of_a_file_hardly_matters(judge):
+    scene = sample_scene(9_100_000, salt="judge")
+    assert similarity(judge.identity([render(scene, 64)]), judge.identity([render(scene, 192)])) > 0.9
+
+
+def test_a_row_does_not_depend_on_its_batch(pictures):
+    alone = torch.cat([load_identity()([p]) for p in pictures[:3]])
+    assert torch.allclose(alone, load_identity()(pictures)[:3], atol=1e-5)
+
+
+def test_prompts_with_the_identifier_are_refused(judge, pictures):
+    with pytest.raises(BadInput, match="class noun only"):
+        score(judge, pictures[:1], ["a zwx robot"], pictures[2:], identifier="zwx")
+    with pytest.raises(BadInput, match="1 pictures, 2 prompts"):
+        score(judge, pictures[:1], ["a robot", "a cat"], pictures[2:])
+
+
+def test_not_a_number_is_an_error_and_no_average(pictures):
+    for value in (float("nan"), float("inf"), torch.tensor(float("nan"))):
+        with pytest.raises(BadInput, match="came out as"):
+            finite("similarity", value)
+    broken = load_identity()
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(float("nan"))
+    with pytest.raises(BadInput, match="not a number"):
+        broken(pictures[:1])
+
+
+def test_missing_encoders_are_named_with_the_remedy(tmp_path):
+    with pytest.raises(BadInput, match=r"nobody/such-clip.*hf download nobody/such-clip.*folder"):
+        load_judge("mine", clip="nobody/such-clip", identity=tmp_path)
+    with pytest.raises(BadInput, match="choose one of pocket, real"):
+        load_judge("dinov9")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInput, match=re.escape(str(tmp_path))):
+        load_identity(tmp_path)
+
+
+def test_a_vit_is_read_at_its_class_token_with_dinos_own_crop(tmp_path, pictures):
+    """The published DINO has no trained pooler: its `pooler_output` would be noise, another on each load."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=32)
+    vit = ViTModel(small, add_pooling_layer=False)
+    vit.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 224, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    encode = load_identity(tmp_path)
+    assert encode.rule == "short side 256 bicubic, centre crop 224"
+    image = pictures[0].resize((256, 256), Image.Resampling.BICUBIC).crop((16, 16, 240, 240))
+    x = ((torch.from_numpy(np.asarray(image, np.float32)) / 255 - 0.4) / 0.2).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        token = vit.eval()(x).last_hidden_state[:, 0]
+    assert torch.allclose(encode([pictures[0]]), token / token.norm(), atol=1e-4)
+
+
+def test_results_name_their_encoders(judge):
+    about = judge.describe()
+    assert about["dino"] == {"encoder": "data/judge/identity", "resize": "short side 64 bicubic, centre crop 64"}
+    assert about["clip"]["encoder"] == "data/judge/clip" and judge.image_size == 64
+
+
+def test_area_under_curve_counts_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, 40) + 2, rng.integers(0, 9, 30)
+    pairs = np.mean([(x > y) + 0.5 * (x == y) for x in a for y in b])
+    assert same(area_under_curve(a, b), pairs, 1e-9)
+
+
+def test_the_certificate_holds_on_identities_of_its_own(judge):
+    shipped = json.loads((FOLDER / "identity" / "certificate.json").read_text())["held_out"]
+    assert shipped["auc"] >= 0.98 and shipped["nearid"] >= 0.90
+    again = certificate(judge.identity, TEST_GROUPS[:25])
+    assert again["auc"] >= 0.97 and again["nearid"] >= 0.85
+    assert again["cosine_same"] > again["cosine_lookalike"] > again["cosine_stranger"]
+
+
+def test_the_encoder_is_small_and_holds_no_pickles():
+    weights = FOLDER / "identity" / "model.safetensors"
+    assert weights.stat().st_size < 7e6
+    assert not list(FOLDER.rglob("*.bin")) and not list(FOLDER.rglob("*.pt"))
+
+
+def test_the_judge_reads_class_colour_and_place(judge):
+    scenes = [s for s in (sample_scene(9_200_000 + i, plain=1.0, salt="judge") for i in range(400)) if held_out(s)][:48]
+    seen = read_scene(judge, [render(s) for s in scenes])
+    right = {"class": [s.identity.kind for s in scenes], "color": [s.color for s in scenes], "place": [s.place for s in scenes]}
+    for key, words in right.items():
+        assert np.mean([row[key] == word for row, word in zip(seen, words)]) >= 0.95, key
+
+
+def test_prompts_come_in_pairs_with_and_without_the_identifier():
+    from lib.photos import Subject
+
+    subject = Subject(kind="character", class_noun="robot", identifier="zwx")
+    for asked, plain in evaluation_prompts(subject):
+        assert "zwx" in asked.split() and "zwx" not in plain and "robot" in plain
