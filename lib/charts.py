@@ -108,10 +108,10 @@ def bars(values, unit="", caption="", alt=None, log=False):
                 axes.annotate(f"{number(value)} {name}", (max(value, 0), where), **beside)
     if log:
         axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 10 if log else high + 0.3 * (largest - min(low, 0)))
+    low = min(v for g in grouped.values() for v in g.values() if v) / 10 if log else min(axes.get_xlim()[0], 0)
+    axes.set_xlim(low, largest * (largest / low) ** 0.4 if log else largest + 0.35 * (largest - low))  # room for the numbers
     axes.set_yticks(range(len(grouped)), [textwrap.fill(name, 22) for name in grouped])
-    axes.invert_yaxis()
+    axes.set_ylim(len(grouped) - 0.5, -0.5)
     axes.grid(False, axis="y")
     words = "; ".join(f"{name}: " + ", ".join(f"{s} {number(g.get(s))}".strip() for s in series) for name, g in grouped.items())
     rows = [[name] + [g.get(s) for s in series] for name, g in grouped.items()]

@@ -6,6 +6,7 @@ import io
 import math
 
 import numpy as np
+from PIL import Image
 
 LARGEST = 120_000                       # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
 
@@ -87,12 +88,15 @@ def table(rows, columns=None, caption=""):
 
 
 def _encode(image):
-    """(MIME type, bytes): PNG, or JPEG where a PNG would be larger than `LARGEST`."""
+    """(MIME type, bytes): PNG; JPEG where a PNG would be larger than `LARGEST`; a smaller JPEG, shown as large, where that is as well."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
-    quality = 95
-    while file.tell() > LARGEST and quality >= 50:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2, optimize=True)
-        quality -= 5
-    return ("image/png" if quality == 95 else "image/jpeg"), file.getvalue()
+    if file.tell() <= LARGEST:
+        return "image/png", file.getvalue()
+    while True:
+        for quality in (92, 85, 75):
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=quality, subsampling=0)
+            if file.tell() <= LARGEST:
+                return "image/jpeg", file.getvalue()
+        image = image.resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)

@@ -61,9 +61,10 @@ def grid(images, rows=None, columns=None, caption="", alt=None, scale=3, smooth=
                 how = Image.Resampling.LANCZOS if smooth or factor < 1 else Image.Resampling.NEAREST
                 at = (x0 + x * (cell + gap) + (cell - size[0]) // 2, y0 + y * (cell + gap) + (cell - size[1]) // 2)
                 sheet.paste(image.convert("RGB").resize(size, how), at)
-    words = [f"{alt or caption or 'Pictures'}".rstrip(".") + f": {len(some)} pictures in {len(images)} rows and {wide} columns"]
-    words += [f"{what} {', '.join(map(str, labels))}" for what, labels in (("rows", rows), ("columns", columns)) if labels]
-    return Figure(sheet, "; ".join(words) + ".", table, caption)
+    shown = f"{len(some)} pictures in {len(images)} rows and {wide} columns"
+    said = [f"{(alt or caption).rstrip('.')}: {shown}" if alt or caption else shown]
+    said += [f"{what} {', '.join(map(str, labels))}" for what, labels in (("rows", rows), ("columns", columns)) if labels]
+    return Figure(sheet, "; ".join(said) + ".", table, caption)
 
 
 def progress(run, labels=None, most=5, caption="", scale=2):
@@ -91,12 +92,14 @@ def photos(plan, folder, side=150, wide=4):
             photo, *_ = open_photo(Path(folder) / entry["file"], size=2 * side)
         except BadInput:
             photo = Image.new("RGB", (side, side), "#dddddd")
-        tiles.append(framed(photo, entry, side))
-        rows.append([entry["file"], USES[entry["use"]], entry["caption"], "; ".join(entry["findings"]) or "nothing"])
+        tile = framed(photo, entry, side)
+        ImageDraw.Draw(tile).text((side // 2, side - 9), str(len(rows) + 1), "black", _font(20), anchor="ms", stroke_width=4, stroke_fill="white")
+        tiles.append(tile)
+        rows.append([len(rows) + 1, entry["file"], USES[entry["use"]], entry["caption"], "; ".join(entry["findings"]) or "nothing"])
     tiles += [None] * (-len(tiles) % min(wide, len(tiles) or 1))
     lines = [tiles[i:i + wide] for i in range(0, len(tiles), wide)]
     return grid(lines, scale=1, caption="The photos with their crops: solid frame trained on, dashed held out, crossed out left out",
-                table=Table(rows, ["photo", "use", "caption", "found"]))
+                table=Table(rows, ["", "photo", "use", "caption", "found"]))
 
 
 def framed(photo, entry, side):

@@ -1,0 +1,201 @@
+"""Figures: what a reader who sees no picture, or no colour, gets from them, and that what is drawn is what was given."""
+
+import io
+import json
+
+import nbformat
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from lib import show
+from lib.figure import LARGEST
+from lib.settings import BadInput
+
+
+def picture(color, size=(64, 64)):
+    return Image.new("RGB", size, color)
+
+
+@pytest.fixture
+def noise():
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(32)]
+
+
+def seen(figure):
+    """The figure's HTML as a front end gets it, parsed."""
+    return BeautifulSoup(figure._repr_html_(), "html.parser")
+
+
+FIGURES = {
+    "grid": lambda: show.grid([picture("red"), picture("blue")], columns=["red", "blue"], table=show.table([[1, 2]], ["a", "b"])),
+    "curves": lambda: show.curves({"LoRA": [3.0, 2.0, 1.25], "DreamBooth": [4.0, 2.0, 1.0]}),
+    "losses": lambda: show.losses({"LoRA": [3.0, 2.0, 1.25]}),
+    "learning rates": lambda: show.learning_rate_curve({"lora": {1e-3: 0.5, 2e-3: [0.6, 0.8]}}),
+    "bars": lambda: show.bars({"LoRA": 0.125, "DreamBooth": 0.25}, unit="s"),
+}
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
+def test_every_figure_has_alternative_text_numbers_and_a_useful_text_form(make):
+    figure = make()
+    page = seen(figure)
+    assert len(page.img["alt"]) > 20
+    assert page.find("th", scope="col") and page.find("th", scope="row") and page.find("td")
+    bundle, metadata = figure._repr_mimebundle_()
+    assert metadata[figure.mime]["alt"] == figure.alt
+    assert figure.alt in bundle["text/plain"] and figure.table.text() in bundle["text/plain"]
+    assert "object at 0x" not in bundle["text/plain"]
+
+
+def test_an_executed_notebook_exports_picture_and_table_to_html():
+    from nbconvert import HTMLExporter
+
+    figure = FIGURES["curves"]()
+    data, metadata = figure._repr_mimebundle_()
+    cell = nbformat.v4.new_code_cell("figure", outputs=[nbformat.v4.new_output("execute_result", data=data, metadata=metadata)])
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    output = BeautifulSoup(page, "html.parser").find(class_="jp-OutputArea-output")
+    assert output.img["alt"] == figure.alt and output.img["src"].startswith("data:image/png;base64,")
+    assert output.table.find_all("th", scope="col")[1].text == "LoRA"
+
+
+def test_markup_in_words_stays_words():
+    page = seen(show.grid([picture("red")], columns=["<b>x</b>"], caption="a < b & \"c\"", alt="\"<script>\"",
+                          table=show.table([["<i>", 1]], ["<u>", "n"], "<s>")))
+    assert not page.find(["b", "script", "i", "u", "s"]) and page.img["alt"].startswith('"<script>"')
+
+
+def test_the_numbers_beside_a_curve_are_those_drawn():
+    figure = show.curves({"LoRA": [4.0, 2.0, 6.0, 0.0]}, smooth=2)
+    assert figure.table.rows == [[1, 4.0], [2, 3.0], [3, 4.0], [4, 3.0]]
+    assert list(figure.chart.axes[0].lines[1].get_ydata()) == [4.0, 3.0, 4.0, 3.0]
+    assert "lowest 3 at 2" in figure.alt and "highest 4 at 1" in figure.alt
+
+
+def test_curves_of_different_lengths_and_places_share_a_table():
+    figure = show.curves({"a": ([1, 2], [5.0, 6.0]), "b": ([2, 3], [7.0, 8.0])})
+    assert figure.table.rows == [[1, 5.0, None], [2, 6.0, 7.0], [3, None, 8.0]]
+
+
+def test_long_series_keep_a_short_table_with_both_ends():
+    figure = show.curves({"LoRA": list(map(float, range(1000)))})
+    assert len(figure.table.rows) <= 9 and [row[0] for row in figure.table.rows][::len(figure.table.rows) - 1] == [1, 1000]
+
+
+def test_curves_read_without_colour():
+    figure = show.curves({name: [1.0, k + 2.0] for k, name in enumerate("abcd")})
+    lines = figure.chart.axes[0].lines
+    assert len({line.get_linestyle() for line in lines}) == 4 and len({line.get_marker() for line in lines}) == 4
+    assert {text.get_text().strip() for text in figure.chart.axes[0].texts} == set("abcd")  # named on the spot, not in a legend
+
+
+def test_names_at_the_ends_of_lines_do_not_lie_on_each_other():
+    figure = show.curves({name: [1.0, 2.0] for name in ("LoRA", "DreamBooth", "base")})
+    figure.chart.draw_without_rendering()
+    boxes = sorted((t.get_window_extent().y0, t.get_window_extent().y1) for t in figure.chart.axes[0].texts)
+    assert all(upper[0] >= lower[1] - 2 for lower, upper in zip(boxes, boxes[1:]))
+
+
+def test_bars_read_without_colour_and_carry_their_numbers():
+    figure = show.bars({"speed": {"LoRA": 0.125, "DreamBooth": 0.25}, "size": {"LoRA": 3, "DreamBooth": None}}, unit="s")
+    bars = figure.chart.axes[0].patches
+    assert len({bar.get_hatch() for bar in bars}) == 2 and len(bars) == 3
+    assert {t.get_text() for t in figure.chart.axes[0].texts} == {"0.125 LoRA", "0.25 DreamBooth", "3 LoRA"}
+    assert figure.table.rows == [["speed", 0.125, 0.25], ["size", 3, None]]
+
+
+def test_grey_prints_of_two_lines_and_two_bars_still_differ():
+    figure = show.curves({"LoRA": ([0, 1], [1.0, 1.0]), "DreamBooth": ([0, 1], [2.0, 2.0])})
+    grey = np.asarray(figure.image.convert("L"))
+    ink = [(row < 200).sum() for row in grey]
+    transform, height = figure.chart.axes[0].transData.transform, figure.image.height
+    solid, dashed = (ink[round(height - transform((0, y))[1])] for y in (1.0, 2.0))
+    assert solid > 1.2 * dashed > 0
+
+
+def test_learning_rates_ring_the_best_and_say_it():
+    figure = show.learning_rate_curve({"lora": [{"learning_rate": r, "dino": d} for r, d in ((1e-3, 0.5), (2e-3, 0.7), (4e-3, 0.6))],
+                                       "dreambooth": {1e-4: [0.2, 0.4], 2e-4: 0.25}})
+    rings = [line for line in figure.chart.axes[0].lines if line.get_markersize() > 10]
+    assert sorted((float(r.get_xdata()[0]), float(r.get_ydata()[0])) for r in rings) == [(1e-4, pytest.approx(0.3)), (2e-3, 0.7)]
+    assert "LoRA 0.002" in figure.caption and "DreamBooth 0.0001" in figure.caption
+    assert figure.chart.axes[0].get_xscale() == "log"
+
+
+def test_losses_are_read_from_run_folders(tmp_path):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"step": k, "loss": 1 / k, "prior_loss": 2.0}) + "\n" for k in (1, 2)))
+    assert show.losses({"LoRA": tmp_path}, smooth=1).table.rows == [[1, 1.0], [2, 0.5]]
+    assert show.losses({"LoRA": tmp_path}, part="prior_loss").table.rows[1][1] == 2.0
+    with pytest.raises(BadInput, match="log.jsonl"):
+        show.losses({"LoRA": tmp_path / "nowhere"})
+
+
+def test_a_grid_shows_each_picture_in_its_place():
+    pictures = [[picture("red"), picture("lime")], [picture("blue"), None]]
+    figure = show.grid(pictures, rows=["first", "second"], columns=["left", "right"], scale=2)
+    image = figure.image
+    spots = [image.getpixel((image.width - 70 - 134 * (1 - x), image.height - 70 - 134 * (1 - y))) for y in (0, 1) for x in (0, 1)]
+    assert spots == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+    for word in ("first", "second", "left", "right", "3 pictures"):
+        assert word in figure.alt
+
+
+@pytest.mark.parametrize(("given", "layout"), [({"columns": 4}, (2, 4)), ({"columns": ["a", "b"]}, (4, 2)),
+                                               ({"rows": ["a", "b"]}, (2, 4)), ({}, (1, 8))])
+def test_a_flat_list_is_laid_out(given, layout):
+    assert "8 pictures in {} rows and {} columns".format(*layout) in show.grid([picture("red")] * 8, **given).alt
+
+
+def test_enlarged_pictures_keep_hard_pixels_only_when_asked():
+    board = Image.fromarray((np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8))
+    hard, soft = (len(np.unique(np.asarray(show.grid([board], scale=8, smooth=s).image))) for s in (False, True))
+    assert hard == 2 < soft
+
+
+def test_figures_stay_small_and_fit_a_page(noise):
+    figure = show.grid([noise[:16], noise[16:]], scale=3)
+    assert len(figure.data) <= LARGEST and figure.image.width <= 1800
+    Image.open(io.BytesIO(figure.data)).load()
+    assert seen(figure).img["width"] == str(figure.image.width)
+
+
+def test_wrong_labels_are_refused_in_one_sentence():
+    with pytest.raises(ValueError, match="1 row labels and 2 rows"):
+        show.grid([[picture("red")], [picture("red")]], rows=["only one"])
+    with pytest.raises(ValueError, match="at least one"):
+        show.grid([])
+    with pytest.raises(ValueError, match="3 columns"):
+        show.table([[1, 2]], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="'LoRA' has 2 x and 1 y"):
+        show.curves({"LoRA": ([1, 2], [1.0])})
+
+
+def test_progress_reads_the_samples_of_a_run_in_the_order_of_their_steps(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for step in (50, 100, 1000, 10000):
+        for k in (0, 1):
+            picture("red").save(tmp_path / "samples" / f"step_{step:04d}_{k}.png")
+    figure = show.progress(tmp_path, ["a robot", "in space"], most=3)
+    assert "step 50, step 1000, step 10000" in figure.alt and "a robot, in space" in figure.alt
+    with pytest.raises(ValueError, match="sample_every"):
+        show.progress([])
+
+
+def test_tables_align_and_name_what_is_missing():
+    text = show.table([{"what": "LoRA", "s": 0.12345, "bytes": 3_400_000}, {"what": "base", "s": None, "bytes": 5}]).text()
+    assert text.splitlines() == ["what       s      bytes", "LoRA  0.1235  3,400,000", "base       -          5"]
+
+
+def test_the_sheet_of_photos_tells_uses_apart_and_survives_a_broken_one(tmp_path):
+    picture("gray", (300, 200)).save(tmp_path / "a.png")
+    entry = {"file": "a.png", "use": "train", "crop": [50, 0, 250, 200], "width": 300, "height": 200, "caption": "a toy", "findings": ["is soft"]}
+    broken = entry | {"file": "b.png", "use": "out", "crop": [0, 0, 0, 0], "width": 0, "height": 0, "findings": ["is empty"]}
+    figure = show.photos([entry, entry | {"use": "test"}, entry | {"use": "out"}, broken], tmp_path)
+    assert [row[2] for row in figure.table.rows] == ["train", "held out", "left out", "left out"]
+    assert figure.table.rows[0][4] == "is soft" and figure.table.rows[3][4] == "is empty"
+    photo = picture("gray", (300, 200))
+    train, test, out = (np.asarray(show.framed(photo, entry | {"use": use}, 150).convert("L")) == 0 for use in ("train", "test", "out"))
+    assert train.sum() > test.sum() > 0 and out[75].any() and not train[75, 60:90].any()
