@@ -158,10 +158,10 @@ def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
     if name not in PAIRS and not (clip and identity):
         raise BadInput(f"The judge {name!r} is unknown: choose one of {', '.join(PAIRS)}, or give both clip= and identity= "
                        "as hub names or folders.")
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import AutoModel, CLIPTokenizer
 
     clip, identity = clip or PAIRS[name][0], identity or PAIRS[name][1]
-    model = _load(CLIPModel, clip).to(device)
+    model = _load(AutoModel, clip).to(device)
 
     def embed(model, x):
         out = model.get_image_features(pixel_values=x)
