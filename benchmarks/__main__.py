@@ -22,7 +22,8 @@ from lib.lesson import draw_class_images
 from lib.methods import load_run
 from lib.photos import load_dataset, prepare, prompts
 from lib.settings import Settings, read_json, write_json
-from lib.train import device_name, train
+from lib.record import device_name
+from lib.train import train
 
 RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"
 PICTURE = ROOT / "data" / "results" / "side_by_side.png"
@@ -64,8 +65,14 @@ def measure(rounds, steps):
                 subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
                 found["cold start"].append(time.perf_counter() - start)
         device = device_name(base.device)
-    return {"seconds": {name: middle(values) for name, values in found.items()}, "memory": peaks, "device": device, "steps": steps,
-            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")} | {"python": platform.python_version()}}
+    return {
+        "seconds": {name: middle(values) for name, values in found.items()},
+        "memory": peaks,
+        "device": device,
+        "steps": steps,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
+        | {"python": platform.python_version()},
+    }
 
 
 def picture():
@@ -75,7 +82,7 @@ def picture():
     from lib import show
 
     data = load_dataset(COURSE / "data")
-    photos = [Image.open(item.path) for item in [*data.test, *data.train][:len(SHOWN)]]
+    photos = [Image.open(item.path) for item in [*data.test, *data.train][: len(SHOWN)]]
     rows = [photos]
     for run in (None, "lora", "dreambooth"):
         base = load_run(COURSE / run, load_base()) if run else load_base()
@@ -91,16 +98,25 @@ def figures(found):
     def spread(name, digits=3):
         return f"{s[name]['median']:.{digits}f} ({s[name]['smallest']:.{digits}f} to {s[name]['largest']:.{digits}f})"
 
-    lines = [f"Measured on {found['device']}, torch {found['versions']['torch']}: median (smallest to largest) of {s['lora']['rounds']} rounds.", "",
-             "| | LoRA | DreamBooth |", "| --- | ---: | ---: |",
-             f"| seconds a training step, 4 instance + 4 class images | {spread('lora')} | {spread('dreambooth')} |",
-             f"| peak memory of the step, MiB | {memory['lora']['peak_bytes'] / 2**20:.0f} | {memory['dreambooth']['peak_bytes'] / 2**20:.0f} |",
-             f"| file as shipped, MiB | {memory['lora']['file_bytes'] / 2**20:.2f} | {memory['dreambooth']['file_bytes'] / 2**20:.2f} |",
-             f"| weights that train | {memory['lora']['trainable_parameters']:,} | {memory['dreambooth']['trainable_parameters']:,} |", "",
-             f"A DreamBooth step takes {spread('ratio', 2)} times as long as a LoRA step. A picture of 25 guided steps takes {spread('picture', 2)} s; "
-             f"a cold start to the end of the first step {spread('cold start', 1)} s."]
+    lines = [
+        f"Measured on {found['device']}, torch {found['versions']['torch']}: median (smallest to largest) of {s['lora']['rounds']} rounds.",
+        "",
+        "| | LoRA | DreamBooth |",
+        "| --- | ---: | ---: |",
+        f"| seconds a training step, 4 instance + 4 class images | {spread('lora')} | {spread('dreambooth')} |",
+        f"| peak memory of the step, MiB | {memory['lora']['peak_bytes'] / 2**20:.0f} | {memory['dreambooth']['peak_bytes'] / 2**20:.0f} |",
+        f"| file as shipped, MiB | {memory['lora']['file_bytes'] / 2**20:.2f} | {memory['dreambooth']['file_bytes'] / 2**20:.2f} |",
+        f"| weights that train | {memory['lora']['trainable_parameters']:,} | {memory['dreambooth']['trainable_parameters']:,} |",
+        "",
+        f"A DreamBooth step takes {spread('ratio', 2)} times as long as a LoRA step. A picture of 25 guided steps takes "
+        f"{spread('picture', 2)} s; "
+        f"a cold start to the end of the first step {spread('cold start', 1)} s.",
+    ]
     if course:
-        lines += [f"`make course` took {course['seconds'] / 60:.1f} minutes after installation and {course['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory at its peak."]
+        lines += [
+            f"`make course` took {course['seconds'] / 60:.1f} minutes after installation, and at its peak "
+            f"{course['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory."
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -40,8 +40,15 @@ def main():
                         key = {"subject": subject, "method": method, "learning_rate": rate, "seed": seed, "steps": args.steps}
                         if any(key.items() <= row.items() for row in rows):
                             continue
-                        settings = Settings.preset(method, data=str(data.root), output=str(Path(work) / "run"), learning_rate=rate, seed=seed,
-                                                   steps=args.steps, sample_every=0)
+                        settings = Settings.preset(
+                            method,
+                            data=str(data.root),
+                            output=str(Path(work) / "run"),
+                            learning_rate=rate,
+                            seed=seed,
+                            steps=args.steps,
+                            sample_every=0,
+                        )
                         base = load_run(train(settings), load_base())
                         found = evaluate(base, data, judge, evaluation_prompts(data.subject, PLACES), seeds=(1000, 1001))
                         rows.append(key | {name: round(found[name], 4) for name in ("dino", "clip_i", "clip_t", "dino_train", "diversity")})
@@ -54,8 +61,11 @@ def curves(rows):
     result = {}
     for method in RATES:
         mine = [r for r in rows if r["method"] == method]
-        result[method] = [{"learning_rate": rate, "runs": len(group), **{k: round(sum(r[k] for r in group) / len(group), 4) for k in ("dino", "clip_t")}}
-                          for rate in sorted({r["learning_rate"] for r in mine}) for group in [[r for r in mine if r["learning_rate"] == rate]]]
+        result[method] = [
+            {"learning_rate": rate, "runs": len(group), **{k: round(sum(r[k] for r in group) / len(group), 4) for k in ("dino", "clip_t")}}
+            for rate in sorted({r["learning_rate"] for r in mine})
+            for group in [[r for r in mine if r["learning_rate"] == rate]]
+        ]
     return result
 
 

@@ -1,7 +1,7 @@
 """Base models: the pocket base that ships with the course, or any Stable Diffusion folder in diffusers form.
 
-    base = load_base("pocket")
-    base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image per (prompt, seed) pair
+base = load_base("pocket")
+base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image per (prompt, seed) pair
 """
 
 import os
@@ -48,7 +48,9 @@ class Base:
             if not pieces or self.pipe.tokenizer.unk_token in pieces:
                 raise BadInput(f"The {what} {word!r} has no letters that the tokenizer of '{self.name}' knows: choose a plain word.")
             if len(pieces) > room // 3:
-                raise BadInput(f"The {what} {word!r} falls into {len(pieces)} pieces and a prompt of '{self.name}' holds {room}: choose a shorter word.")
+                raise BadInput(
+                    f"The {what} {word!r} falls into {len(pieces)} pieces, and a prompt of '{self.name}' holds {room}: choose a shorter one."
+                )
         if class_noun.lower() == identifier.lower():
             raise BadInput(f"Class noun and identifier are both {class_noun!r}: choose a rare word such as 'zwx' as identifier.")
 
@@ -79,10 +81,17 @@ class Base:
         extra = {} if adapter_weight is None else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
         self.pipe.set_progress_bar_config(disable=True)
         for start in range(0, len(prompts), LARGEST_BATCH):
-            noise = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[start:start + LARGEST_BATCH]]
+            noise = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[start : start + LARGEST_BATCH]]
             with torch.inference_mode(), self.autocast():
-                images += self.pipe(list(prompts[start:start + LARGEST_BATCH]), generator=noise, num_inference_steps=steps, guidance_scale=guidance,
-                                    height=self.resolution, width=self.resolution, **extra).images
+                images += self.pipe(
+                    list(prompts[start : start + LARGEST_BATCH]),
+                    generator=noise,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    height=self.resolution,
+                    width=self.resolution,
+                    **extra,
+                ).images
             if progress:
                 progress(len(images), len(prompts))
         return images
@@ -100,7 +109,7 @@ def has_fast_bf16(device):
 
 
 def find_base(name):
-    """Where a base model lies: the pocket base, a diffusers folder, or a hub name `owner/model` as it is. Raises BadInput for anything else."""
+    """Where a base model lies: the pocket base, a diffusers folder, or a hub name `owner/model` as it is. Else raises BadInput."""
     if name == "pocket":
         folder = POCKET
     elif Path(name).expanduser().is_dir():
@@ -127,11 +136,19 @@ def load_base(name="pocket", device=None):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     download = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(where, use_safetensors=True, local_files_only=not download, safety_checker=None,
-                                                       requires_safety_checker=False, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            where,
+            use_safetensors=True,
+            local_files_only=not download,
+            safety_checker=None,
+            requires_safety_checker=False,
+            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        )
     except (OSError, ValueError, EnvironmentError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): check the folder, or set WORKBENCH_DOWNLOAD=1 to download a hub model.") from None
+        raise BadInput(
+            f"Base model '{name}' cannot be loaded ({reason}): check the folder, or set WORKBENCH_DOWNLOAD=1 to download a hub model."
+        ) from None
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.unet.requires_grad_(False)
     return Base(pipe.to(device), name, device, has_fast_bf16(device))

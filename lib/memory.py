@@ -63,8 +63,11 @@ class PeakMemory(TorchDispatchMode):
             if torch.is_tensor(tensor):
                 self._follow(tensor, "activations")
         self._sort()
-        self._hooks = [p.register_post_accumulate_grad_hook(lambda p: self._follow(p.grad, "gradients"))
-                       for p in self.model.parameters() if p.requires_grad]
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(lambda p: self._follow(p.grad, "gradients"))
+            for p in self.model.parameters()
+            if p.requires_grad
+        ]
         self._peak()
         return super().__enter__()
 
@@ -88,7 +91,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def resident_bytes():
-    """Largest resident memory of this process so far, in bytes (the operating system's figure: it holds the interpreter and libraries too)."""
+    """Largest resident memory of this process so far, in bytes: the operating system's figure, interpreter and libraries included."""
     import resource
     import sys
 

@@ -16,8 +16,23 @@ from .settings import BadInput, Settings
 ADAPTER = "adapter.safetensors"
 # The layers an adapter sits beside. Attention is the field's default (diffusers' script); "all" adds every other linear layer
 # and convolution of the residual blocks.
-TARGETS = {"attention": ["to_q", "to_k", "to_v", "to_out.0"],
-           "all": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"]}
+TARGETS = {
+    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
+    "all": [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "proj_in",
+        "proj_out",
+        "conv1",
+        "conv2",
+        "conv_shortcut",
+        "time_emb_proj",
+    ],
+}
 
 
 def trainable(base, settings):
@@ -34,7 +49,9 @@ def trainable(base, settings):
         if base.bf16 and settings.precision != "fp32":
             unet.to(torch.bfloat16)  # frozen weights need no fp32 copy
         torch.manual_seed(settings.seed)
-        unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=TARGETS[settings.targets]))
+        unet.add_adapter(
+            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=TARGETS[settings.targets])
+        )
         for p in unet.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
@@ -44,7 +61,7 @@ def trainable(base, settings):
 
 
 def save_weights(base, settings, folder):
-    """Write what one ships, in fp16 safetensors, into `folder`: an adapter file, or the tuned U-Net as a diffusers folder. Returns its bytes."""
+    """Write what one ships, in fp16 safetensors, into `folder`: an adapter, or the tuned U-Net as a diffusers folder. Returns its bytes."""
     folder = Path(folder)
     part = folder / f".weights.{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
@@ -55,7 +72,9 @@ def save_weights(base, settings, folder):
         from peft.utils import get_peft_model_state_dict
 
         layers = convert_state_dict_to_diffusers({k: v.half() for k, v in get_peft_model_state_dict(base.unet).items()})
-        StableDiffusionPipeline.save_lora_weights(part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet}))
+        StableDiffusionPipeline.save_lora_weights(
+            part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
+        )
         target = folder / ADAPTER
         os.replace(part / ADAPTER, target)
         shutil.rmtree(part)

@@ -29,9 +29,21 @@ PRESETS = {
     ("dreambooth", "other"): {"learning_rate": 5e-6, "steps": 800, "batch_size": 1},
 }
 # (lowest, highest) of every number, both allowed.
-LIMITS = {"seed": (0, 2**31 - 1), "steps": (1, 100_000), "learning_rate": (1e-8, 1.0), "rank": (1, 256), "alpha": (0.01, 1024.0),
-          "batch_size": (1, 64), "prior_weight": (0.0, 10.0), "snr_gamma": (0.0, 100.0), "clip": (0.01, 1000.0),
-          "sample_every": (0, 100_000), "sample_steps": (1, 1000), "guidance": (0.0, 30.0), "warmup": (0, 10_000)}
+LIMITS = {
+    "seed": (0, 2**31 - 1),
+    "steps": (1, 100_000),
+    "learning_rate": (1e-8, 1.0),
+    "rank": (1, 256),
+    "alpha": (0.01, 1024.0),
+    "batch_size": (1, 64),
+    "prior_weight": (0.0, 10.0),
+    "snr_gamma": (0.0, 100.0),
+    "clip": (0.01, 1000.0),
+    "sample_every": (0, 100_000),
+    "sample_steps": (1, 1000),
+    "guidance": (0.0, 30.0),
+    "warmup": (0, 10_000),
+}
 
 
 @dataclass(frozen=True)

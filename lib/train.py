@@ -3,11 +3,8 @@
 Every run of the same data and seed sees the same pictures, noise and timesteps in the same order, whichever weights train.
 """
 
-import json
-import platform
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -15,12 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .base import load_base
-from .memory import PeakMemory, resident_bytes
+from .memory import PeakMemory
 from .methods import save_weights, trainable
 from .photos import load_dataset, prompts
+from .record import FLUSH, Clock, flush, metrics, say
 from .settings import BadInput, Settings, write_json
 
-FLUSH = 10  # steps between reading losses off the device
 SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
 
 
@@ -55,11 +52,14 @@ def batches(settings, sizes, latent_shape):
         for k, size in enumerate(sizes):
             while len(waiting[k]) < settings.batch_size:
                 waiting[k] = torch.cat([waiting[k], torch.randperm(size, generator=generator)])
-            chosen.append(waiting[k][:settings.batch_size])
-            waiting[k] = waiting[k][settings.batch_size:]
+            chosen.append(waiting[k][: settings.batch_size])
+            waiting[k] = waiting[k][settings.batch_size :]
         shape = (settings.batch_size * len(sizes), *latent_shape)
-        strata = [(torch.randperm(settings.batch_size, generator=generator) + torch.rand(settings.batch_size, generator=generator)) / settings.batch_size
-                  for _ in sizes]
+        strata = [
+            (torch.randperm(settings.batch_size, generator=generator) + torch.rand(settings.batch_size, generator=generator))
+            / settings.batch_size
+            for _ in sizes
+        ]
         yield chosen, torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), torch.cat(strata)
 
 
@@ -83,8 +83,10 @@ def diffusion_loss(unet, scheduler, latents, noise, timesteps, embeddings, snr_g
 def prepare_run(settings, dataset):
     """Check that the run can begin and make its folder. Raises BadInput before anything slow."""
     if settings.prior_weight > 0 and not dataset.class_images:
-        raise BadInput(f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
-                       "make them in notebook 01, or set prior_weight to 0.")
+        raise BadInput(
+            f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
+            "make them in notebook 01, or set prior_weight to 0."
+        )
     run = Path(settings.output)
     if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
         raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
@@ -125,7 +127,7 @@ def train(settings, base=None, watchers=()):
         embeddings = torch.cat([s[2][s[3][c]] for s, c in zip(sources, chosen)])
         with base.autocast({"fp32": False, "bf16": True, "auto": None}[settings.precision]):
             loss = diffusion_loss(unet, scheduler, mean + std * wobble, noise, (when * train_steps).long(), embeddings, settings.snr_gamma)
-        instance, prior = loss[:settings.batch_size].mean(), loss[settings.batch_size:].sum() / settings.batch_size
+        instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
         (instance + settings.prior_weight * prior).backward()
         torch.nn.utils.clip_grad_norm_(weights, settings.clip)
         for group in optimizer.param_groups:
@@ -156,53 +158,6 @@ def train(settings, base=None, watchers=()):
     return run
 
 
-class Clock:
-    """Times steps: `with clock:` around each. `total` in seconds; `per_step` their median, without the first, slow ones."""
-
-    def __init__(self, device):
-        self.device, self.steps = device, []
-
-    def _now(self):
-        if self.device.type == "cuda" and len(self.steps) < 2:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def __enter__(self):
-        self.start = self._now()
-
-    def __exit__(self, *error):
-        self.steps.append(self._now() - self.start)
-
-    @property
-    def total(self):
-        return sum(self.steps)
-
-    @property
-    def per_step(self):
-        settled = sorted(self.steps[2:] or self.steps)
-        return settled[len(settled) // 2]
-
-
-def flush(log, losses, state, clock, settings):
-    """Move the losses gathered on the device into the log and the state. Raises RuntimeError at the first that is not finite."""
-    if not losses:
-        return
-    first = len(state.losses)
-    for k, (instance, prior) in enumerate(torch.stack(losses).tolist()):
-        total = instance + settings.prior_weight * prior
-        if not total - total == 0:
-            raise RuntimeError(f"The loss is {total} at step {first + k + 1}: lower learning_rate ({settings.learning_rate}) or set precision to 'fp32'.")
-        state.losses.append(total)
-        rate = settings.learning_rate * min(1, (first + k + 1) / max(1, settings.warmup))
-        row = {"step": first + k + 1, "loss": total, "instance_loss": instance, "prior_loss": prior, "seconds": sum(clock.steps[:first + k + 1]), "learning_rate": rate}
-        log.write(json.dumps(row) + "\n")
-    log.flush()
-    losses.clear()
-    left = clock.per_step * (state.steps - state.step)
-    if state.step % (5 * FLUSH) == 0 or state.step == state.steps:
-        say(f"{settings.method}: step {state.step} of {state.steps}, loss {sum(state.losses[-50:]) / len(state.losses[-50:]):.4f}, {left:.0f} s left")
-
-
 def sample(base, dataset, settings, run, step):
     """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they are and saved in the run. Off the clock."""
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
@@ -212,34 +167,6 @@ def sample(base, dataset, settings, run, step):
     for k, image in enumerate(images):
         image.save(run / "samples" / f"step_{step:04d}_{k}.png")
     return images
-
-
-def metrics(settings, state, clock, peak, weights, file_bytes, base):
-    """What was measured, with units, versions and device: the content of metrics.json."""
-    from importlib.metadata import version
-
-    on_cuda = base.device.type == "cuda"
-    peak_bytes = torch.cuda.max_memory_allocated() if on_cuda else peak.bytes if peak else None
-    return {"method": settings.method, "steps": state.step, "stopped_early": state.stopping, "seconds_per_step": clock.per_step,
-            "train_seconds": clock.total, "peak_bytes": peak_bytes, "peak_by_category": peak.by_category if peak else None,
-            "peak_measured_by": "torch.cuda.max_memory_allocated" if on_cuda else "bytes of all live tensors in step 2",
-            "resident_bytes": resident_bytes(), "file_bytes": file_bytes, "trainable_parameters": sum(p.numel() for p in weights),
-            "final_loss": sum(state.losses[-20:]) / max(1, len(state.losses[-20:])),
-            "units": {"seconds_per_step": "s, median", "train_seconds": "s, steps alone", "peak_bytes": "bytes", "resident_bytes": "bytes", "file_bytes": "bytes"},
-            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")} | {"python": platform.python_version()},
-            "device": device_name(base.device)}
-
-
-def device_name(device):
-    """A device in words: the card's name, or the processor with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-
-
-def say(text):
-    """A progress line, which the course's runner passes on."""
-    print(f"[stage] {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,16 @@ def test_the_tokenizer_keeps_rare_words_whole_and_splits_the_unknown(tiny):
     assert tiny.pieces("zwx") == ["zwx"] and len(tiny.pieces("flibbertigibbet")) > 3
 
 
-@pytest.mark.parametrize("noun, identifier, words", [
-    ("robot", "", ["identifier"]), ("", "zwx", ["class noun"]), ("robot", "robot", ["both"]),
-    ("robot", "q" * 40, ["identifier", "pieces", "shorter"]), ("猫" * 12, "zwx", ["class noun", "shorter"]),
-])
+@pytest.mark.parametrize(
+    "noun, identifier, words",
+    [
+        ("robot", "", ["identifier"]),
+        ("", "zwx", ["class noun"]),
+        ("robot", "robot", ["both"]),
+        ("robot", "q" * 40, ["identifier", "pieces", "shorter"]),
+        ("猫" * 12, "zwx", ["class noun", "shorter"]),
+    ],
+)
 def test_words_the_tokenizer_cannot_hold_are_refused(tiny, noun, identifier, words):
     with pytest.raises(BadInput) as caught:
         tiny.check_words(noun, identifier)

@@ -29,7 +29,7 @@ def test_every_class_place_and_accessory_draws_something_of_its_own():
     pictures = {kind: np.asarray(render(sample_scene(3, kind=kind, color="red", place="snow")), int) for kind in CLASSES}
     names = list(pictures)
     for i, a in enumerate(names):
-        for b in names[i + 1:]:
+        for b in names[i + 1 :]:
             assert np.abs(pictures[a] - pictures[b]).mean() > 2, f"{a} and {b} look alike"
     grounds = {place: np.asarray(render(sample_scene(3, kind="cat", color="red", place=place)), int) for place in PHRASES}
     assert min(np.abs(a - b).mean() for k, a in grounds.items() for j, b in grounds.items() if k != j) > 8
@@ -57,7 +57,10 @@ def test_captions_are_true_and_partial():
 
 
 def test_a_caption_matches_just_the_scenes_it_is_true_of():
-    scenes = [clip.meaning(sample_scene(0, kind=k, color=c, place=p)) for k, c, p in (("cat", "red", "snow"), ("cat", "blue", "snow"), ("car", "red", "night"))]
+    scenes = [
+        clip.meaning(sample_scene(0, kind=k, color=c, place=p))
+        for k, c, p in (("cat", "red", "snow"), ("cat", "blue", "snow"), ("car", "red", "night"))
+    ]
     said = [clip.claims(t) for t in ("a cat", "a red thing", "a cat in the snow", "a blue cat at night", "a toy")]
     assert clip.matches(said, scenes).astype(int).tolist() == [[1, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]]
 
@@ -87,7 +90,9 @@ def test_whitening_scales_the_latents_and_leaves_the_picture():
         vae.whiten(model, pool(picture, range(12)), power=1.0)
         after = model.encode(x).latent_dist
         assert torch.allclose(model.decode(after.mode()).sample, before, atol=1e-4)
-        assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(6), atol=1e-4) and torch.allclose(after.mean.std((0, 2, 3)), torch.ones(6), atol=1e-2)
+        assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(6), atol=1e-4) and torch.allclose(
+            after.mean.std((0, 2, 3)), torch.ones(6), atol=1e-2
+        )
         assert (after.std / spread).std((0, 2, 3)).max() < 1e-3, "the posterior's deviation scales with its channel"
 
 
@@ -141,7 +146,11 @@ def test_the_base_loads_with_plain_diffusers_and_is_small():
 
     pipe = StableDiffusionPipeline.from_pretrained(POCKET)
     assert [type(getattr(pipe, part)).__name__ for part in ("vae", "text_encoder", "tokenizer", "unet")] == [
-        "AutoencoderKL", "CLIPTextModel", "CLIPTokenizer", "UNet2DConditionModel"]
+        "AutoencoderKL",
+        "CLIPTextModel",
+        "CLIPTokenizer",
+        "UNet2DConditionModel",
+    ]
     assert pipe.scheduler.config.prediction_type == make_scheduler().config.prediction_type
     weights = list(POCKET.rglob("*.safetensors"))
     assert sum(f.stat().st_size for f in weights) <= 40 * 2**20

@@ -20,19 +20,22 @@ def test_alpha_follows_rank_unless_given():
     assert make(rank=4).alpha == 4.0 and make(rank=4, alpha=8).alpha == 8.0
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"learning_rat": 1e-4}, ["learning_rat", "did you mean 'learning_rate'"]),
-    ({"colour": 3}, ["colour", "known settings are"]),
-    ({"steps": 0}, ["steps", "0", "1 to"]),
-    ({"steps": "200"}, ["steps", "whole number", "'200'"]),
-    ({"steps": True}, ["steps", "whole number"]),
-    ({"learning_rate": float("nan")}, ["learning_rate", "nan"]),
-    ({"learning_rate": "1e-4"}, ["learning_rate", "a number"]),
-    ({"rank": 0}, ["rank"]),
-    ({"precision": "fp16"}, ["precision", "fp16", "bf16"]),
-    ({"targets": "everything"}, ["targets", "attention"]),
-    ({"output": " "}, ["output", "empty"]),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"learning_rat": 1e-4}, ["learning_rat", "did you mean 'learning_rate'"]),
+        ({"colour": 3}, ["colour", "known settings are"]),
+        ({"steps": 0}, ["steps", "0", "1 to"]),
+        ({"steps": "200"}, ["steps", "whole number", "'200'"]),
+        ({"steps": True}, ["steps", "whole number"]),
+        ({"learning_rate": float("nan")}, ["learning_rate", "nan"]),
+        ({"learning_rate": "1e-4"}, ["learning_rate", "a number"]),
+        ({"rank": 0}, ["rank"]),
+        ({"precision": "fp16"}, ["precision", "fp16", "bf16"]),
+        ({"targets": "everything"}, ["targets", "attention"]),
+        ({"output": " "}, ["output", "empty"]),
+    ],
+)
 def test_a_bad_value_gets_one_sentence(changes, words):
     with pytest.raises(BadInput) as caught:
         make(**changes)

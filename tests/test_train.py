@@ -18,8 +18,17 @@ from lib.train import batches, diffusion_loss, train
 @pytest.fixture
 def make(tiny_folder, dataset, tmp_path):
     def make(method="lora", **changes):
-        values = dict(base=tiny_folder, data=str(dataset.root), output=str(tmp_path / method), steps=6, batch_size=2, sample_every=0, learning_rate=1e-3)
+        values = dict(
+            base=tiny_folder,
+            data=str(dataset.root),
+            output=str(tmp_path / method),
+            steps=6,
+            batch_size=2,
+            sample_every=0,
+            learning_rate=1e-3,
+        )
         return Settings.preset(method, **(values | changes))
+
     return make
 
 
@@ -35,7 +44,9 @@ def predict(base):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, base.unet.config.in_channels, 16, 16, generator=generator)
     with torch.no_grad():
-        return base.unet(x.to(base.unet.dtype), torch.tensor([10, 700]), base.encode_prompts(["a cat", "a robot"]).to(base.unet.dtype)).sample.float()
+        return base.unet(
+            x.to(base.unet.dtype), torch.tensor([10, 700]), base.encode_prompts(["a cat", "a robot"]).to(base.unet.dtype)
+        ).sample.float()
 
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_trains(tiny_folder, make):
@@ -132,7 +143,10 @@ def test_a_run_leaves_what_the_rest_of_the_project_reads(make):
 
 
 def test_the_same_settings_train_the_same_weights(make, tmp_path):
-    one, two, other = (load_file(train(make(output=str(tmp_path / name), seed=seed)) / "adapter.safetensors") for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    one, two, other = (
+        load_file(train(make(output=str(tmp_path / name), seed=seed)) / "adapter.safetensors")
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
     assert all(torch.equal(one[k], two[k]) for k in one) and one.keys() == two.keys()
     assert any(not torch.equal(one[k], other[k]) for k in one)
 
@@ -190,4 +204,6 @@ def test_a_run_with_missing_or_broken_weights_is_refused_in_one_sentence(make, t
 
 
 def test_prompts_of_the_subject_hold_its_identifier(dataset):
-    assert dataset.subject.identifier in prompts(dataset.subject) and dataset.subject.identifier not in prompts(dataset.subject, with_identifier=False)
+    assert dataset.subject.identifier in prompts(dataset.subject) and dataset.subject.identifier not in prompts(
+        dataset.subject, with_identifier=False
+    )

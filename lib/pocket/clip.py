@@ -7,7 +7,7 @@ the target over all of them (as in UniCL, Yang et al. 2022) where plain CLIP wou
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModel, CLIPTextConfig, CLIPTokenizer, ConvNextConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from .objects import CLASSES
@@ -16,7 +16,22 @@ from .world import COLORS, GENERIC_NOUNS, RARE_WORDS, SIZE, TEMPLATES, caption
 
 MAX_TOKENS = 32
 # Words that prompts of the course use beyond the world's grammar.
-OTHER_WORDS = ("the", "of", "an", "and", "with", "style", "pose", "light", "drawing", "wearing", "subject", "person", "backpack", "photograph")
+OTHER_WORDS = (
+    "the",
+    "of",
+    "an",
+    "and",
+    "with",
+    "style",
+    "pose",
+    "light",
+    "drawing",
+    "wearing",
+    "subject",
+    "person",
+    "backpack",
+    "photograph",
+)
 
 
 def make_tokenizer():
@@ -40,10 +55,19 @@ def make_tokenizer():
 def make_clip(tokenizer, text_width=128, text_layers=3, widths=(64, 128, 256), size=SIZE):
     """A CLIP for `size` x `size` pictures: CLIP's text tower beside a ConvNeXt, which learns drawings in fewer pictures than a ViT."""
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
-    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=text_width, intermediate_size=4 * text_width, num_hidden_layers=text_layers,
-                          num_attention_heads=text_width // 32, max_position_embeddings=MAX_TOKENS, projection_dim=128, **ends)
-    vision = ConvNextConfig(patch_size=4, hidden_sizes=list(widths), depths=[2] * len(widths), num_stages=len(widths), image_size=size,
-                            hidden_size=widths[-1])  # the dual encoder looks for the width under this name
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text_width,
+        intermediate_size=4 * text_width,
+        num_hidden_layers=text_layers,
+        num_attention_heads=text_width // 32,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=128,
+        **ends,
+    )
+    vision = ConvNextConfig(
+        patch_size=4, hidden_sizes=list(widths), depths=[2] * len(widths), num_stages=len(widths), image_size=size, hidden_size=widths[-1]
+    )  # the dual encoder looks for the width under this name
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=128)
     return VisionTextDualEncoderModel(config).to(memory_format=torch.channels_last)
 
@@ -86,7 +110,7 @@ def read(model, tokenizer, pictures, batch=128):
         texts = [F.normalize(getattr(t, "pooler_output", t), dim=-1) for t in texts]
         answers = []
         for start in range(0, len(pictures), batch):
-            x = torch.as_tensor(pictures[start:start + batch]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+            x = torch.as_tensor(pictures[start : start + batch]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
             seen = model.get_image_features(pixel_values=x)
             seen = F.normalize(getattr(seen, "pooler_output", seen), dim=-1)
             answers.append(torch.stack([(seen @ t.T).argmax(1) for t in texts], 1))

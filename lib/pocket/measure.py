@@ -1,6 +1,6 @@
 """What the pocket base and its judge can do, measured: `data/pocket/measured.json`, its grid of pictures and its README.
 
-    python -m lib.pocket measure
+python -m lib.pocket measure
 """
 
 import json
@@ -77,7 +77,7 @@ def judge_accuracy(clip, tokenizer, count=1024):
 
 def grid(pictures, columns=16, scale=2):
     """uint8 [N, h, w, 3] as one image, `columns` a row, enlarged."""
-    rows = [np.concatenate(list(pictures[i:i + columns]), 1) for i in range(0, len(pictures), columns)]
+    rows = [np.concatenate(list(pictures[i : i + columns]), 1) for i in range(0, len(pictures), columns)]
     image = Image.fromarray(np.concatenate(rows, 0))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
@@ -91,9 +91,14 @@ def measure(out, count=512, foreign=None, photos=None):
     shares, pictures = obedience(base, clip, tokenizer, count)
     file = out / "pocket" / "measured.json"
     earlier = json.loads(file.read_text()) if file.is_file() else {}
-    found = {"prompts": count, "right": shares, "judge reads held-out drawings": judge_accuracy(clip, tokenizer),
-             "psnr_db": earlier.get("psnr_db", {}) | reconstruction(base.pipe.vae, folders),
-             "bytes": sum(f.stat().st_size for f in (out / "pocket").rglob("*.safetensors")), "training": earlier.get("training", {})}
+    found = {
+        "prompts": count,
+        "right": shares,
+        "judge reads held-out drawings": judge_accuracy(clip, tokenizer),
+        "psnr_db": earlier.get("psnr_db", {}) | reconstruction(base.pipe.vae, folders),
+        "bytes": sum(f.stat().st_size for f in (out / "pocket").rglob("*.safetensors")),
+        "training": earlier.get("training", {}),
+    }
     write_json(file, found)
     (out / "pocket" / "README.md").write_text(readme(found), "utf-8")
     grid(pictures[np.linspace(0, count - 1, 64).astype(int)]).save(out / "pocket" / "grid.png")
@@ -103,15 +108,27 @@ def measure(out, count=512, foreign=None, photos=None):
 def readme(found):
     """The README of the pocket base, as Markdown, from what was measured."""
     right, read = found["right"], found["judge reads held-out drawings"]
-    lines = ["# The pocket base", "",
-             "A `StableDiffusionPipeline` of 64 x 64 pixels, trained from scratch by `make pocket` on a world that the project draws itself (`lib/pocket/`):",
-             "12 classes of objects, 8 colours, 8 places. Licence Apache-2.0; no photograph and nobody else's weights went into it.", "",
-             f"![64 of the {found['prompts']} test prompts](grid.png)", "",
-             f"{found['prompts']} prompts whose class-colour-place triple training never saw, one picture each (25 DDIM steps, guidance 4), read by the judge's CLIP:", "",
-             "| | prompts right | wanted | the judge itself, on held-out drawings of one colour |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "# The pocket base",
+        "",
+        "A `StableDiffusionPipeline` of 64 x 64 pixels, trained from scratch by `make pocket` on a world that the project draws itself",
+        "(`lib/pocket/`): 12 classes of objects, 8 colours, 8 places. Licence Apache-2.0; no photograph and nobody else's weights went into it.",
+        "",
+        f"![64 of the {found['prompts']} test prompts](grid.png)",
+        "",
+        f"{found['prompts']} prompts whose class-colour-place triple training never saw, one picture each (25 DDIM steps, guidance 4),",
+        "read by the judge's CLIP:",
+        "",
+        "| | prompts right | wanted | the judge itself, on held-out drawings of one colour |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     lines += [f"| {name} | {right[name]:.1%} | {wanted:.0%} | {read[name]:.1%} |" for name, wanted in TARGETS.items()]
     lines += ["", "The VAE's reconstruction (mean PSNR at 64 x 64 pixels):", "", "| pictures | dB | number |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {value:.1f} | {count} |" for name, (value, count) in found["psnr_db"].items()]
-    lines += ["", f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors. The foreign drawings are colour emoji of the Noto font on plain grounds,",
-              "the photographs three subjects of the DreamBooth data set; neither is in the repository. Measured by `python -m lib.pocket measure`."]
+    lines += [
+        "",
+        f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors. The foreign drawings are colour emoji of the Noto font on plain",
+        "grounds, the photographs three subjects of the DreamBooth data set; neither is in the repository. Measured by",
+        "`python -m lib.pocket measure`.",
+    ]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,9 @@ class MuonAdamW:
         matrices = [p for n, p in named if p.ndim in (2, 4) and "embedding" not in n and "conv_out" not in n and "conv_in" not in n]
         chosen = {id(p) for p in matrices}
         self.matrices = [(p, torch.nn.Parameter(p.data.flatten(1) if p.ndim == 4 else p.data)) for p in matrices]
-        self.muon = torch.optim.Muon([view for _, view in self.matrices], lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.muon = torch.optim.Muon(
+            [view for _, view in self.matrices], lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        )
         self.adamw = torch.optim.AdamW([p for _, p in named if id(p) not in chosen], lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
     def step(self, lr):

@@ -146,7 +146,9 @@ def tree(p, a, b, eyes):
 
 def jacket(p, a, b, eyes):
     for side in (-1, 1):
-        p.polygon([(side * 0.36, -0.66), (side * 0.64, -0.5), (side * (0.92 + 0.06 * a), 0.5), (side * 0.64, 0.62), (side * 0.42, -0.02)], "main")
+        p.polygon(
+            [(side * 0.36, -0.66), (side * 0.64, -0.5), (side * (0.92 + 0.06 * a), 0.5), (side * 0.64, 0.62), (side * 0.42, -0.02)], "main"
+        )
         p.polygon([(side * 0.92, 0.42), (side * 0.94, 0.56), (side * 0.66, 0.68), (side * 0.62, 0.54)], "second")
     p.polygon([(-0.34, -0.72), (0.34, -0.72), (0.52, -0.4), (0.5, 0.86 + 0.1 * b), (-0.5, 0.86 + 0.1 * b), (-0.52, -0.4)])
     p.polygon([(-0.24, -0.74), (0.24, -0.74), (0, -0.32)], "second")
@@ -158,9 +160,20 @@ def jacket(p, a, b, eyes):
 CLASSES = {f.__name__: f for f in (robot, cat, bird, fish, car, boat, rocket, house, teapot, mushroom, tree, jacket)}
 
 # Where an accessory sits on each class: (x, y, scale) of the top of the head, and of the neck or waist.
-HEAD = {"robot": (0, -0.68, 0.8), "cat": (0, -0.66, 0.8), "bird": (0.4, -0.62, 0.6), "fish": (0.1, -0.36, 0.6), "car": (0, -0.42, 0.7),
-        "boat": (-0.5, 0.34, 0.5), "rocket": (0, -0.8, 0.5), "house": (-0.1, -0.66, 0.7), "teapot": (0, -0.42, 0.7),
-        "mushroom": (0, -0.76, 0.8), "tree": (0, -0.8, 0.7), "jacket": (0, -0.7, 0.6)}
+HEAD = {
+    "robot": (0, -0.68, 0.8),
+    "cat": (0, -0.66, 0.8),
+    "bird": (0.4, -0.62, 0.6),
+    "fish": (0.1, -0.36, 0.6),
+    "car": (0, -0.42, 0.7),
+    "boat": (-0.5, 0.34, 0.5),
+    "rocket": (0, -0.8, 0.5),
+    "house": (-0.1, -0.66, 0.7),
+    "teapot": (0, -0.42, 0.7),
+    "mushroom": (0, -0.76, 0.8),
+    "tree": (0, -0.8, 0.7),
+    "jacket": (0, -0.7, 0.6),
+}
 
 
 def hat(p, x, y, s, color):
@@ -181,7 +194,9 @@ def flag(p, x, y, s, color):
 
 def crown(p, x, y, s, color):
     w, h = 0.36 * s, 0.36 * s
-    p.polygon([(x - w, y), (x - w, y - h), (x - w / 2, y - h / 2), (x, y - h * 1.2), (x + w / 2, y - h / 2), (x + w, y - h), (x + w, y)], color)
+    p.polygon(
+        [(x - w, y), (x - w, y - h), (x - w / 2, y - h / 2), (x, y - h * 1.2), (x + w / 2, y - h / 2), (x + w, y - h), (x + w, y)], color
+    )
 
 
 def scarf(p, x, y, s, color):

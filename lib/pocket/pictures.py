@@ -50,8 +50,16 @@ def free_drawing(rng, size=SIZE):
     for _ in range(int(rng.integers(3, 14))):
         what = rng.random()
         if what < 0.16:
-            identity = Identity(str(rng.choice(list(CLASSES))), _color(rng), _color(rng), str(rng.choice(PATTERNS)),
-                                float(rng.uniform(0.15, 0.45)), a=rng.random(), b=rng.random(), stretch=rng.uniform(0.7, 1.3))
+            identity = Identity(
+                str(rng.choice(list(CLASSES))),
+                _color(rng),
+                _color(rng),
+                str(rng.choice(PATTERNS)),
+                float(rng.uniform(0.15, 0.45)),
+                a=rng.random(),
+                b=rng.random(),
+                stretch=rng.uniform(0.7, 1.3),
+            )
             draw_object(image, identity, Frame(*rng.uniform(0.1, 0.9, 2), rng.uniform(0.12, 0.55), bool(rng.random() < 0.5)))
         elif what < 0.36:
             points = [tuple(p) for p in rng.uniform(0, n, (int(rng.integers(2, 5)), 2))]
@@ -60,7 +68,9 @@ def free_drawing(rng, size=SIZE):
             mask = Image.new("L", (n, n), 0)
             ImageDraw.Draw(mask).polygon(_blob(rng, n), fill=255)
             kind = str(rng.choice(PATTERNS[1:]))
-            tile = np.where(pattern_mask(kind, n, n * rng.uniform(0.03, 0.12), rng.random())[..., None], np.uint8(_color(rng)), np.uint8(_color(rng)))
+            tile = np.where(
+                pattern_mask(kind, n, n * rng.uniform(0.03, 0.12), rng.random())[..., None], np.uint8(_color(rng)), np.uint8(_color(rng))
+            )
             image.paste(Image.fromarray(tile), (0, 0), mask)
         elif what < 0.75:
             outline = _color(rng) if rng.random() < 0.5 else None

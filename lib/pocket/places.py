@@ -86,7 +86,10 @@ def snow(image, rng):
     for x in rng.uniform(0, 1, 2):
         h, w = rng.uniform(0.22, 0.36), rng.uniform(0.26, 0.36)
         draw.polygon([((x - w) * n, horizon * n), (x * n, (horizon - h) * n), ((x + w) * n, horizon * n)], fill=(146, 168, 196))
-        draw.polygon([((x - w * 0.36) * n, (horizon - h * 0.64) * n), (x * n, (horizon - h) * n), ((x + w * 0.36) * n, (horizon - h * 0.64) * n)], fill=(250, 252, 255))
+        draw.polygon(
+            [((x - w * 0.36) * n, (horizon - h * 0.64) * n), (x * n, (horizon - h) * n), ((x + w * 0.36) * n, (horizon - h * 0.64) * n)],
+            fill=(250, 252, 255),
+        )
     _ground(draw, n, horizon, _tint(rng, (244, 248, 254), 3))
     for x, y in rng.uniform(0, 1, (22, 2)):
         r = rng.uniform(0.007, 0.013)
@@ -126,7 +129,12 @@ def desert(image, rng):
         h = rng.uniform(0.16, 0.24)
         c = _tint(rng, (70, 128, 80), 8)
         draw.rounded_rectangle([(x - 0.024) * n, (horizon - h) * n, (x + 0.024) * n, (horizon + 0.03) * n], radius=n * 0.024, fill=c)
-        draw.line([x * n, (horizon - h * 0.4) * n, (x + 0.07) * n, (horizon - h * 0.4) * n, (x + 0.07) * n, (horizon - h * 0.75) * n], fill=c, width=n // 32, joint="curve")
+        draw.line(
+            [x * n, (horizon - h * 0.4) * n, (x + 0.07) * n, (horizon - h * 0.4) * n, (x + 0.07) * n, (horizon - h * 0.75) * n],
+            fill=c,
+            width=n // 32,
+            joint="curve",
+        )
     return horizon
 
 
@@ -165,7 +173,15 @@ def room(image, rng):
     return horizon
 
 
-PLACES = {beach: "on the beach", forest: "in the forest", night: "at night", snow: "in the snow",
-          city: "in the city", desert: "in the desert", space: "in space", room: "in a room"}
+PLACES = {
+    beach: "on the beach",
+    forest: "in the forest",
+    night: "at night",
+    snow: "in the snow",
+    city: "in the city",
+    desert: "in the desert",
+    space: "in space",
+    room: "in a room",
+}
 PHRASES = {f.__name__: words for f, words in PLACES.items()}
 PAINTERS = {f.__name__: f for f in PLACES}

@@ -38,8 +38,14 @@ class Stage:
 
     def _save(self):
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        state = dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, seconds=self.seconds,
-                     mean=self.mean, random=torch.get_rng_state())
+        state = dict(
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            seconds=self.seconds,
+            mean=self.mean,
+            random=torch.get_rng_state(),
+        )
         torch.save(state, self.file.with_suffix(".part"))
         os.replace(self.file.with_suffix(".part"), self.file)
 

@@ -11,8 +11,8 @@ from . import clip as clip_
 from . import unet as unet_
 from . import vae as vae_
 from .pictures import picture, pool
-from .world import render, training_scenes
 from .stage import Stage
+from .world import render, training_scenes
 
 SCENES = 30_000
 

@@ -1,10 +1,7 @@
 """The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged on foreign ones."""
 
-import math
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 CHANNELS, LATENTS = (32, 64, 128), 12
@@ -14,9 +11,18 @@ KL_WEIGHT = 0.02
 def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
     """An `AutoencoderKL` that halves twice: [B, 3, size, size] -> [B, latents, size/4, size/4]."""
     n = len(channels)
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=channels,
-                        layers_per_block=layers, latent_channels=latents, norm_num_groups=groups, sample_size=size,
-                        mid_block_add_attention=False, scaling_factor=1.0, force_upcast=False)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * n,
+        up_block_types=("UpDecoderBlock2D",) * n,
+        block_out_channels=channels,
+        layers_per_block=layers,
+        latent_channels=latents,
+        norm_num_groups=groups,
+        sample_size=size,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+        force_upcast=False,
+    )
     for name, module in vae.named_modules():  # each residual block starts as the identity: the straight path learns first
         if name.endswith("conv2"):
             torch.nn.init.zeros_(module.weight)
@@ -35,7 +41,7 @@ def psnr(vae, pictures, batch=64):
     """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3], through uint8 as saved files are."""
     scores = []
     for start in range(0, len(pictures), batch):
-        x = to_tensor(pictures[start:start + batch])
+        x = to_tensor(pictures[start : start + batch])
         with torch.no_grad():
             y = vae.decode(vae.encode(x).latent_dist.mode()).sample
         error = ((y.clamp(-1, 1) - x) * 127.5).round().pow(2).mean((1, 2, 3))
@@ -70,7 +76,7 @@ def whiten(vae, pictures, power=0.5):
     A whole levelling (power 1) would make the finest detail as loud as colour and shape.
     """
     with torch.no_grad():
-        z = torch.cat([vae.encode(to_tensor(pictures[i:i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)])
+        z = torch.cat([vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)])
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
         scale = std**-power
         scale = scale / (std * scale).square().mean().sqrt()

@@ -16,8 +16,16 @@ from .pen import PATTERNS, SUPERSAMPLE, Frame, Pen
 from .places import PAINTERS, PHRASES
 
 SIZE = 64
-COLORS = {"red": (216, 46, 44), "orange": (244, 138, 34), "yellow": (248, 212, 52), "green": (66, 166, 78),
-          "blue": (44, 104, 212), "purple": (134, 66, 176), "pink": (246, 142, 184), "white": (244, 244, 240)}
+COLORS = {
+    "red": (216, 46, 44),
+    "orange": (244, 138, 34),
+    "yellow": (248, 212, 52),
+    "green": (66, 166, 78),
+    "blue": (44, 104, 212),
+    "purple": (134, 66, 176),
+    "pink": (246, 142, 184),
+    "white": (244, 244, 240),
+}
 EYES = ("round", "sleepy", "amber", "visor")
 GENERIC_NOUNS = ("thing", "object", "toy")
 # Rare words with no meaning, sprinkled over captions so that the base knows them and expects nothing of them: what DreamBooth
@@ -74,9 +82,18 @@ def sample_identity(rng, kind=None, color=None, plain=0.55):
         second = _near(rng, COLORS[str(rng.choice([c for c in COLORS if c != color]))], 14)
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"
         accessory = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.4 else None
-    return Identity(kind, main, second, pattern, float(rng.uniform(0.22, 0.4)), accessory,
-                    _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14), str(rng.choice(EYES, p=[0.7, 0.1, 0.1, 0.1])),
-                    *map(float, rng.uniform(0, 1, 2)), float(rng.uniform(0.88, 1.12))), color
+    return Identity(
+        kind,
+        main,
+        second,
+        pattern,
+        float(rng.uniform(0.22, 0.4)),
+        accessory,
+        _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14),
+        str(rng.choice(EYES, p=[0.7, 0.1, 0.1, 0.1])),
+        *map(float, rng.uniform(0, 1, 2)),
+        float(rng.uniform(0.88, 1.12)),
+    ), color
 
 
 def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0.55, salt="base"):
@@ -85,8 +102,16 @@ def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0
     if identity is None:
         identity, color = sample_identity(rng, kind, color, plain)
     place = place or str(rng.choice(list(PAINTERS)))
-    return Scene(identity, color, place, float(rng.uniform(0.36, 0.64)), float(rng.uniform(0.29, 0.39)),
-                 float(rng.uniform(0.06, 0.22)), bool(rng.random() < 0.5), int(rng.integers(1 << 31)))
+    return Scene(
+        identity,
+        color,
+        place,
+        float(rng.uniform(0.36, 0.64)),
+        float(rng.uniform(0.29, 0.39)),
+        float(rng.uniform(0.06, 0.22)),
+        bool(rng.random() < 0.5),
+        int(rng.integers(1 << 31)),
+    )
 
 
 def held_out(scene):
