@@ -21,8 +21,8 @@ from lib.base import ROOT, load_base
 from lib.lesson import draw_class_images
 from lib.methods import load_run
 from lib.photos import load_dataset, prepare, prompts
-from lib.settings import Settings, read_json, write_json
 from lib.record import device_name
+from lib.settings import Settings, read_json, write_json
 from lib.train import train
 
 RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"

@@ -12,7 +12,9 @@ from PIL import Image, ImageFilter
 
 SIDE = 64                                       # pixels of the longer side at which pictures are compared
 SCALES = tuple(1.06 ** -n for n in range(13))   # a re-crop down to half the width is found
-FOUND, AGREE, CLOSE = 0.45, 0.84, 30            # correlation of the detail; share of common pixels within CLOSE grey levels
+# Correlation of the detail from which a find is looked at; share of the common pixels that must lie within CLOSE grey levels. Mirrored,
+# re-cropped and brightened photographs agree in 0.95 or more, two drawings of one jacket before two plain backgrounds in 0.81.
+FOUND, AGREE, CLOSE = 0.45, 0.88, 30
 SAME_BACKGROUND = 0.7
 
 

@@ -49,7 +49,7 @@ class Base:
                 raise BadInput(f"The {what} {word!r} has no letters that the tokenizer of '{self.name}' knows: choose a plain word.")
             if len(pieces) > room // 3:
                 raise BadInput(
-                    f"The {what} {word!r} falls into {len(pieces)} pieces, and a prompt of '{self.name}' holds {room}: choose a shorter one."
+                    f"The {what} {word!r} falls into {len(pieces)} pieces, a prompt of '{self.name}' holds {room}: choose a shorter one."
                 )
         if class_noun.lower() == identifier.lower():
             raise BadInput(f"Class noun and identifier are both {class_noun!r}: choose a rare word such as 'zwx' as identifier.")

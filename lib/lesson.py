@@ -89,12 +89,15 @@ def course_prompts(subject, base):
     return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed["kinds"][subject.kind]["course"]]
 
 
-def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None):
-    """Let the untouched base model draw the class images of a data set, and add them to it. Returns the new `Dataset`."""
+def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None, **sampling):
+    """Let the untouched base model draw the class images of a data set, and add them to it. Returns the new `Dataset`.
+
+    `progress` and `sampling` (steps, guidance) go to `Base.generate`.
+    """
     from .photos import add_class_images
 
     texts = class_prompts(dataset, count)
-    images = base.generate(texts, [10_000 + seed * count + i for i in range(count)], progress=progress)
+    images = base.generate(texts, [10_000 + seed * count + i for i in range(count)], progress=progress, **sampling)
     return add_class_images(dataset, images, texts)
 
 

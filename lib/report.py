@@ -2,6 +2,9 @@
 
 import html
 import re
+from types import SimpleNamespace
+
+from . import tables
 
 PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"
@@ -19,15 +22,13 @@ main {{max-width: 60rem; margin: auto}} body {{font-size: 16px; padding: 1rem}} 
 
 
 def table(summary, form="text"):
-    """The comparison in `summary` (what `compare.write_summary` wrote) as a "text", "markdown" or "html" table."""
-    from . import compare
-
-    rows = {name: values for name, values in summary.items() if name in compare.NAMES}
-    return compare.table(compare.Comparison(rows, summary["about"]), form)
+    """The comparison in `summary` (what `tables.write_summary` wrote) as a "text", "markdown" or "html" table."""
+    rows = {name: values for name, values in summary.items() if name in tables.NAMES}
+    return tables.table(SimpleNamespace(rows=rows, about=summary["about"]), form)
 
 
 def key_picture(notebooks):
-    """(data, alternative text) of the picture for the top: the last one of a cell tagged `key-picture`, else the last notebook's largest.
+    """(kind, data, alternative text) of the picture for the top: the last of cells tagged `key-picture`, else the last notebook's largest.
 
     None if there is neither.
     """
@@ -35,18 +36,15 @@ def key_picture(notebooks):
     for notebook in notebooks:
         for cell in notebook.cells:
             for output in cell.get("outputs", ()):
-                data = output.get("data", {}).get("image/png")
-                if data:
-                    picture = (data, _alternative(output))
+                kind = next((kind for kind in ("image/png", "image/jpeg") if kind in output.get("data", {})), None)
+                if kind:
+                    alt = output.metadata.get(kind, {}).get("alt") or output.metadata.get("alt") or ""
+                    picture = (kind, output.data[kind].strip(), alt)
                     if "key-picture" in cell.metadata.get("tags", ()):
                         tagged.append(picture)
                     elif notebook is notebooks[-1]:
                         found.append(picture)
-    return tagged[-1] if tagged else max(found, key=lambda picture: len(picture[0]), default=None)
-
-
-def _alternative(output):
-    return output.metadata.get("image/png", {}).get("alt") or output.metadata.get("alt") or ""
+    return tagged[-1] if tagged else max(found, key=lambda picture: len(picture[1]), default=None)
 
 
 def report(notebooks, summary, title, foot=""):
@@ -69,7 +67,8 @@ def report(notebooks, summary, title, foot=""):
     top = [f"# {title}", table(summary, "html"), html.escape(summary.get("verdict", "")), html.escape(foot)]
     picture = key_picture(notebooks)
     if picture:
-        top.append(f'<img src="data:image/png;base64,{picture[0].strip()}" alt="{html.escape(picture[1])}">')
+        kind, data, alt = picture
+        top.append(f'<img src="data:{kind};base64,{data}" alt="{html.escape(alt)}">')
     top += ["## Contents", "\n".join("  " * (level - 2) + f"- [{text}](#{anchor})" for level, text, anchor in contents if level <= 3)]
     whole = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n\n".join(top), id="top"), *cells])
     whole.metadata = nbformat.from_dict({"title": title, "language_info": {"name": "python", "pygments_lexer": "ipython3"}})
