@@ -14,6 +14,7 @@ import time
 
 from . import show
 from .explorer import Explorer, Models
+from .figure import number
 from .photo_panel import PhotosPanel
 from .settings import BadInput
 from .show import words
@@ -116,7 +117,7 @@ class TrainingPanel:
             changes["alpha"] = self.settings.alpha / self.settings.rank * value
         try:
             self.settings = self.settings.replace(**changes)
-            self.message.value = words(f"{name} is {show.number(value)} now.")
+            self.message.value = words(f"{name} is {number(value)} now.")
         except BadInput as error:
             self.fields[name].value = getattr(self.settings, name)
             self.message.value = words(str(error))

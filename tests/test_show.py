@@ -191,7 +191,8 @@ def test_tables_align_and_name_what_is_missing():
 
 def test_the_sheet_of_photos_tells_uses_apart_and_survives_a_broken_one(tmp_path):
     picture("gray", (300, 200)).save(tmp_path / "a.png")
-    entry = {"file": "a.png", "use": "train", "crop": [50, 0, 250, 200], "width": 300, "height": 200, "caption": "a toy", "findings": ["is soft"]}
+    entry = {"file": "a.png", "use": "train", "crop": [50, 0, 250, 200], "width": 300, "height": 200, "caption": "a toy"}
+    entry["findings"] = ["is soft"]
     broken = entry | {"file": "b.png", "use": "out", "crop": [0, 0, 0, 0], "width": 0, "height": 0, "findings": ["is empty"]}
     figure = show.photos([entry, entry | {"use": "test"}, entry | {"use": "out"}, broken], tmp_path)
     assert [row[2] for row in figure.table.rows] == ["train", "held out", "left out", "left out"]
