@@ -101,10 +101,11 @@ def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None, 
     return add_class_images(dataset, images, texts)
 
 
-def data_set(folder, base, subject, class_noun="", identifier="", kind="", seed=0):
+def data_set(folder, base, subject, class_noun="", identifier="", kind="", seed=0, count=CLASS_IMAGES, **sampling):
     """The data set in `folder`, as notebook 01 left it; where there is none, one made from the photos in `subject` just as 01 does.
 
-    Raises `BadInput` if its pictures are not of the size that `base` draws, and as `prepare` does.
+    `count` and `sampling` (steps, guidance) are for its class images. Raises `BadInput` if its pictures are not of the size that
+    `base` draws, and as `prepare` does.
     """
     from .photos import load_dataset, prepare
 
@@ -114,18 +115,20 @@ def data_set(folder, base, subject, class_noun="", identifier="", kind="", seed=
         print(f"[stage] no data set in {folder} yet: preparing {subject} as notebook 01 does", flush=True)
         words = read_words(subject, base, class_noun, identifier, kind)
         dataset = prepare(subject, folder, words.class_noun, words.identifier, base.resolution, words.kind, seed=seed)
-        dataset = draw_class_images(base, dataset, seed=seed)
+        dataset = draw_class_images(base, dataset, count, seed, **sampling)
     if dataset.resolution != base.resolution:
         raise BadInput(f"Data set {folder} has pictures of {dataset.resolution} pixels and base '{base.name}' draws {base.resolution}: "
                        "prepare it again with notebook 01 and this base, or choose another output folder.")
     return dataset
 
 
-def limits_of(base, subject):
-    """What a reader of their own photographs must know of the pocket base: a sentence, or '' when there is nothing to say."""
-    if base.name != "pocket" or ROOT / "data" / "subjects" in Path(subject).expanduser().resolve().parents:
-        return ""
-    return ("These are your own pictures, and the pocket base is a small model of drawings at 64 x 64 pixels. It can show whether colours, rough shape "
-            "and markings of your subject are learnt and carried to new places, and how the two methods differ in time, memory and size. "
-            "It cannot show a photograph: no texture, no fine detail, no true light; and places come out as drawings. "
-            "For photographs set `base` to a Stable Diffusion model, and change nothing else.")
+def tell_limits(base, subject):
+    """Print what a reader of their own photographs must know of the pocket base; nothing for the example subjects or another base.
+
+    `subject` is the `Subject`; the examples are told by who made them.
+    """
+    if base.name == "pocket" and "lib.pocket" not in subject.made_by:
+        print("These are your own pictures, and the pocket base is a small model of drawings at 64 x 64 pixels. It can show whether "
+              "colours, rough shape and markings of your subject are learnt and carried to new places, and how the two methods differ "
+              "in time, memory and file size. It cannot show a photograph: no texture, no fine detail, no true light, and every place "
+              "is a drawing. For photographs set `base` to a Stable Diffusion model; nothing else changes.")

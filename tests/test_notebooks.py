@@ -1,0 +1,224 @@
+"""Notebooks 01 to 04, run in order by papermill on the real pocket base at small step counts, and what they leave behind."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from safetensors.torch import load_file
+
+from lib.course import run_notebook
+from lib.lesson import class_prompts, course_prompts, propose
+from lib.photos import load_dataset, prepare
+from lib.progress import Progress
+from lib.settings import BadInput, Settings, read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+FEW = {"sample_steps": 5}
+SMALL = {"01_dataset_prep": {"subject": "data/subjects/character", "class_images": 8, **FEW},
+         "02_lora_training": {"steps": 8, "rank": 4, **FEW}, "03_dreambooth_training": {"steps": 8, **FEW},
+         "04_comparison": {"pictures_per_prompt": 1, "class_pictures": 2, **FEW}}
+NAMES = list(SMALL)
+
+
+def execute(name, output, folder, **parameters):
+    """Run a notebook as the course does, and return the executed copy."""
+    executed = folder / f"{name}.ipynb"
+    run_notebook(ROOT / "notebooks" / f"{name}.ipynb", executed, {"output": str(output), **parameters}, Progress({}, io.StringIO()))
+    return nbformat.read(executed, as_version=4)
+
+
+def printed(notebook):
+    return "".join(o.text for c in notebook.cells for o in c.get("outputs", ()) if o.output_type == "stream" and o.name == "stdout")
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """The four notebooks, executed in order when first asked for: {name: notebook}, in a namespace with the output folder."""
+    folder = tmp_path_factory.mktemp("course")
+
+    class Course:
+        output, done, photos = folder / "out", {}, digests(ROOT / "data/subjects/character")
+
+        def __call__(self, name):
+            for each in NAMES[: NAMES.index(name) + 1]:
+                if each not in self.done:
+                    self.done[each] = execute(each, self.output, folder, **SMALL[each])
+            return self.done[name]
+
+    return Course()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_shows_what_it_found(course, name):
+    notebook = course(name)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", ())]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o.text for o in outputs if o.get("name") == "stderr"], "a warning that a reader cannot act on"
+    pictures = [(o.data, o.metadata) for o in outputs if any(kind.startswith("image/") for kind in o.get("data", ()))]
+    assert len(pictures) >= 5
+    for data, metadata in pictures:
+        kind = next(kind for kind in data if kind.startswith("image/"))
+        assert len(metadata.get(kind, {}).get("alt", "")) > 20, "a figure without alternative text"
+    assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", ())], "a panel where nobody can press it"
+    assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.slow
+def test_01_leaves_a_data_set(course):
+    text, dataset = printed(course("01_dataset_prep")), load_dataset(course.output / "data")
+    assert [len(part) for part in (dataset.train, dataset.test, dataset.class_images)] == [6, 2, 8]
+    assert all("zwx robot" in item.caption for item in dataset.train + dataset.test)
+    assert not any("zwx" in item.caption for item in dataset.class_images) and len({i.caption for i in dataset.class_images}) > 4
+    assert len({i.path.read_bytes() for i in dataset.class_images}) == 8, "class images are all different"
+    assert digests(ROOT / "data/subjects/character") == course.photos, "the photos are as they were"
+    assert re.search(r"zwx +1 +zwx", text) and "your own pictures" not in text
+
+
+@pytest.mark.slow
+def test_02_trains_an_adapter_and_proves_that_the_base_stays(course):
+    text, run = printed(course("02_lora_training")), course.output / "lora"
+    assert text.count("largest difference of a pixel: 0\n") == 2, "a fresh adapter and one at strength 0 change nothing"
+    assert len(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE)) == 2 and len(set(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE))) == 1
+    check_run(run, "lora", steps=8)
+    weights = load_file(run / "adapter.safetensors")
+    assert {min(w.shape) for w in weights.values()} == {4} and any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+def test_03_trains_every_weight_twice(course):
+    course("03_dreambooth_training")
+    check_run(course.output / "dreambooth", "dreambooth", steps=8)
+    check_run(course.output / "dreambooth_without_prior", "dreambooth", steps=8, samples=0)
+    assert Settings.load(course.output / "dreambooth_without_prior/settings.json").prior_weight == 0
+    base = load_file(ROOT / "data/pocket/unet/diffusion_pytorch_model.safetensors")
+    tuned = load_file(course.output / "dreambooth/unet/diffusion_pytorch_model.safetensors")
+    assert tuned.keys() == base.keys() and sum(not tuned[k].float().equal(base[k].float()) for k in base) > 0.9 * len(base)
+
+
+def check_run(run, method, steps, samples=16):
+    """A finished run folder, whose figures are figures."""
+    settings, metrics = Settings.load(run / "settings.json"), read_json(run / "metrics.json")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert settings.method == method and settings.steps == len(log) == metrics["steps"] == steps
+    assert all(math.isfinite(row["loss"]) and 0 < row["loss"] < 10 for row in log)
+    assert len(list((run / "samples").glob("*.png"))) == samples
+    weights = run / ("adapter.safetensors" if method == "lora" else "unet/diffusion_pytorch_model.safetensors")
+    assert metrics["file_bytes"] == weights.stat().st_size > 1000
+    assert 0 < metrics["seconds_per_step"] < metrics["train_seconds"] and metrics["peak_bytes"] == sum(metrics["peak_by_category"].values())
+
+
+@pytest.mark.slow
+def test_04_writes_the_summary(course):
+    text, summary = printed(course("04_comparison")), read_json(course.output / "summary.json")
+    for method in ("lora", "dreambooth"):
+        for key in ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes", "dino", "clip_i", "clip_t", "pres", "memorising"):
+            assert math.isfinite(summary[method][key]) and summary["units"][key], (method, key)
+    assert summary["lora"]["file_bytes"] < summary["dreambooth"]["file_bytes"] / 10
+    assert summary["lora"]["peak_bytes"] < summary["dreambooth"]["peak_bytes"]
+    assert 0 < summary["base_model"]["dino"] < summary["real_photos"]["dino"] <= 1
+    assert summary["about"]["reference"] == "held-out photos" and len(summary["about"]["prompts"]) == 8
+    assert summary["versions"]["torch"] and summary["device"] and "one subject and one training seed" in summary["verdict"]
+    assert "Like for like." in text and summary["verdict"] in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, parameters, said", [
+    ("01_dataset_prep", {"subject": "no/such/folder"}, "photo folder no/such/folder does not exist; check the path"),
+    ("02_lora_training", {"steps": -5}, "Setting 'steps' is -5, outside 1 to 100000: choose a value in that range."),
+    ("03_dreambooth_training", {"base": "pokcet"}, "There is no base model 'pokcet': use 'pocket', a diffusers folder, or a hub name"),
+    ("04_comparison", {}, "does not exist: train first, LoRA with notebook 02 and DreamBooth with notebook 03"),
+])
+def test_a_bad_parameter_is_one_sentence(name, parameters, said, tmp_path):
+    with pytest.raises(BadInput) as refused:
+        execute(name, tmp_path / "out", tmp_path, **parameters)
+    assert said in str(refused.value)
+    shown = [o for c in nbformat.read(tmp_path / f"{name}.ipynb", 4).cells for o in c.get("outputs", ()) if o.output_type == "error"]
+    trace = "\n".join(shown[-1].traceback)
+    assert said in trace and "Traceback" not in trace and len(trace) < 400, "the reader sees the sentence, not a wall"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_parameter_is_one_sentence(tmp_path):
+    with pytest.raises(BadInput, match=r"02_lora_training.ipynb has no parameter named stepps: correct the name .* which has subject"):
+        execute("02_lora_training", tmp_path, tmp_path, stepps=3)
+
+
+# --- their form ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=NAMES)
+def source(request):
+    return nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
+
+
+def setup_cell(notebook):
+    return next(c.source for c in notebook.cells if c.cell_type == "code" and "from lib.lesson import start" in c.source)
+
+
+def test_it_says_what_it_teaches(source):
+    first, last = source.cells[0].source, source.cells[-1].source
+    assert "**You will learn**" in first and re.search(r"\*\*Takes\*\* about .*(second|minute)s? .*\b(GiB|MiB)\b", first, re.DOTALL)
+    assert last.startswith("## Exercises") and len(re.findall(r"^\d\. ", last, re.MULTILINE)) >= 4
+    prose = "\n".join(c.source for c in source.cells if c.cell_type == "markdown")
+    assert prose.count("**Predict first:**") + prose.count("**Write down now**") >= 3
+    code = [c.source for c in source.cells if c.cell_type == "code"]
+    assert sorted(len(c.splitlines()) for c in code)[len(code) // 2] <= 9, "most cells hold one idea"
+
+
+def test_the_set_up_is_the_same_everywhere():
+    assert len({setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in NAMES}) == 1
+
+
+def test_the_set_up_finds_the_course_and_can_run_twice(source):
+    script = setup_cell(source) + "\nprint(os.getcwd(), sys.path[0], 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", f"{script}\n{script}"], cwd=ROOT / "notebooks", capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == [f"{ROOT} {ROOT} False"] * 2 and not said.stderr
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs git and a clone of the project")
+def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
+    script = setup_cell(nbformat.read(ROOT / "notebooks/01_dataset_prep.ipynb", 4)) + "\nprint(os.getcwd())"
+    for _ in range(2):      # the second time it is there
+        said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True,
+                              env={**os.environ, "WORKBENCH_REPOSITORY": ROOT.as_uri(), "PYTHONPATH": ""})
+        assert said.stdout.split() == [str(tmp_path / "lora-vs-dreambooth-workbench")]
+
+
+# --- what they begin with --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    from lib.base import load_base
+
+    return load_base("pocket")
+
+
+@pytest.mark.parametrize("kind", sorted(p.name for p in (ROOT / "data/subjects").iterdir() if p.is_dir()))
+def test_every_kind_has_its_prompts(kind, model, tmp_path):
+    dataset = prepare(ROOT / "data/subjects" / kind, tmp_path / "data")
+    plain = class_prompts(dataset, 20)
+    pairs = course_prompts(dataset.subject, model)
+    word = dataset.subject.identifier
+    assert len(plain) == 20 and len(set(plain)) >= 6 and len(pairs) == 8
+    assert not [text for text in plain + [p for _, p in pairs] if re.search(rf"\b({word}|style|pose|light)\b", text)]
+    assert all(word in asked.split() for asked, _ in pairs)
+
+
+def test_the_proposed_identifier_is_one_piece(model):
+    assert len(model.pieces(propose(model))) == 1
+    assert propose(model, ("pipbot", "zwx", "sunflower")) == "zwx"
