@@ -71,7 +71,7 @@ def save_weights(base, settings, folder):
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers({k: v.half() for k, v in get_peft_model_state_dict(base.unet).items()})
+        layers = convert_state_dict_to_diffusers({k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()})
         StableDiffusionPipeline.save_lora_weights(
             part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
         )
