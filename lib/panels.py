@@ -139,12 +139,16 @@ class TrainingPanel:
         import ipywidgets as w
 
         self.state, self.shown, self.drawn = state, 0, 0.0
-        self.stop_button = w.Button(description="Stop here", icon="stop", tooltip="End after this step and keep what was learnt")
+        tip = "End after this step and keep what was learnt; interrupting the kernel does the same"
+        self.stop_button = w.Button(description="Stop here", icon="stop", tooltip=tip)
         self.stop_button.on_click(lambda _: self.stop())
         self.bar = w.IntProgress(min=0, max=state.steps, description="step")
         self.status, self.loss, self.samples = w.HTML(), w.HTML(), w.HTML()
         self.box = w.VBox([w.HBox([self.stop_button, self.bar, self.status]), self.loss, self.samples])
         _show(self.box)
+        # ipykernel 7.4 hands a click to the shell that made the button, which is busy training; it is to go where the front end sent it.
+        if hasattr(self.stop_button.comm, "_reply_subshell_for"):
+            self.stop_button.comm._reply_subshell_for = lambda _, sent_to: sent_to
         # Where the front end cannot deliver a click to a busy kernel, its own stop button ends the training just as gently.
         if threading.current_thread() is threading.main_thread():
             self.handler = signal.signal(signal.SIGINT, self.interrupted)

@@ -93,7 +93,8 @@ def photos(plan, folder, side=150, wide=4):
         except BadInput:
             photo = Image.new("RGB", (side, side), "#dddddd")
         tile = framed(photo, entry, side)
-        ImageDraw.Draw(tile).text((side // 2, side - 9), str(len(rows) + 1), "black", _font(20), anchor="ms", stroke_width=4, stroke_fill="white")
+        at, outline = (side // 2, side - 9), {"stroke_width": 4, "stroke_fill": "white"}
+        ImageDraw.Draw(tile).text(at, str(len(rows) + 1), "black", _font(20), anchor="ms", **outline)
         tiles.append(tile)
         rows.append([len(rows) + 1, entry["file"], USES[entry["use"]], entry["caption"], "; ".join(entry["findings"]) or "nothing"])
     tiles += [None] * (-len(tiles) % min(wide, len(tiles) or 1))

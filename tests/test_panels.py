@@ -101,9 +101,7 @@ def test_a_notebook_has_a_reader_only_where_someone_could_answer(kernel):
     assert run(kernel[1], code, allow_stdin=False).strip() == "True"  # as papermill and nbconvert ask
 
 
-def test_a_notebooks_own_stop_button_ends_the_training_gently(kernel):
-    manager, client = kernel
-    code = """
+TRAINING = """
 import os, time; os.environ["WORKBENCH_HEADLESS"] = "0"
 from lib.panels import training_panel
 from lib.settings import Settings
@@ -113,17 +111,35 @@ while state.step < state.steps and not state.stopping:
     state.step += 1
     panel(state)
     if state.step == 1:
-        print("started", flush=True)
+        print("started", panel.stop_button.comm.comm_id, flush=True)
     time.sleep(0.05)
 print("ended gently", 0 < state.step < state.steps, panel.stop_button.disabled)
 """
-    client.execute(code)
-    said, patience = "", time.monotonic() + 120
+
+
+def click_in_jupyterlab(manager, client, button):
+    """Click a button as JupyterLab does while a cell runs: on a subshell of the kernel."""
+    client.control_channel.send(client.session.msg("create_subshell_request"))
+    click = client.session.msg("comm_msg", {"comm_id": button, "data": {"method": "custom", "content": {"event": "click"}}})
+    click["header"]["subshell_id"] = client.get_control_msg(timeout=60)["content"]["subshell_id"]
+    client.shell_channel.send(click)
+
+
+def interrupt(manager, client, button):
+    """Interrupt the kernel, as the notebook's own stop button does."""
+    manager.interrupt_kernel()
+
+
+@pytest.mark.parametrize("stop", [click_in_jupyterlab, interrupt])
+def test_a_running_training_is_ended_gently_by_its_button_and_by_the_notebooks_own(kernel, stop):
+    manager, client = kernel
+    client.execute(TRAINING)
+    said, patience = "", time.monotonic() + 150
     while "ended" not in said and "Error" not in said and time.monotonic() < patience:
         content = client.get_iopub_msg(timeout=120)["content"]
         said += content.get("text", "") + content.get("ename", "")
-        if content.get("text", "").strip() == "started":
-            manager.interrupt_kernel()
+        if content.get("text", "").startswith("started"):
+            stop(manager, client, content["text"].split()[1])
     assert "ended gently True True" in said
 
 
