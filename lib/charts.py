@@ -109,7 +109,7 @@ def bars(values, unit="", caption="", alt=None, log=False):
     if log:
         axes.set_xscale("log")
     low = min(v for g in grouped.values() for v in g.values() if v) / 10 if log else min(axes.get_xlim()[0], 0)
-    axes.set_xlim(low, largest * (largest / low) ** 0.4 if log else largest + 0.35 * (largest - low))  # room for the numbers
+    axes.set_xlim(low, largest * (largest / low) ** 0.4 if log else largest + 0.35 * ((largest - low) or 1))  # room for the numbers
     axes.set_yticks(range(len(grouped)), [textwrap.fill(name, 22) for name in grouped])
     axes.set_ylim(len(grouped) - 0.5, -0.5)
     axes.grid(False, axis="y")

@@ -107,6 +107,12 @@ def test_bars_read_without_colour_and_carry_their_numbers():
     assert figure.table.rows == [["speed", 0.125, 0.25], ["size", 3, None]]
 
 
+def test_bars_of_nothing_and_below_nothing_are_drawn():
+    assert show.bars({"base": 0.0}).chart.axes[0].get_xlim()[1] > 0
+    chart = show.bars({"prior kept": -0.25, "prior lost": 0.5}).chart
+    assert chart.axes[0].get_xlim()[0] < -0.25 and [b.get_width() for b in chart.axes[0].patches] == [-0.25, 0.5]
+
+
 def test_grey_prints_of_two_lines_and_two_bars_still_differ():
     figure = show.curves({"LoRA": ([0, 1], [1.0, 1.0]), "DreamBooth": ([0, 1], [2.0, 2.0])})
     grey = np.asarray(figure.image.convert("L"))
