@@ -1,6 +1,6 @@
-"""`make pocket`: train the pocket base and the judge's CLIP from nothing. Safe to stop: the same command goes on where it was.
+"""`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command goes on where it was.
 
-    python -m lib.pocket [vae text unet judge measure] [--work runs/pocket] [--out data] [--steps unet=12000]
+    python -m lib.pocket [vae text unet judge identity measure] [--work runs/pocket] [--out data] [--steps unet=12000]
 
 Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights go to `--out` in fp16.
 A finished stage is prolonged by asking for more steps.
@@ -9,17 +9,20 @@ A finished stage is prolonged by asking for more steps.
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "text", "unet", "judge", "measure")
-STEPS = {"vae": 2500, "text": 600, "unet": 9000, "judge": 1500}
+STAGES = ("vae", "text", "unet", "judge", "identity", "measure")
+STEPS = {"vae": 2500, "text": 600, "unet": 12_000, "judge": 1500, "identity": 4000}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=STAGES, choices=[*STAGES, []])
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"any of {', '.join(STAGES)}; all, in this order, if none is named")
     parser.add_argument("--work", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--steps", action="append", default=[], metavar="STAGE=N")
     args = parser.parse_args()
+    for name in args.stages:
+        if name not in STAGES:
+            parser.error(f"there is no stage '{name}': choose from {', '.join(STAGES)}")
     steps = STEPS | {name: int(n) for name, n in (pair.split("=") for pair in args.steps)}
     from . import stages
 

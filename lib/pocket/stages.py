@@ -7,6 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..record import device_name
+from ..settings import read_json, write_json
 from . import clip as clip_
 from . import unet as unet_
 from . import vae as vae_
@@ -39,10 +41,18 @@ def vae(work, out, steps, batch=16):
         return value, {"psnr": psnr, "kl": kl}
 
     stage = Stage("vae", model, loss, steps, 4e-3, work, average=0.99)
-    stage.run()
+    record(out, "vae", stage.run())
     vae_.whiten(model, pictures[:1536:3])
     model.half().save_pretrained(out / "pocket" / "vae")
     model.float()
+
+
+def record(out, stage, result):
+    """Keep what a stage took (steps, seconds, last loss, processor) among what was measured."""
+    file = out / "pocket" / "measured.json"
+    found = read_json(file) if file.is_file() else {}
+    result |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__}
+    write_json(file, found | {"training": found.get("training", {}) | {stage: result}})
 
 
 def scenes_for(work, salt, hold_out=True):
@@ -74,9 +84,10 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
 
 def text(work, out, steps):
     """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
-    model, tokenizer, _ = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", widths=(32, 64, 128))
+    model, tokenizer, result = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", widths=(32, 64, 128))
     model.text_model.half().save_pretrained(out / "pocket" / "text_encoder")
     tokenizer.save_pretrained(out / "pocket" / "tokenizer")
+    record(out, "text", result)
 
 
 def unet(work, out, steps, batch=48):
@@ -90,7 +101,7 @@ def unet(work, out, steps, batch=48):
     torch.manual_seed(2)
     model = unet_.make_unet().to(memory_format=torch.channels_last)
     loss = unet_.make_loss(unet_.make_scheduler(), tower, tokenizer, scenes, latents, batch)
-    Stage("unet", model, loss, steps, 2e-3, work, average=0.999).run()
+    record(out, "unet", Stage("unet", model, loss, steps, 2e-3, work, average=0.999).run())
     pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
     pipe.to(dtype=torch.float16).save_pretrained(folder)
 
@@ -106,9 +117,21 @@ def encoder_hash(vae):
 
 def judge(work, out, steps):
     """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones too."""
-    model, tokenizer, _ = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99, "longest")
+    model, tokenizer, result = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99, "longest")
     model.half().save_pretrained(out / "judge" / "clip")
     tokenizer.save_pretrained(out / "judge" / "clip")
+    record(out, "judge", result)
+
+
+def identity(work, out, steps):
+    """The judge's identity encoder and its certificate, in data/judge/identity."""
+    from . import identity as identity_
+
+    pool = work / "lookalikes.npy"
+    if not pool.is_file():
+        identity_.draw_pool(pool)
+    identity_.train(pool, steps)
+    identity_.certify()
 
 
 def measure(work, out, _):
