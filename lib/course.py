@@ -111,8 +111,10 @@ def closing(summary):
 
 def check_subject(folder, class_noun=None, identifier=None):
     """Refuse a subject that notebook 01 would refuse, before any Python is started for it (`BadInput`)."""
-    from .photos import prepare
+    from .photos import prepare, scan
 
+    if not Path(folder).expanduser().is_dir():
+        scan(folder)        # says what is wrong with it, before anything is said about words
     with tempfile.TemporaryDirectory() as scratch:
         prepare(folder, Path(scratch) / "data", class_noun, identifier or "zwx")      # notebook 01 proposes one if none is given
 

@@ -3,6 +3,7 @@
 Every run of the same data and seed sees the same pictures, noise and timesteps in the same order, whichever weights train.
 """
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -154,7 +155,8 @@ def train(settings, base=None, watchers=()):
         flush(log, losses, state, clock, settings)
     unet.eval()
     file_bytes = save_weights(base, settings, run)
-    write_json(run / "metrics.json", metrics(settings, state, clock, peak, weights, file_bytes, base))
+    data = {"data_sha256": hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()}
+    write_json(run / "metrics.json", data | metrics(settings, state, clock, peak, weights, file_bytes, base))
     return run
 
 
