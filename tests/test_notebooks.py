@@ -95,7 +95,8 @@ def test_02_trains_an_adapter_and_proves_that_the_base_stays(course):
     assert len(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE)) == 2 and len(set(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE))) == 1
     check_run(run, "lora", steps=8)
     weights = load_file(run / "adapter.safetensors")
-    assert {min(w.shape) for w in weights.values()} == {4} and any(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)
+    down, up = ([w for name, w in weights.items() if f"lora.{part}." in name] for part in ("down", "up"))
+    assert {w.shape[0] for w in down} == {w.shape[1] for w in up} == {4} and all(w.abs().max() > 0 for w in up)
 
 
 @pytest.mark.slow
@@ -127,7 +128,7 @@ def test_04_writes_the_summary(course):
     for method in ("lora", "dreambooth"):
         for key in ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes", "dino", "clip_i", "clip_t", "pres", "memorising"):
             assert math.isfinite(summary[method][key]) and summary["units"][key], (method, key)
-    assert summary["lora"]["file_bytes"] < summary["dreambooth"]["file_bytes"] / 10
+    assert summary["lora"]["file_bytes"] < summary["dreambooth"]["file_bytes"] / 5
     assert summary["lora"]["peak_bytes"] < summary["dreambooth"]["peak_bytes"]
     assert 0 < summary["base_model"]["dino"] < summary["real_photos"]["dino"] <= 1
     assert summary["about"]["reference"] == "held-out photos" and len(summary["about"]["prompts"]) == 8
