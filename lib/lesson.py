@@ -3,27 +3,27 @@
 Only the standard library is imported here at first, so that `start` can install the rest on a machine (Colab) that lacks it.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .settings import BadInput
 
-# What the notebooks import beside torch, which every machine that could run them has in the build that fits it.
-PACKAGES = ("diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL", "matplotlib", "ipywidgets", "psutil")
-CLASS_IMAGES = 40
 ROOT = Path(__file__).resolve().parent.parent
+# What the notebooks import beside torch and numpy. For the first, files on disk depend on the version; of the rest any will do.
+FLOORS, ANY = ("diffusers", "transformers", "peft", "accelerate", "safetensors"), ("pillow", "matplotlib", "ipywidgets", "psutil")
+CLASS_IMAGES = 40
 
 
 def start():
-    """Make a notebook ready: install the packages that are missing (torch is never touched), and print bad input as one sentence."""
-    absent = [{"PIL": "pillow"}.get(name, name) for name in PACKAGES if importlib.util.find_spec(name) is None]
+    """Make a notebook ready: install what is missing (never torch or numpy), and from then on show bad input as one sentence."""
+    absent = unmet(ROOT / "requirements.txt")
     if absent:
         print(f"[stage] installing {', '.join(absent)}", flush=True)
-        keep = [f"torch=={_version('torch')}", f"numpy=={_version('numpy')}"]  # named with their versions so that pip cannot replace them
+        keep = [f"{name}=={version(name)}" for name in ("torch", "numpy")]  # named as they are, so that pip must leave them
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *absent, *keep], check=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -35,10 +35,23 @@ def start():
         get_ipython().set_custom_exc((BadInput,), _one_sentence)
 
 
-def _version(package):
-    from importlib.metadata import version
+def unmet(requirements):
+    """The lines of a requirements file (floors, such as "peft>=0.18") that the notebooks need and that are not met here."""
+    absent = []
+    for line in Path(requirements).read_text("utf-8").splitlines():
+        name, _, floor = line.split("#")[0].strip().partition(">=")
+        if name in FLOORS + ANY:
+            try:
+                met = name in ANY or _numbers(version(name)) >= _numbers(floor)
+            except PackageNotFoundError:
+                met = False
+            absent += [] if met else [f"{name}>={floor}"]
+    return absent
 
-    return version(package)
+
+def _numbers(text):
+    """A version as numbers to compare: "5.6.0.dev1" -> [5, 6, 0]."""
+    return [int(part) for part in re.match(r"\d+(\.\d+)*", text)[0].split(".")]
 
 
 def _one_sentence(shell, kind, error, trace, tb_offset=None):

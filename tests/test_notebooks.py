@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lib.course import run_notebook
-from lib.lesson import class_prompts, course_prompts, propose
+from lib.lesson import class_prompts, course_prompts, propose, unmet
 from lib.photos import load_dataset, prepare
 from lib.progress import Progress
 from lib.settings import BadInput, Settings, read_json
@@ -193,6 +193,9 @@ def test_the_set_up_finds_the_course_and_can_run_twice(source):
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs git and a clone of the project")
 def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
     script = setup_cell(nbformat.read(ROOT / "notebooks/01_dataset_prep.ipynb", 4)) + "\nprint(os.getcwd())"
+    lost = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={**os.environ, "WORKBENCH_REPOSITORY": ""})
+    assert lost.stderr.strip().endswith("name its repository in REPOSITORY above.") and not list(tmp_path.iterdir())
     for _ in range(2):      # the second time it is there
         said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True,
                               env={**os.environ, "WORKBENCH_REPOSITORY": ROOT.as_uri(), "PYTHONPATH": ""})
@@ -200,6 +203,12 @@ def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
 
 
 # --- what they begin with --------------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_missing_or_too_old_is_installed(tmp_path):
+    assert unmet(ROOT / "requirements.txt") == []
+    (tmp_path / "new.txt").write_text("torch>=99  # never touched\npeft>=99.1 # why\nipywidgets>=99\ndiffusers>=0.1\n\n# note\n")
+    assert unmet(tmp_path / "new.txt") == ["peft>=99.1"]
 
 
 @pytest.fixture(scope="module")
