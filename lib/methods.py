@@ -68,10 +68,10 @@ def save_weights(base, settings, folder):
     if settings.method == "lora":
         from diffusers import StableDiffusionPipeline
         from diffusers.training_utils import _collate_lora_metadata
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers({k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()})
+        # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
+        layers = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()}
         StableDiffusionPipeline.save_lora_weights(
             part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
         )

@@ -74,10 +74,10 @@ def test_the_base_stays_bit_identical_under_lora_and_moves_under_dreambooth(tiny
         assert (fingerprint(base.unet) == before) is same
 
 
-@pytest.mark.parametrize("method", ["lora", "dreambooth"])
-def test_saved_weights_draw_what_the_trained_model_draws(tiny_folder, make, method):
+@pytest.mark.parametrize("method, targets", [("lora", "attention"), ("lora", "all"), ("dreambooth", "attention")])
+def test_saved_weights_draw_what_the_trained_model_draws(tiny_folder, make, method, targets):
     base = load_base(tiny_folder)
-    run = train(make(method, alpha=3.0, rank=2, precision="fp32", learning_rate=1e-2), base)
+    run = train(make(method, targets=targets, alpha=3.0, rank=2, precision="fp32", learning_rate=1e-2), base)
     untouched = predict(load_base(tiny_folder))
     live, loaded = predict(base), predict(load_run(run, load_base(tiny_folder)))
     effect = (live - untouched).abs().max()
