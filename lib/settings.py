@@ -23,8 +23,8 @@ class BadInput(ValueError):
 # What each method starts from, and why. The learning rates are the best of the sweep in data/results/learning_rates.json
 # for the pocket base (shown in notebooks 02 and 03), and the field's own values for Stable Diffusion (diffusers' README).
 PRESETS = {
-    ("lora", "pocket"): {"learning_rate": 2e-3, "rank": 16, "targets": "all"},
-    ("dreambooth", "pocket"): {"learning_rate": 3e-4},
+    ("lora", "pocket"): {"learning_rate": 5e-4, "rank": 16, "targets": "all"},
+    ("dreambooth", "pocket"): {"learning_rate": 8e-4},
     ("lora", "other"): {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1},
     ("dreambooth", "other"): {"learning_rate": 5e-6, "steps": 800, "batch_size": 1},
 }
