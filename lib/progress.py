@@ -90,21 +90,23 @@ class Progress:
             self.notebook = None
 
     def left(self):
-        """Seconds that the rest should take, or None once it is over what was expected."""
-        spent = sum(self.expected.get(name, 0) for name in self.seconds)
-        pace = min(max(sum(self.seconds.values()) / spent, 0.2), 5.0) if spent else 1.0
+        """(seconds that the rest should take, whether that is a lower bound because the current notebook is over its time)."""
+        taken, planned = sum(self.seconds.values()), sum(self.expected.get(name, 0) for name in self.seconds)
+        pace = max(taken / planned, 0.2) if planned else 1.0
         to_come = sum(seconds for name, seconds in self.expected.items() if name not in self.seconds and name != self.notebook)
         if self.notebook is None or self.notebook in self.seconds:
-            return pace * to_come
-        current = pace * self.expected.get(self.notebook, 0) - (time.monotonic() - self.began)
-        return max(current, 0) + pace * to_come if current > 0 or to_come else None
+            return pace * to_come, False
+        now, own = time.monotonic() - self.began, self.expected.get(self.notebook, 0)
+        if now < pace * own:
+            return pace * (own + to_come) - now, False
+        return max(pace, (taken + now) / max(planned + own, 1)) * to_come, True       # slower than thought, so the rest will be too
 
     def line(self):
         """The state in one line."""
-        names, left = list(self.expected), self.left()
+        names, (left, over) = list(self.expected), self.left()
         number = f"[{names.index(self.notebook) + 1}/{len(names)}] " if self.notebook in names else ""
         cell = f"cell {self.cell + 1}/{self.cells}, " if self.cell is not None else ""
-        rest = "longer than last time" if left is None else "last notebook done" if not left else f"about {clock(left)} left"
+        rest = f"{'at least' if over else 'about'} {clock(left)} left" if left else "longer than expected" if over else "last notebook done"
         return f"{number}{self.notebook}: {cell}{clock(time.monotonic() - self.started)} elapsed, {rest}: {self.stage}"
 
     def say(self):

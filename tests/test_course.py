@@ -217,12 +217,16 @@ def test_time_left_follows_the_pace():
     progress.begin("a")
     progress.began -= 20            # took twice as long as expected
     progress.done()
-    assert progress.left() == pytest.approx(120, rel=0.01)
+    assert progress.left() == (pytest.approx(120, rel=0.01), False)
     progress.begin("b")
     progress.began -= 30
-    assert progress.left() == pytest.approx(10 + 80, rel=0.01)
-    progress.began -= 100           # far over: what follows is still to come
-    assert progress.left() == pytest.approx(80, rel=0.01)
+    assert progress.left() == (pytest.approx(10 + 80, rel=0.01), False)
+    progress.began -= 100           # far over: 150 s for what should take 30, so 40 will take 200
+    assert progress.left() == (pytest.approx(200, rel=0.01), True) and "at least 3:2" in progress.line()
+    progress.done()
+    progress.begin("c")
+    progress.began -= 1000
+    assert progress.left() == (0, True) and "longer than expected" in progress.line()
 
 
 def test_clock():
