@@ -95,7 +95,7 @@ def test_02_trains_an_adapter_and_proves_that_the_base_stays(course):
     assert len(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE)) == 2 and len(set(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE))) == 1
     check_run(run, "lora", steps=8)
     weights = load_file(run / "adapter.safetensors")
-    down, up = ([w for name, w in weights.items() if f"lora.{part}." in name] for part in ("down", "up"))
+    down, up = ([w for name, w in weights.items() if f"lora_{part}." in name] for part in "AB")
     assert {w.shape[0] for w in down} == {w.shape[1] for w in up} == {4} and all(w.abs().max() > 0 for w in up)
 
 
