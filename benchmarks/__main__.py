@@ -88,7 +88,7 @@ def picture():
         base = load_run(COURSE / run, load_base()) if run else load_base()
         words = [prompts(data.subject, place, with_identifier=run is not None) for place in SHOWN]
         rows.append(base.generate(words, [3000 + k for k in range(len(SHOWN))]))
-    show.grid(rows, rows=["photos", "base model", "LoRA", "DreamBooth"], columns=SHOWN).save(PICTURE)
+    show.grid(rows, rows=["photos (other places)", "base model", "LoRA", "DreamBooth"], columns=SHOWN).save(PICTURE)
 
 
 def figures(found):
