@@ -20,8 +20,8 @@ from .report import report, table
 from .settings import BadInput, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds each took on two CPU cores: the first run's guess at the time left; later runs have timings.json.
-NOTEBOOKS = {"01_dataset_prep": 40, "02_lora_training": 80, "03_dreambooth_training": 90, "04_comparison": 60}
+# Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later runs have timings.json.
+NOTEBOOKS = {"01_dataset_prep": 40, "02_lora_training": 80, "03_dreambooth_training": 90, "04_comparison": 30}
 
 
 class CourseFailed(RuntimeError):
