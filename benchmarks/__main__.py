@@ -7,21 +7,19 @@ course's own figures and the picture come from runs/course, which `make course` 
 """
 
 import argparse
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 from lib.base import ROOT, load_base
 from lib.lesson import draw_class_images
 from lib.methods import load_run
 from lib.photos import load_dataset, prepare, prompts
-from lib.record import device_name
+from lib.record import device_name, versions
 from lib.settings import Settings, read_json, write_json
 from lib.train import train
 
@@ -70,8 +68,7 @@ def measure(rounds, steps):
         "memory": peaks,
         "device": device,
         "steps": steps,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
 
 

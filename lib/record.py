@@ -93,10 +93,14 @@ def metrics(settings, state, clock, peak, weights, file_bytes, base):
             "resident_bytes": "bytes",
             "file_bytes": "bytes",
         },
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "device": device_name(base.device),
     }
+
+
+def versions():
+    """What a result must name beside its device: the versions of the stack and of Python."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")} | {"python": platform.python_version()}
 
 
 def device_name(device):

@@ -5,7 +5,6 @@
 
 import html
 import json
-import platform
 
 from .settings import write_json
 
@@ -83,17 +82,13 @@ def verdict(comparison):
 
 def write_summary(path, comparison):
     """Write `summary.json` (rows by name, units beside them, versions, device, verdict) whole or not at all; returns the dict."""
-    import diffusers
-    import peft
-    import torch
-    import transformers
+    from .record import versions
 
-    versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers, peft)} | {"python": platform.python_version()}
     trained = {r.method: {key: r.metrics.get(key) for key in ("versions", "device", "peak_measured_by")} | {"settings": r.settings}
                for r in comparison.runs}
     devices = sorted({str(r.metrics.get("device")) for r in comparison.runs})
     summary = {**comparison.rows, "units": {key: meaning for key, (_, _, meaning) in COLUMNS.items()}, "about": comparison.about,
-               "trained": trained, "versions": versions, "device": devices[0] if len(devices) == 1 else devices,
+               "trained": trained, "versions": versions(), "device": devices[0] if len(devices) == 1 else devices,
                "verdict": verdict(comparison)}
     json.dumps(summary, allow_nan=False)  # raises ValueError before anything is written
     write_json(path, summary)
