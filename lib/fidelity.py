@@ -10,9 +10,10 @@ from collections import defaultdict
 import numpy as np
 
 from .judge import Judge, load_identity, load_judge  # noqa: F401  (the measures and their judge are imported from here)
+from .pocket.places import PHRASES
 from .settings import BadInput
 
-PLACES = ("on the beach", "in the forest", "at night", "in the snow", "in the city", "in the desert", "in space", "in a room")
+PLACES = tuple(PHRASES.values())
 
 
 def similarity(made, real):
