@@ -77,7 +77,7 @@ def propose(base, candidates=("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")):
 
 
 def class_prompts(dataset, count=CLASS_IMAGES):
-    """`count` prompts for class images, without the identifier and in every place the course knows.
+    """`count` prompts for class images, without the identifier, in the places that the photos' captions name.
 
     What a style or a light is laid over is told by the captions, so there they are the captions without it.
     """
@@ -89,7 +89,9 @@ def class_prompts(dataset, count=CLASS_IMAGES):
         said = re.compile(rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light)?")
         texts = sorted({" ".join(said.sub("", item.caption).split()) for item in dataset.train})
     else:
-        texts = [prompts(subject, place, with_identifier=False) for place in ("", *PLACES)]
+        # Only places of the photos: where class images alone showed a place, it would be taught to hold the plain class.
+        known = [place for place in PLACES if any(place in item.caption for item in dataset.train)]
+        texts = [prompts(subject, place, with_identifier=False) for place in ("", *known)]
     return [texts[i % len(texts)] for i in range(count)]
 
 

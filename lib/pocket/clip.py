@@ -93,13 +93,22 @@ def matches(captions, scenes):
     return ((captions == -1) | (captions == scenes)).all(-1)
 
 
-def contrastive_loss(model, pixels, ids, true):
-    """CLIP's symmetric cross-entropy with targets shared over all true pairs. `true` is a float tensor [captions, pictures]."""
+def contrastive_loss(model, pixels, ids, true, words=0.0):
+    """CLIP's symmetric cross-entropy with targets shared over all true pairs. `true` is a float tensor [captions, pictures].
+
+    `words` weighs a second loss: each hidden state must still tell its own word. Contrast alone forgets words without a meaning,
+    and then a U-Net cannot tell a prompt with an identifier from one without.
+    """
     out = model(input_ids=ids, pixel_values=pixels)
     logits = out.logits_per_text.float()
     by_text = -(true / true.sum(1, keepdim=True) * F.log_softmax(logits, 1)).sum(1).mean()
     by_image = -(true / true.sum(0, keepdim=True) * F.log_softmax(logits, 0)).sum(0).mean()
-    return (by_text + by_image) / 2
+    contrast = (by_text + by_image) / 2
+    if not words:
+        return contrast
+    real = ids != model.config.text_config.pad_token_id
+    hidden = out.text_model_output.last_hidden_state[real].float()
+    return contrast + words * F.cross_entropy(hidden @ model.text_model.get_input_embeddings().weight.float().T, ids[real])
 
 
 def read(model, tokenizer, pictures, batch=128):

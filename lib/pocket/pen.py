@@ -22,23 +22,24 @@ def shade(rgb, factor):
 
 
 def pattern_mask(kind, size, period, phase=0.0):
-    """Boolean array [size, size]: where the second colour of a pattern shows. `period` is in pixels."""
-    y, x = np.mgrid[0:size, 0:size] + phase * period
+    """Boolean array [size, size]: where the second colour of a pattern shows. `period` is in pixels.
+
+    The second colour has about a third of the surface, so that "a red robot" is red whatever its pattern.
+    """
+    y, x = (np.mgrid[0:size, 0:size] + phase * period) / period
     if kind == "stripes":
-        return (x // period) % 2 == 1
+        return x % 2 >= 1.35
     if kind == "bands":
-        return (y // period) % 2 == 1
+        return y % 2 >= 1.35
     if kind == "diagonal":
-        return ((x + y) // (1.4 * period)) % 2 == 1
+        return (x + y) / 1.4 % 2 >= 1.35
     if kind == "checks":
-        return ((x // period) + (y // period)) % 2 == 1
+        return (x % 2 >= 0.9) & (y % 2 >= 0.9)
     if kind == "dots":
-        row = y // (1.6 * period)
-        dx = (x + (row % 2) * 0.8 * period) % (1.6 * period) - 0.8 * period
-        dy = y % (1.6 * period) - 0.8 * period
-        return dx**2 + dy**2 < (0.5 * period) ** 2
+        dx, dy = (x + (y // 1.6 % 2) * 0.8) % 1.6 - 0.8, y % 1.6 - 0.8
+        return dx**2 + dy**2 < 0.27
     if kind == "split":
-        return x > size / 2
+        return x > 0.64 * size / period
     return np.zeros((size, size), bool)
 
 

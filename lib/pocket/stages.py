@@ -16,7 +16,7 @@ from .pictures import picture, pool
 from .stage import Stage
 from .world import render, training_scenes
 
-SCENES = 30_000
+SCENES = 40_000
 
 
 def cached(file, make):
@@ -61,7 +61,7 @@ def scenes_for(work, salt, hold_out=True):
     return scenes, cached(work / f"scenes_{salt}.npy", lambda: pool(render, scenes))
 
 
-def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding, **sizes):
+def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding, words=0.0, **sizes):
     """Train a CLIP on the scenes of `salt`; returns it with its tokenizer and what was measured."""
     scenes, pictures = scenes_for(work, salt, hold_out)
     meanings = np.array([clip_.meaning(s) for s in scenes])
@@ -76,7 +76,7 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
         true = torch.as_tensor(clip_.matches(said, meanings[chosen])).float()
         x = vae_.to_tensor(pictures[np.sort(chosen)][np.argsort(np.argsort(chosen))])
         ids = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").input_ids
-        return clip_.contrastive_loss(model, x, ids, true), {}
+        return clip_.contrastive_loss(model, x, ids, true, words), {}
 
     result = Stage(name, model, loss, steps, 1.5e-3, work, average=average, every=20).run()
     return model, tokenizer, result
@@ -84,7 +84,7 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
 
 def text(work, out, steps):
     """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
-    model, tokenizer, result = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", widths=(32, 64, 128))
+    model, tokenizer, result = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", 0.2, widths=(32, 64, 128))
     model.text_model.half().save_pretrained(out / "pocket" / "text_encoder")
     tokenizer.save_pretrained(out / "pocket" / "tokenizer")
     record(out, "text", result)
