@@ -79,13 +79,19 @@ def picture():
     from lib import show
 
     data = load_dataset(COURSE / "data")
-    photos = [Image.open(item.path) for item in [*data.test, *data.train][: len(SHOWN)]]
-    rows = [photos]
+    items = [*data.test, *data.train][: len(SHOWN)]
+    rows = []
     for run in (None, "lora", "dreambooth"):
         base = load_run(COURSE / run, load_base()) if run else load_base()
         words = [prompts(data.subject, place, with_identifier=run is not None) for place in SHOWN]
         rows.append(base.generate(words, [3000 + k for k in range(len(SHOWN))]))
-    show.grid(rows, rows=["photos (other places)", "base model", "LoRA", "DreamBooth"], columns=SHOWN).save(PICTURE)
+    drawn = show.grid(rows, rows=["base model", "LoRA", "DreamBooth"], columns=SHOWN).image
+    places = [item.caption.removeprefix(prompts(data.subject)).strip() for item in items]
+    photos = show.grid([[Image.open(item.path) for item in items]], rows=["photos"], columns=places).image
+    sheet = Image.new("RGB", (drawn.width, photos.height + drawn.height), "white")
+    sheet.paste(photos, (drawn.width - photos.width, 0))  # the photos stand in places of their own, so they have their own heads
+    sheet.paste(drawn, (0, photos.height))
+    sheet.save(PICTURE)
 
 
 def figures(found):

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .settings import BadInput
+from .settings import BadInput, read_json
 from .tables import NAMES, caption, cells, table, verdict, write_summary
 
 __all__ = ["Comparison", "Run", "add_shares", "caption", "cells", "compare", "read_run", "same_ground", "table", "unlike",
@@ -47,23 +47,16 @@ class Comparison:
     runs: list = field(default_factory=list)
 
 
-def _json(folder, name):
-    path = Path(folder) / name
-    if not path.is_file():
-        raise BadInput(f"The run folder {folder} has no {name}: its training did not finish; run it again with the same settings.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged and cannot be read ({error}): delete the folder {folder} and train again.") from error
-
-
 def read_run(folder):
     """The `Run` in `folder`; raises BadInput, with the file and the remedy, if it is missing, incomplete or damaged."""
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"The run folder {folder} does not exist: train first, LoRA with notebook 02 and DreamBooth with notebook 03, "
                        "or correct the path.")
-    settings, metrics = _json(folder, "settings.json"), _json(folder, "metrics.json")
+    for name in ("settings.json", "metrics.json"):
+        if not (folder / name).is_file():
+            raise BadInput(f"The run folder {folder} has no {name}: its training did not finish; run it again with the same settings.")
+    settings, metrics = read_json(folder / "settings.json"), read_json(folder / "metrics.json")
     method = settings.get("method")
     if method not in WEIGHTS:
         raise BadInput(f"{folder / 'settings.json'} names the method {method!r}: this comparison knows "

@@ -77,7 +77,7 @@ def metric(key, value):
 @pytest.mark.parametrize(("file", "damage", "sentence"), [
     ("metrics.json", Path.unlink, "no metrics.json.*did not finish; run it again"),
     ("settings.json", Path.unlink, "no settings.json"),
-    ("metrics.json", cut, "metrics.json is damaged.*train again"),
+    ("metrics.json", cut, "metrics.json cannot be read as JSON.*make it again"),
     ("settings.json", lambda p: p.write_text('{"method": "hypernetwork"}'), "hypernetwork.*lora and dreambooth"),
     ("adapter.safetensors", Path.unlink, "adapter.safetensors are missing.*train again or put it back"),
     ("adapter.safetensors", cut, "adapter.safetensors are damaged.*copy the run folder again"),
