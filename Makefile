@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab test bench pocket clean
+.PHONY: help course lab test bench pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -31,6 +31,9 @@ test: $(READY) ## run the tests; ARGS='-k name' picks some
 
 bench: $(READY) ## measure speed and memory, and write them into README.md
 	@$(RUN) -m benchmarks $(ARGS)
+
+pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results/pocketbench.csv; goes on where it stopped
+	@$(RUN) -m benchmarks.pocketbench $(ARGS)
 
 pocket: $(READY) ## train the pocket base again from nothing (hours on a CPU; resumes where it stopped)
 	@$(RUN) -m lib.pocket $(ARGS)

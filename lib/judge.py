@@ -23,29 +23,40 @@ BATCH = 64
 
 
 def upright(picture):
-    """A picture (PIL or path) as an upright RGB image: EXIF rotation applied, transparency on white."""
-    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    """A picture (PIL or path) as an upright RGB image: EXIF rotation applied, transparency on white. BadInput if it cannot be read."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on missing, foreign and damaged files
+        raise BadInput(f"The picture {picture} cannot be read ({error}): make it again or restore it.") from error
 
 
 def _load(kind, name):
     """`kind.from_pretrained(name)` from a folder or the hub's cache; never from the network."""
     quiet()
+    from huggingface_hub import snapshot_download
+
     try:
-        return kind.from_pretrained(name, local_files_only=True)
+        # By a hub name transformers would ask the hub for an adapter even so; a folder it reads as it is.
+        folder = name if Path(name).is_dir() else snapshot_download(str(name), local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         remedy = ("restore it with `git checkout data/judge`" if str(FOLDER) in str(name) else
-                  f"run `hf download {name}` once while online, or give the path of a folder that holds it; the pocket judge needs nothing")
+                  f"run `hf download {name}` once while online, or give the path of a folder that holds it; until then judge='pocket' "
+                  "scores without a download, in columns of its own")
         raise BadInput(f"The judge's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}): {remedy}.") from error
 
 
 @dataclass
 class Encoder:
-    """Pictures -> unit rows [N, D], batched, each distinct picture once. `rule` says how pictures are resized."""
+    """Pictures -> unit rows [N, D], batched, each distinct picture once. `rule` says how pictures are resized.
+
+    `seen` keeps rows by the SHA-256 of a picture's size and pixels. Each encoder has its own, so two never share an entry.
+    """
 
     name: str
     model: object
@@ -132,8 +143,9 @@ class Judge:
 
     def describe(self):
         """What a result must name: both encoders, image size and resize rule. Scores of two judges never share a column."""
-        return {"judge": self.name} | {part: {"encoder": _short(e.name), "resize": e.rule} for part, e in
-                                       (("dino", self.identity), ("clip", self.clip_images))}
+        parts = {"dino": self.identity, "clip": self.clip_images}
+        return {"judge": self.name, **{part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()},
+                "diversity": "1 - cosine of CLIP between pictures of one prompt, in place of LPIPS"}
 
     def clip_texts(self, texts):
         """Unit rows [N, D] for N texts."""

@@ -2,13 +2,26 @@
 
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lib.fidelity import evaluation_prompts, finite, read_scene, score, similarity, similarity_within
+from lib.fidelity import (
+    GREY,
+    evaluate,
+    evaluation_prompts,
+    finite,
+    read_scene,
+    real_row,
+    score,
+    similarity,
+    similarity_within,
+    subject_alone,
+)
 from lib.judge import FOLDER, load_identity, load_judge
 from lib.pocket.identity import TEST_GROUPS, area_under_curve, certificate
 from lib.pocket.lookalikes import group
@@ -31,6 +44,33 @@ def pictures():
 def subjects():
     """Pictures [member][scene] of one group: a subject, two look-alikes and a stranger, each in the same five scenes."""
     return [[Image.fromarray(p) for p in member] for member in group(TEST_GROUPS[0] + 5000)]
+
+
+class Vectors:
+    """A judge of things that are unit vectors already, so that every score is known by hand."""
+
+    def identity(self, things):
+        return torch.tensor([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in things])
+
+    clip_images = identity
+
+    def clip_texts(self, texts):
+        return torch.tensor([[1.0, 0.0]] * len(texts)).double()
+
+
+class Printer:
+    """A base model that draws what it is given, in turn."""
+
+    def __init__(self, images):
+        self.images, self.asked = images, []
+
+    def generate(self, prompts, seeds, **sampling):
+        self.asked = list(zip(prompts, seeds))
+        return (self.images * len(prompts))[: len(prompts)]
+
+
+def cos(degrees):
+    return float(np.cos(np.radians(degrees)))
 
 
 def same(a, b, within=1e-5):
@@ -149,7 +189,11 @@ def test_not_a_number_is_an_error_and_no_average(pictures):
         broken(pictures[:1])
 
 
-def test_missing_encoders_are_named_with_the_remedy(tmp_path):
+def test_missing_encoders_are_named_with_the_remedy_without_asking_the_network(tmp_path, monkeypatch):
+    def online(*args, **kwargs):
+        pytest.fail(f"the judge went online: {args[:1]}")
+
+    monkeypatch.setattr("socket.getaddrinfo", online)
     with pytest.raises(BadInput, match=r"nobody/such-clip.*hf download nobody/such-clip.*folder"):
         load_judge("mine", clip="nobody/such-clip", identity=tmp_path)
     with pytest.raises(BadInput, match="choose one of pocket, real"):
@@ -218,3 +262,134 @@ def test_prompts_come_in_pairs_with_and_without_the_identifier():
     subject = Subject(kind="character", class_noun="robot", identifier="zwx")
     for asked, plain in evaluation_prompts(subject):
         assert "zwx" in asked.split() and "zwx" not in plain and "robot" in plain
+
+
+def test_every_measure_on_vectors_whose_answers_are_known():
+    """Pictures at 0, 60 (one prompt) and 30 degrees (another); held-out photos at 0 and 90; training photos at 10 and 50."""
+    result = score(Vectors(), [0, 60, 30], ["a cat", "a cat", "a cat at night"], [0, 90], train=[10, 50])
+    dino = [0.5, (cos(60) + cos(30)) / 2, (cos(30) + cos(60)) / 2]
+    known = [(cos(10) + cos(50)) / 2, (cos(50) + cos(10)) / 2, cos(20)]
+    nearest = [cos(10), cos(10), cos(20)]
+    assert [r["dino"] for r in result["pictures"]] == pytest.approx(dino)
+    assert [r["dino_train"] for r in result["pictures"]] == pytest.approx(known)
+    assert [r["nearest_raw"] for r in result["pictures"]] == pytest.approx(nearest)
+    assert [r["nearest_photo"] for r in result["pictures"]][:2] == [0, 1]
+    for key, values in (("dino", dino), ("dino_train", known), ("clip_i_train", known), ("nearest_raw", nearest)):
+        assert result[key] == pytest.approx(((values[0] + values[1]) / 2 + values[2]) / 2), key
+    assert result["clip_t"] == pytest.approx(((1 + cos(60)) / 2 + cos(30)) / 2)
+    assert result["diversity"] == pytest.approx(1 - cos(60)), "the prompt with one picture has no pairs"
+    assert result["consistency"] == pytest.approx(abs(dino[0] - dino[1]) / np.sqrt(2)), "n - 1 in the denominator"
+    alone = score(Vectors(), [0, 30], ["a cat", "a cat at night"], [0, 90])
+    assert alone["consistency"] is None and alone["diversity"] is None and "dino_train" not in alone
+
+
+def of(subject="character", train=(10, 50), test=(0, 90)):
+    """A data set of vectors."""
+    words = SimpleNamespace(kind=subject, class_noun="cat", identifier="zwx")
+    return SimpleNamespace(subject=words, root=None, train=[SimpleNamespace(path=a) for a in train],
+                           test=[SimpleNamespace(path=a) for a in test])
+
+
+def test_nearest_is_the_excess_over_what_true_photos_have():
+    base, asked = Printer([0, 60]), [("a zwx cat", "a cat")]
+    result = evaluate(base, of(), Vectors(), asked, seeds=(7, 8))
+    assert base.asked == [("a zwx cat", 7), ("a zwx cat", 8)]
+    assert result["nearest_raw"] == pytest.approx(cos(10)) and result["nearest_real"] == pytest.approx((cos(10) + cos(40)) / 2)
+    assert result["nearest"] == pytest.approx(result["nearest_raw"] - result["nearest_real"]) and result["nearest"] > 0
+    assert result["memorising"] == pytest.approx((cos(10) + cos(50)) / 2 - (0.5 + (cos(60) + cos(30)) / 2) / 2)
+    copied = evaluate(Printer([10, 50]), of(), Vectors(), asked, seeds=(7, 8))
+    assert copied["nearest_raw"] == pytest.approx(1) and copied["nearest"] > result["nearest"], "copies of training photos lie nearest"
+    assert evaluate(Printer([0, 90]), of(), Vectors(), asked, seeds=(7, 8))["nearest"] == pytest.approx(0)
+
+
+def test_without_held_out_photos_what_needs_them_is_none():
+    result = evaluate(Printer([0]), of(test=()), Vectors(), [("a zwx cat", "a cat")])
+    assert result["reference"] == "training photos" and result["dino"] == result["dino_train"]
+    assert result["memorising"] is result["nearest"] is result["nearest_real"] is None and "dino_subject" not in result
+    one = evaluate(Printer([0]), of(train=(10,), test=()), Vectors(), [("a zwx cat", "a cat")])
+    assert one["dino"] == pytest.approx(cos(10))
+
+
+def test_the_row_of_real_photos_on_vectors():
+    row = real_row(Vectors(), of())
+    assert row["dino"] == pytest.approx((cos(10) + cos(80) + cos(50) + cos(40)) / 4) and row["dino_train"] == pytest.approx(cos(40))
+    assert row["nearest"] == 0 and row["consistency"] is row["diversity"] is row["clip_t"] is None
+    alone = real_row(Vectors(), of(test=()))
+    assert alone["dino"] == alone["dino_train"] == pytest.approx(cos(40)) and alone["nearest"] is None
+    assert real_row(Vectors(), of(train=(10,)))["dino_train"] is None
+    with pytest.raises(BadInput, match="at least two"):
+        real_row(Vectors(), of(train=(10,), test=()))
+
+
+def test_prompts_are_checked_before_anything_is_drawn():
+    for plain, sentence in (("a Zwx, cat", "class noun only"), ("in the snow", "does not name the class noun 'cat'"),
+                            ("a bobcat", "does not name")):
+        base = Printer([0])
+        with pytest.raises(BadInput, match=sentence):
+            evaluate(base, of(), Vectors(), [("a zwx cat", plain)])
+        assert not base.asked
+    assert evaluate(Printer([0]), of(), Vectors(), [("zwx", "two Cats")])["clip_t"] == 1, "what is asked of the model is free"
+    assert evaluate(Printer([0]), of("style"), Vectors(), [("a fish in zwx style", "a fish")])["clip_t"] == 1
+
+
+def test_a_masked_photo_is_its_subject_on_grey_whatever_stood_behind_it(judge, subjects, tmp_path, dataset):
+    photos, box = [Image.open(i.path).convert("RGB") for i in dataset.test], (16, 8, 48, 60)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, box)
+    masks = {f"test/{i.path.name}": mask for i in dataset.test}
+    alone = subject_alone([i.path for i in dataset.test], masks, dataset.root)
+    for photo, picture in zip(photos, alone):
+        assert picture.getpixel((0, 0)) == GREY and picture.crop(box).tobytes() == photo.crop(box).tobytes()
+    made, asked = subjects[0][:2], [("a zwx robot", "a robot")]
+    result = evaluate(Printer(made), dataset, judge, asked, masks=masks)
+    for key, encode in (("dino", judge.identity), ("clip_i", judge.clip_images)):
+        assert same(result[f"{key}_subject"], similarity(encode(made), encode(alone)))
+        assert result[f"{key}_subject"] != result[key]
+        assert same(real_row(judge, dataset, masks)[f"{key}_subject"], similarity(encode([i.path for i in dataset.train]), encode(alone)))
+    assert evaluate(Printer(made), dataset, judge, asked)["dino"] == result["dino"], "the whole picture's score stays beside it"
+
+    (tmp_path / "test").mkdir()
+    for i, photo in zip(dataset.test, photos):      # the same subject before another wall
+        wall = Image.new("RGB", (64, 64), "hotpink")
+        wall.paste(photo.crop(box), box)
+        wall.save(tmp_path / "test" / i.path.name)
+    moved = replace(dataset, root=tmp_path, test=[replace(i, path=tmp_path / "test" / i.path.name) for i in dataset.test])
+    other = evaluate(Printer(made), moved, judge, asked, masks=masks)
+    assert same(other["dino_subject"], result["dino_subject"]) and not same(other["dino"], result["dino"], 1e-3)
+
+
+def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(judge, dataset):
+    fitting = {f"test/{i.path.name}": Image.new("L", (64, 64), 255) for i in dataset.test}
+    first = next(iter(fitting))
+    for masks, sentence in (({"test/nobody.png": fitting[first]}, f"no mask for {first}"),
+                            (fitting | {first: Image.new("L", (32, 64), 255)}, f"mask of {first} is 32 x 64 pixels and the photo 64 x 64"),
+                            (fitting | {first: Image.new("L", (64, 64))}, "black all over")):
+        base = Printer([Image.new("RGB", (64, 64))])
+        with pytest.raises(BadInput, match=sentence):
+            evaluate(base, dataset, judge, [("a zwx robot", "a robot")], masks=masks)
+        assert not base.asked
+
+
+def test_encoders_run_in_batches_once_for_each_picture_and_share_nothing(pictures):
+    judge, sizes = load_judge(), {"identity": [], "clip": []}
+    judge.identity.model.register_forward_pre_hook(lambda m, args, kw: sizes["identity"].append(len((args or [*kw.values()])[0])),
+                                                   with_kwargs=True)
+    judge.clip_images.model.vision_model.register_forward_pre_hook(
+        lambda m, args, kw: sizes["clip"].append(len((args or [*kw.values()])[0])), with_kwargs=True)
+    many = [Image.fromarray(np.roll(np.asarray(p), k, 1)) for k in range(6) for p in pictures]
+    for _ in range(2):
+        rows, other = judge.identity(many + many), judge.clip_images(many[:5] * 3)
+    assert sizes == {"identity": [64, 8], "clip": [5]}, "by content: a copy of a picture, or asking again, costs nothing"
+    assert torch.equal(rows[:72], rows[72:]) and len(rows) == 144
+    assert judge.identity.seen is not judge.clip_images.seen and rows.shape[1] != other.shape[1]
+    assert len(judge.identity.seen) == 72 and len(judge.clip_images.seen) == 5
+    wide, high = Image.new("RGB", (90, 64), "red"), Image.new("RGB", (64, 90), "red")
+    judge.identity([wide, high])
+    assert len(judge.identity.seen) == 74, "the same bytes in another shape are another picture"
+
+
+def test_a_picture_that_cannot_be_read_is_named(judge, tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+    for name in ("cut.png", "nobody.png"):
+        with pytest.raises(BadInput, match=f"{name} cannot be read"):
+            judge.identity([tmp_path / name])

@@ -1,0 +1,198 @@
+"""PocketBench: DreamBooth's protocol on the pocket world, with error bars.  Writes data/results/pocketbench.csv, a row a run.
+
+    python -m benchmarks.pocketbench [--studies main rank] [--subjects 30] [--seeds 3] [--workers 1]
+
+Subjects x 25 prompts x 4 pictures (Ruiz et al. 2022, section 4.1), subjects that neither base nor judge has met. Stop it at any time: the
+same command goes on where it was, and asking for more subjects, seeds or studies adds the runs that are missing.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from lib.base import POCKET, ROOT, load_base
+from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
+from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity
+from lib.judge import FOLDER as JUDGE
+from lib.lesson import draw_class_images
+from lib.methods import load_run
+from lib.photos import load_dataset, prepare, prompts
+from lib.pocket.objects import CLASSES
+from lib.pocket.places import PHRASES
+from lib.pocket.subjects import bench_subjects
+from lib.pocket.world import render
+from lib.record import device_name, versions
+from lib.settings import METHODS, BadInput, Settings, read_json, write_json
+from lib.sweep import name, sweep, write_table
+from lib.train import train
+
+RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
+KINDS = ("character", "product", "clothing", "style", "pose", "lighting")
+RANKS = (1, 4, 16, 64)
+RATES = {"lora": (2e-4, 5e-4, 1e-3, 2e-3), "dreambooth": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)}
+SEEDS = (1000, 1001, 1002, 1003)
+STEPS = 200
+COLUMNS = ("study", "subject", "class_noun", "variant", "method", "rank", "targets", "prior_weight", "learning_rate", "steps", "seed")
+SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
+COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
+
+
+def job(subject, method, seed=0, variant="good", **changes):
+    """One run as a flat dict: every setting that the studies vary, as the preset has it unless changed."""
+    if method == "base":
+        return {"subject": subject, "variant": variant, "method": method}
+    s = Settings.preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
+    own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
+    common = {"prior_weight": s.prior_weight, "learning_rate": s.learning_rate, "steps": s.steps, "seed": seed}
+    return {"subject": subject, "variant": variant, "method": method} | own | common
+
+
+def studies(subjects, seeds):
+    """{study: its jobs}: which question each run belongs to. A run may belong to several; it is made once."""
+    some, few = subjects[:12], subjects[:6]
+    both = [(s, m) for s in some for m in METHODS]
+    return {
+        "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
+        "rank": [job(s, "lora", rank=rank) for rank in RANKS for s in some],
+        "prior": [job(s, m, prior_weight=weight) for weight in (0.0, 1.0) for s, m in both],
+        "rate": [job(s, m, learning_rate=rate) for s in few for m in METHODS for rate in RATES[m]],
+        "identifier": [job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS],
+        "careless": [job(s, m, variant=v) for v in ("good", "duplicates", "one_background") for s in few for m in METHODS],
+        "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
+    }
+
+
+# What stands for the subject in the study "identifier", beside a rare word and the right noun (variant "good", there called "rare").
+WORDS = {
+    "common": lambda noun: (noun, "toy"),
+    "wrong_noun": lambda noun: (list(CLASSES)[(list(CLASSES).index(noun) + 5) % len(CLASSES)], "zwx"),
+    "no_noun": lambda noun: ("thing", "zwx"),  # the world's word for anything
+    "without_identifier": lambda noun: (noun, "zwx"),  # trained with it, asked without it
+}
+
+
+def photos(subject, variant, folder):
+    """Draw a bench subject's photos into `folder`, with their subject.json: six to train on, two held out."""
+    noun, identifier = WORDS.get(variant, lambda noun: (noun, "zwx"))(subject.class_noun)
+    scenes = list(subject.train)
+    if variant == "duplicates":  # two pictures, three times each, hardly moved
+        scenes = [replace(s, x=s.x + 0.004 * k) for s in scenes[:2] for k in range(3)]
+    elif variant == "one_background":  # but for one picture: a folder whose pictures are all alike is refused
+        scenes = [replace(s, place=scenes[0].place, seed=scenes[0].seed) for s in scenes[:-1]] + scenes[-1:]
+    folder.mkdir(parents=True)
+    captions, held_out = {}, []
+    for k, scene in enumerate([*scenes, *subject.test]):
+        file = f"{k}.png"
+        render(scene).save(folder / file)
+        captions[file] = f"a {identifier} {noun} {PHRASES[scene.place]}"
+        held_out += [file] if k >= len(scenes) else []
+    words = {"kind": "character", "class_noun": noun, "identifier": identifier, "held_out": held_out, "captions": captions}
+    (folder / "subject.json").write_text(json.dumps(words), "utf-8")
+
+
+def data_folder(job):
+    """Where the data set of a job lies; jobs that differ in how they train alone share it."""
+    return WORK / "data" / f"{job['subject']}-{'good' if job['variant'] == 'without_identifier' else job['variant']}"
+
+
+def make_data(jobs, subjects):
+    """Make the data sets that `jobs` need and that are not there yet, in this process: workers then only read them."""
+    by_name, base = {s.name: s for s in subjects}, None
+    for folder, some in {data_folder(j): j for j in jobs}.items():
+        if not (folder / "class").is_dir():
+            base, drawn = base or load_base(), WORK / "photos" / folder.name
+            print(f"data set {folder.name}", flush=True)
+            if some["subject"] in by_name:
+                shutil.rmtree(drawn, ignore_errors=True)
+                photos(by_name[some["subject"]], some["variant"], drawn)
+            else:
+                drawn = ROOT / "data" / "subjects" / some["subject"]
+            draw_class_images(base, prepare(drawn, folder))
+
+
+def bench_prompts(subject, with_identifier=True):
+    """25 pairs (asked, the same with the class noun only): eight places in three wordings, and one without a place."""
+    pairs = [(prompts(subject, p, with_identifier), prompts(subject, p, False)) for p in PLACES]
+    frames = ("{}", "a photo of {}", "a picture of {}")
+    return [tuple(f.format(t) for t in pair) for f in frames for pair in pairs] + [
+        (prompts(subject, None, with_identifier), prompts(subject, None, False))
+    ]
+
+
+@cache
+def judge():
+    return load_judge()
+
+
+@cache
+def hashes():
+    """(of the base model's weights, of the judge's): rows of different ones never share a table."""
+    base = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(POCKET.rglob("*.safetensors"))))
+    seen = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(JUDGE.rglob("*.safetensors"))))
+    return base.hexdigest()[:12], f"pocket {seen.hexdigest()[:8]}"
+
+
+def work(job, folder):
+    """Train one job (or take the base as it is), draw, score: a flat row."""
+    data, base, row = load_dataset(data_folder(job)), load_base(), {}
+    noun = prompts(data.subject, with_identifier=False)
+    kept = prediction_cache(base, [prompts(data.subject, p, False) for p in PLACES])
+    photo_sets = {
+        key: fixed_noise(base, [i.path for i in part], [i.caption for i in part])
+        for key, part in (("loss_train", data.train), ("loss_held_out", data.test))
+    }
+    prior = prior_similarity(base, data, judge(), noun, range(2000, 2008))
+    if job["method"] != "base":
+        chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "seed") if key in job}
+        run = train(Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen), base)
+        base, row = load_run(run, load_base()), {key: read_json(run / "metrics.json")[key] for key in COSTS}
+    found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
+    for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
+        image.save(folder / f"{k}.png")
+    row |= {key: found[key] for key in SCORES}
+    row |= {"pres": prior_similarity(base, data, judge(), noun, range(2000, 2008)) - prior, "drift": prediction_drift(base, kept)["mean"]}
+    row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
+    shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
+    base_hash, judged_by = hashes()
+    used = {key: versions()[key] for key in ("torch", "diffusers", "peft")}
+    known = {"class_noun": data.subject.class_noun, "settings_hash": name(job), "base_hash": base_hash, "judge": judged_by}
+    return row | known | {"device": device_name(base.device)} | used
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", nargs="+", help="all, unless named")
+    parser.add_argument("--subjects", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds of the study main")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 trains here, with all cores for one run")
+    args = parser.parse_args()
+    subjects = bench_subjects(args.subjects)
+    plan = studies([s.name for s in subjects], args.seeds)
+    unknown = sorted(set(args.studies or ()) - set(plan))
+    if unknown:
+        parser.error(f"there is no study '{unknown[0]}': choose from {', '.join(plan)}")
+    plan = {study: plan[study] for study in args.studies or plan}
+    jobs = [j for some in plan.values() for j in some]
+    stamp = WORK / "base.json"
+    if stamp.is_file() and read_json(stamp)["base_hash"] != hashes()[0]:
+        raise BadInput(f"The runs in {WORK} are of another base model: move that folder away, then start again.")
+    write_json(stamp, {"base_hash": hashes()[0]})
+    make_data(jobs, subjects)
+    with ProcessPoolExecutor(args.workers) if args.workers else nullcontext() as executor:
+        rows = {row["settings_hash"]: row for row in sweep(jobs, work, WORK / "runs", executor)}
+    done = [{"study": study} | rows[name(j)] for study, some in plan.items() for j in some if name(j) in rows]
+    for row in done:
+        if row["study"] == "identifier" and row["variant"] == "good":
+            row["variant"] = "rare"
+    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS)
+    print(f"{len(done)} rows of {len(rows)} runs in {Path(RESULTS).relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

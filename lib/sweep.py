@@ -1,0 +1,313 @@
+"""The same work over many settings, on any executor: finished jobs are skipped, failed ones tried again, one table at the end.
+
+    python -m lib.sweep notebooks/02_lora_training.ipynb --set rank=1,4,16 --set seed=0,1,2 --output runs/sweep --workers 2
+
+A job is a dict of settings. Its run folder is named by their hash and holds its row, so a sweep can be stopped, continued and widened.
+"""
+
+import argparse
+import csv
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections import deque
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+from .progress import Progress, clock
+from .settings import BadInput, read_json, write_json
+
+# The executor that is no other process: it runs a job when its result is asked for.
+HERE = SimpleNamespace(submit=lambda function, *values: SimpleNamespace(result=partial(function, *values)))
+
+
+def grid(**lists):
+    """Every combination of the values in `lists` (setting -> list), as jobs; the last setting changes fastest."""
+    for setting, values in lists.items():
+        if not isinstance(values, list | tuple | range) or not values:
+            raise BadInput(f"Setting '{setting}' of the grid is {values!r}: give a list of one value or more.")
+    return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
+
+
+def name(job):
+    """The name of a job's run folder: 12 hex digits of the hash of its settings, in whatever order; 1.0 counts as 1."""
+    plain = {key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in job.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sweep(jobs, work, folder, executor=None, retries=1, say=print):
+    """Call `work(job, run_folder)` for each of `jobs` not finished before. Returns the rows of all that are finished, in the jobs' order.
+
+    `work` returns a flat dict of numbers and texts; a row is the job with that laid over it, kept in `folder/<name(job)>/row.json`.
+    `executor` has `submit(fn, *args)`, which returns something with `result()`: a pool of concurrent.futures, a Dask client, submitit;
+    `work` must then be picklable, and `folder` one that all can see. None runs the jobs here, one after the other.
+
+    A job that raises, or whose row has a number that is not finite, is run again after the others, up to `retries` times (unless it
+    was bad input), and then noted in `folder/failed.json`. The rows become `folder/table.csv`, also after an interrupt.
+
+    Raises BadInput before anything runs if a job is no flat dict, `work.check(job)` (where `work` has it) refuses one, or `folder` is
+    in use by another sweep. An executor that breaks raises its own error; a later call goes on.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        jobs = {name(job): job for job in map(flat, jobs)}
+    except ValueError as error:
+        raise BadInput(f"A job cannot be run ({error}): write each as settings by name, with numbers and texts.") from None
+    if not jobs:
+        raise BadInput("The sweep has no jobs: give it one or more.")
+    if hasattr(work, "check"):
+        for job in jobs.values():
+            work.check(job)
+    folder = Path(folder).resolve()  # workers may stand elsewhere
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"Another sweep is running in {folder}: wait for it, stop it, or choose another folder.") from None
+    except OSError as error:
+        raise BadInput(f"The sweep cannot use the folder {folder} ({error.strerror}): choose another.") from None
+    with lock:
+        return _sweep(jobs, work, folder, executor or HERE, retries, say)
+
+
+def _sweep(jobs, work, folder, executor, retries, say):
+    rows = {key: row for key in jobs if (row := _finished(folder / key / "row.json")) is not None}
+    failed, waiting, before, started = {}, deque(), len(rows), time.monotonic()
+
+    def submit(key, attempt):
+        waiting.append((key, attempt, executor.submit(_run, work, jobs[key], folder / key, attempt)))
+
+    say(f"{len(jobs)} jobs, {before} of them finished before")
+    try:
+        for key in [key for key in jobs if key not in rows]:
+            submit(key, 1)
+        while waiting:
+            key, attempt, future = waiting[0]
+            try:
+                rows[key], outcome, again = future.result(), "done", False
+            except Exception as error:
+                last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+                again = attempt <= retries and not isinstance(error, BadInput)
+                outcome = f"failed{', to be tried again' if again else ''} ({last})"
+                if not again:
+                    failed[key] = {"settings": jobs[key], "error": last}
+            waiting.popleft()
+            if again:
+                submit(key, attempt + 1)
+            ended, spent = len(rows) + len(failed), time.monotonic() - started
+            left = f"about {clock(spent / (ended - before) * (len(jobs) - ended))} left" if ended > before else "time left unknown"
+            settings = " ".join(f"{setting}={value}" for setting, value in jobs[key].items())
+            say(f"[{ended}/{len(jobs)}] {key} {settings}: {outcome}; {clock(spent)} elapsed, {left}")
+    finally:
+        for *_, future in waiting:  # some are left after an interrupt, or with a broken executor
+            if hasattr(future, "cancel"):
+                future.cancel()
+        finished = [rows[key] for key in jobs if key in rows]
+        write_table(folder / "table.csv", finished, [setting for job in jobs.values() for setting in job])
+        (folder / "failed.json").unlink(missing_ok=True)
+        if failed:
+            write_json(folder / "failed.json", failed)
+    return finished
+
+
+def _run(work, job, folder, attempt):
+    """One job, where the executor runs it. `attempt` makes a second call another one to executors that remember calls, as Dask does."""
+    folder.mkdir(exist_ok=True)
+    row = job | flat(work(dict(job), folder))
+    write_json(folder / "row.json", row)
+    return row
+
+
+def _finished(path):
+    try:
+        return flat(read_json(path))
+    except ValueError:  # none yet, or a damaged one
+        return None
+
+
+class notebook_work:
+    """Work for `sweep`: runs a notebook by papermill, with a job's settings and `output` = its run folder as parameters.
+
+    The executed copy and a progress.log stay in the run folder. The row is what the notebook left there in summary.json, metrics.json
+    and <name>/metrics.json, flat: "train_seconds", "lora.train_seconds". Raises BadInput for a notebook that cannot be swept.
+    """
+
+    def __init__(self, notebook):
+        import papermill
+
+        self.path = Path(notebook).resolve()
+        try:
+            known = papermill.inspect_notebook(str(self.path))
+        except Exception as error:  # whatever nbformat and papermill make of a missing or broken file
+            raise BadInput(f"The notebook {self.path} cannot be read ({type(error).__name__}): check the path.") from None
+        if "output" not in known:
+            raise BadInput(f"Notebook {self.path.name} has no parameter 'output', which tells a run its folder: add it to the notebook's "
+                           "parameters cell.")
+        self.parameters = [setting for setting in known if setting != "output"]
+
+    def check(self, job):
+        """Raise BadInput for a setting that is no parameter of the notebook, naming the nearest that is."""
+        for setting in job:
+            if setting not in self.parameters:
+                near = difflib.get_close_matches(setting, self.parameters, 1, 0) or ["nothing"]
+                raise BadInput(f"Notebook {self.path.name} has no parameter '{setting}' that a sweep may set: did you mean '{near[0]}'?")
+
+    def __call__(self, job, folder):
+        from .course import NOTEBOOKS, run_notebook
+
+        expected = {self.path.stem: NOTEBOOKS.get(self.path.stem, 60)}
+        with open(folder / "progress.log", "w", encoding="utf-8") as log, Progress(expected, log) as progress:
+            run_notebook(self.path, folder / self.path.name, job | {"output": str(folder)}, progress)
+        row = {}
+        for path in [*sorted(folder.glob("*/metrics.json")), *folder.glob("metrics.json"), *folder.glob("summary.json")]:
+            row |= spread(read_json(path), "" if path.parent == folder else f"{path.parent.name}.")
+        if not row:
+            raise BadInput(f"Notebook {self.path.name} wrote no summary.json or metrics.json to {folder}: let it write one.")
+        return row
+
+
+def flat(row):
+    """A job or row with the numbers of numpy and torch made Python's. Raises ValueError for what a table cannot hold."""
+    if not isinstance(row, dict) or not all(isinstance(key, str) and key for key in row):
+        raise ValueError(f"{row!r} is no dict of values by name")
+    row = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    for key, value in row.items():
+        if not isinstance(value, int | float | str | None):
+            raise ValueError(f"{key} is a {type(value).__name__}, not a number or a text")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}, not a finite number")
+    return row
+
+
+def spread(values, before=""):
+    """{"lora": {"dino": .8}} as {"lora.dino": .8}; lists and what `units` says are left out."""
+    row = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "units":
+            row |= spread(value, f"{before}{key}.")
+        elif isinstance(value, int | float | str | None):
+            row[before + key] = value
+    return row
+
+
+def write_table(path, rows, first=()):
+    """Write flat dicts as CSV, whole or not at all: the columns `first`, then the rest as they come. None is an empty cell, True is 1."""
+    part = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
+    with open(part, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, dict.fromkeys([*first, *(key for row in rows for key in row)]), lineterminator="\n")
+        table.writeheader()
+        table.writerows({key: int(value) if isinstance(value, bool) else value for key, value in row.items()} for row in rows)
+    os.replace(part, path)
+
+
+def read_table(path):
+    """The rows of a CSV table as dicts. A column of numbers alone gives int and float, any other gives texts; an empty cell is None.
+
+    Raises BadInput if the file is missing or damaged, a row has more or fewer cells than the heading, or a number is not finite.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True)
+            (_, heading), *rows = [(lines.line_num, line) for line in lines if line] or [(1, [""])]
+        if not all(heading) or len(set(heading)) < len(heading):
+            raise ValueError("its first line is no list of different column names")
+        for number, line in rows:
+            if len(line) != len(heading):
+                raise ValueError(f"line {number} has {len(line)} cells, not {len(heading)}")
+        columns = [_column(*column) for column in zip(heading, *(line for _, line in rows))]
+    except OSError as error:
+        raise BadInput(f"The table {path} cannot be read ({error.strerror}): check the path.") from None
+    except (ValueError, csv.Error) as error:
+        raise BadInput(f"The table {path} is damaged ({error}): make it again or restore it.") from None
+    return [dict(zip(heading, row)) for row in zip(*columns)]
+
+
+def _column(title, *cells):
+    """Cells as numbers if all are: by column, because a hash of digits only is a text among texts."""
+    try:
+        values = [(int(cell) if cell.lstrip("-").isdecimal() else float(cell)) if cell else None for cell in cells]
+    except ValueError:
+        return [cell or None for cell in cells]
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise ValueError(f"column {title} has a number that is not finite")
+    return values
+
+
+def compact(rows, first):
+    """The columns `first` and those numbers that differ between rows, as a text table of at most 140 characters' width."""
+    measured = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, int | float) and key not in first)
+    columns = []
+    for key in [*first, *(key for key in measured if len(rows) == 1 or len({row.get(key) for row in rows}) > 1)]:
+        values = [row.get(key) for row in rows]
+        cells = [key, *("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)]
+        columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
+    while len(columns) > len(first) and sum(len(column[0]) + 2 for column in columns) > 140:
+        columns.pop()
+    return "\n".join("  ".join(line) for line in zip(*columns))
+
+
+def _jobs(path, sets):
+    """The jobs in a JSON file, or one without settings if there is none, each varied by the grid of texts such as "rank=1,4"."""
+    try:
+        jobs = [dict(job) for job in json.loads(Path(path).read_text("utf-8"))] if path else [{}]
+    except (OSError, TypeError, ValueError) as error:
+        raise BadInput(f'{path} cannot be read as a list of jobs ({error}): write JSON such as [{{"rank": 4}}, {{"rank": 16}}].') from None
+    lists = {}
+    for text in sets:
+        setting, equals, values = text.partition("=")
+        if not (setting and equals):
+            raise BadInput(f"--set {text} does not name a setting and its values: write it as --set rank=1,4,16.")
+        lists.setdefault(setting, []).extend(map(_value, values.split(",")))
+    return [job | values for job in jobs for values in grid(**lists)]
+
+
+def _value(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main(arguments=None):
+    """The command line. Returns what `sys.exit` takes: 0, 130 after an interrupt, or one sentence, which makes the exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m lib.sweep", description=__doc__.split("\n")[0])
+    parser.add_argument("notebook", help="the notebook to run for each job")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter; several make a grid")
+    parser.add_argument("--jobs", help="a JSON file with a list of jobs, each of which --set then varies")
+    parser.add_argument("--output", default="runs/sweep", help="where everything goes (default: runs/sweep)")
+    parser.add_argument("--workers", default="1", help="how many notebooks run at once (default: 1)")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.workers.isdecimal() or int(given.workers) < 1:
+            raise BadInput(f"--workers {given.workers} is not a whole number from 1: give how many notebooks run at once.")
+        jobs, work, workers = _jobs(given.jobs, given.set), notebook_work(given.notebook), int(given.workers)
+        if workers > 1:  # together they get the processor's cores, not each all of them
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            try:
+                rows = sweep(jobs, work, given.output, pool, say=partial(print, flush=True))
+            except KeyboardInterrupt:
+                for worker in multiprocessing.active_children():  # each has one more job at hand, which cannot be cancelled
+                    worker.terminate()
+                print(f"\nStopped; what is finished is in {given.output}, and the same command goes on from there.", file=sys.stderr)
+                return 130
+    except (BadInput, BrokenProcessPool) as error:
+        return str(error)
+    print("\n" + compact(rows, dict.fromkeys(setting for job in jobs for setting in job)))
+    print(f"\nAll columns: {Path(given.output) / 'table.csv'}")
+    failed = Path(given.output) / "failed.json"
+    return f"{len(read_json(failed))} jobs failed, {failed} says why: the same command tries them again." if failed.exists() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
