@@ -1,9 +1,9 @@
 """Curves, not end points: a watcher that measures a run while it trains, off the clock that times the training.
 
 base = load_base("pocket")
-curve = Curve(base, load_dataset(settings.data), load_judge(), settings.output, every=50)     # measures the untouched base: step 0
+curve = Curve(base, load_dataset(settings.data), load_judge(), settings.output, every=50)   # measures the untouched base: step 0
 train(settings, base, watchers=[curve])
-best(curve.points)                                                                          # or best(read_curve(run)["points"])
+best(curve.points)   # or best(read_curve(run)["points"])
 """
 
 import math

@@ -38,17 +38,20 @@ def upright(picture):
 def _load(kind, name):
     """`kind.from_pretrained(name)` from a folder or the hub's cache; never from the network."""
     quiet()
-    from huggingface_hub import snapshot_download
-
     try:
-        # By a hub name transformers would ask the hub for an adapter even so; a folder it reads as it is.
-        folder = name if Path(name).is_dir() else snapshot_download(str(name), local_files_only=True)
-        return kind.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(_folder(name), local_files_only=True)
     except (OSError, ValueError) as error:
         remedy = ("restore it with `git checkout data/judge`" if str(FOLDER) in str(name) else
                   f"run `hf download {name}` once while online, or give the path of a folder that holds it; until then judge='pocket' "
                   "scores without a download, in columns of its own")
         raise BadInput(f"The judge's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}): {remedy}.") from error
+
+
+def _folder(name):
+    """The folder of an encoder. Given hub names, transformers would ask the hub for adapters and more, whatever it is told."""
+    from huggingface_hub import snapshot_download
+
+    return Path(name) if Path(name).is_dir() else Path(snapshot_download(str(name), local_files_only=True))
 
 
 @dataclass
@@ -100,13 +103,11 @@ class Encoder:
 
 
 def _encoder(name, model, embed, crop=None):
-    from transformers.utils import cached_file
-
-    path = cached_file(str(name), "preprocessor_config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-    if not path and str(FOLDER) not in str(name):
+    path = _folder(name) / "preprocessor_config.json"
+    if not path.is_file() and str(FOLDER) not in str(name):
         raise BadInput(f"The encoder {name} has no preprocessor_config.json, so its colours cannot be scaled as it expects: "
                        "add the file it was published with.")
-    config = json.loads(Path(path).read_text()) if path else {}
+    config = json.loads(path.read_text()) if path.is_file() else {}
     size = config.get("crop_size") or config.get("size") or 64
     crop = crop or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge"))
     vit = getattr(model.config, "model_type", "") in ("vit", "dinov2") and crop == 224

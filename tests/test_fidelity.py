@@ -69,6 +69,10 @@ class Printer:
         return (self.images * len(prompts))[: len(prompts)]
 
 
+def online(*args, **kwargs):
+    pytest.fail(f"the judge went online: {args[:1]}")
+
+
 def cos(degrees):
     return float(np.cos(np.radians(degrees)))
 
@@ -190,9 +194,6 @@ def test_not_a_number_is_an_error_and_no_average(pictures):
 
 
 def test_missing_encoders_are_named_with_the_remedy_without_asking_the_network(tmp_path, monkeypatch):
-    def online(*args, **kwargs):
-        pytest.fail(f"the judge went online: {args[:1]}")
-
     monkeypatch.setattr("socket.getaddrinfo", online)
     with pytest.raises(BadInput, match=r"nobody/such-clip.*hf download nobody/such-clip.*folder"):
         load_judge("mine", clip="nobody/such-clip", identity=tmp_path)
@@ -203,15 +204,32 @@ def test_missing_encoders_are_named_with_the_remedy_without_asking_the_network(t
         load_identity(tmp_path)
 
 
-def test_a_vit_is_read_at_its_class_token_with_dinos_own_crop(tmp_path, pictures):
-    """The published DINO has no trained pooler: its `pooler_output` would be noise, another on each load."""
+def save_vit(folder):
+    """A small ViT with random weights, published as DINO is; returns the model."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
     small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=32)
     vit = ViTModel(small, add_pooling_layer=False)
-    vit.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 224, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    vit.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 224, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    return vit
+
+
+def test_an_encoder_in_the_hubs_cache_is_read_without_asking_the_network(tmp_path, monkeypatch, pictures):
+    repository = tmp_path / "models--nobody--vit"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    save_vit(repository / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.getaddrinfo", online)
+    encode = load_identity("nobody/vit")
+    assert encode.name == "nobody/vit" and encode(pictures[:2]).shape == (2, 32)
+
+
+def test_a_vit_is_read_at_its_class_token_with_dinos_own_crop(tmp_path, pictures):
+    """The published DINO has no trained pooler: its `pooler_output` would be noise, another on each load."""
+    vit = save_vit(tmp_path)
     encode = load_identity(tmp_path)
     assert encode.rule == "short side 256 bicubic, centre crop 224"
     image = pictures[0].resize((256, 256), Image.Resampling.BICUBIC).crop((16, 16, 240, 240))
