@@ -19,7 +19,7 @@ from lib.settings import Settings, read_json, write_json
 from lib.train import train
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
-RATES = {"lora": (2e-4, 5e-4, 1e-3, 2e-3), "dreambooth": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)}
+RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "dreambooth": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)}
 PLACES = ("at night", "in the snow", "in space", "in a room")
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from benchmarks.learning_rates import RATES
 from lib.base import POCKET, ROOT, load_base
 from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity
@@ -35,7 +36,6 @@ from lib.train import train
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
 KINDS = ("character", "product", "clothing", "style", "pose", "lighting")
 RANKS = (1, 4, 16, 64)
-RATES = {"lora": (2e-4, 5e-4, 1e-3, 2e-3), "dreambooth": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)}
 SEEDS = (1000, 1001, 1002, 1003)
 STEPS = 200
 COLUMNS = ("study", "subject", "class_noun", "variant", "method", "rank", "targets", "prior_weight", "learning_rate", "steps", "seed")

@@ -14,25 +14,11 @@ from .base import load_base
 from .settings import BadInput, Settings
 
 ADAPTER = "adapter.safetensors"
-# The layers an adapter sits beside. Attention is the field's default (diffusers' script); "all" adds every other linear layer
-# and convolution of the residual blocks.
-TARGETS = {
-    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
-    "all": [
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "ff.net.0.proj",
-        "ff.net.2",
-        "proj_in",
-        "proj_out",
-        "conv1",
-        "conv2",
-        "conv_shortcut",
-        "time_emb_proj",
-    ],
-}
+# The layers an adapter sits beside. Attention is the field's default (diffusers' script). "all" adds the feed-forward layers, the
+# projections and the 3 x 3 convolutions; shortcuts and timestep layers
+# stay out: a twelfth of the step for few weights.
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+TARGETS = {"attention": ATTENTION, "all": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]}
 
 
 def trainable(base, settings):

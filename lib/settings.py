@@ -23,7 +23,7 @@ class BadInput(ValueError):
 # What each method starts from, and why. The learning rates are the best of the sweep in data/results/learning_rates.json
 # for the pocket base (shown in notebooks 02 and 03), and the field's own values for Stable Diffusion (diffusers' README).
 PRESETS = {
-    ("lora", "pocket"): {"learning_rate": 5e-4, "rank": 16, "targets": "all"},
+    ("lora", "pocket"): {"learning_rate": 4e-3, "rank": 16, "targets": "all"},
     ("dreambooth", "pocket"): {"learning_rate": 8e-4},
     ("lora", "other"): {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1},
     ("dreambooth", "other"): {"learning_rate": 5e-6, "steps": 800, "batch_size": 1},
@@ -54,7 +54,7 @@ class Settings:
     base: "pocket", a diffusers folder, or a hub name.
     data: folder of a prepared data set (see `lib/photos.py`); output: the run folder to make.
     learning_rate: peak of AdamW's rate. rank, alpha: the adapter's size, and its scale alpha / rank.
-    targets: the layers it sits beside, "attention" or "all" (every linear layer and convolution as well).
+    targets: the layers it sits beside, "attention" or "all" (feed-forward layers, projections and convolutions as well).
     batch_size: instance images a step; the same number of class images joins them when prior_weight > 0.
     prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out.
     snr_gamma: gamma of min-SNR loss weights (Hang et al. 2023); 0 leaves the loss unweighted.

@@ -111,7 +111,7 @@ def imported(path):
 def test_what_the_library_imports_is_required(floors):
     from importlib.metadata import packages_distributions
 
-    packages, pulled_in = packages_distributions(), {"traitlets", "jinja2", "tqdm", "huggingface-hub", "ipython", "tokenizers"}
+    packages, pulled_in = packages_distributions(), {"traitlets", "jinja2", "tqdm", "huggingface-hub", "ipython", "tokenizers", "filelock"}
     for path in SOURCES:
         for name in sorted(set(imported(path)) - set(sys.stdlib_module_names) - {"lib"}):
             owners = {canonicalize_name(owner) for owner in packages.get(name, [name])}

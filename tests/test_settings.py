@@ -13,7 +13,7 @@ def test_presets_differ_where_the_methods_do():
     lora, full = make(), Settings.preset("dreambooth", data="d", output="o")
     differing = {name for name in lora.__dict__ if getattr(lora, name) != getattr(full, name)}
     assert differing <= {"method", "learning_rate", "rank", "alpha", "targets"}, "the recipe must be the same for both methods"
-    assert lora.learning_rate != full.learning_rate, "each has its own, found by the sweep"
+    assert lora.learning_rate > full.learning_rate, "each has its own, found by the sweep; one for both is the commonest unfair test"
 
 
 def test_alpha_follows_rank_unless_given():
