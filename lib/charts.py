@@ -83,7 +83,7 @@ def learning_rate_curve(sweep, y="dino", caption=""):
     best = {name: max(points, key=points.get) for name, points in means.items()}
     chosen = ", ".join(f"{name} {number(rate)}" for name, rate in best.items())
     return curves({name: (list(p), list(p.values())) for name, p in means.items()}, "learning rate", y, 1,
-                  caption or f"Each method has a learning rate of its own; best: {chosen}", log_x=True, mark=best)
+                  caption or f"Each method has a learning rate of its own; highest {y} at: {chosen}", log_x=True, mark=best)
 
 
 def bars(values, unit="", caption="", alt=None, log=False):
