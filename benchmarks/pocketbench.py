@@ -8,13 +8,11 @@ same command goes on where it was, and asking for more subjects, seeds or studie
 
 import argparse
 import hashlib
-import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 from benchmarks.learning_rates import RATES
 from lib.base import POCKET, ROOT, load_base
@@ -23,7 +21,7 @@ from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity
 from lib.judge import FOLDER as JUDGE
 from lib.lesson import draw_class_images
 from lib.methods import load_run
-from lib.photos import load_dataset, prepare, prompts
+from lib.photos import KINDS, load_dataset, prepare, prompts
 from lib.pocket.objects import CLASSES
 from lib.pocket.places import PHRASES
 from lib.pocket.subjects import bench_subjects
@@ -34,7 +32,6 @@ from lib.sweep import name, sweep, write_table
 from lib.train import train
 
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
-KINDS = ("character", "product", "clothing", "style", "pose", "lighting")
 RANKS = (1, 4, 16, 64)
 SEEDS = (1000, 1001, 1002, 1003)
 STEPS = 200
@@ -93,7 +90,7 @@ def photos(subject, variant, folder):
         captions[file] = f"a {identifier} {noun} {PHRASES[scene.place]}"
         held_out += [file] if k >= len(scenes) else []
     words = {"kind": "character", "class_noun": noun, "identifier": identifier, "held_out": held_out, "captions": captions}
-    (folder / "subject.json").write_text(json.dumps(words), "utf-8")
+    write_json(folder / "subject.json", words)
 
 
 def data_folder(job):
@@ -160,7 +157,8 @@ def work(job, folder):
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
     shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
     base_hash, judged_by = hashes()
-    used = {key: versions()[key] for key in ("torch", "diffusers", "peft")}
+    stack = versions()
+    used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
     known = {"class_noun": data.subject.class_noun, "settings_hash": name(job), "base_hash": base_hash, "judge": judged_by}
     return row | known | {"device": device_name(base.device)} | used
 
@@ -191,7 +189,7 @@ def main():
         if row["study"] == "identifier" and row["variant"] == "good":
             row["variant"] = "rare"
     write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS)
-    print(f"{len(done)} rows of {len(rows)} runs in {Path(RESULTS).relative_to(ROOT)}")
+    print(f"{len(done)} rows of {len(rows)} runs in {RESULTS.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@
 """
 
 import math
-import typing
 from collections import namedtuple
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from .settings import METHODS, PRESETS, BadInput
+from .settings import METHODS, PRESETS, BadInput, check_values
 from .tables import NAMES
 from .verdicts import COSINE, COST, ENOUGH, LATER, LORA, NOT_MEASURED, decide, effect, number, shown
 
@@ -43,16 +42,7 @@ class Needs:
     base: str = "pocket"
 
     def __post_init__(self):
-        kinds = typing.get_type_hints(type(self))
-        for field in fields(self):
-            name, value, kind = field.name, getattr(self, field.name), kinds[field.name]
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                word = {int: "a whole number", float: "a number", str: "a text"}[kind]
-                raise BadInput(f"Need '{name}' must be {word}, but it is {value!r} ({type(value).__name__}): write it as one.")
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise BadInput(f"Need '{name}' is {value}, outside {low} to {high:,.0f}: choose a value in that range.")
+        check_values(self, LIMITS, "Need")
         if self.fidelity not in FIDELITY:
             raise BadInput(f"Need 'fidelity' is {self.fidelity!r}: it must be one of {', '.join(FIDELITY)}.")
 

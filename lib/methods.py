@@ -15,8 +15,7 @@ from .settings import BadInput, Settings
 
 ADAPTER = "adapter.safetensors"
 # The layers an adapter sits beside. Attention is the field's default (diffusers' script). "all" adds the feed-forward layers, the
-# projections and the 3 x 3 convolutions; shortcuts and timestep layers
-# stay out: a twelfth of the step for few weights.
+# projections and the 3 x 3 convolutions; shortcuts and timestep layers stay out: a twelfth of the step for few weights.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TARGETS = {"attention": ATTENTION, "all": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]}
 

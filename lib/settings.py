@@ -112,18 +112,7 @@ class Settings:
 
     def check(self):
         """Raise BadInput with one sentence if a value has the wrong type or lies out of range."""
-        types = typing.get_type_hints(type(self))
-        for f in fields(self):
-            value, kind = getattr(self, f.name), types[f.name]
-            if kind is float and type(value) is int:
-                object.__setattr__(self, f.name, float(value))
-            elif type(value) is not kind:
-                word = {int: "a whole number", float: "a number", str: "a text"}[kind]
-                raise BadInput(f"Setting '{f.name}' must be {word}, but it is {value!r} ({type(value).__name__}): write it as one.")
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise BadInput(f"Setting '{name}' is {value}, outside {low} to {high}: choose a value in that range.")
+        check_values(self, LIMITS, "Setting")
         _choice("method", self.method, METHODS)
         _choice("targets", self.targets, ("attention", "all"))
         _choice("precision", self.precision, ("auto", "fp32", "bf16"))
@@ -143,6 +132,25 @@ class Settings:
     def load(cls, path):
         """Settings from a JSON file. Raises BadInput if the file is absent, broken or holds unknown names."""
         return cls.from_dict(read_json(path))
+
+
+def check_values(record, limits, what):
+    """Raise BadInput, calling the field a `what`, if a field of a frozen dataclass has the wrong type or a number is out of its `limits`.
+
+    `limits`: field -> (lowest, highest), both allowed. A whole number given for a float becomes one.
+    """
+    types = typing.get_type_hints(type(record))
+    for f in fields(record):
+        value, kind = getattr(record, f.name), types[f.name]
+        if kind is float and type(value) is int:
+            object.__setattr__(record, f.name, float(value))
+        elif type(value) is not kind:
+            word = {int: "a whole number", float: "a number", str: "a text"}[kind]
+            raise BadInput(f"{what} '{f.name}' must be {word}, but it is {value!r} ({type(value).__name__}): write it as one.")
+    for name, (low, high) in limits.items():
+        value = getattr(record, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise BadInput(f"{what} '{name}' is {value}, outside {low} to {high}: choose a value in that range.")
 
 
 def _choice(name, value, choices):
