@@ -123,9 +123,14 @@ def train(settings, base=None, watchers=()):
             except OSError as error:
                 raise BadInput(f"Run {run} cannot be written ({error}): free some space, and train again by the same settings to go on.")
             except (RuntimeError, MemoryError) as error:
-                lower = step_down(recipe) if out_of_memory(error) else None
-                if lower is None:
+                if not out_of_memory(error):
                     raise
+                lower = step_down(recipe)
+                if lower is None:
+                    raise BadInput(
+                        f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower batch_size ({recipe.batch_size}) or "
+                        "free memory that other programs hold, and train again by the same settings to go on."
+                    ) from error
             recipe, words = lower  # here the failed step's memory is free again
             say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
             base.renew()
