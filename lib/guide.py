@@ -2,16 +2,17 @@
 
     advise(Needs(memory_gib=8, disk_gib=20, concepts=40, fidelity="either", minutes=120), rows).table()
 
-`rows` are PocketBench's, as in `lib.verdicts`. Where no measurement decides, the advice is "either", and says so.
+`rows` are PocketBench's, as in `lib.effects`. Where no measurement decides, the advice is "either", and says so.
 """
 
 import math
 from collections import namedtuple
 from dataclasses import dataclass
 
+from .effects import COSINE, COST, ENOUGH, LORA, NOT_MEASURED, decide, effect, number, shown
 from .settings import METHODS, PRESETS, BadInput, check_values
 from .tables import NAMES
-from .verdicts import COSINE, COST, ENOUGH, LATER, LORA, NOT_MEASURED, decide, effect, number, shown
+from .verdicts import LATER
 
 FIDELITY = ("likeness first", "small files first", "either")
 LIMITS = {"memory_gib": (0.01, 10_000), "disk_gib": (0.001, 1e6), "concepts": (1, 1_000_000), "minutes": (0.01, 1e6)}
@@ -69,7 +70,7 @@ def advise(needs, rows, forecast=None):
     """The `Advice` for `Needs`, from PocketBench's rows and `forecast`: {(base, method): bytes of memory}, for bases other than pocket.
 
     First the limits (memory, disk, time), then what was wanted, then the costs. What was not measured decides nothing. Raises BadInput for
-    a base without any figure, a forecast that is no number above 0, and as `lib.verdicts.effect` does.
+    a base without any figure, a forecast that is no number above 0, and as `lib.effects.effect` does.
     """
     forecast = forecast or {}
     for (base, method), value in forecast.items():
