@@ -8,12 +8,15 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 
+from .rows import read_table
 from .settings import BadInput
 
+BENCH = Path(__file__).resolve().parent.parent / "data" / "results" / "pocketbench.csv"
 RESAMPLES, FEWEST = 10_000, 3       # bootstrap samples; subjects for an interval
 ENOUGH = 6              # subjects for a verdict: the interval lies within its n values, so it covers at most 1 - 2^(1 - n) of the time
 # Equivalence margins: differences that are the same to whoever has to choose.
@@ -31,6 +34,14 @@ MEASURES = {
 }
 LORA, FULL, BASE = {"method": "lora"}, {"method": "dreambooth"}, {"method": "base"}
 NOT_MEASURED = "not measured yet: make pocketbench"
+
+
+def read_bench(path=BENCH):
+    """PocketBench's rows. Where they were not made yet: none, and a line that says how to make them. Raises BadInput as `read_table`."""
+    if Path(path).is_file():
+        return read_table(path)
+    print(f"PocketBench has not been run here: `make pocketbench` makes {path}, and every figure and verdict that rests on it.")
+    return []
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def number(row, measure):
 
 
 def effect(rows, measure, study="main", of=FULL, against=LORA, pair=("seed",)):
-    """The `Effect` on `measure` in a study: runs that match `of` against runs that match `against`.
+    """The `Effect` on `measure` in a study: runs that match `of` against runs that match `against`, or (None) their own level.
 
     `of` and `against` map columns to a value, or a tuple of them. Runs of a subject are paired where the columns `pair` agree (and, for
     costs, the device); without a partner they do not count. With `pair=()` each side is averaged within the subject first: the base
@@ -96,7 +107,7 @@ def effect(rows, measure, study="main", of=FULL, against=LORA, pair=("seed",)):
         raise BadInput(f"There is no measure '{measure}': known are {', '.join(MEASURES)}.")
     kind, unit, margin = MEASURES[measure]
     ratio, sides, ground = kind == "ratio", [], defaultdict(set)
-    for where in (of, against):
+    for where in (of, against) if against else (of,):
         sides.append(side := defaultdict(list))
         for row in rows:
             if row.get("study") == study and all(row.get(k) in (v if isinstance(v, tuple) else (v,)) for k, v in where.items()):
@@ -111,13 +122,13 @@ def effect(rows, measure, study="main", of=FULL, against=LORA, pair=("seed",)):
         if len(found - {None}) > 1:
             raise BadInput(f"The study '{study}' mixes {name} {', '.join(map(str, found))}, which don't compare: keep the rows of one.")
     subjects, seeds = defaultdict(list), defaultdict(set)
-    for key in sorted(sides[0].keys() & sides[1].keys(), key=str):
+    for key in sorted(set.intersection(*map(set, sides)), key=str):
         subjects[key[0]].append([np.mean([value for value, _ in side[key]]) for side in sides])
         seeds[key[0]].update(seed for _, seed in sides[0][key])
     if not subjects:
         return Effect(None, None, None, 0, 0, unit, kind, margin)
     means = np.array([np.mean(subjects[s], axis=0) for s in sorted(subjects, key=str)])
-    gaps = means[:, 0] - means[:, 1]
+    gaps = means[:, 0] - means[:, 1] if against else means[:, 0]
     found = [v if v is None else float(np.exp(v) if ratio else v) for v in (gaps.mean(), *interval(gaps), *means.mean(0))]
     return Effect(*found[:3], len(subjects), min(map(len, seeds.values())), unit, kind, margin, *found[3:])
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from bench_rows import base_rows, bench
 
-from lib.effects import COSINE, ENOUGH, NOT_MEASURED, Effect, decide, effect, interval
+from lib.effects import COSINE, ENOUGH, NOT_MEASURED, Effect, decide, effect, interval, read_bench
+from lib.rows import write_table
 from lib.settings import BadInput
 
 # --- effects -------------------------------------------------------------------------------------------------------------------------
@@ -67,6 +68,26 @@ def test_against_the_base_model_which_has_no_seed():
     found = effect(rows + base_rows(rows), "dino", against={"method": "base"}, pair=())
     assert found.subjects == 12 and found.seeds == 3 and found.value == pytest.approx(np.mean(
         [r["dino"] for r in rows if r["method"] == "dreambooth"]) - 0.1)
+
+
+def test_a_side_alone_is_its_level():
+    rows = bench(subjects=4, noise=0)
+    found = effect(rows, "dino", of={"method": "lora"}, against=None, pair=())
+    levels = [np.mean([r["dino"] for r in rows if r["method"] == "lora" and r["subject"] == s]) for s in ("s00", "s01", "s02", "s03")]
+    assert found.value == found.of == pytest.approx(np.mean(levels)) and found.against is None and found.subjects == 4
+    assert (found.low, found.high) == pytest.approx(interval(levels))
+    size = effect(rows, "file_bytes", of={"method": "lora"}, against=None, pair=())
+    logs = [np.log(r["file_bytes"]) for r in rows if r["method"] == "lora"]
+    assert size.value == pytest.approx(np.exp(np.mean(logs))) and size.seeds == 3
+
+
+def test_a_bench_that_was_not_run_is_said_and_one_that_was_is_read(tmp_path, capsys):
+    assert read_bench(tmp_path / "none.csv") == [] and "`make pocketbench` makes" in capsys.readouterr().out
+    write_table(tmp_path / "some.csv", [{"study": "main", "dino": 0.5}])
+    assert read_bench(tmp_path / "some.csv") == [{"study": "main", "dino": 0.5}] and not capsys.readouterr().out
+    (tmp_path / "some.csv").write_text("study,dino\nmain,nan\n")
+    with pytest.raises(BadInput, match="not finite"):
+        read_bench(tmp_path / "some.csv")
 
 
 def test_times_are_compared_on_one_device_only():
