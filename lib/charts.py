@@ -15,6 +15,8 @@ from .settings import BadInput
 # Okabe and Ito's colours, which the colour-blind can tell apart; style, marker and hatch say the same without any colour.
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")
 NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
+MEASURES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "pres": "PRES - base", "drift": "drift of the class",
+            "memorising": "train - held-out", "loss_train": "loss, training photos", "loss_held_out": "loss, held-out photos"}
 STYLES, MARKERS, HATCHES = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "X"), ("", "///", "...", "xxx", "\\\\\\", "++")
 
 
@@ -68,6 +70,29 @@ def losses(runs, smooth=20, part="loss", caption=""):
             except (OSError, ValueError, KeyError) as error:
                 raise BadInput(f"{Path(run) / 'log.jsonl'} cannot be read ({error}): train the run again.") from None
     return curves(found, "step", part.replace("_", " "), smooth, caption)
+
+
+def along(tracks, measure="dino", x="step", caption=""):
+    """`measure` along training, the best step ringed: of `tracks`, name -> what a run's curve.json holds (see `lib.curve`).
+
+    `x`: "step" or "seconds" of training. A point where the measure is None is left out, and a track without any.
+    """
+    lines, mark = {}, {}
+    for name, track in tracks.items():
+        found = [p for p in track["points"] if p[measure] is not None]
+        if found:
+            lines[name] = [p[x] for p in found], [p[measure] for p in found]
+            mark |= {name: p[x] for p in found if p["step"] == track["best_step"]}
+    words = {"seconds": "seconds of training"}.get(x, x)
+    return curves(lines, words, MEASURES.get(measure, measure), 1, caption, mark=mark) if lines else None
+
+
+def trade(tracks, x, y, caption=""):
+    """Two measures of curve.json against each other along training: points by step, the best step ringed."""
+    lines = {name: [(p["step"], p[x], p[y]) for p in track["points"] if None not in (p[x], p[y])] for name, track in tracks.items()}
+    lines = {name: found for name, found in lines.items() if found}
+    mark = {name: tracks[name]["best_step"] for name in lines}
+    return points(lines, MEASURES.get(x, x), MEASURES.get(y, y), caption, mark=mark) if lines else None
 
 
 def learning_rate_curve(sweep, y="dino", caption=""):
@@ -138,7 +163,7 @@ def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None
             if mark and mark.get(name) == label:
                 axes.plot(a, b, "o", markersize=14, markerfacecolor="none", markeredgecolor=look["color"], markeredgewidth=1.8)
             axes.annotate(str(label), (a, b), (6, 6), textcoords="offset points", fontsize=9, color=look["color"])
-            rows.append([f"{name}, {label}" if label and str(label) != number(a) else name, a, _ends(across), b, _ends(up)])
+            rows.append([f"{name}, {label}" if str(label) not in ("", number(a)) else name, a, _ends(across), b, _ends(up)])
         words.append(f"{name}: " + ", ".join(f"{label} at {number(a)}, {number(b)}".strip() for label, a, b, *_ in found))
     if log_x:
         axes.set_xscale("log")

@@ -26,7 +26,8 @@ SPREAD = 0.005          # diversity and consistency are themselves only some hun
 POWER = 0.01            # drift: a hundredth of the mean square of what the base model predicts
 # measure -> (kind, unit, margin). A "ratio" is averaged as its logarithm.
 MEASURES = {
-    **dict.fromkeys(("seconds_per_step", "train_seconds", "iteration_seconds", "transfer_seconds"), ("ratio", "s", COST)),
+    **dict.fromkeys(("seconds_per_step", "train_seconds", "seconds_to_half", "seconds_to_best"), ("ratio", "s", COST)),
+    **dict.fromkeys(("iteration_seconds", "transfer_seconds"), ("ratio", "s", COST)),
     **dict.fromkeys(("peak_bytes", "file_bytes"), ("ratio", "bytes", COST)),
     **dict.fromkeys("dino dino_train clip_i clip_i_train clip_t memorising nearest pres".split(), ("difference", "cosine", COSINE)),
     **dict.fromkeys(("diversity", "consistency"), ("difference", "cosine", SPREAD)),

@@ -7,11 +7,15 @@
 
 from collections import defaultdict, namedtuple
 
-from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, NOT_MEASURED, RESAMPLES, SPREAD, decide, effect, number, shown
-from .settings import BadInput
+from .effects import BASE, BENCH, COSINE, COST, FULL, LORA, MEASURES, NOT_MEASURED, RESAMPLES, SPREAD, decide, effect, number, shown
+from .settings import PRESETS, BadInput, read_json
 
 SAMPLE_SECONDS, BANDWIDTH = 0.2, 20e6   # a picture of 25 guided steps (benchmarks/results/pocket.json); bits a second, of claim 4
-LATER = "measured in notebook 05"
+# base -> (parameters of its U-Net, parameters of an attention LoRA for each rank): 2 bytes a parameter, in fp16 as shipped. For each
+# attention block of width d with text of width c a rank takes 14 d + 2 c: c is 768 in Stable Diffusion 1.5, 2048 in SDXL.
+SHAPES = {"sd15": (859_520_964, 199_296), "sdxl": (2_567_463_684, 1_451_520)}
+FORECAST = BENCH.with_name("forecast.json")
+LATER, NOT_THERE = "measured in notebook 05", "no figure in these rows"
 
 HEADINGS = ["claim", "in words", "measurement", "effect of DreamBooth against LoRA (95 % interval)", "verdict", "your own run"]
 CAPTION = (f"Means over subjects of paired differences, or ratios (x); intervals: bootstrap over subjects, {RESAMPLES:,} resamples, each "
@@ -22,9 +26,10 @@ Part = namedtuple("Part", "label measure sign study of against pair", defaults=(
 RARE, POOR, OVERFITS = {"variant": "rare"}, {"variant": ("duplicates", "one_background")}, {"memorising": 1, "PRES": 1, "diversity": -1}
 # Number, claim, how it is measured, and its parts; instead of parts, the verdict on what these rows cannot decide.
 CLAIMS = (
-    (1, "LoRA trains faster", "seconds a step", [Part("", "seconds_per_step")]),
-    (2, "DreamBooth needs more memory", "peak of training on the pocket base; Stable Diffusion: the forecast", [Part("", "peak_bytes")]),
-    (3, "LoRA's file is smaller", "bytes as shipped, pocket base; gigabytes are Stable Diffusion's", [Part("", "file_bytes")]),
+    (1, "LoRA trains faster", "seconds a step; seconds to half of the way from base to real photos, and to the best step of the curve",
+     [Part("a step", "seconds_per_step"), Part("to half", "seconds_to_half"), Part("to the best", "seconds_to_best")]),
+    (2, "DreamBooth needs more memory", "peak of training, pocket base; beside it Stable Diffusion, forecast", [Part("", "peak_bytes")]),
+    (3, "LoRA's file is smaller", "bytes as shipped, pocket base; beside it Stable Diffusion, computed", [Part("", "file_bytes")]),
     (4, "LoRA is easier to share", "upload at 20 Mbit/s, computed; 1 file against 2; tools: notebook 05", [Part("", "transfer_seconds")]),
     (5, "LoRA is quicker to try again", f"training and one sample of {SAMPLE_SECONDS} s", [Part("", "iteration_seconds")]),
     (6, "DreamBooth is more faithful", "likeness to held-out photos, each method at its own best rate, equal steps",
@@ -72,12 +77,14 @@ def _derived(rows):
     return rows
 
 
-def _said(found):
+def _said(found, rows):
     """(effects, verdict) as text of [(part, effect)]: a claim that holds for some of its parts depends on what is measured."""
     groups, texts = defaultdict(list), []
     for part, e in found:
         if part.sign:
-            groups[decide(e, part.sign)].append(part.label)
+            study = [row for row in rows if row.get("study") == part.study]
+            never = study and all(row.get(part.measure) is None for row in study)
+            groups[(NOT_THERE, "") if never else decide(e, part.sign)].append(part.label)
         if e.subjects:
             costs = f", LoRA {shown(e.against, e.unit)}, DreamBooth {shown(e.of, e.unit)}" if e.kind == "ratio" else ""
             texts.append(f"{part.label} {e.text()}{costs}".strip())
@@ -86,23 +93,58 @@ def _said(found):
         return "; ".join(texts) or "-", f"{kind} ({detail})" if detail else kind
     missing, kinds = groups.pop((NOT_MEASURED, ""), ()), {kind for kind, _ in groups}
     verdict = "; ".join(f"{kind} for {', '.join(labels)}{detail and f' ({detail})'}" for (kind, detail), labels in groups.items())
-    depends = "depends on the measure: " if "holds" in kinds and kinds - {"holds", "not enough subjects"} else ""
+    depends = "depends on the measure: " if "holds" in kinds and kinds & {"does not hold", "no difference", "no difference found"} else ""
     return "; ".join(texts), depends + verdict + (f"; not measured yet for {', '.join(missing)}: make pocketbench" if missing else "")
 
 
-def verdict_table(rows, own=None):
-    """The 17 claims as rows of text under `HEADINGS`; `own`: the `Comparison` of the reader's own run. Raises BadInput as `effect` does."""
+def shipped_bytes(base, method, rank):
+    """Bytes of the weights as shipped, in fp16, for a base of `SHAPES`: a U-Net, or an attention LoRA of `rank`. Computed."""
+    whole, each = SHAPES[base]
+    return 2 * (each * rank if method == "lora" else whole)
+
+
+def read_forecast(path=FORECAST):
+    """{(base, method): bytes at the peak of training} of the forecast; where it was not made: none, and a line that says so."""
+    if not path.is_file():
+        print(f"There is no forecast of memory for Stable Diffusion here ({path} is missing).")
+        return {}
+    return {(base, method): value for base, found in read_json(path).items() for method, value in found.items()}
+
+
+def _beyond(measure, forecast):
+    """What a cost is on Stable Diffusion, as text: memory by forecast, a file's bytes computed; nothing for other measures."""
+    rank, texts = PRESETS["lora", "other"]["rank"], []
+    for base in SHAPES:
+        both = [forecast.get((base, m)) if measure == "peak_bytes" else shipped_bytes(base, m, rank) for m in ("lora", "dreambooth")]
+        if None not in both:
+            texts.append(f"{base} LoRA {large(both[0])}, DreamBooth {large(both[1])} (x {both[1] / both[0]:.3g})")
+    how = "forecast" if measure == "peak_bytes" else f"computed, rank {rank}, fp16"
+    return f"{how}: {', '.join(texts)}" if texts else "Stable Diffusion: no forecast here yet"
+
+
+def large(value):
+    """Bytes as text in GiB, or in MiB below half of one."""
+    return f"{value / 2**30:.3g} GiB" if value >= 2**29 else shown(value, "bytes")
+
+
+def verdict_table(rows, own=None, forecast=None):
+    """The 17 claims as rows of text under `HEADINGS`; `own`: the `Comparison` of the reader's own run.
+
+    `forecast`: {(base, method): bytes of memory}, as of `read_forecast`. Raises BadInput as `effect` does.
+    """
     rows, lines = _derived(rows), []
     mine = own and [_derived([{"study": "your own", "method": m} | own.rows.get(m, {})])[0] for m in ("lora", "dreambooth")]
     for count, claim, how, parts in CLAIMS:
         run, effects, verdict = [], "-", parts
         if not isinstance(parts, str):
-            effects, verdict = _said([(part, effect(rows, part.measure, *part[3:])) for part in parts])
+            effects, verdict = _said([(part, effect(rows, part.measure, *part[3:])) for part in parts], rows)
             for part in parts if mine else ():
                 lora, full = (row.get(part.measure) for row in mine)
                 if part[3:6] == ("main", FULL, LORA) and None not in (lora, full):
                     unit = MEASURES[part.measure][1]
                     run.append(f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}".strip())
+        if count in (2, 3):
+            effects += f"; {_beyond(parts[0].measure, forecast or {})}"
         lines.append([str(count), claim, how, effects, verdict + (f"; the rest is {LATER}" if count == 15 else ""), "; ".join(run) or "-"])
     return lines
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-COSTS = {"seconds_per_step": 0.2, "train_seconds": 40.0, "peak_bytes": 90 * 2**20, "file_bytes": 2_500_000}
+COSTS = {"seconds_per_step": 0.2, "train_seconds": 40.0, "seconds_to_half": 10.0, "seconds_to_best": 30.0,
+         "peak_bytes": 90 * 2**20, "file_bytes": 2_500_000}
 SCORES = {"dino": 0.6, "dino_train": 0.63, "clip_i": 0.7, "clip_i_train": 0.72, "clip_t": 0.3, "diversity": 0.05, "memorising": 0.03,
           "nearest": 0.01, "consistency": 0.06, "pres": 0.02, "drift": 0.1}
 

@@ -42,7 +42,8 @@ def test_every_claim_has_its_row_even_when_nothing_was_measured():
 
 
 def test_costs_decide_their_claims():
-    rows = bench(ratios={"seconds_per_step": 0.88, "peak_bytes": 2.0, "file_bytes": 8.0, "train_seconds": 1.01})
+    faster = dict.fromkeys(("seconds_per_step", "seconds_to_half", "seconds_to_best"), 0.88)
+    rows = bench(ratios=faster | {"peak_bytes": 2.0, "file_bytes": 8.0, "train_seconds": 1.01})
     said = table(rows)
     assert said[1]["verdict"] == "does not hold (the other way round)" and said[2]["verdict"] == said[3]["verdict"] == "holds"
     assert said[5]["verdict"] == "no difference (the same within 5%)"
@@ -50,6 +51,11 @@ def test_costs_decide_their_claims():
     assert "pocket base" in said[2]["measurement"] and "pocket base" in said[3]["measurement"]
     lora = math.exp(np.mean([math.log(r["file_bytes"]) for r in rows if r["method"] == "lora"]))
     assert f"LoRA {lora * 8 / 20e6:.3g} s" in said[4][HEADINGS[3]], "seconds at 20 Mbit/s"
+
+
+def test_what_the_rows_do_not_hold_is_said():
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds_to")} for row in bench(ratios={"seconds_per_step": 1.5})]
+    assert verdict(rows, 1) == "holds for a step; no figure in these rows for to half, to the best"
 
 
 def test_fidelity_holds_only_if_both_encoders_say_so():
@@ -162,6 +168,16 @@ def test_the_readers_own_run_stands_beside_and_changes_nothing():
     own.rows["lora"]["dino"] = float("nan")
     with pytest.raises(BadInput, match="your own, method lora has dino"):
         table(rows, own)
+
+
+def test_memory_and_files_of_stable_diffusion_stand_beside_the_pocket_bases():
+    without = table(bench())
+    assert without[2][HEADINGS[3]].endswith("Stable Diffusion: no forecast here yet")
+    assert "sd15 LoRA 3.04 MiB, DreamBooth 1.6 GiB" in without[3][HEADINGS[3]] and "sdxl" in without[3][HEADINGS[3]]
+    forecast = {("sd15", "lora"): 3.3 * 2**30, ("sd15", "dreambooth"): 9.9 * 2**30, ("sdxl", "lora"): 8 * 2**30}
+    said = {int(line[0]): dict(zip(HEADINGS, line)) for line in verdict_table(bench(), None, forecast)}[2]
+    assert said[HEADINGS[3]].endswith("forecast: sd15 LoRA 3.3 GiB, DreamBooth 9.9 GiB (x 3)"), "a base with one figure alone is left out"
+    assert said["verdict"] == without[2]["verdict"], "the verdict is the measurement's"
 
 
 def test_the_rows_are_not_touched():
