@@ -6,7 +6,9 @@
 import re
 import sys
 
-from lib import bench_figures
+from benchmarks import learning_rates
+from lib import bench_figures, show
+from lib.charts import NAMES
 from lib.effects import BENCH, read_bench
 from lib.settings import BadInput
 
@@ -16,9 +18,24 @@ SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- 
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
 
 
+def rates(rows):
+    """What each learning rate is worth: the mean of likeness and obedience by which it is chosen, the best ringed."""
+    found = {name: points for name, points in learning_rates.curves(rows).items() if points}
+    if not found:
+        return None
+    best = {NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
+    lines = {NAMES[m]: [(f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points] for m, points in found.items()}
+    about = f"Each method's learning rate, {bench_figures.size(rows, 'rate')}; chosen: {', '.join(f'{n} {r}' for n, r in best.items())}"
+    figure = show.points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
+    columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
+    body = [[NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points]
+    figure.table = show.table(body, ["", "learning rate", "likeness", "obedience", "both (harmonic mean)", "DINO", "CLIP-T"])
+    return figure
+
+
 def figures(rows):
     """name -> `Figure`, those that the rows have runs for."""
-    made = {name: make(rows) for name, make in bench_figures.FIGURES.items()}
+    made = {name: make(rows) for name, make in (bench_figures.FIGURES | {"rates": rates}).items()}
     return {name: figure for name, figure in made.items() if figure}
 
 

@@ -4,7 +4,7 @@
 """
 
 from .charts import intervals, points
-from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, decide, effect, shown
+from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, PARTS, decide, effect, shown
 from .figure import Table
 
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino_train": "DINO, training photos", "memorising": "train - held-out",
@@ -32,15 +32,15 @@ def said(found):
 
 
 def main_table(rows):
-    """The main comparison, a line a measure: base, LoRA and DreamBooth, the effect with its interval, and what it allows to say."""
+    """The main comparison, a line a measure: base, real photos, LoRA, DreamBooth, the effect, and what its interval allows to say."""
     lines = []
     for measure, name in (SCORES | COSTS).items():
         found, unit = effect(rows, measure), MEASURES[measure][1]
         if found.subjects:
-            base = level(rows, measure, of=BASE)[0]
-            texts = ["-" if value is None else shown(value, unit) for value in (base, found.against, found.of)]
+            ends = [level(rows, m, of=BASE)[0] if m in MEASURES else None for m in (measure, f"{measure}_real")]
+            texts = ["-" if value is None else shown(value, unit) for value in (*ends, found.against, found.of)]
             lines.append([name, *texts, found.text().split(", ")[0], said(found)])
-    return Table(lines, ["", "base", "LoRA", "DreamBooth", "DreamBooth against LoRA (95 %)", "so DreamBooth has"])
+    return Table(lines, ["", "base", "real photos", "LoRA", "DreamBooth", "DreamBooth against LoRA (95 %)", "so DreamBooth has"])
 
 
 def scores(rows):
@@ -79,27 +79,30 @@ def _both(rows, study, of):
 
 def rank_curve(rows):
     """DINO and CLIP-T against LoRA's rank."""
-    found = {name: [(r, r, value, tuple(ends)) for r in ranked(rows)
-                    for value, *ends in [level(rows, measure, "rank", LORA | {"rank": r})]]
-             for measure, name in (("dino", "DINO"), ("clip_t", "CLIP-T"))}
-    return _along(found, "rank", "cosine", f"What rank buys, {size(rows, 'rank')}")
+    if not ranked(rows):
+        return None
+    found = {name: [(r, r, value, None, ends) for r in ranked(rows) for value, *ends in [level(rows, m, "rank", LORA | {"rank": r})]]
+             for m, name in (("dino", "DINO"), ("clip_t", "CLIP-T"))}
+    return points(found, "rank", "cosine", f"What rank buys, {size(rows, 'rank')}", log_x=True)
 
 
-def rate_curves(rows):
-    """DINO against learning rate, a line a method, its best rate ringed."""
-    found, best = {}, {}
-    for name, where in WHO.items():
-        rates = sorted({r["learning_rate"] for r in rows if r.get("study") == "rate" and r["method"] == where["method"]})
-        found[name] = [(f"{rate:g}", rate, value, tuple(ends)) for rate in rates
-                       for value, *ends in [level(rows, "dino", "rate", where | {"learning_rate": rate})]]
-        best[name] = max(found[name], key=lambda p: p[2], default=[None])[0]
-    chosen = ", ".join(f"{name} {rate}" for name, rate in best.items())
-    return _along(found, "learning rate", "DINO", f"Each method's learning rate, {size(rows, 'rate')}; highest at: {chosen}", best)
+def path(rows):
+    """Likeness against prompt following along the training, at each quarter of it."""
+    found = {name: _quarters(rows, where, "clip_t", "dino") for name, where in WHO.items()}
+    about = f"Along the training, at each quarter of it, {size(rows)}: up and to the right is better"
+    return points(found, "CLIP-T (follows the prompt)", "DINO (looks like the subject)", about) if any(found.values()) else None
 
 
-def _along(found, x, y, about, mark=None):
-    found = {name: [(label, at, value, (None, None), ends) for label, at, value, ends in line] for name, line in found.items() if line}
-    return points(found, x, y, about, log_x=True, mark=mark) if found else None
+def forgetting(rows):
+    """Drift of the class against likeness along the training: forgetting against learning."""
+    found = {name: _quarters(rows, where, "dino", "drift") for name, where in WHO.items()}
+    about = f"Forgetting against learning, at each quarter of the training, {size(rows)}: down and to the right is better"
+    return points(found, "DINO (looks like the subject)", "drift of the class", about) if any(found.values()) else None
+
+
+def _quarters(rows, where, *measures):
+    ends = [(k, *(level(rows, f"{m}_{k}_of_{PARTS}", of=where) for m in measures)) for k in range(PARTS + 1)]
+    return [(f"{k}/{PARTS}", x[0], y[0], x[1:], y[1:]) for k, x, y in ends if None not in (x[0], y[0])]
 
 
 def prior(rows):
@@ -143,5 +146,5 @@ def steps(rows, study="main"):
     return " or ".join(str(n) for n in sorted({r["steps"] for r in rows if r.get("study") == study and r.get("steps")}))
 
 
-FIGURES = {"scores": scores, "costs": costs, "pareto": pareto, "rank": rank_curve, "prior": prior, "rates": rate_curves,
+FIGURES = {"scores": scores, "costs": costs, "pareto": pareto, "path": path, "forgetting": forgetting, "rank": rank_curve, "prior": prior,
            "memorising": memorising}

@@ -29,10 +29,13 @@ MEASURES = {
     **dict.fromkeys(("seconds_per_step", "train_seconds", "seconds_to_half", "seconds_to_best"), ("ratio", "s", COST)),
     **dict.fromkeys(("iteration_seconds", "transfer_seconds"), ("ratio", "s", COST)),
     **dict.fromkeys(("peak_bytes", "file_bytes"), ("ratio", "bytes", COST)),
-    **dict.fromkeys("dino dino_train clip_i clip_i_train clip_t memorising nearest pres".split(), ("difference", "cosine", COSINE)),
+    **dict.fromkeys("dino dino_train dino_real clip_i clip_i_train clip_i_real clip_t memorising nearest pres".split(),
+                    ("difference", "cosine", COSINE)),
     **dict.fromkeys(("diversity", "consistency"), ("difference", "cosine", SPREAD)),
     "drift": ("difference", "share of the base's mean square", POWER),
 }
+PARTS = 4               # of a training, at whose ends PocketBench's columns dino_0_of_4 to drift_4_of_4 are measured
+MEASURES |= {f"{m}_{k}_of_{PARTS}": MEASURES[m] for m in ("dino", "clip_t", "pres", "drift") for k in range(PARTS + 1)}
 LORA, FULL, BASE = {"method": "lora"}, {"method": "dreambooth"}, {"method": "base"}
 NOT_MEASURED = "not measured yet: make pocketbench"
 

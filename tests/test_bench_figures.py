@@ -7,7 +7,7 @@ import pytest
 from bench_rows import base_rows, bench
 
 from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, section
-from lib.bench_figures import common, level, main_table, pareto, rank_curve, rate_curves
+from lib.bench_figures import common, level, main_table, pareto, rank_curve
 from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
@@ -17,12 +17,17 @@ RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
 def whole():
     """Rows of every study, as PocketBench has them."""
     main = bench(dino=0.05, ratios={"file_bytes": 8.0})
-    rows = main + [dict(r, clip_t=0.5) for r in base_rows(main)]
+    for row in main:
+        for k in range(5):
+            row |= {f"{m}_{k}_of_4": k / 10 for m in ("dino", "clip_t", "pres", "drift")}
+    rows = main + [dict(r, clip_t=0.5, dino_real=0.95) for r in base_rows(main)]
     ranked = bench(study="rank", methods=["lora"], seeds=1)
     rows += [dict(r, rank=rank, dino=r["dino"] - less) for rank, less in RANKS.items() for r in ranked]
     rows += [dict(r, prior_weight=w, pres=r["pres"] - w / 10) for w in (0.0, 1.0) for r in bench(study="prior", seeds=1)]
+    swept = bench(subjects=3, seeds=1, study="rate")
     rows += [dict(r, learning_rate=rate * (5 if r["method"] == "lora" else 1), dino=r["dino"] - abs(rate - 2e-4) * 1e3)
-             for rate in (1e-4, 2e-4, 4e-4) for r in bench(subjects=6, seeds=1, study="rate")]
+             for rate in (1e-4, 2e-4, 4e-4) for r in swept]
+    rows += [dict(r, dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
     careless = bench(subjects=6, seeds=1, study="careless")
     return rows + [dict(r, variant=v) for v in ("good", "duplicates", "one_background") for r in careless]
 
@@ -33,8 +38,8 @@ def made():
 
 
 def test_every_figure_is_made_and_says_what_it_rests_on(made):
-    assert list(made) == ["scores", "costs", "pareto", "rank", "prior", "rates", "memorising"]
-    assert "12 subjects x 3 seeds" in made["scores"].caption and "6 subjects x 1 seed" in made["rates"].caption
+    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "rates"]
+    assert "12 subjects x 3 seeds" in made["scores"].caption and "3 subjects x 1 seed" in made["rates"].caption
     for figure in made.values():
         assert len(figure.alt) > 40 and figure.table.rows
 
@@ -49,9 +54,9 @@ def test_what_was_not_run_has_no_figure():
 
 def test_the_main_table_has_levels_effects_and_what_they_allow_to_say():
     lines = {line[0]: line for line in main_table(whole()).rows}
-    assert lines["DINO"][1] == "0.100" and lines["DINO"][4].startswith("+0.0") and lines["DINO"][5] == "more"
-    assert lines["CLIP-I"][5] == "no difference (the same within 0.02)"
-    assert lines["file"][4].startswith("x 8.00") and lines["file"][1] == "-"
+    assert lines["DINO"][1:3] == ["0.100", "0.950"] and lines["DINO"][5].startswith("+0.0") and lines["DINO"][6] == "more"
+    assert lines["CLIP-I"][2] == "-" and lines["CLIP-I"][6] == "no difference (the same within 0.02)"
+    assert lines["file"][5].startswith("x 8.00") and lines["file"][1] == "-"
     assert main_table([]).rows == []
 
 
@@ -65,13 +70,19 @@ def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
     assert {r["subject"] for r in common(rows, [("rank", LORA), ("main", BASE)])} == {f"s{k:02}" for k in range(1, 12)}
 
 
-def test_curves_ring_the_best_rate_and_name_the_ranks():
-    figure = rate_curves(whole())
+def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
+    figure = made["rates"]
     assert figure.caption.endswith("LoRA 0.001, DreamBooth 0.0002")
     assert [row[1] for row in figure.table.rows] == [5e-4, 1e-3, 2e-3, 1e-4, 2e-4, 4e-4]
-    ranks = rank_curve(whole()).table.rows
+    assert sum(line.get_markersize() > 10 for line in figure.chart.axes[0].lines) == 2
+    ranks = made["rank"].table.rows
     assert [row[:2] for row in ranks[:3]] == [["DINO", 1], ["DINO", 16], ["DINO", 64]]
     assert ranks[0][2] == round(effect(whole(), "dino", "rank", LORA | {"rank": 1}, None, ()).value, 3)
+
+
+def test_the_training_is_drawn_quarter_by_quarter(made):
+    assert [row[0] for row in made["path"].table.rows] == [f"{name}, {k}/4" for name in ("LoRA", "DreamBooth") for k in range(5)]
+    assert made["forgetting"].table.rows[2][1::2] == [0.2, 0.2]
 
 
 def test_the_section_links_every_figure_and_shows_some(made):
