@@ -21,7 +21,7 @@ def level(rows, measure, study="main", of=FULL):
 def _dots(found):
     """name -> (value, low, high) to three decimals, of name -> `Effect`; None without any."""
     ends = {name: (e.value, e.low, e.high) for name, e in found.items() if e.subjects}
-    return {name: tuple(v if v is None else round(v, 3) for v in values) for name, values in ends.items()} or None
+    return {name: tuple(v if v is None else round(v, 3) + 0.0 for v in values) for name, values in ends.items()} or None
 
 
 def said(found):
