@@ -107,7 +107,7 @@ def same_ground(runs):
 
 def unlike(runs):
     """Settings that differ although the comparison wants them equal, as a list of texts such as "steps (300, 400)"."""
-    keys = ("steps", "seed", "batch_size", "prior_weight", "snr_gamma", "clip", "warmup", "precision")
+    keys = ("steps", "seed", "batch_size", "prior_weight", "snr_gamma", "clip", "warmup", "cooldown", "precision")
     # Metrics first: a run may have been stopped early.
     values = {key: [str(r.metrics.get(key, r.settings.get(key))) for r in runs] for key in keys}
     return [f"{key} ({', '.join(v)})" for key, v in values.items() if len(set(v)) > 1]

@@ -51,14 +51,13 @@ def flush(log, losses, state, clock, settings):
                 f"The loss is {total} at step {first + k + 1}: lower learning_rate ({settings.learning_rate}) or set precision to 'fp32'."
             )
         state.losses.append(total)
-        rate = settings.learning_rate * min(1, (first + k + 1) / max(1, settings.warmup))
         row = {
             "step": first + k + 1,
             "loss": total,
             "instance_loss": instance,
             "prior_loss": prior,
             "seconds": sum(clock.steps[: first + k + 1]),
-            "learning_rate": rate,
+            "learning_rate": settings.rate(first + k),
         }
         log.write(json.dumps(row) + "\n")
     log.flush()

@@ -133,7 +133,7 @@ def train(settings, base=None, watchers=()):
         (instance + settings.prior_weight * prior).backward()
         torch.nn.utils.clip_grad_norm_(weights, settings.clip)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1, (state.step + 1) / max(1, settings.warmup))
+            group["lr"] = settings.rate(state.step)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(torch.stack([instance.detach(), prior.detach()]))
