@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from lib.guide import SHAPES, Needs, advise
+from lib.guide import Needs, advise
 from lib.settings import PRESETS, BadInput
+from lib.verdicts import SHAPES
 
 AMPLE = {"memory_gib": 100, "disk_gib": 100, "minutes": 10_000}
 PRESET = PRESETS["lora", "pocket"]["rank"]
