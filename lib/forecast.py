@@ -1,0 +1,172 @@
+"""Peak memory of a recipe before the fact: the real training step (`lib/step.py`) on tensors that have a shape and no memory.
+
+    forecast(Settings.preset("lora", base="sdxl", data="-", output="-"), resolution=1024)      # -> Forecast, in seconds, without weights
+
+The step runs under PyTorch's FakeTensorMode, meta tensors that know a device, and `PeakMemory` follows their storages. Autograd, autocast,
+PEFT, checkpointing and the optimiser are the installed ones, so a copy that they keep is a copy that is counted.
+
+`device="cpu"` counts what the CPU does. `device="cuda"` changes what differs there (`OnCuda`), and adds what fused kernels take for
+themselves (`cuda_scratch`), both from PyTorch's source. Not counted: the CUDA context, the allocator's slack, workspaces of cuBLAS and
+cuDNN; `lib/cards.py` leaves room for them.
+"""
+
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from .base import POCKET, ROOT, Base, quiet
+from .memory import PeakMemory
+from .settings import BadInput, read_json
+
+SHAPES = ROOT / "data" / "shapes"
+BASES = ("pocket", "sd15", "sd21", "sdxl")
+PICTURES = (6, 40)  # instance and class images whose latents wait on the device
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`bytes` at the worst moment of a step, split in `by_category` (see `PeakMemory`)."""
+
+    bytes: int
+    by_category: dict
+
+
+def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=True):
+    """The `Forecast` of a training step of `settings`, whose base is one of `BASES` or a diffusers folder (its weights are not read).
+
+    resolution: side of the pictures in pixels, the base's own if None. device: "cuda" or "cpu". pictures: how many instance and class
+    images are cached. bf16: whether the device multiplies bf16 fast, which is what precision "auto" asks. Raises BadInput.
+    """
+    from .step import Step
+
+    with fake_device(device):
+        base = hollow_base(settings.base, torch.bfloat16 if device == "cuda" else torch.float32, bf16)
+        inputs, sources = hollow_inputs(base, settings, resolution, pictures)
+        step = Step(base, settings)
+        _fill_optimizer(step)
+        with PeakMemory(step.unet, step.optimizer, sources, cuda_scratch if device == "cuda" else None) as peak, ExitStack() as stack:
+            if device == "cuda":
+                stack.enter_context(OnCuda())
+            step(*inputs)
+    return Forecast(peak.bytes, dict(peak.by_category))
+
+
+@contextmanager
+def fake_device(device):
+    """Inside it, tensors have no memory and call themselves the CPU's; modules that are converted keep their parameters, as real ones do."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def convert(module, function, recurse=True):
+        for part in module.modules():
+            for name, p in part._parameters.items():
+                new = None if p is None else function(p.data)
+                if p is not None and p.device == new.device:
+                    p.data = new
+                elif p is not None:
+                    part._parameters[name] = torch.nn.Parameter(new, p.requires_grad)
+            part._buffers.update({name: function(b) for name, b in part._buffers.items() if b is not None})
+        return module
+
+    quiet()
+    with FakeTensorMode(allow_non_fake_inputs=True), mock.patch.object(torch.nn.Module, "_apply", convert):
+        yield
+
+
+def folder_of(base):
+    """The folder with the configuration of `base`. Raises BadInput if there is none."""
+    folder = POCKET if base == "pocket" else SHAPES / base if base in BASES else Path(base).expanduser()
+    if not (folder / "unet" / "config.json").is_file():
+        raise BadInput(f"Nothing is known of the shape of base '{base}': use {', '.join(BASES)}, or a diffusers folder.")
+    return folder
+
+
+def hollow_base(name, dtype=torch.bfloat16, bf16=True):
+    """A `Base` of fake tensors as `load_base` gives it: its U-Net, of `dtype`, and its scheduler. Call inside `fake_device`."""
+    from diffusers import UNet2DConditionModel
+
+    folder = folder_of(name)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json"))
+    unet = unet.to_empty(device="cpu").to(dtype)
+    scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
+    return Base(SimpleNamespace(unet=unet, scheduler=scheduler), str(name), torch.device("cpu"), bf16)
+
+
+def hollow_inputs(base, settings, resolution, pictures):
+    """(the step's inputs: latents, noise, timesteps, conditions; the cached latents and embeddings they come from)."""
+    config, folder = base.unet.config, folder_of(base.name)
+    vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    least = factor * 2 ** (len(config.block_out_channels) - 1)
+    resolution = resolution or config.sample_size * factor
+    if type(resolution) is not int or resolution % least or not least <= resolution <= 4096:
+        raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least} up to 4096.")
+
+    def conditions(rows):
+        told = {"encoder_hidden_states": torch.empty(rows, text["max_position_embeddings"], config.cross_attention_dim)}
+        if config.addition_embed_type == "text_time":
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            told["added_cond_kwargs"] = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)}
+        return told
+
+    shape = (config.in_channels, resolution // factor, resolution // factor)
+    sources = [(torch.empty(n, *shape), torch.empty(n, *shape), conditions(n)) for n in pictures[: 1 + (settings.prior_weight > 0)]]
+    rows = settings.batch_size * len(sources)
+    return (torch.empty(rows, *shape), torch.empty(rows, *shape), torch.zeros(rows, dtype=torch.long), conditions(rows)), sources
+
+
+def _fill_optimizer(step):
+    """Let the optimiser make its state, as the first step does."""
+    for p in step.weights:
+        p.grad = torch.empty_like(p)
+    step.optimizer.step()
+    step.optimizer.zero_grad()
+
+
+class OnCuda(TorchFunctionMode):
+    """What CUDA does otherwise than the CPU, from PyTorch's source.
+
+    Attention takes the flash kernel (fp32 or wide heads: the memory-efficient one); neither makes the n x n matrix. Autocast runs group and
+    layer norms in fp32 (autocast_mode.h), and `group_norm` first makes its input contiguous (group_norm.cpp).
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        autocast = torch.is_autocast_enabled("cpu")
+        if function is F.scaled_dot_product_attention:
+            query, key, value = (t.bfloat16() if autocast else t for t in args[:3])
+            if query.dtype == torch.float32 or query.shape[-1] > 256:
+                return aten._scaled_dot_product_efficient_attention(query, key, value, None, query.requires_grad or key.requires_grad)[0]
+            return aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        if function in (F.group_norm, F.layer_norm):
+            args = [a.float() if autocast and torch.is_tensor(a) and a.is_floating_point() else a for a in args]
+            kwargs = {k: v.float() if autocast and torch.is_tensor(v) else v for k, v in kwargs.items()}
+            if function is F.group_norm:
+                args[0] = args[0].contiguous()
+        return function(*args, **kwargs)
+
+
+def cuda_scratch(function, args, out):
+    """Bytes that a kernel takes for itself on CUDA while it runs.
+
+    The flash kernel's way back adds up the queries' gradient in fp32, rows rounded up to 128 and heads to 32 (flash_api.cpp, mha_bwd); the
+    memory-efficient one's likewise. cuDNN copies a contiguous input to channels_last where the weights are (Conv_v8.cpp).
+    """
+    if function in (aten._scaled_dot_product_flash_attention_backward.default, aten._scaled_dot_product_efficient_attention_backward.default):
+        batch, heads, rows, width = args[1].shape
+        rows, width = -(-rows // 128) * 128, -(-width // 32) * 32
+        return 4 * batch * heads * rows * (width + 1)
+    if function in (aten.convolution.default, aten.convolution_backward.default):
+        *given, weight = args[: 2 if function is aten.convolution.default else 3]
+        if weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
+            return sum(t.nbytes for t in given if not t.is_contiguous(memory_format=torch.channels_last))
+    return 0
