@@ -5,7 +5,7 @@
 The step runs under PyTorch's FakeTensorMode, meta tensors that know a device, and `PeakMemory` follows their storages. Autograd, autocast,
 PEFT, checkpointing and the optimiser are the installed ones, so a copy that they keep is a copy that is counted.
 
-`device="cpu"` counts what the CPU does. `device="cuda"` changes what differs there (`OnCuda`), and adds what fused kernels take for
+`device="cpu"` counts what the CPU does. `device="cuda"` changes what differs there (`as_on_cuda`), and adds what fused kernels take for
 themselves (`cuda_scratch`), both from PyTorch's source. Not counted: the CUDA context, the allocator's slack, workspaces of cuBLAS and
 cuDNN; `lib/cards.py` leaves room for them.
 """
@@ -20,7 +20,6 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
 from .base import POCKET, ROOT, Base, quiet
 from .memory import PeakMemory
@@ -55,7 +54,7 @@ def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=T
         _fill_optimizer(step)
         with PeakMemory(step.unet, step.optimizer, sources, cuda_scratch if device == "cuda" else None) as peak, ExitStack() as stack:
             if device == "cuda":
-                stack.enter_context(OnCuda())
+                stack.enter_context(as_on_cuda())
             step(*inputs)
     return Forecast(peak.bytes, dict(peak.by_category))
 
@@ -132,27 +131,37 @@ def _fill_optimizer(step):
     step.optimizer.zero_grad()
 
 
-class OnCuda(TorchFunctionMode):
-    """What CUDA does otherwise than the CPU, from PyTorch's source.
+@contextmanager
+def as_on_cuda():
+    """Inside it, functions do what CUDA does otherwise than the CPU, by PyTorch's source.
 
     Attention takes the flash kernel (fp32 or wide heads: the memory-efficient one); neither makes the n x n matrix. Autocast runs group and
     layer norms in fp32 (autocast_mode.h), and `group_norm` first makes its input contiguous (group_norm.cpp).
     """
+    attention, group_norm, layer_norm = F.scaled_dot_product_attention, F.group_norm, F.layer_norm
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        autocast = torch.is_autocast_enabled("cpu")
-        if function is F.scaled_dot_product_attention:
-            query, key, value = (t.bfloat16() if autocast else t for t in args[:3])
-            if query.dtype == torch.float32 or query.shape[-1] > 256:
-                return aten._scaled_dot_product_efficient_attention(query, key, value, None, query.requires_grad or key.requires_grad)[0]
-            return aten._scaled_dot_product_flash_attention(query, key, value)[0]
-        if function in (F.group_norm, F.layer_norm):
-            args = [a.float() if autocast and torch.is_tensor(a) and a.is_floating_point() else a for a in args]
-            kwargs = {k: v.float() if autocast and torch.is_tensor(v) else v for k, v in kwargs.items()}
-            if function is F.group_norm:
-                args[0] = args[0].contiguous()
-        return function(*args, **kwargs)
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **others):
+        if attn_mask is not None or others:
+            return attention(query, key, value, attn_mask, dropout_p, is_causal, **others)
+        if torch.is_autocast_enabled("cpu"):
+            query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+        if query.dtype == torch.float32 or query.shape[-1] > 256:
+            kept = query.requires_grad or key.requires_grad or value.requires_grad
+            return aten._scaled_dot_product_efficient_attention(query, key, value, None, kept, dropout_p, is_causal)[0]
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)[0]
+
+    def full(tensor):
+        return tensor.float() if tensor is not None and torch.is_autocast_enabled("cpu") else tensor
+
+    def group(input, groups, weight=None, bias=None, eps=1e-5):
+        return group_norm(full(input).contiguous(), groups, full(weight), full(bias), eps)
+
+    def layer(input, shape, weight=None, bias=None, eps=1e-5):
+        return layer_norm(full(input), shape, full(weight), full(bias), eps)
+
+    # Patched, and no TorchFunctionMode: checkpointing computes again inside autograd, where such a mode is off.
+    with mock.patch.multiple(F, scaled_dot_product_attention=fused, group_norm=group, layer_norm=layer):
+        yield
 
 
 def cuda_scratch(function, args, out):
