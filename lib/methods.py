@@ -6,6 +6,7 @@ A method also decides what is saved (`save_weights`) and how a run's weights com
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,24 +25,29 @@ def trainable(base, settings):
     """Choose the weights that train, and return them. All others are frozen.
 
     LoRA (Hu et al. 2021): W stays, and W + (alpha / rank) B A runs, with A small and random and B zero, so that a fresh adapter
-    changes nothing. DreamBooth: every weight of the U-Net.
+    changes nothing. DreamBooth: every weight of the U-Net. Those that train are fp32, or bf16 where `settings.weights` says so.
     """
-    unet = base.unet
+    unet, dtype = base.unet, {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.weights]
     unet.requires_grad_(False)
     if settings.method == "lora":
         from peft import LoraConfig
 
-        if base.bf16 and settings.precision != "fp32":
+        low = settings.arithmetic(base.bf16)
+        if low:
             unet.to(torch.bfloat16)  # frozen weights need no fp32 copy
+        if settings.quantize != "none":
+            from .recipes import quantize
+
+            quantize(unet, settings.quantize, torch.bfloat16 if low else torch.float32)
         torch.manual_seed(settings.seed)
         unet.add_adapter(
             LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=TARGETS[settings.targets])
         )
         for p in unet.parameters():
             if p.requires_grad:
-                p.data = p.data.float()
+                p.data = p.data.to(dtype)
     else:
-        unet.to(torch.float32).requires_grad_(True)
+        unet.to(dtype).requires_grad_(True)
     return [p for p in unet.parameters() if p.requires_grad]
 
 
@@ -71,6 +77,20 @@ def save_weights(base, settings, folder):
         shutil.rmtree(target, ignore_errors=True)
         os.replace(part, target)
     return weight_bytes(folder)
+
+
+@contextmanager
+def as_saved(weights):
+    """The weights as `save_weights` would write them now, rounded to fp16; the exact ones wait on the CPU and come back bit for bit."""
+    exact = [w.detach().to("cpu", copy=True) for w in weights]
+    with torch.no_grad():
+        for w in weights:
+            w.copy_(w.half())
+        try:
+            yield
+        finally:
+            for w, value in zip(weights, exact):
+                w.copy_(value)
 
 
 def weight_bytes(run):
