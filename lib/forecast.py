@@ -52,9 +52,7 @@ def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=T
         inputs, sources = hollow_inputs(base, settings, resolution, pictures)
         step = Step(base, settings)
         _fill_optimizer(step)
-        with PeakMemory(step.unet, step.optimizer, sources, cuda_scratch if device == "cuda" else None) as peak, ExitStack() as stack:
-            if device == "cuda":
-                stack.enter_context(as_on_cuda())
+        with PeakMemory(step.unet, step.optimizer, sources, cuda_scratch if device == "cuda" else None) as peak:
             step(*inputs)
     return Forecast(peak.bytes, dict(peak.by_category))
 
@@ -76,7 +74,14 @@ def fake_device(device):
         return module
 
     quiet()
-    with FakeTensorMode(allow_non_fake_inputs=True), mock.patch.object(torch.nn.Module, "_apply", convert):
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", convert))
+        stack.enter_context(mock.patch("lib.recipes.quantized", hollow_quantized))
+        # The table of 8-bit codes is computed number by number, which fake tensors do not have.
+        stack.enter_context(mock.patch("bitsandbytes.functional.create_dynamic_map", lambda *_, **__: torch.empty(256)))
+        if device == "cuda":
+            stack.enter_context(as_on_cuda())
         yield
 
 
@@ -125,10 +130,40 @@ def hollow_inputs(base, settings, resolution, pictures):
 
 def _fill_optimizer(step):
     """Let the optimiser make its state, as the first step does."""
-    for p in step.weights:
-        p.grad = torch.empty_like(p)
+    for k, weight in enumerate(step.weights):
+        weight.grad = torch.empty_like(weight)
+        if step.settings.fused_backward:
+            step.optimizer._at_once(k)
     step.optimizer.step()
-    step.optimizer.zero_grad()
+
+
+def hollow_quantized(layer, kind, dtype):
+    """`lib.recipes.quantized` without memory: bitsandbytes cannot make its weights from fake tensors, but its layers compute with them.
+
+    nf4 (Dettmers et al. 2023): two weights a byte, a scale in 8 bits for each block of 64, an fp32 one for each 256 of these. int8
+    (Dettmers et al. 2022): a byte a weight, an fp32 scale a row.
+    """
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import QuantState
+
+    rows, columns = layer.weight.shape
+    kind_of = bnb.nn.Linear4bit if kind == "nf4" else bnb.nn.Linear8bitLt
+    new = kind_of.__new__(kind_of)
+    torch.nn.Module.__init__(new)
+    new.in_features, new.out_features, new.bias = columns, rows, layer.bias
+    if kind == "nf4":
+        blocks = -(-rows * columns // 64)
+        scale = QuantState(torch.empty(-(-blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32)
+        size, eight_bit = layer.weight.shape, torch.empty(blocks, dtype=torch.uint8)
+        new.weight = torch.nn.Parameter(torch.empty(-(-rows * columns // 2), 1, dtype=torch.uint8), requires_grad=False)
+        new.weight.quant_state = QuantState(eight_bit, size, torch.empty(16), 64, "nf4", dtype, torch.empty(()), scale)
+        new.weight.compress_statistics, new.weight.quant_type = True, "nf4"
+        new.compute_dtype, new.compute_type_is_set, new.support_avx512bf16_for_cpu, new.quant_state = dtype, True, False, None
+    else:
+        new.weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=torch.int8), requires_grad=False)
+        new.weight.CB, new.weight.SCB, new.index, new.state = None, None, None, bnb.MatmulLtState()
+        new.state.CB, new.state.SCB, new.state.has_fp16_weights = new.weight.data, torch.empty(rows), False
+    return new
 
 
 @contextmanager
@@ -168,7 +203,8 @@ def cuda_scratch(function, args, out):
     """Bytes that a kernel takes for itself on CUDA while it runs.
 
     The flash kernel's way back adds up the queries' gradient in fp32, rows rounded up to 128 and heads to 32 (flash_api.cpp, mha_bwd); the
-    memory-efficient one's likewise. cuDNN copies a contiguous input to channels_last where the weights are (Conv_v8.cpp).
+    memory-efficient one's likewise. cuDNN copies a contiguous input to channels_last where the weights are (Conv_v8.cpp). NF4 weights are
+    written out for each product of more than a few rows (bitsandbytes).
     """
     if function in (aten._scaled_dot_product_flash_attention_backward.default, aten._scaled_dot_product_efficient_attention_backward.default):
         batch, heads, rows, width = args[1].shape
@@ -178,4 +214,6 @@ def cuda_scratch(function, args, out):
         *given, weight = args[: 2 if function is aten.convolution.default else 3]
         if weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
             return sum(t.nbytes for t in given if not t.is_contiguous(memory_format=torch.channels_last))
+    if function is torch.ops.bitsandbytes.gemm_4bit.default:
+        return prod(args[2]) * args[0].itemsize
     return 0

@@ -65,7 +65,8 @@ class PeakMemory(TorchDispatchMode):
 
     def __enter__(self):
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
-            self._follow(tensor, "weights")
+            for part in (tensor, *_scales(getattr(tensor, "quant_state", None))):
+                self._follow(part, "weights")
         for tensor in tree_leaves(self.inputs):
             if torch.is_tensor(tensor):
                 self._follow(tensor, "rest")
@@ -95,6 +96,15 @@ class PeakMemory(TorchDispatchMode):
                 self._follow(tensor, "activations")
         self._peak(self.scratch(function, args, out) if self.scratch else 0)
         return out
+
+
+def _scales(state):
+    """The tensors that a quantised weight of bitsandbytes keeps beside it, outside of the module's parameters and buffers."""
+    for value in vars(state).values() if state is not None else ():
+        if torch.is_tensor(value):
+            yield value
+        elif type(value) is type(state):
+            yield from _scales(value)
 
 
 def resident_bytes():
