@@ -10,7 +10,6 @@ themselves (`cuda_scratch`), both from PyTorch's source. Not counted: the CUDA c
 cuDNN; `lib/cards.py` leaves room for them.
 """
 
-import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -29,6 +28,10 @@ SHAPES = ROOT / "data" / "shapes"
 BASES = ("pocket", "sd15", "sd21", "sdxl")
 PICTURES = (6, 40)  # instance and class images whose latents wait on the device
 aten = torch.ops.aten
+ATTENTION_BACKWARD = (
+    aten._scaled_dot_product_flash_attention_backward.default,
+    aten._scaled_dot_product_efficient_attention_backward.default,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=T
 
 @contextmanager
 def fake_device(device):
-    """Inside it, tensors have no memory and call themselves the CPU's; modules that are converted keep their parameters, as real ones do."""
+    """Inside it, tensors have no memory, and modules that are converted keep their parameters, as real ones do.
+
+    They call themselves the CPU's on every `device`: a PyTorch without CUDA cannot go backward through others.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     def convert(module, function, recurse=True):
@@ -93,6 +99,12 @@ def folder_of(base):
     return folder
 
 
+def resolution_of(base):
+    """The side of a base's pictures in pixels."""
+    unet, vae = (read_json(folder_of(base) / part / "config.json") for part in ("unet", "vae"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
 def hollow_base(name, dtype=torch.bfloat16, bf16=True):
     """A `Base` of fake tensors as `load_base` gives it: its U-Net, of `dtype`, and its scheduler. Call inside `fake_device`."""
     from diffusers import UNet2DConditionModel
@@ -111,7 +123,7 @@ def hollow_inputs(base, settings, resolution, pictures):
     vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     least = factor * 2 ** (len(config.block_out_channels) - 1)
-    resolution = resolution or config.sample_size * factor
+    resolution = resolution_of(base.name) if resolution is None else resolution
     if type(resolution) is not int or resolution % least or not least <= resolution <= 4096:
         raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least} up to 4096.")
 
@@ -206,7 +218,7 @@ def cuda_scratch(function, args, out):
     memory-efficient one's likewise. cuDNN copies a contiguous input to channels_last where the weights are (Conv_v8.cpp). NF4 weights are
     written out for each product of more than a few rows (bitsandbytes).
     """
-    if function in (aten._scaled_dot_product_flash_attention_backward.default, aten._scaled_dot_product_efficient_attention_backward.default):
+    if function in ATTENTION_BACKWARD:
         batch, heads, rows, width = args[1].shape
         rows, width = -(-rows // 128) * 128, -(-width // 32) * 32
         return 4 * batch * heads * rows * (width + 1)

@@ -4,7 +4,7 @@
         ...one training step...
     peak.bytes, peak.by_category
 
-    python -m lib.memory --base sdxl --method dreambooth --resolution 1024      # before the fact: see `lib/forecast.py`
+    python -m lib.memory --base sdxl --method dreambooth --resolution 1024      # before the fact: see `lib/cards.py`
 
 Every storage that an operation makes is counted until it is freed, so the figure is exact and the same on every machine; it holds
 neither the allocator's slack nor scratch space inside kernels. On CUDA the figure to hold against it is `torch.cuda.max_memory_allocated`.
@@ -117,6 +117,6 @@ def resident_bytes():
 
 
 if __name__ == "__main__":
-    from lib.forecast import main
+    from lib.cards import main
 
     main()
