@@ -4,6 +4,7 @@ base = load_base("pocket")
 base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image per (prompt, seed) pair
 """
 
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,9 @@ class Base:
     def renew(self):
         """Load the untouched U-Net again from disk."""
         kind, self.pipe.unet = type(self.unet), None  # so that no two are in memory
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         unet = kind.from_pretrained(find_base(self.name), subfolder="unet", **loading(self.device))
         self.pipe.unet = unet.to(self.device).requires_grad_(False)
 

@@ -55,27 +55,28 @@ def save_weights(base, settings, folder):
     """Write what one ships, in fp16 safetensors, into `folder`: an adapter, or the tuned U-Net as a diffusers folder. Returns its bytes."""
     folder = Path(folder)
     part = folder / f".weights.{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    if settings.method == "lora":
-        from diffusers import StableDiffusionPipeline
-        from diffusers.training_utils import _collate_lora_metadata
-        from peft.utils import get_peft_model_state_dict
+    try:
+        if settings.method == "lora":
+            from diffusers import StableDiffusionPipeline
+            from diffusers.training_utils import _collate_lora_metadata
+            from peft.utils import get_peft_model_state_dict
 
-        # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
-        layers = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()}
-        StableDiffusionPipeline.save_lora_weights(
-            part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
-        )
-        target = folder / ADAPTER
-        os.replace(part / ADAPTER, target)
-        shutil.rmtree(part)
-    else:
-        dtype = base.unet.dtype
-        base.unet.half().save_pretrained(part)
-        base.unet.to(dtype)
-        target = folder / "unet"
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(part, target)
+            # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
+            layers = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()}
+            StableDiffusionPipeline.save_lora_weights(
+                part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
+            )
+            target = folder / ADAPTER
+            os.replace(part / ADAPTER, target)
+        else:
+            dtype = base.unet.dtype
+            base.unet.half().save_pretrained(part)
+            base.unet.to(dtype)
+            target = folder / "unet"
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(part, target)
+    finally:  # also where the disk is full
+        shutil.rmtree(part, ignore_errors=True)
     return weight_bytes(folder)
 
 
