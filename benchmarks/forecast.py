@@ -3,7 +3,7 @@ pocket base: 4), with class images and without, at the base's own resolution, on
 
     python -m benchmarks.forecast [base ...]        # half an hour on one slow core for all; without weights or GPU
 
-Rows that are there for the versions installed are kept; with other versions all are made again.
+Rows of the ladder as it is that were made with the versions installed are kept; delete the file after changes of the step or the forecast.
 """
 
 import sys
@@ -26,7 +26,8 @@ def wanted(bases=BASES):
 
 
 if __name__ == "__main__":
-    rows = stored()
+    now = [key(settings, resolution_of(settings.base)) for settings, _ in wanted()]
+    rows = [row for row in stored() if row["recipe"] in now]
     for settings, words in wanted(sys.argv[1:] or BASES):
         recipe = key(settings, resolution_of(settings.base))
         if all(row["recipe"] != recipe for row in rows):

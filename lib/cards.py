@@ -22,6 +22,9 @@ from .tables import NAMES
 
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
 TAKEN, SLACK = 0.8 * 2**30, 1.08
+# Settings that no byte of a step depends on, or that `key` says in another way.
+WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "sample_every",
+              "sample_steps", "guidance", "save_every", "resolution")
 RESULTS = ROOT / "data" / "results" / "forecast.json"
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
@@ -40,10 +43,10 @@ def usable(card):
 
 
 def key(settings, resolution):
-    """What a forecast depends on, as it stands in data/results/forecast.json."""
-    names = ("method", "base", "targets", "batch_size", "precision", "checkpointing", "optimizer", "weights", "fused_backward", "quantize")
-    found = {name: getattr(settings, name) for name in names} | {"class_images": settings.prior_weight > 0, "resolution": resolution}
-    return found | ({"rank": settings.rank} if settings.method == "lora" else {})
+    """What a forecast depends on, as it stands in data/results/forecast.json: settings that weigh something and are not the default."""
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS}
+    given = {f.name: values[f.name] for f in fields(settings) if f.name in values and values[f.name] != f.default}
+    return given | {"class_images": settings.prior_weight > 0, "resolution": resolution}
 
 
 def stored():
@@ -103,7 +106,7 @@ def for_guide(rows=None):
     found = {}
     for row in read_json(RESULTS)["rows"] if rows is None else rows:
         if row["recipe"]["class_images"]:
-            pair = row["recipe"]["base"], row["recipe"]["method"]
+            pair = row["recipe"].get("base", "pocket"), row["recipe"]["method"]
             found[pair] = min(row["bytes"], found.get(pair, row["bytes"]))
     return found
 

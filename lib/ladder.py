@@ -1,9 +1,10 @@
 """The ladder of recipes: what to give up for memory, the least slow first; the choice for a card, and the step down when memory runs out.
 
 Why in this order. LoRA: checkpointing computes the forward pass once more, a third of a step's arithmetic, and takes nearly all activations
-away; NF4 then writes its weights out for every product, and rounds them; 8-bit moments of so few weights save little. DreamBooth: updating
-within the backward pass is the same arithmetic in more, smaller kernels, and so are 8-bit moments; bf16 weights need no bf16 copies
-beside them, and cost a random number a weight; only checkpointing adds a third. From arithmetic and bytes: to be confirmed on a GPU.
+away; NF4 then writes its weights out for every product, and rounds them; 8-bit moments of so few weights save little. DreamBooth: 8-bit
+moments and bf16 weights cost little arithmetic (a random number a weight) and save most, of moments, and of the bf16 copies that fp32
+weights need; updating within the backward pass, in many small kernels, saves the gradients, which matters once activations are few; only
+checkpointing adds a third. From arithmetic and bytes (data/results/forecast.json): the seconds are to be confirmed on a GPU.
 """
 
 from .settings import BadInput
@@ -16,9 +17,9 @@ RUNGS = {
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
     ),
     "dreambooth": (
-        ({"fused_backward": True}, "each weight updated within the backward pass"),
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
         ({"weights": "bf16", "precision": "auto"}, "weights in bf16, rounded stochastically"),
+        ({"fused_backward": True}, "each weight updated within the backward pass"),
         ({"checkpointing": True}, "gradient checkpointing, a third more time a step"),
     ),
 }
