@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.forecast import wanted
 from lib.base import ROOT, Base, quiet
-from lib.forecast import fake_device, folder_of, forecast, hollow_base, hollow_inputs
+from lib.forecast import folder_of, forecast, hollow_base, hollow_inputs
+from lib.hollow import fake_device
 from lib.record import device_name, say, versions
 from lib.settings import read_json, write_json
 from lib.step import Step

@@ -9,7 +9,8 @@ from conftest import ROOT
 from benchmarks.forecast import wanted
 from lib import cards
 from lib.base import has_fast_bf16, load_base, quiet
-from lib.forecast import PICTURES, fake_device, forecast, hollow_base
+from lib.forecast import PICTURES, caching, forecast, hollow_base
+from lib.hollow import fake_device
 from lib.ladder import choose, recipes, step_down
 from lib.memory import PeakMemory
 from lib.settings import BadInput, Settings, read_json
@@ -108,9 +109,15 @@ def test_nothing_of_a_forecast_stays_behind():
     forecast(settings("lora"), device="cuda")
     layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
     assert layer.weight.dtype == torch.bfloat16 and type(layer.weight) is torch.nn.Parameter
-    assert torch.nn.functional.scaled_dot_product_attention.__module__ != "lib.forecast"
+    assert torch.nn.functional.scaled_dot_product_attention.__module__ != "lib.hollow"
     with fake_device("cpu"):
         assert sum(p.numel() for p in hollow_base("sdxl").unet.parameters()) == PARAMETERS["sdxl"]["unet"]
+
+
+def test_caching_takes_more_the_more_pictures_pass_at_once():
+    one, eight = caching("sd15", at_once=1), caching("sd15", at_once=8)
+    whole = 2 * (859_520_964 + 83_653_863 + 123_060_480)
+    assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
 
 
 def test_the_ladder_goes_down_rung_by_rung_and_ends():
