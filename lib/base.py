@@ -169,6 +169,7 @@ def load_base(name="pocket", device=None):
     where = config_folder(path, family) if path.is_file() else path
     quiet()
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     kind, dtype = getattr(diffusers, family.pipeline), torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
@@ -187,7 +188,7 @@ def load_base(name="pocket", device=None):
             raise ValueError(f"it lacks {len(missing)} weights such as {missing[0]}")
         for part in parts:
             part.requires_grad_(False).to(torch.float32 if part is pipe.vae and family.vae_in_fp32 else dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, diffusers.loaders.single_file_utils.SingleFileComponentError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SingleFileComponentError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise BadInput(f"Base model '{name}' cannot be loaded as {family.title} ({reason}): download or export it again.") from None
     base = Base(pipe.to(device), name, device, has_fast_bf16(device))

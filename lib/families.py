@@ -166,5 +166,5 @@ def config_folder(path, family):
     try:
         return hub_folder(family.configs, weights=False)
     except BadInput as error:
-        raise BadInput(f"{path} is a model of {family.title}, whose configurations and tokenizer a single file does not hold: put a diffusers "
+        raise BadInput(f"{path} is a model of {family.title}, and a single file holds no configurations and tokenizer: put a diffusers "
                        f"folder of that family beside it as {beside.name}/ (its weights are not read). {error}") from None

@@ -81,13 +81,13 @@ def class_prompts(dataset, count=CLASS_IMAGES):
 
     What a style or a light is laid over is told by the captions, so there they are the captions without it.
     """
+    from .captions import class_caption
     from .fidelity import PLACES
     from .photos import prompts
 
     subject = dataset.subject
     if subject.kind in ("style", "lighting"):
-        said = re.compile(rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light)?")
-        texts = sorted({" ".join(said.sub("", item.caption).split()) for item in dataset.train})
+        texts = sorted({class_caption(subject, item.caption) for item in dataset.train})
     else:
         # Only places of the photos: where class images alone showed a place, it would be taught to hold the plain class.
         known = [place for place in PLACES if any(place in item.caption for item in dataset.train)]

@@ -59,7 +59,7 @@ def check_folder(folder):
     foreign = [part for part, made in parts.items() if made[0] not in ("diffusers", "transformers")]
     if foreign or not isinstance(named.get("_class_name"), str):
         what = f"its {foreign[0]}" if foreign else "its pipeline"
-        raise BadInput(f"Base model {folder} brings code of its own ({what}), which is never run here: use a model made of diffusers' parts.")
+        raise BadInput(f"Base model {folder} brings code of its own ({what}), which never runs here: use a model made of diffusers' parts.")
     for part in WITH_WEIGHTS:
         if part not in parts:
             continue

@@ -75,6 +75,7 @@ def metrics(settings, state, clock, peak, weights, file_bytes, base):
     peak_bytes = torch.cuda.max_memory_allocated() if on_cuda else peak.bytes if peak else None
     return {
         "method": settings.method,
+        "family": base.family.name,
         "steps": state.step,
         "stopped_early": state.stopping,
         "seconds_per_step": clock.per_step,

@@ -9,19 +9,22 @@ text encoder or data will do, on torch.device("meta") too.
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
-from .methods import trainable
+from .methods import adapter_off, groups, trainable, tuned_parts
 
 
-def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0):
+def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None):
     """Mean squared error of the model's prediction for each picture, [B]; what it predicts (noise or velocity) is the scheduler's word.
 
     `predict(noisy, timesteps, conditions)` -> [B, C, h, w]. With snr_gamma > 0 each is weighted by min(SNR, gamma) / SNR, or / (SNR + 1)
-    for velocity (Hang et al. 2023, eq. 4).
+    for velocity (Hang et al. 2023, eq. 4). `taught`: what the last pictures' predictions shall be instead, where a teacher says it.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    if taught is not None:
+        target = torch.cat([target[: -len(taught)], taught])
     loss = F.mse_loss(predict(noisy, timesteps, conditions).float(), target, reduction="none").mean((1, 2, 3))
     if snr_gamma > 0:
         from diffusers.training_utils import compute_snr
@@ -32,7 +35,8 @@ def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, sn
 
 
 class Step:
-    """A training step of `settings` on `base`: `weights` (those that train), `unet`, `scheduler`, `optimizer`, `taken` (steps so far)."""
+    """A training step of `settings` on `base`: `weights` (those that train), the `parts` they are in, `unet` (the first of these),
+    `scheduler`, `optimizer`, `taken` (steps so far)."""
 
     def __init__(self, base, settings):
         from diffusers import DDPMScheduler
@@ -41,12 +45,13 @@ class Step:
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
         self.unet = base.unet.to(memory_format=torch.channels_last).train()
+        self.parts = torch.nn.ModuleList(tuned_parts(base, settings).values()).train()
         # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth of the step for the same numbers.
         for module in self.unet.modules():
             if hasattr(module, "_cast_input_dtype"):
                 module.cast_input_dtype_enabled = False
         fused = base.device.type != "meta"
-        self.optimizer = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=1e-2, fused=fused)
+        self.optimizer = torch.optim.AdamW(groups(base, self.weights, settings), lr=settings.learning_rate, weight_decay=1e-2, fused=fused)
 
     @property
     def rate(self):
@@ -56,13 +61,22 @@ class Step:
     def loss(self, latents, noise, timesteps, conditions):
         """Loss of each picture, [B], with gradients."""
         with self.base.autocast({"fp32": False, "bf16": True, "auto": None}[self.settings.precision]):
-            return diffusion_loss(self.base.predict, self.scheduler, latents, noise, timesteps, conditions, self.settings.snr_gamma)
+            taught = self.teach(latents, noise, timesteps, conditions) if self.settings.prior == "teacher" else None
+            return diffusion_loss(self.base.predict, self.scheduler, latents, noise, timesteps, conditions, self.settings.snr_gamma, taught)
+
+    def teach(self, *inputs):
+        """What the base model, its adapter off, predicts for the rows behind the instance images; None without any."""
+        latents, noise, timesteps, conditions = tree_map(lambda t: t[self.settings.batch_size :], inputs)
+        if not len(latents):
+            return None
+        with torch.no_grad(), adapter_off(self.parts):
+            return self.base.predict(self.scheduler.add_noise(latents, noise, timesteps), timesteps, conditions).float()
 
     def __call__(self, latents, noise, timesteps, conditions):
         """Take the step. Returns the losses as a tensor [2] on the device: instance (mean), prior (mean, 0 without class images).
 
         latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by name, each with B rows, as `Base.predict`
-        takes them. The first batch_size rows are instance images, the others class images.
+        takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
         settings = self.settings
         loss = self.loss(latents, noise, timesteps, conditions)
@@ -70,7 +84,7 @@ class Step:
         (instance + settings.prior_weight * prior).backward()
         torch.nn.utils.clip_grad_norm_(self.weights, settings.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group.get("share", 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.taken += 1

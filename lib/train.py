@@ -6,6 +6,7 @@ Every run of the same data and seed sees the same pictures, noise and timesteps 
 import hashlib
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from PIL import Image
 from torch.utils._pytree import tree_map
 
 from .base import load_base
+from .captions import class_caption
 from .memory import PeakMemory
-from .methods import save_weights
+from .methods import save_weights, tuned_parts
 from .photos import load_dataset, prompts
 from .record import FLUSH, Clock, flush, metrics, say
 from .settings import BadInput, Settings, write_json
@@ -34,11 +36,26 @@ class State:
         self.stopping = True
 
 
-def cache_latents(base, items):
-    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's caption in them)."""
-    mean, std = base.encode_images([Image.open(item.path).convert("RGB") for item in items])
-    captions = sorted({item.caption for item in items})
-    return mean, std, base.conditions(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
+def cache_latents(base, items, encoded=True):
+    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's row in them).
+
+    With encoded=False the captions stay token ids, for text encoders that train (see `Base.conditions`).
+    """
+    images = [Image.open(item.path).convert("RGB") for item in items]
+    mean, std = base.encode_images(images)
+    said = [(item.caption, image.size) for item, image in zip(items, images)]
+    rows = sorted(set(said))
+    conditions = base.conditions([text for text, _ in rows], [size for _, size in rows], encoded)
+    return mean, std, conditions, torch.tensor([rows.index(one) for one in said], device=base.device)
+
+
+def prior_items(settings, dataset):
+    """What prior preservation holds on to: the class images; for a teacher, the photos under captions without the identifier."""
+    if settings.prior_weight == 0:
+        return []
+    if settings.prior == "images":
+        return dataset.class_images
+    return [replace(item, caption=class_caption(dataset.subject, item.caption)) for item in dataset.train]
 
 
 def gather(base, sources, batch, train_steps):
@@ -77,10 +94,10 @@ def batches(settings, sizes, latent_shape):
 
 def prepare_run(settings, dataset):
     """Check that the run can begin and make its folder. Raises BadInput before anything slow."""
-    if settings.prior_weight > 0 and not dataset.class_images:
+    if settings.prior_weight > 0 and not prior_items(settings, dataset):
         raise BadInput(
             f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
-            "make them in notebook 01, or set prior_weight to 0."
+            "make them in notebook 01, set prior_weight to 0, or, for LoRA, prior to 'teacher'."
         )
     run = Path(settings.output)
     if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
@@ -101,10 +118,10 @@ def train(settings, base=None, watchers=()):
     run = prepare_run(settings, dataset)
     base = base or load_base(settings.base)
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
-    say(f"caching the latents of {len(dataset.train)} instance and {len(dataset.class_images)} class images")
-    sources = [cache_latents(base, dataset.train)]
-    if settings.prior_weight > 0:
-        sources.append(cache_latents(base, dataset.class_images))
+    base.side = settings.resolution
+    held = prior_items(settings, dataset)
+    say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
+    sources = [cache_latents(base, items, settings.text_encoder_rate == 0) for items in (dataset.train, held) if items]
     step = Step(base, settings)
     stream = batches(settings, [len(s[0]) for s in sources], sources[0][0].shape[1:])
     train_steps, state, losses, clock, peak = step.scheduler.config.num_train_timesteps, State(settings.steps), [], Clock(base.device), None
@@ -116,7 +133,7 @@ def train(settings, base=None, watchers=()):
         while state.step < settings.steps and not state.stopping:
             with clock:
                 if state.step == 1:  # the second step: by then the optimiser's state is there
-                    with PeakMemory(step.unet, step.optimizer, sources) as peak:
+                    with PeakMemory(step.parts, step.optimizer, sources) as peak:
                         one_step()
                 else:
                     one_step()
@@ -125,10 +142,11 @@ def train(settings, base=None, watchers=()):
                 flush(log, losses, state, clock, settings)
             if settings.sample_every and state.step % settings.sample_every == 0:
                 state.samples.append((state.step, sample(base, dataset, settings, run, state.step)))
+                step.parts.train()
             for watch in watchers:
                 watch(state)
         flush(log, losses, state, clock, settings)
-    base.unet.eval()
+    step.parts.eval()
     file_bytes = save_weights(base, settings, run)
     data = {"data_sha256": hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()}
     write_json(run / "metrics.json", data | metrics(settings, state, clock, peak, step.weights, file_bytes, base))
@@ -138,9 +156,9 @@ def train(settings, base=None, watchers=()):
 def sample(base, dataset, settings, run, step):
     """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they are and saved in the run. Off the clock."""
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    base.unet.eval()
+    for part in tuned_parts(base, settings).values():
+        part.eval()
     images = base.generate(texts, list(range(len(texts))), settings.sample_steps, settings.guidance)
-    base.unet.train()
     for k, image in enumerate(images):
         image.save(run / "samples" / f"step_{step:04d}_{k}.png")
     return images

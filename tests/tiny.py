@@ -38,7 +38,7 @@ def make_tiny(family, folder, seed=0):
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=32 + 48 * xl, attention_head_dim=(2, 4) if newer else 4, use_linear_projection=newer,
             transformer_layers_per_block=(1, 2) if xl else 1,
-            **dict(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=48 + 6 * 8) if xl else {},
+            **(dict(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=96) if xl else {}),
         ),
         "scheduler": (diffusers.EulerDiscreteScheduler if xl else diffusers.PNDMScheduler)(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
