@@ -60,10 +60,9 @@ def check_folder(folder):
     if foreign or not isinstance(named.get("_class_name"), str):
         what = f"its {foreign[0]}" if foreign else "its pipeline"
         raise BadInput(f"Base model {folder} brings code of its own ({what}), which never runs here: use a model made of diffusers' parts.")
-    for part in WITH_WEIGHTS:
-        if part not in parts:
-            continue
-        files = list((folder / part).glob("*.safetensors"))
+    chosen = _chosen(folder)
+    for part in [part for part in WITH_WEIGHTS if part in parts]:
+        files = [f for f in chosen if f.parent.name == part and f.suffix == ".safetensors"]
         pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
         if not files and pickles:
             raise BadInput(f"Base model {folder} has its {part} as a pickle only ({pickles[0]}), which can run any code when it is opened: "
@@ -77,9 +76,8 @@ def check_folder(folder):
 
 
 def variant(folder):
-    """ "fp16" where a folder holds its U-Net in that variant alone, else None: what diffusers asks for as `variant`."""
-    names = [f.name for f in (folder / "unet").glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name or ".fp16-" in name for name in names) else None
+    """What diffusers calls `variant`: "fp16" where a folder holds its U-Net in half precision alone, else None."""
+    return "fp16" if any(f.parent.name == "unet" and ".fp16" in f.name for f in _chosen(folder)) else None
 
 
 def hub_folder(name, weights=True):
@@ -97,7 +95,8 @@ def hub_folder(name, weights=True):
         left = [f for f in snapshot_download(name, allow_patterns=files, dry_run=True) if f.will_download]
         if left:
             size, licence = sum(f.file_size or 0 for f in left), (about.card_data or {}).get("license") or "not stated"
-            print(f"[stage] downloading {len(left)} files of {name}, {size / 2**30:.2f} GiB, licence: {licence}", flush=True)
+            said = f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+            print(f"[stage] downloading {len(left)} files of {name}, {said}, licence: {licence}", flush=True)
         folder = Path(snapshot_download(name, allow_patterns=files))
         return check_folder(folder) if weights else folder
     except BadInput as error:
@@ -113,7 +112,7 @@ def hub_folder(name, weights=True):
     except FileNotFoundError:  # not in the cache
         reason, remedy = "it is not on this machine", "set WORKBENCH_DOWNLOAD=1 to download it, size and licence are shown first"
     except Exception as error:  # whatever a network can do
-        reason, remedy = f"the hub cannot be reached: {_short(error)}", "try again online, which goes on where it stopped"
+        reason, remedy = f"the hub cannot be reached: {_short(error)}", "try again online, files that have arrived are kept"
     raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): {remedy}.")
 
 
@@ -127,6 +126,10 @@ def chosen_files(names, weights=True):
         plain = [n for n in sets if ".fp16" not in n]
         chosen += (plain or sets) if weights else []
     return chosen
+
+
+def _chosen(folder):
+    return [folder / name for name in chosen_files([f.relative_to(folder).as_posix() for f in folder.glob("*/*")])]
 
 
 def _short(error):

@@ -14,8 +14,9 @@ RESNET = [("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", 
 VAE = [("conv_norm_out", "norm_out"), ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
        ("mid_block.attentions.0", "mid.attn_1"), ("conv_shortcut", "nin_shortcut"), ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"),
        ("to_v", "v"), ("to_out.0", "proj_out"), ("downsamplers.0.conv", "downsample.conv"), ("upsamplers.0.conv", "upsample.conv")]
-OPEN_CLIP = [("embeddings.token_embedding", "token_embedding"), ("final_layer_norm", "ln_final"), ("encoder.layers.", "transformer.resblocks."),
-             ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"), ("self_attn", "attn")]
+OPEN_CLIP = [("embeddings.token_embedding", "token_embedding"), ("final_layer_norm", "ln_final"),
+             ("encoder.layers.", "transformer.resblocks."), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"),
+             ("mlp.fc2", "mlp.c_proj"), ("self_attn", "attn")]
 
 
 def unet_key(key, layers, transformer):
