@@ -53,6 +53,7 @@ class Fake(torch.nn.Module):
 def fake(pocket, rule, kind="epsilon"):
     """The pocket base with another U-Net and scheduler."""
     base = copy.copy(pocket)
+    base.side, base.family = pocket.resolution, pocket.family
     base.pipe = SimpleNamespace(
         unet=Fake(rule),
         vae=pocket.pipe.vae,
