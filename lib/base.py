@@ -12,15 +12,15 @@ a scheduler that DDIM can stand in for. tests/tiny.py makes a tiny one of each f
 loading, training by both methods, saving and drawing: add yours there. Loop, notebooks and measures need no line.
 """
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from PIL import Image
 
-from .families import config_folder, family_of, family_of_pipeline
-from .locate import POCKET, ROOT, header, locate, variant
+from .families import family_of, family_of_pipeline
+from .locate import POCKET, ROOT, header, locate
+from .pipeline import quiet, read_pipeline
 from .settings import BadInput
 
 __all__ = ["LARGEST_BATCH", "POCKET", "ROOT", "Base", "load_base", "quiet"]
@@ -83,6 +83,7 @@ class Base:
         `sizes`: (width, height) of each prompt's picture as it was, for families that are told; else the size drawn. With encoded=False
         the prompts stay token ids, which `predict` encodes each time: for text encoders that train.
         """
+        self.wake()
         ids = []
         for name in self.family.towers:
             tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
@@ -103,6 +104,7 @@ class Base:
 
     def encode_images(self, images):
         """Mean and deviation of the latents of PIL images at the base's resolution, both [N, C, h, w], already scaled."""
+        self.wake()
         side, vae = self.resolution, self.pipe.vae
         images = [i if i.size == (side, side) else i.resize((side, side), Image.Resampling.LANCZOS) for i in images]
         pixels = self.pipe.image_processor.preprocess(images).to(self.device, vae.dtype)
@@ -118,6 +120,7 @@ class Base:
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt")
+        self.wake()
         images = []
         extra = {} if adapter_weight is None else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
         self.pipe.set_progress_bar_config(disable=True)
@@ -145,6 +148,26 @@ class Base:
             pixels = self.pipe.vae.decode(latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor).sample
         return self.pipe.image_processor.postprocess(pixels)
 
+    def rest(self, keep=("unet",)):
+        """Free the memory of VAE and text encoders but those named in `keep`: training does without what is cached."""
+        for name in {"vae", *self.family.towers} - set(keep):
+            getattr(self.pipe, name).to("meta")
+
+    def wake(self):
+        """Load again from disk what `rest` freed, if it did; whatever encodes or draws calls this first."""
+        resting = [name for name in ("vae", *self.family.towers) if getattr(self.pipe, name).device.type == "meta"]
+        if resting:
+            self.renew(resting)
+
+    def renew(self, names):
+        """Load parts of the pipeline, untouched ones, again from disk."""
+        for name in names:
+            setattr(self.pipe, name, None)  # so that no two are in memory
+        with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
+            fresh = read_pipeline(locate(self.name), self.family, self.device, names)
+        for name in names:
+            setattr(self.pipe, name, getattr(fresh, name))
+
     def autocast(self, enabled=None):
         """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere; weights keep their own precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 if enabled is None else enabled)
@@ -166,32 +189,13 @@ def load_base(name="pocket", device=None):
     path = locate(name)
     family = family_of(path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    where = config_folder(path, family) if path.is_file() else path
-    quiet()
-    import diffusers
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from diffusers import DDIMScheduler
 
-    kind, dtype = getattr(diffusers, family.pipeline), torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
-        if path.is_file():
-            pipe = kind.from_single_file(str(path), config=str(where), local_files_only=True, **family.without)
-        else:
-            dtypes = {"default": dtype, "vae": torch.float32} if family.vae_in_fp32 else dtype
-            pipe = kind.from_pretrained(
-                path, use_safetensors=True, local_files_only=True, variant=variant(path), dtype=dtypes, **family.without
-            )
-        # Latents are not bounded as pixels are: where a model's own scheduler has no such option, DDIM must not clip by default.
-        bounds = {} if "clip_sample" in pipe.scheduler.config else {"clip_sample": False, "set_alpha_to_one": False}
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **bounds)
-        parts = [pipe.unet, pipe.vae, *(getattr(pipe, tower) for tower in family.towers)]
-        if missing := [key for part in parts for key, value in part.state_dict().items() if value.is_meta]:
-            raise ValueError(f"it lacks {len(missing)} weights such as {missing[0]}")
-        for part in parts:
-            part.requires_grad_(False).to(torch.float32 if part is pipe.vae and family.vae_in_fp32 else dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SingleFileComponentError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise BadInput(f"Base model '{name}' cannot be loaded as {family.title} ({reason}): download or export it again.") from None
-    base = Base(pipe.to(device), name, device, has_fast_bf16(device))
+    pipe = read_pipeline(path, family, device)
+    # Latents are not bounded as pixels are: where a model's own scheduler has no such option, DDIM must not clip by default.
+    bounds = {} if "clip_sample" in pipe.scheduler.config else {"clip_sample": False, "set_alpha_to_one": False}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **bounds)
+    base = Base(pipe, name, device, has_fast_bf16(device))
     if path.is_file():
         _set_prediction(base, path)
     return base
@@ -221,18 +225,3 @@ def predicts_velocity(base):
     with torch.no_grad(), base.autocast():
         said = base.predict(noise, torch.full((4,), when, device=base.device), base.conditions([""] * 4)).float()
     return bool(torch.cosine_similarity(said.flatten(1), noise.flatten(1)).mean() < 0.5)
-
-
-def quiet():
-    """Silence warnings of the stack that name nothing a reader could act on (missing torchvision, optional kernels)."""
-    import logging
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "transformers", "diffusers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for log in (diffusers_logging, transformers_logging):
-        log.set_verbosity_error()
-        log.disable_progress_bar()

@@ -34,22 +34,27 @@ def trainable(base, settings):
     """Choose the weights that train, and return them, the U-Net's first. All others are frozen.
 
     LoRA (Hu et al. 2021): W stays, and W + (alpha / rank) B A runs, with A small and random and B zero, so that a fresh adapter
-    changes nothing. DreamBooth: every weight of the U-Net. With a text_encoder_rate the same for the text encoders.
+    changes nothing. DreamBooth: every weight of the U-Net. With a text_encoder_rate the same for the text encoders. Those that train are
+    fp32, or bf16 where `settings.weights` says so.
     """
-    parts = tuned_parts(base, settings)
+    parts, dtype = tuned_parts(base, settings), {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.weights]
+    frozen = torch.bfloat16 if settings.arithmetic(base.bf16) else torch.float32  # frozen weights need no fp32 copy
     if settings.method == "lora":
         torch.manual_seed(settings.seed)
     for name, part in parts.items():
         part.requires_grad_(False)
         if settings.method == "lora":
-            # Frozen weights need no fp32 copy where bf16 is fast.
-            part.to(torch.bfloat16 if base.bf16 and settings.precision != "fp32" else torch.float32)
+            part.to(frozen)
+            if settings.quantize != "none" and name == "unet":
+                from .recipes import quantize
+
+                quantize(part, settings.quantize, frozen)
             part.add_adapter(adapter_config(settings, TARGETS[settings.targets] if name == "unet" else TEXT_ATTENTION))
             for p in part.parameters():
                 if p.requires_grad:
-                    p.data = p.data.float()
+                    p.data = p.data.to(dtype)
         else:
-            part.to(torch.float32).requires_grad_(True)
+            part.to(dtype).requires_grad_(True)
     return [p for part in parts.values() for p in part.parameters() if p.requires_grad]
 
 
@@ -63,14 +68,10 @@ def adapter_config(settings, layers):
     )
 
 
-def groups(base, weights, settings):
-    """`weights` as an optimiser takes them. Where text encoders train they form a group whose "share" is their rate over the U-Net's."""
-    if settings.text_encoder_rate == 0:
-        return weights
+def shares(base, weights, settings):
+    """For each of `weights` its learning rate over the U-Net's: 1, and what text_encoder_rate makes of it for text encoders."""
     own = {id(p) for p in base.unet.parameters()}
-    text = [p for p in weights if id(p) not in own]
-    share = settings.text_encoder_rate / settings.learning_rate
-    return [{"params": [p for p in weights if id(p) in own]}, {"params": text, "share": share}]
+    return [1.0 if id(p) in own else settings.text_encoder_rate / settings.learning_rate for p in weights]
 
 
 @contextmanager
@@ -114,6 +115,20 @@ def save_weights(base, settings, folder):
             os.replace(part / name, folder / name)
         shutil.rmtree(part)
     return weight_bytes(folder)
+
+
+@contextmanager
+def as_saved(weights):
+    """The weights as `save_weights` would write them now, rounded to fp16; the exact ones wait on the CPU and come back bit for bit."""
+    exact = [w.detach().to("cpu", copy=True) for w in weights]
+    with torch.no_grad():
+        for w in weights:
+            w.copy_(w.half())
+        try:
+            yield
+        finally:
+            for w, value in zip(weights, exact):
+                w.copy_(value)
 
 
 def weight_bytes(run):
