@@ -12,6 +12,7 @@ a scheduler that DDIM can stand in for. tests/tiny.py makes a tiny one of each f
 loading, training by both methods, saving and drawing: add yours there. Loop, notebooks and measures need no line.
 """
 
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -163,6 +164,9 @@ class Base:
         """Load parts of the pipeline, untouched ones, again from disk."""
         for name in names:
             setattr(self.pipe, name, None)  # so that no two are in memory
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
             fresh = read_pipeline(locate(self.name), self.family, self.device, names)
         for name in names:

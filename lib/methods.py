@@ -90,30 +90,30 @@ def save_weights(base, settings, folder):
     """Write what one ships, in fp16 safetensors, into `folder`: an adapter, or the tuned parts as diffusers folders. Returns its bytes."""
     folder = Path(folder)
     part = folder / f".weights.{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
     tuned = tuned_parts(base, settings)
-    if settings.method == "lora":
-        from diffusers.training_utils import _collate_lora_metadata
-        from peft.utils import get_peft_model_state_dict
+    try:
+        if settings.method == "lora":
+            from diffusers.training_utils import _collate_lora_metadata
+            from peft.utils import get_peft_model_state_dict
 
-        # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
-        layers = {}
-        for name, module in tuned.items():
-            state = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(module).items()}
-            if name != "unet":  # the name that every tool knows; newer transformers have dropped the wrapper (diffusers #13984)
-                state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
-            layers[f"{name}_lora_layers"] = state
-        base.pipe.save_lora_weights(part, weight_name=ADAPTER, **layers, **_collate_lora_metadata(tuned))
-        os.replace(part / ADAPTER, folder / ADAPTER)
-        shutil.rmtree(part)
-    else:
-        for name, module in tuned.items():
-            dtype = module.dtype
-            module.half().save_pretrained(part / name)
-            module.to(dtype)
-            shutil.rmtree(folder / name, ignore_errors=True)
-            os.replace(part / name, folder / name)
-        shutil.rmtree(part)
+            # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
+            layers = {}
+            for name, module in tuned.items():
+                state = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(module).items()}
+                if name != "unet":  # the name that every tool knows; newer transformers have dropped the wrapper (diffusers #13984)
+                    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
+                layers[f"{name}_lora_layers"] = state
+            base.pipe.save_lora_weights(part, weight_name=ADAPTER, **layers, **_collate_lora_metadata(tuned))
+            os.replace(part / ADAPTER, folder / ADAPTER)
+        else:
+            for name, module in tuned.items():
+                dtype = module.dtype
+                module.half().save_pretrained(part / name)
+                module.to(dtype)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                os.replace(part / name, folder / name)
+    finally:  # also where the disk is full
+        shutil.rmtree(part, ignore_errors=True)
     return weight_bytes(folder)
 
 

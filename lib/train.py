@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch.utils._pytree import tree_map
 
 from .base import load_base
@@ -126,12 +127,18 @@ def train(settings, base=None, watchers=()):
         while True:
             try:
                 return run_steps(recipe, base, dataset, run, sources, checkpoints, state, watchers)
-            except OSError as error:
-                raise BadInput(f"Run {run} cannot be written ({error}): free some space, and train again by the same settings to go on.")
+            except (OSError, SafetensorError) as error:
+                reason = f"Run {run} cannot be written ({error})"
+                raise BadInput(f"{reason}: free some space, and train again by the same settings to go on.") from error
             except (RuntimeError, MemoryError) as error:
-                lower = step_down(recipe) if out_of_memory(error) else None
-                if lower is None:
+                if not out_of_memory(error):
                     raise
+                lower = step_down(recipe)
+                if lower is None:
+                    raise BadInput(
+                        f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower batch_size "
+                        f"({recipe.batch_size}), or free memory that other programs hold and train again by the same settings to go on."
+                    ) from error
             recipe, words = lower  # here the failed step's memory is free again
             say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
             base.renew(tuned_parts(base, recipe))

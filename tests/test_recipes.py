@@ -66,7 +66,7 @@ def test_fused_clipping_keeps_the_norm_of_all_within_the_limit(tiny_folder, make
 def test_eight_bit_moments_take_a_quarter_and_the_step_stays_close(tiny_folder, make):
     plain, _, memory = taken(tiny_folder, make("dreambooth"))
     small, _, less = taken(tiny_folder, make("dreambooth", optimizer="adamw8bit"))
-    assert less["optimiser"] < 0.5 * memory["optimiser"], "a quarter but for small weights, which this tiny model has many of"
+    assert less["optimiser"] < 0.5 * memory["optimiser"], "a quarter but for small weights, of which this model has many"
     start = list(load_base(tiny_folder).unet.parameters())
     moved = sum((a.detach() - s).square().sum() for a, s in zip(plain.weights, start)).sqrt()
     apart = sum((a.detach() - b.detach()).square().sum() for a, b in zip(plain.weights, small.weights)).sqrt()
