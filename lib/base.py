@@ -162,6 +162,7 @@ class Base:
 
     def renew(self, names):
         """Load parts of the pipeline, untouched ones, again from disk."""
+        size = self.unet.config.sample_size
         for name in names:
             setattr(self.pipe, name, None)  # so that no two are in memory
         gc.collect()
@@ -171,6 +172,7 @@ class Base:
             fresh = read_pipeline(locate(self.name), self.family, self.device, names)
         for name in names:
             setattr(self.pipe, name, getattr(fresh, name))
+        self.unet.register_to_config(sample_size=size)  # a single file's may differ from its configuration's
 
     def autocast(self, enabled=None):
         """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere; weights keep their own precision."""

