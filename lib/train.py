@@ -141,7 +141,7 @@ def train(settings, base=None, watchers=()):
                     ) from error
             recipe, words = lower  # here the failed step's memory is free again
             say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
-            base.renew(tuned_parts(base, recipe))
+            base.renew(list(tuned_parts(base, recipe)))  # names alone: the parts themselves must go
 
 
 def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):
