@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.base import Base, load_base, predicts_velocity
+from lib.captions import Subject, class_caption
 from lib.families import family_of
 from lib.methods import load_run, trainable, weight_bytes
 from lib.photos import prepare
@@ -186,6 +187,20 @@ def test_a_teacher_is_refused_for_dreambooth(make):
     with pytest.raises(BadInput) as caught:
         make(method="dreambooth", prior="teacher")
     sentence(caught, "teacher", "DreamBooth", "images")
+
+
+@pytest.mark.parametrize(
+    "kind, caption, wanted",
+    [
+        ("character", "a zwx robot in the snow", "a robot in the snow"),
+        ("style", "a robot in space in zwx style", "a robot in space"),
+        ("lighting", "a cat in ZWX light", "a cat"),
+        ("pose", "a robot in zwx pose in the forest", "a robot in the forest"),
+        ("character", "zwx", "robot"),
+    ],
+)
+def test_the_teacher_is_asked_for_the_caption_without_the_identifier(kind, caption, wanted):
+    assert class_caption(Subject(kind, "robot", "zwx"), caption) == wanted
 
 
 def test_targets_choose_the_layers(folders, make):
