@@ -59,7 +59,7 @@ def extract(run, rank=16, base=None, title=None, progress=None):
             progress(done, len(names))
     if not in_layers:
         raise BadInput(f"{run} has the weights of '{base_name}' unchanged: there is nothing to extract; check both names.")
-    metadata = header(tuned, known, title or f"{Path(run).name} rank {rank}", adapter := Adapter(layers))
+    metadata = header(plain, known, title or f"{Path(run).name} rank {rank}", adapter := Adapter(layers))
     metadata = {key: value for key, value in metadata.items() if not key.startswith("ss_network_")}
     metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank)),
                  "ss_training_comment": f"extracted by SVD from a full fine-tune; {kept / in_layers:.4f} of the layers' sum of S^2 kept"}

@@ -36,6 +36,10 @@ class Merged:
     tensors: int
     changed: int
 
+    def lines(self):
+        """What can be said of it, in sentences."""
+        yield f"{self.tensors} tensors in fp16, {self.changed} of them not the base's"
+
 
 def merge(sources, to, out, base=None, weights=None, title=None, other_base=False):
     """Write the base with `sources` in it, as `to` "checkpoint" (one file, original layout) or "diffusers" (a folder), all fp16. `Merged`.
@@ -66,7 +70,7 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
         check_fit(adapter, target, other_base)
     read = reader(target, adapters)
     merged_from = ", ".join([target.name, *(Path(source).name for source in sources)])
-    metadata = header(target, known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
+    metadata = header(read_target(target.name), known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         part = work / out.name
