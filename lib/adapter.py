@@ -10,6 +10,7 @@ Kohya has a tensor beside each layer, diffusers a JSON text in the header, PEFT 
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -183,18 +184,22 @@ def to_diffusers(adapter):
     return tensors, adapter.metadata | {IN_HEADER: json.dumps(flat, sort_keys=True)}
 
 
-def to_peft(adapter, name=short_name):
-    """part -> (tensors, header, configuration): the files of one PEFT folder each.
-
-    PEFT looks names up as they stand in memory, so they have `text_model.` only if `name` (part, name -> name) leaves it.
-    """
+def to_peft(adapter):
+    """part -> (tensors, header, configuration): the files of one PEFT folder each."""
     made = {}
     for part, layers in adapter.layers.items():
         tensors = {}
         for full, layer in layers.items():
-            tensors |= _peft_tensors(f"base_model.model.{name(part, full)}", layer)
+            tensors |= _peft_tensors(f"base_model.model.{memory_name(part, full)}", layer)
         made[part] = tensors, dict(adapter.metadata), peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
     return made
+
+
+def memory_name(part, name):
+    """A layer's name as it stands in the installed transformers' model, by which PEFT looks it up: from 5.6 on a CLIPTextModel has no
+    `text_model.` in it, and a CLIPTextModelWithProjection (SDXL's second encoder) still has."""
+    flat = part == "text_encoder" and tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6)
+    return short_name(part, name) if flat else name
 
 
 def _peft_tensors(name, layer):

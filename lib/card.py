@@ -35,8 +35,9 @@ def write_card(run, out, files=(), title=None, summary=None):
     for picture in last:
         shutil.copyfile(picture, out / "pictures" / picture.name)
     licence = subject.get("license") or "not given by the photos' owner: ask before you share this"
+    tags = f"tags: [text-to-image, stable-diffusion, {settings['method']}]"
     lines = ["---", f"base_model: {settings['base']}", "library_name: diffusers",
-             f"license: {(subject.get('license') or 'unknown').lower()}", "tags: [text-to-image, stable-diffusion" + (", lora" if settings["method"] == "lora" else ", dreambooth") + "]", "---", "",
+             f"license: {(subject.get('license') or 'unknown').lower()}", tags, "---", "",
              f"# {title}", "", f"{method} on `{settings['base']}`" + (f", for the prompt word **{words}**." if words else "."), ""]
     lines += [f"![A sample at the end of training](pictures/{p.name})" for p in last] or ["*No samples were drawn in training.*"]
     lines += ["", "## Use", "", *(f"- `{Path(f).name}`" for f in files)]

@@ -5,10 +5,11 @@ kohya-ss sd-scripts networks/lora.py; diffusers loaders; PEFT), written down her
 """
 
 import re
+import warnings
 
 import torch
 
-from .keys import kohya_name, short_name, to_original
+from .keys import full_name, kohya_name, short_name, to_original
 from .settings import BadInput
 
 PAIR = ("lora_A.weight", "lora_B.weight")
@@ -59,25 +60,27 @@ def load_back(path, form, target):
 
     Memory that is only reserved takes no room, so this needs a base model's configuration and not its gigabytes.
     """
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     from .base import quiet
 
     quiet()
-    unet = _hollow(UNet2DConditionModel.from_config, target.config)
+    unet = hollow_part("unet", target)
     if form == "peft":
         return _peft_back(path, unet, target)
     pipe = StableDiffusionXLPipeline if target.sdxl else StableDiffusionPipeline
     tensors, alphas, metadata = pipe.lora_state_dict(str(path), unet_config=unet.config, return_lora_metadata=True)
     found = {}
-    if any(key.startswith("unet.") for key in tensors):
-        pipe.load_lora_into_unet(tensors, alphas, unet, "check", metadata=metadata, low_cpu_mem_usage=True)
-        found |= {("unet", name): module for name, module in _modules(unet)}
-    for part in ("text_encoder", "text_encoder_2"):
-        if any(key.startswith(f"{part}.") for key in tensors):
-            encoder = _text_encoder(target.folder / part)
-            pipe.load_lora_into_text_encoder(tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata)
-            found |= {(part, f"text_model.{name.removeprefix('text_model.')}"): module for name, module in _modules(encoder)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own calls of what it deprecates
+        if any(key.startswith("unet.") for key in tensors):
+            pipe.load_lora_into_unet(tensors, alphas, unet, "check", metadata=metadata, low_cpu_mem_usage=True)
+            found |= {("unet", name): module for name, module in _modules(unet)}
+        for part in ("text_encoder", "text_encoder_2"):
+            if any(key.startswith(f"{part}.") for key in tensors):
+                encoder = hollow_part(part, target)
+                pipe.load_lora_into_text_encoder(tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata)
+                found |= {(part, full_name(part, name)): module for name, module in _modules(encoder)}
     return found
 
 
@@ -87,10 +90,9 @@ def _peft_back(path, unet, target):
     found = {}
     for folder in (p for p in path.iterdir() if p.is_dir()):
         part = folder.name
-        model = PeftModel.from_pretrained(unet if part == "unet" else _text_encoder(target.folder / part), folder, adapter_name="check",
-                                          low_cpu_mem_usage=True)
+        model = PeftModel.from_pretrained(unet if part == "unet" else hollow_part(part, target), folder, "check", low_cpu_mem_usage=True)
         for name, module in _modules(model.base_model.model):
-            found[part, name if part == "unet" else f"text_model.{name.removeprefix('text_model.')}"] = module
+            found[part, full_name(part, name)] = module
     return found
 
 
@@ -100,18 +102,18 @@ def _modules(model):
             yield name, (module.lora_A["check"].weight.detach(), module.lora_B["check"].weight.detach(), module.scaling["check"])
 
 
-def _text_encoder(folder):
+def hollow_part(part, target):
+    """A model with its weights reserved and never written, where only an adapter's are looked at: the U-Net or a text encoder."""
+    from diffusers import UNet2DConditionModel
     from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    config = AutoConfig.from_pretrained(folder)
-    kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (config.architectures or ()) else CLIPTextModel
-    return _hollow(kind, config)
-
-
-def _hollow(make, config):
-    """A model with its weights reserved and never written: only the adapter's are looked at."""
+    if part == "unet":
+        config, kind = target.config, UNet2DConditionModel.from_config
+    else:
+        config = AutoConfig.from_pretrained(target.folder / part)
+        kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (config.architectures or ()) else CLIPTextModel
     with torch.device("meta"):
-        model = make(config)
+        model = kind(config)
     return model.half().to_empty(device="cpu")
 
 

@@ -27,6 +27,9 @@ from .settings import BadInput, Settings
 from .target import check_fit
 
 ROUNDING = 40  # of 255: how far a colour value may move where merged weights were rounded to fp16 (an edge that shifts by a hair)
+HELP = {"export": "write a run for other tools", "merge": "write LoRAs into their base", "extract": "a LoRA from a full fine-tune",
+        "import": "make a run of somebody's LoRA", "card": "write a model card", "to-kohya": "data for Kohya's trainer",
+        "from-kohya": "data from Kohya's folders"}
 
 
 def export(source, to, out, **options):
@@ -99,9 +102,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m lib.ship", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     forms = {"export": (*FORMS, "checkpoint"), "merge": WHOLE, "extract": FORMS}
-    for name, about in (("export", "write a run for other tools"), ("merge", "write LoRAs into their base"), ("extract", "a LoRA from a full "
-                        "fine-tune"), ("import", "make a run of somebody's LoRA"), ("card", "write a model card"), ("to-kohya", "data for "
-                        "Kohya's trainer"), ("from-kohya", "data from Kohya's folders")):
+    for name, about in HELP.items():
         command = commands.add_parser(name, help=about, description=about)
         weight = "; FILE=0.6 gives a weight" if name == "merge" else ""
         command.add_argument("source", nargs="+" if name == "merge" else None, help=f"a run, file or folder{weight}")
