@@ -129,7 +129,9 @@ def family(shapes, name=""):
 
 
 def adapter_family(adapter):
-    """The family that an adapter was made for, in words, from the text width of its cross-attention; None if it has none."""
+    """The family that an adapter was made for, in words, from its parts and the text width of its cross-attention; None if it has none."""
+    if "text_encoder_2" in adapter.layers:
+        return "SDXL"
     width = next((y.down.shape[1] for part, name, y in adapter if part == "unet" and name.endswith(("attn2.to_k", "attn2.to_v"))), None)
     return None if width is None else FAMILIES[width][0] if width in FAMILIES else f"a base of text width {width}"
 

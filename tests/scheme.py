@@ -174,8 +174,8 @@ def tiny_pipeline(family, folder):
     return dict(unet.config), (1, 2) if xl else (2,)
 
 
-def random_adapter(shapes, rank=4, alpha=2.0, seed=0):
-    """{(part, name): (down, up)} in fp16 for layers of the given weight shapes, {(part, name): shape}; alpha and rank are the caller's."""
+def random_adapter(shapes, rank, seed):
+    """{(part, name): (down, up)} in fp16 for layers of the given weight shapes, {(part, name): shape}."""
     generator = torch.Generator().manual_seed(seed)
     halves = {}
     for where, shape in shapes.items():

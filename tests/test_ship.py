@@ -36,12 +36,12 @@ def tiny(tmp_path_factory):
     return tiny
 
 
-def adapter_for(folder, rank=4, alpha=2.0):
+def adapter_for(folder, rank=4, alpha=2.0, seed=0):
     """A random LoRA beside every layer of every part that a folder has, convolutions and text encoders included; alpha is not rank."""
     target = read_target(str(folder))
     shapes = {(p, n): s for p in target.shapes if p != "vae" for n, s in target.layer_shapes(p).items() if n != "text_projection"}
     layers = {}
-    for (part, name), (down, up) in scheme.random_adapter(shapes, rank).items():
+    for (part, name), (down, up) in scheme.random_adapter(shapes, rank, seed).items():
         layers.setdefault(part, {})[name] = Layer(down, up, alpha)
     return Adapter(layers, {"workbench.identifier": "zwx"})
 
@@ -309,3 +309,18 @@ def test_what_is_the_users_is_never_overwritten(good, tiny, tmp_path):
     assert list(load_file(mine)) == ["thesis"]
     twice = [export_lora(good, "peft", tmp_path / "peft", base=str(folder)).path for _ in range(2)]
     assert read_adapter(twice[1]).ranks == [4], "an export replaces its own"
+
+
+def test_the_readmes_table_of_readers_is_backed_by_tests_that_exist():
+    import re
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parent
+    text = (root.parent / "README.md").read_text().split("## What we write, who reads it")[1].split("\n## ")[0]
+    named = dict(re.findall(r"\[(\d)\]\s+`(test_\w+)`", text))
+    defined = {name for path in root.glob("test_ship*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    assert set(named.values()) <= defined, set(named.values()) - defined
+    table, _, _ = text.partition('"Reads"')
+    for cell in (c.strip() for line in table.splitlines() if line.startswith("| ") and "---" not in line for c in line.strip("|").split("|")[1:]):
+        numbers = set(re.findall(r"\d", cell.partition("[")[2]))
+        assert numbers <= set(named) and (numbers or not re.match("reads|keys fit|folder form|refused", cell)), cell
