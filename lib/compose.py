@@ -171,6 +171,7 @@ def switch_times(base, adapters, run=None, rounds=5):
             base.pipe.fuse_lora(adapter_names=[name])
         with timed(found["unfuse"]):
             base.pipe.unfuse_lora()
+        base.pipe.set_adapters(["warm_up"], [1.0])  # PEFT warns where an active adapter goes
         for name in adapters:
             with timed(found["remove"]):
                 base.pipe.delete_adapters(name)

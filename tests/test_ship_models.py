@@ -187,7 +187,9 @@ def test_extraction_is_the_best_of_its_rank_and_exact_at_full_rank(tiny, tmp_pat
         # Noise has the flattest spectrum there is, so this is the most that a sketch can miss.
         assert 0 <= energy_by_rank(spectra, [rank])[rank] - kept.of_layers + 1e-4 < 0.02 and kept.of_all < kept.of_layers
         shares_.append(kept.of_layers)
-    assert shares_[0] < shares_[1] < shares_[2] and shares_[2] > 0.99
+    assert shares_[0] < shares_[1] < shares_[2]
+    unet = [share for name, share in kept.layers.items() if name.startswith("unet.")]
+    assert min(unet) > 0.999, "rank 64 is more than the tiny U-Net's layers have"
 
 
 def test_the_randomised_svd_keeps_what_the_exact_one_keeps():
