@@ -1,73 +1,56 @@
-"""Each method's best learning rate on the pocket base, found by the same sweep.  Writes data/results/learning_rates.json.
+"""Which learning rate is each method's own: PocketBench's study "rate" read as one curve a method, the best rate named.
 
-    python -m benchmarks.learning_rates [--steps 200] [--subjects character product] [--seeds 0]
+    python -m benchmarks.pocketbench --studies rate      # runs the sweep on the example subjects, writes data/results/learning_rates.json
 
-Every run already in the results file is skipped, so the sweep can be stopped and continued, and widened by asking for more.
-A rate's score is DINO against held-out photos, mean over subjects and seeds; the presets in lib/settings.py name the best.
+Rates are tuned on the example subjects and used on the bench's, which are others: no method is tuned on what it is tested with.
 """
 
-import argparse
-import tempfile
-from pathlib import Path
+from collections import defaultdict
 
-from lib.base import ROOT, load_base
-from lib.fidelity import evaluate, evaluation_prompts, load_judge
-from lib.lesson import draw_class_images
-from lib.methods import load_run
-from lib.photos import prepare
-from lib.settings import Settings, read_json, write_json
-from lib.train import train
+import numpy as np
+
+from lib.base import ROOT
+from lib.settings import METHODS
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
-RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "dreambooth": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)}
-PLACES = ("at night", "in the snow", "in space", "in a room")
+RATES = {"lora": (1e-3, 2e-3, 4e-3, 8e-3), "dreambooth": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)}
+SUBJECTS = ("character", "product", "clothing")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--subjects", nargs="+", default=["character", "product"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    args = parser.parse_args()
-    rows = read_json(RESULTS)["runs"] if RESULTS.is_file() else []
-    judge = load_judge()
-    with tempfile.TemporaryDirectory() as work:
-        for subject in args.subjects:
-            data = draw_class_images(load_base(), prepare(ROOT / "data" / "subjects" / subject, Path(work) / subject))
-            for seed in args.seeds:
-                for method, rates in RATES.items():
-                    for rate in rates:
-                        key = {"subject": subject, "method": method, "learning_rate": rate, "seed": seed, "steps": args.steps}
-                        if any(key.items() <= row.items() for row in rows):
-                            continue
-                        settings = Settings.preset(
-                            method,
-                            data=str(data.root),
-                            output=str(Path(work) / "run"),
-                            learning_rate=rate,
-                            seed=seed,
-                            steps=args.steps,
-                            sample_every=0,
-                        )
-                        base = load_run(train(settings), load_base())
-                        found = evaluate(base, data, judge, evaluation_prompts(data.subject, PLACES), seeds=(1000, 1001))
-                        rows.append(key | {name: round(found[name], 4) for name in ("dino", "clip_i", "clip_t", "dino_train", "diversity")})
-                        print({k: rows[-1][k] for k in ("subject", "method", "learning_rate", "dino", "clip_t")}, flush=True)
-                        write_json(RESULTS, {"pocket": curves(rows), "runs": rows})
+def both(likeness, obedience):
+    """Harmonic mean of two shares (0 where either is not above 0): high only where the subject is learned *and* the prompt is followed.
+
+    Likeness alone prefers rates at which every prompt gives the training photos again. As F1 weighs precision and recall (van
+    Rijsbergen 1979, chapter 7).
+    """
+    return 2 * likeness * obedience / (likeness + obedience) if likeness > 0 and obedience > 0 else 0.0
 
 
 def curves(rows):
-    """{method: [{learning_rate, dino, clip_t, runs}]}: means over subjects and seeds, in order of the rate."""
-    result = {}
-    for method in RATES:
-        mine = [r for r in rows if r["method"] == method]
-        result[method] = [
-            {"learning_rate": rate, "runs": len(group), **{k: round(sum(r[k] for r in group) / len(group), 4) for k in ("dino", "clip_t")}}
-            for rate in sorted({r["learning_rate"] for r in mine})
-            for group in [[r for r in mine if r["learning_rate"] == rate]]
-        ]
+    """{method: [{learning_rate, both, dino, clip_t, likeness, obedience, runs}]} of the rows of study "rate", in order of the rate.
+
+    likeness: share of the way in DINO from the base model (0) to the real photos (1); obedience: CLIP-T as a share of the base
+    model's; both are means over subjects of means over seeds, and `both` joins them.
+    """
+    rows = [row for row in rows if row["study"] == "rate"]
+    base, result = {row["subject"]: row for row in rows if row["method"] == "base"}, {}
+    for method in METHODS:
+        groups = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row["method"] == method and row["subject"] in base:
+                floor = base[row["subject"]]
+                likeness = (row["dino"] - floor["dino"]) / (floor["dino_real"] - floor["dino"])
+                scores = (likeness, row["clip_t"] / floor["clip_t"], row["dino"], row["clip_t"])
+                groups[row["learning_rate"]][row["subject"]].append(scores)
+        result[method] = []
+        for rate, subjects in sorted(groups.items()):
+            mean = np.mean([np.mean(runs, axis=0) for runs in subjects.values()], axis=0)
+            named = dict(zip(("likeness", "obedience", "dino", "clip_t"), (round(float(v), 4) for v in mean)))
+            runs = sum(map(len, subjects.values()))
+            result[method].append({"learning_rate": rate, "both": round(both(*map(float, mean[:2])), 4)} | named | {"runs": runs})
     return result
 
 
-if __name__ == "__main__":
-    main()
+def best(points):
+    """The rate with the highest `both` of a method's curve."""
+    return max(points, key=lambda point: point["both"])["learning_rate"]

@@ -1,23 +1,30 @@
 """PocketBench: DreamBooth's protocol on the pocket world, with error bars.  Writes data/results/pocketbench.csv, a row a run.
 
-    python -m benchmarks.pocketbench [--studies main rank] [--subjects 30] [--seeds 3] [--workers 1]
+    python -m benchmarks.pocketbench [--studies main rank] [--subjects 30] [--seeds 3] [--workers 2]
 
 Subjects x 25 prompts x 4 pictures (Ruiz et al. 2022, section 4.1), subjects that neither base nor judge has met. Stop it at any time: the
-same command goes on where it was, and asking for more subjects, seeds or studies adds the runs that are missing.
+same command goes on where it was, and asking for more subjects, seeds or studies adds the runs that are missing. Rows of the same base
+and judge in the table count as finished, so that a fresh clone goes on from what ships. No two runs of a subject share a process's luck:
+with several workers each has one thread, so times compare within one table and device only.
 """
 
 import argparse
 import hashlib
+import multiprocessing
+import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
-from benchmarks.learning_rates import RATES
+import torch
+
+from benchmarks import learning_rates
 from lib.base import POCKET, ROOT, load_base
+from lib.curve import Curve, seconds_to
 from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity
+from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_row
 from lib.judge import FOLDER as JUDGE
 from lib.lesson import draw_class_images
 from lib.methods import load_run
@@ -28,13 +35,13 @@ from lib.pocket.subjects import bench_subjects
 from lib.pocket.world import render
 from lib.record import device_name, versions
 from lib.settings import METHODS, BadInput, Settings, read_json, write_json
-from lib.sweep import name, sweep, write_table
+from lib.sweep import name, read_table, sweep, write_table
 from lib.train import train
 
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
 RANKS = (1, 4, 16, 64)
 SEEDS = (1000, 1001, 1002, 1003)
-STEPS = 200
+STEPS, POINTS = 200, 4  # of every training; measurements along it
 COLUMNS = ("study", "subject", "class_noun", "variant", "method", "rank", "targets", "prior_weight", "learning_rate", "steps", "seed")
 SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
@@ -58,7 +65,8 @@ def studies(subjects, seeds):
         "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
         "rank": [job(s, "lora", rank=rank) for rank in RANKS for s in some],
         "prior": [job(s, m, prior_weight=weight) for weight in (0.0, 1.0) for s, m in both],
-        "rate": [job(s, m, learning_rate=rate) for s in few for m in METHODS for rate in RATES[m]],
+        "rate": [job(s, "base") for s in learning_rates.SUBJECTS]
+        + [job(s, m, learning_rate=rate) for s in learning_rates.SUBJECTS for m in METHODS for rate in learning_rates.RATES[m]],
         "identifier": [job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS],
         "careless": [job(s, m, variant=v) for v in ("good", "duplicates", "one_background") for s in few for m in METHODS],
         "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
@@ -145,14 +153,17 @@ def work(job, folder):
         for key, part in (("loss_train", data.train), ("loss_held_out", data.test))
     }
     prior = prior_similarity(base, data, judge(), noun, range(2000, 2008))
+    ceiling = {f"{key}_real": value for key, value in real_row(judge(), data).items() if key in ("dino", "clip_i")}
     if job["method"] != "base":
         chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "seed") if key in job}
-        run = train(Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen), base)
-        base, row = load_run(run, load_base()), {key: read_json(run / "metrics.json")[key] for key in COSTS}
+        settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
+        curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
+        run = train(settings, base, [curve])
+        base, row = load_run(run, load_base()), {key: read_json(run / "metrics.json")[key] for key in COSTS} | along(curve.points, ceiling)
     found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")
-    row |= {key: found[key] for key in SCORES}
+    row |= {key: found[key] for key in SCORES} | ceiling
     row |= {"pres": prior_similarity(base, data, judge(), noun, range(2000, 2008)) - prior, "drift": prediction_drift(base, kept)["mean"]}
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
     shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
@@ -163,12 +174,54 @@ def work(job, folder):
     return row | known | {"device": device_name(base.device)} | used
 
 
+def along(points, ceiling):
+    """A curve as flat columns: dino, clip_t, pres and drift at each of `POINTS` parts of the training, and the seconds to half likeness.
+
+    Half likeness is half the way in DINO from the untouched base (the curve's step 0) to the real photos; None where it was not reached.
+    """
+    row = {f"{key}_{k}_of_{POINTS}": p[key] for k, p in enumerate(points) for key in ("dino", "clip_t", "pres", "drift")}
+    return row | {"seconds_to_half": seconds_to(points, (points[0]["dino"] + ceiling["dino_real"]) / 2)}
+
+
+def shipped():
+    """The rows in the table that are of this base and judge; none where the file is absent."""
+    rows = read_table(RESULTS) if RESULTS.is_file() else []
+    return [row for row in rows if (row["base_hash"], row["judge"]) == hashes()]
+
+
+def hand_in(jobs):
+    """Put rows that ship, and that this folder has not made itself, where `sweep` looks for finished ones."""
+    wanted = {name(j): j for j in jobs}
+    for row in shipped():
+        key = row["settings_hash"]
+        if key in wanted and not (WORK / "runs" / key / "row.json").is_file():
+            found = {k: v for k, v in row.items() if v is not None and k != "study"}
+            write_json(WORK / "runs" / key / "row.json", found | wanted[key])
+
+
+def write_results(plan, rows):
+    """Write the table: `rows` in every study of `plan` that asked for them, and the rows of other studies that were there before."""
+    done = [{"study": study} | rows[name(j)] for study, some in plan.items() for j in some if name(j) in rows]
+    for row in done:
+        if row["study"] == "identifier" and row["variant"] == "good":
+            row["variant"] = "rare"
+    new = {(row["study"], row["settings_hash"]) for row in done}
+    done = [row for row in shipped() if (row["study"], row["settings_hash"]) not in new] + done
+    order = list(studies(["-"], 1))
+    done.sort(key=lambda row: (order.index(row["study"]), row["subject"], row["method"], row.get("seed") or 0))
+    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS)
+    found = learning_rates.curves(done)
+    if all(found.values()):
+        write_json(learning_rates.RESULTS, {"pocket": found, "best": {m: learning_rates.best(points) for m, points in found.items()}})
+    return done
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", help="all, unless named")
     parser.add_argument("--subjects", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of the study main")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 trains here, with all cores for one run")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread; 1 trains here, with all cores")
     args = parser.parse_args()
     subjects = bench_subjects(args.subjects)
     plan = studies([s.name for s in subjects], args.seeds)
@@ -178,18 +231,16 @@ def main():
     plan = {study: plan[study] for study in args.studies or plan}
     jobs = [j for some in plan.values() for j in some]
     stamp = WORK / "base.json"
-    if stamp.is_file() and read_json(stamp)["base_hash"] != hashes()[0]:
-        raise BadInput(f"The runs in {WORK} are of another base model: move that folder away, then start again.")
-    write_json(stamp, {"base_hash": hashes()[0]})
-    make_data(jobs, subjects)
-    with ProcessPoolExecutor(args.workers) if args.workers else nullcontext() as executor:
+    if stamp.is_file() and read_json(stamp)["hashes"] != list(hashes()):
+        raise BadInput(f"The runs in {WORK} are of another base model or judge: move that folder away, then start again.")
+    write_json(stamp, {"hashes": hashes()})
+    hand_in(jobs)
+    make_data([j for j in jobs if not (WORK / "runs" / name(j) / "row.json").is_file()], subjects)
+    # Threads of several processes would wait for each other; forked ones may hang in the parent's locks.
+    pool = ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+    with nullcontext() if args.workers == 1 else pool as executor:
         rows = {row["settings_hash"]: row for row in sweep(jobs, work, WORK / "runs", executor)}
-    done = [{"study": study} | rows[name(j)] for study, some in plan.items() for j in some if name(j) in rows]
-    for row in done:
-        if row["study"] == "identifier" and row["variant"] == "good":
-            row["variant"] = "rare"
-    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS)
-    print(f"{len(done)} rows of {len(rows)} runs in {RESULTS.relative_to(ROOT)}")
+    print(f"{len(write_results(plan, rows))} rows in {RESULTS.relative_to(ROOT)}, {len(rows)} of them of these studies")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import pytest
 from conftest import ROOT
 
+from benchmarks import learning_rates as rates
 from benchmarks.__main__ import README, RESULTS, SECTION, figures, middle
-from benchmarks.learning_rates import RESULTS as SWEEP
-from benchmarks.learning_rates import curves
+from benchmarks.pocketbench import RESULTS as BENCH
+from lib.rows import read_table
 from lib.settings import PRESETS, read_json
 
 
@@ -25,7 +26,22 @@ def test_the_middle_keeps_the_spread():
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
 def test_the_preset_is_the_best_rate_of_the_sweep(method):
-    found = read_json(SWEEP)
-    assert found["pocket"] == curves(found["runs"]), "the curve is the mean of the runs beside it"
-    best = max(found["pocket"][method], key=lambda row: row["dino"])
-    assert PRESETS[method, "pocket"]["learning_rate"] == best["learning_rate"]
+    found = read_json(rates.RESULTS)
+    assert found["pocket"] == rates.curves(read_table(BENCH)), "the curve is the mean of PocketBench's rows: run its study rate again"
+    assert PRESETS[method, "pocket"]["learning_rate"] == rates.best(found["pocket"][method]) == found["best"][method]
+    tried = [point["learning_rate"] for point in found["pocket"][method]]
+    assert tried[0] < found["best"][method] < tried[-1], "the best rate lies inside the sweep, not at its end"
+
+
+def test_a_rate_is_best_where_the_subject_is_learned_and_the_prompt_followed():
+    def row(method, subject, dino, clip_t, **more):
+        return {"study": "rate", "subject": subject, "method": method, "dino": dino, "clip_t": clip_t, "dino_real": 0.9} | more
+
+    rows = [row("base", s, 0.1, 0.5) for s in "ab"]
+    rows += [row("lora", s, dino, clip_t, learning_rate=rate) for s in "ab" for rate, dino, clip_t in
+             ((1e-3, 0.2, 0.5), (2e-3, 0.5, 0.4), (4e-3, 0.8, 0.1))]
+    found = rates.curves([*rows, row("lora", "a", 0.9, 0.5, learning_rate=8e-3) | {"study": "main"}])
+    assert [point["likeness"] for point in found["lora"]] == pytest.approx([0.125, 0.5, 0.875])
+    assert [point["obedience"] for point in found["lora"]] == pytest.approx([1.0, 0.8, 0.2])
+    assert rates.best(found["lora"]) == 2e-3 and found["dreambooth"] == []
+    assert rates.both(-0.1, 0.9) == 0 and rates.both(0.5, 0.5) == 0.5

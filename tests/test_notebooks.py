@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lib.course import run_notebook
+from lib.fidelity import PLACES
 from lib.lesson import class_prompts, course_prompts, propose, unmet
 from lib.photos import load_dataset, prepare
 from lib.progress import Progress
@@ -244,6 +245,10 @@ def test_every_kind_has_its_prompts(kind, model, tmp_path):
     assert len(plain) == 20 and len(set(plain)) >= 5 and len(pairs) == 8
     assert not [text for text in plain + [p for _, p in pairs] if re.search(rf"\b({word}|style|pose|light)\b", text)]
     assert all(word in asked.split() for asked, _ in pairs)
+    if kind not in ("style", "lighting"):  # the plain class is shown in no place, and every place by something else
+        noun = dataset.subject.class_noun
+        assert plain[::2] == [f"a {noun}"] * 10 and not [text for text in plain[1::2] if noun in text.split()]
+        assert {place for place in PLACES for text in plain[1::2] if text.endswith(place)} == set(PLACES)
 
 
 def test_the_proposed_identifier_is_one_piece(model):

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import pocketbench as bench
 from lib.photos import load_dataset, prepare
 from lib.pocket.subjects import bench_subjects
+from lib.settings import read_json
 from lib.sweep import name
 
 
@@ -21,7 +22,7 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
     assert len(plan["main"]) == 13 * (1 + 2 * 3)
     shared = [(study, len(names["main"] & names[study])) for study in ("rank", "prior", "rate", "identifier", "careless", "kinds")]
-    assert shared == [("rank", 12), ("prior", 24), ("rate", 12), ("identifier", 12), ("careless", 12), ("kinds", 0)]
+    assert shared == [("rank", 12), ("prior", 24), ("rate", 0), ("identifier", 12), ("careless", 12), ("kinds", 0)]
 
 
 @pytest.mark.parametrize("variant", ["good", "duplicates", "one_background", "common", "wrong_noun", "no_noun"])
@@ -45,7 +46,7 @@ def test_the_prompts_are_25_and_the_class_prompts_hold_no_identifier(dataset):
 @pytest.mark.slow
 def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "WORK", tmp_path)
-    monkeypatch.setattr(bench, "STEPS", 2)
+    monkeypatch.setattr(bench, "STEPS", 4)
     monkeypatch.setattr(bench, "SEEDS", (1000, 1001))
     monkeypatch.setattr(bench, "PLACES", ("in the snow",))
     jobs = [bench.job(subjects[0].name, method) for method in ("base", "lora")]
@@ -57,6 +58,28 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
         rows.append(bench.work(j, tmp_path / j["method"]))
     base, lora = rows
     assert base["pres"] == base["drift"] == 0 and lora["drift"] > 0
-    assert set(lora) - set(base) == set(bench.COSTS)
-    assert all(math.isfinite(v) for row in rows for v in row.values() if not isinstance(v, str))
+    curve = {f"{key}_{k}_of_4" for key in ("dino", "clip_t", "pres", "drift") for k in range(5)}
+    assert set(lora) - set(base) == {*bench.COSTS, *curve, "seconds_to_half"}
+    assert all(math.isfinite(v) for row in rows for v in row.values() if not isinstance(v, str | None))
+    assert lora["dino_0_of_4"] != lora["dino_4_of_4"] and lora["drift_0_of_4"] == 0 < lora["drift_4_of_4"]
     assert not (tmp_path / "lora" / "run").exists() and len(list((tmp_path / "lora").glob("*.png"))) >= 1
+
+
+def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "bench.csv")
+    monkeypatch.setattr(bench, "WORK", tmp_path / "work")
+    monkeypatch.setattr(bench, "hashes", lambda: ("b", "j"))
+    monkeypatch.setattr(bench.learning_rates, "RESULTS", tmp_path / "rates.json")
+    kept = {"base_hash": "b", "judge": "j"}
+    one, two, three = (bench.job("00-robot", m) for m in ("base", "lora", "dreambooth"))
+    rows = {name(j): j | kept | {"dino": 0.5, "settings_hash": name(j)} for j in (one, two, three)}
+    bench.write_results({"main": [one, two], "identifier": [two]}, rows)
+    assert [(r["study"], r["method"], r["variant"]) for r in bench.shipped()] == [
+        ("main", "base", "good"), ("main", "lora", "good"), ("identifier", "lora", "rare")]
+    bench.hand_in([one, two, three])
+    there = {p.parent.name: read_json(p) for p in (tmp_path / "work" / "runs").glob("*/row.json")}
+    assert set(there) == {name(one), name(two)} and there[name(two)]["variant"] == "good" and there[name(two)]["dino"] == 0.5
+    bench.write_results({"main": [three]}, rows)
+    assert len(bench.shipped()) == 4
+    monkeypatch.setattr(bench, "hashes", lambda: ("another", "j"))
+    assert bench.shipped() == []
