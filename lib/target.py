@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .base import find_base
+from .base import POCKET
 from .keys import PARTS, attended_blocks, full_name, short_name
 from .safefile import open_weights, some
 from .settings import BadInput, read_json
@@ -95,8 +95,7 @@ def read_target(name="pocket", run=None):
     With `run`, parts that the run has tuned (folders unet, text_encoder, text_encoder_2) stand in for the base's. Raises BadInput if the
     base is not there, its files are damaged or pickles, or the run's parts are of another shape.
     """
-    where = Path(find_base(name))
-    folder = where if where.is_dir() else _cached(name)
+    folder = _folder(name)
     shapes, places = {}, {}
     for part in (*PARTS, "vae"):
         if (folder / part).is_dir():
@@ -192,7 +191,16 @@ def _name(part, key):
     return full_name(part, short_name(part, key)) if part.startswith("text") and not key.startswith("text_projection") else key
 
 
-def _cached(name):
+def _folder(name):
+    """The diffusers folder of a base model: here, or in the hub's cache; nothing is downloaded."""
+    folder = POCKET if name == "pocket" else Path(name).expanduser()
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.is_file():
+        raise BadInput(f"Base model {folder} is a single file, and this works tensor by tensor on diffusers folders: save it as one first, "
+                       "with StableDiffusionPipeline.from_single_file(...).save_pretrained(...).")
+    if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise BadInput(f"There is no base model '{name}' (no model_index.json there): use 'pocket', a diffusers folder or a hub name.")
     from huggingface_hub import snapshot_download
 
     try:

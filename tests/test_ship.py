@@ -325,3 +325,13 @@ def test_the_readmes_table_of_readers_is_backed_by_tests_that_exist():
     for cell in (c.strip() for line in lines for c in line):
         numbers = set(re.findall(r"\d", cell.partition("[")[2]))
         assert numbers <= set(named) and (numbers or not re.match("reads|keys fit|folder form|refused", cell)), cell
+
+
+@pytest.mark.parametrize("name, said", [
+    ("pokcet", "no base model 'pokcet'"), ("owner/nothing-here", "not on this machine"), ("file", "single file")])
+def test_a_base_that_cannot_be_described_is_one_sentence(name, said, tmp_path):
+    if name == "file":
+        name = str(tmp_path / "model.safetensors")
+        save_file({"a": torch.zeros(1)}, name)
+    with pytest.raises(BadInput, match=said):
+        read_target(name)
