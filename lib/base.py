@@ -60,6 +60,14 @@ class Base:
         with torch.no_grad():
             return self.pipe.text_encoder(ids.to(self.device))[0].float()
 
+    def conditions(self, prompts):
+        """What the U-Net is told beside picture and timestep, by its argument's name: tensors (or dicts of them) with a row a prompt."""
+        return {"encoder_hidden_states": self.encode_prompts(prompts)}
+
+    def predict(self, noisy, timesteps, conditions):
+        """What the U-Net predicts, noise or velocity, [B, C, h, w], for `noisy` [B, C, h, w], `timesteps` [B], conditions with B rows."""
+        return self.unet(noisy, timesteps, **conditions).sample
+
     def encode_images(self, images):
         """Mean and deviation of the latents of PIL images at the base's resolution, both [N, C, h, w], already scaled."""
         side, vae = self.resolution, self.pipe.vae

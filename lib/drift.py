@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.utils._pytree import tree_map
 
 from .base import LARGEST_BATCH
 from .fidelity import finite
 from .judge import upright
 from .settings import BadInput
-from .train import diffusion_loss
+from .step import diffusion_loss
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,18 @@ def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
 
 
 def _measure(base, fixed, function):
-    """`function(scheduler, latents, noise, timesteps, embeddings)` over `fixed` in batches, its results joined in order."""
+    """`function(scheduler, latents, noise, timesteps, conditions)` over `fixed` in batches, its results joined in order."""
     from diffusers import DDPMScheduler
 
     scheduler, words = DDPMScheduler.from_config(base.pipe.scheduler.config), sorted(set(fixed.texts))
     with at_rest(base):
-        embeddings = base.encode_prompts(words)  # afresh each time: a text encoder may have trained too
+        conditions = base.conditions(words)  # afresh each time: a text encoder may have trained too
         found = []
         for part in torch.arange(len(fixed.texts), device=base.device).split(LARGEST_BATCH):
             said = torch.tensor([words.index(fixed.texts[k]) for k in part.tolist()], device=base.device)
+            told = tree_map(lambda t, at=said: t[at], conditions)
             with base.autocast():
-                found.append(function(scheduler, fixed.latents[part], fixed.noise[part], fixed.timesteps[part], embeddings[said]))
+                found.append(function(scheduler, fixed.latents[part], fixed.noise[part], fixed.timesteps[part], told))
         return torch.cat(found)
 
 
@@ -100,14 +102,14 @@ def fixed_noise_loss(base, fixed):
     `fixed` is made by `fixed_noise` once, for training photos or for held-out ones, and handed in at every step: then differences
     between steps and between runs are the model's alone. Raises BadInput when the loss is no number.
     """
-    return _by_bin("loss on fixed noise", _measure(base, fixed, lambda *inputs: diffusion_loss(base.unet, *inputs)), fixed.bins)
+    return _by_bin("loss on fixed noise", _measure(base, fixed, lambda *inputs: diffusion_loss(base.predict, *inputs)), fixed.bins)
 
 
 def predict(base, fixed):
     """What the U-Net predicts on `fixed`, [M, C, h, w]: noise or velocity, as the model's scheduler says."""
 
-    def function(scheduler, latents, noise, timesteps, embeddings):
-        return base.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, embeddings).sample.float()
+    def function(scheduler, latents, noise, timesteps, conditions):
+        return base.predict(scheduler.add_noise(latents, noise, timesteps), timesteps, conditions).float()
 
     return _measure(base, fixed, function)
 

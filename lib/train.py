@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from torch.utils._pytree import tree_map
 
 from .base import load_base
 from .memory import PeakMemory
-from .methods import save_weights, trainable
+from .methods import save_weights
 from .photos import load_dataset, prompts
 from .record import FLUSH, Clock, flush, metrics, say
 from .settings import BadInput, Settings, write_json
+from .step import Step
 
 SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
 
@@ -34,10 +35,20 @@ class State:
 
 
 def cache_latents(base, items):
-    """Latents and prompt embeddings of a list of items, encoded once: (mean, deviation, embeddings, index of each item's caption)."""
+    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's caption in them)."""
     mean, std = base.encode_images([Image.open(item.path).convert("RGB") for item in items])
     captions = sorted({item.caption for item in items})
-    return mean, std, base.encode_prompts(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
+    return mean, std, base.conditions(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
+
+
+def gather(base, sources, batch, train_steps):
+    """A batch of `batches` on the device, as a step takes it: (latents, noise, timesteps, conditions), instance images first."""
+    chosen, wobble, noise, when = batch
+    wobble, noise, when = (t.to(base.device) for t in (wobble, noise, when))
+    chosen = [c.to(base.device) for c in chosen]
+    mean, std = (torch.cat([s[k][c] for s, c in zip(sources, chosen)]) for k in (0, 1))
+    rows = [tree_map(lambda t, at=s[3][c]: t[at], s[2]) for s, c in zip(sources, chosen)]
+    return mean + std * wobble, noise, (when * train_steps).long(), tree_map(lambda *parts: torch.cat(parts), *rows)
 
 
 def batches(settings, sizes, latent_shape):
@@ -62,23 +73,6 @@ def batches(settings, sizes, latent_shape):
             for _ in sizes
         ]
         yield chosen, torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), torch.cat(strata)
-
-
-def diffusion_loss(unet, scheduler, latents, noise, timesteps, embeddings, snr_gamma=0.0):
-    """Mean squared error of the U-Net's prediction for each picture, [B]; what it predicts (noise or velocity) is the scheduler's word.
-
-    With snr_gamma > 0 each is weighted by min(SNR, gamma) / SNR, or / (SNR + 1) for velocity (Hang et al. 2023, eq. 4).
-    """
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    velocity = scheduler.config.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    loss = F.mse_loss(unet(noisy, timesteps, embeddings).sample.float(), target, reduction="none").mean((1, 2, 3))
-    if snr_gamma > 0:
-        from diffusers.training_utils import compute_snr
-
-        snr = compute_snr(scheduler, timesteps)
-        loss = loss * snr.clamp(max=snr_gamma) / (snr + 1 if velocity else snr)
-    return loss
 
 
 def prepare_run(settings, dataset):
@@ -107,43 +101,22 @@ def train(settings, base=None, watchers=()):
     run = prepare_run(settings, dataset)
     base = base or load_base(settings.base)
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
-    from diffusers import DDPMScheduler
-    from peft.helpers import disable_input_dtype_casting
-
     say(f"caching the latents of {len(dataset.train)} instance and {len(dataset.class_images)} class images")
     sources = [cache_latents(base, dataset.train)]
     if settings.prior_weight > 0:
         sources.append(cache_latents(base, dataset.class_images))
-    scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
-    weights = trainable(base, settings)  # the switch
-    unet = base.unet.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2, fused=True)
+    step = Step(base, settings)
     stream = batches(settings, [len(s[0]) for s in sources], sources[0][0].shape[1:])
-    train_steps, state, losses, clock, peak = scheduler.config.num_train_timesteps, State(settings.steps), [], Clock(base.device), None
+    train_steps, state, losses, clock, peak = step.scheduler.config.num_train_timesteps, State(settings.steps), [], Clock(base.device), None
 
     def one_step():
-        chosen, wobble, noise, when = next(stream)
-        wobble, noise, when = (t.to(base.device) for t in (wobble, noise, when))
-        chosen = [c.to(base.device) for c in chosen]
-        mean, std = (torch.cat([s[k][c] for s, c in zip(sources, chosen)]) for k in (0, 1))
-        embeddings = torch.cat([s[2][s[3][c]] for s, c in zip(sources, chosen)])
-        with base.autocast({"fp32": False, "bf16": True, "auto": None}[settings.precision]):
-            loss = diffusion_loss(unet, scheduler, mean + std * wobble, noise, (when * train_steps).long(), embeddings, settings.snr_gamma)
-        instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
-        (instance + settings.prior_weight * prior).backward()
-        torch.nn.utils.clip_grad_norm_(weights, settings.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1, (state.step + 1) / max(1, settings.warmup))
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(torch.stack([instance.detach(), prior.detach()]))
+        losses.append(step(*gather(base, sources, next(stream), train_steps)))
 
-    # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth of the step for the same numbers.
-    with open(run / "log.jsonl", "w", encoding="utf-8") as log, disable_input_dtype_casting(unet):
+    with open(run / "log.jsonl", "w", encoding="utf-8") as log:
         while state.step < settings.steps and not state.stopping:
             with clock:
                 if state.step == 1:  # the second step: by then the optimiser's state is there
-                    with PeakMemory(unet, optimizer, sources) as peak:
+                    with PeakMemory(step.unet, step.optimizer, sources) as peak:
                         one_step()
                 else:
                     one_step()
@@ -155,10 +128,10 @@ def train(settings, base=None, watchers=()):
             for watch in watchers:
                 watch(state)
         flush(log, losses, state, clock, settings)
-    unet.eval()
+    base.unet.eval()
     file_bytes = save_weights(base, settings, run)
     data = {"data_sha256": hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()}
-    write_json(run / "metrics.json", data | metrics(settings, state, clock, peak, weights, file_bytes, base))
+    write_json(run / "metrics.json", data | metrics(settings, state, clock, peak, step.weights, file_bytes, base))
     return run
 
 

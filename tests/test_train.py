@@ -12,7 +12,8 @@ from lib.base import load_base
 from lib.methods import load_run, trainable, weight_bytes
 from lib.photos import prompts
 from lib.settings import BadInput, Settings
-from lib.train import batches, diffusion_loss, train
+from lib.step import diffusion_loss
+from lib.train import batches, train
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.target = target
 
-    def forward(self, noisy, timesteps, embeddings):
-        return type("Out", (), {"sample": self.target + 1})()
+    def forward(self, noisy, timesteps, conditions):
+        return self.target + 1
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
