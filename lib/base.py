@@ -4,6 +4,7 @@ base = load_base("pocket")
 base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image per (prompt, seed) pair
 """
 
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Base:
 
     def encode_prompts(self, prompts):
         """Hidden states [len(prompts), tokens, width] of the text encoder, on the base's device."""
+        self.wake()
         ids = self.pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             return self.pipe.text_encoder(ids.to(self.device))[0].float()
@@ -70,6 +72,7 @@ class Base:
 
     def encode_images(self, images):
         """Mean and deviation of the latents of PIL images at the base's resolution, both [N, C, h, w], already scaled."""
+        self.wake()
         side, vae = self.resolution, self.pipe.vae
         images = [i if i.size == (side, side) else i.resize((side, side), Image.Resampling.LANCZOS) for i in images]
         pixels = self.pipe.image_processor.preprocess(images).to(self.device, vae.dtype)
@@ -85,6 +88,7 @@ class Base:
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt")
+        self.wake()
         images = []
         extra = {} if adapter_weight is None else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
         self.pipe.set_progress_bar_config(disable=True)
@@ -103,6 +107,33 @@ class Base:
             if progress:
                 progress(len(images), len(prompts))
         return images
+
+    def rest(self):
+        """Free the memory of all but the U-Net (VAE and text encoder), which training does not need once their outputs are cached."""
+        for name in self._helpers():
+            getattr(self.pipe, name).to("meta")
+
+    def wake(self):
+        """Load again from disk what `rest` freed, if it did; whatever encodes or draws calls this first."""
+        for name in self._helpers():
+            part = getattr(self.pipe, name)
+            if part.device.type == "meta":
+                with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
+                    fresh = type(part).from_pretrained(find_base(self.name), subfolder=name, **loading(self.device))
+                    setattr(self.pipe, name, fresh.to(self.device).requires_grad_(False))
+
+    def renew(self):
+        """Load the untouched U-Net again from disk."""
+        kind, self.pipe.unet = type(self.unet), None  # so that no two are in memory
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        unet = kind.from_pretrained(find_base(self.name), subfolder="unet", **loading(self.device))
+        self.pipe.unet = unet.to(self.device).requires_grad_(False)
+
+    def _helpers(self):
+        """Names of the pipeline's models beside the U-Net."""
+        return [name for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module) and name != "unet"]
 
     def autocast(self, enabled=None):
         """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere; weights keep their own precision."""
@@ -142,16 +173,8 @@ def load_base(name="pocket", device=None):
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    download = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            where,
-            use_safetensors=True,
-            local_files_only=not download,
-            safety_checker=None,
-            requires_safety_checker=False,
-            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        )
+        pipe = StableDiffusionPipeline.from_pretrained(where, safety_checker=None, requires_safety_checker=False, **loading(device))
     except (OSError, ValueError, EnvironmentError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
@@ -160,6 +183,16 @@ def load_base(name="pocket", device=None):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.unet.requires_grad_(False)
     return Base(pipe.to(device), name, device, has_fast_bf16(device))
+
+
+def loading(device):
+    """How weights are loaded for `device`: never from pickles, from the local cache unless a download is allowed, in bf16 on CUDA."""
+    download = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
+    return {
+        "use_safetensors": True,
+        "local_files_only": not download,
+        "dtype": torch.bfloat16 if device.type == "cuda" else torch.float32,
+    }
 
 
 def quiet():

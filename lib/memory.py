@@ -47,6 +47,10 @@ class PeakMemory(TorchDispatchMode):
     def _freed(self, key):
         self.now[self.kind.pop(key)] -= self.alive.pop(key)
 
+    def _gradient(self, p):
+        if p.grad is not None:  # an optimiser fused into the backward pass may have freed it
+            self._follow(p.grad, "gradients")
+
     def _sort(self):
         for p in self.model.parameters():
             if p.grad is not None:
@@ -64,7 +68,7 @@ class PeakMemory(TorchDispatchMode):
                 self._follow(tensor, "activations")
         self._sort()
         self._hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: self._follow(p.grad, "gradients"))
+            p.register_post_accumulate_grad_hook(self._gradient)
             for p in self.model.parameters()
             if p.requires_grad
         ]

@@ -6,6 +6,7 @@ A method also decides what is saved (`save_weights`) and how a run's weights com
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,24 +25,29 @@ def trainable(base, settings):
     """Choose the weights that train, and return them. All others are frozen.
 
     LoRA (Hu et al. 2021): W stays, and W + (alpha / rank) B A runs, with A small and random and B zero, so that a fresh adapter
-    changes nothing. DreamBooth: every weight of the U-Net.
+    changes nothing. DreamBooth: every weight of the U-Net. Those that train are fp32, or bf16 where `settings.weights` says so.
     """
-    unet = base.unet
+    unet, dtype = base.unet, {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.weights]
     unet.requires_grad_(False)
     if settings.method == "lora":
         from peft import LoraConfig
 
-        if base.bf16 and settings.precision != "fp32":
+        low = settings.arithmetic(base.bf16)
+        if low:
             unet.to(torch.bfloat16)  # frozen weights need no fp32 copy
+        if settings.quantize != "none":
+            from .recipes import quantize
+
+            quantize(unet, settings.quantize, torch.bfloat16 if low else torch.float32)
         torch.manual_seed(settings.seed)
         unet.add_adapter(
             LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=TARGETS[settings.targets])
         )
         for p in unet.parameters():
             if p.requires_grad:
-                p.data = p.data.float()
+                p.data = p.data.to(dtype)
     else:
-        unet.to(torch.float32).requires_grad_(True)
+        unet.to(dtype).requires_grad_(True)
     return [p for p in unet.parameters() if p.requires_grad]
 
 
@@ -49,28 +55,43 @@ def save_weights(base, settings, folder):
     """Write what one ships, in fp16 safetensors, into `folder`: an adapter, or the tuned U-Net as a diffusers folder. Returns its bytes."""
     folder = Path(folder)
     part = folder / f".weights.{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    if settings.method == "lora":
-        from diffusers import StableDiffusionPipeline
-        from diffusers.training_utils import _collate_lora_metadata
-        from peft.utils import get_peft_model_state_dict
+    try:
+        if settings.method == "lora":
+            from diffusers import StableDiffusionPipeline
+            from diffusers.training_utils import _collate_lora_metadata
+            from peft.utils import get_peft_model_state_dict
 
-        # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
-        layers = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()}
-        StableDiffusionPipeline.save_lora_weights(
-            part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
-        )
-        target = folder / ADAPTER
-        os.replace(part / ADAPTER, target)
-        shutil.rmtree(part)
-    else:
-        dtype = base.unet.dtype
-        base.unet.half().save_pretrained(part)
-        base.unet.to(dtype)
-        target = folder / "unet"
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(part, target)
+            # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
+            layers = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()}
+            StableDiffusionPipeline.save_lora_weights(
+                part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
+            )
+            target = folder / ADAPTER
+            os.replace(part / ADAPTER, target)
+        else:
+            dtype = base.unet.dtype
+            base.unet.half().save_pretrained(part)
+            base.unet.to(dtype)
+            target = folder / "unet"
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(part, target)
+    finally:  # also where the disk is full
+        shutil.rmtree(part, ignore_errors=True)
     return weight_bytes(folder)
+
+
+@contextmanager
+def as_saved(weights):
+    """The weights as `save_weights` would write them now, rounded to fp16; the exact ones wait on the CPU and come back bit for bit."""
+    exact = [w.detach().to("cpu", copy=True) for w in weights]
+    with torch.no_grad():
+        for w in weights:
+            w.copy_(w.half())
+        try:
+            yield
+        finally:
+            for w, value in zip(weights, exact):
+                w.copy_(value)
 
 
 def weight_bytes(run):

@@ -43,6 +43,7 @@ LIMITS = {
     "sample_steps": (1, 1000),
     "guidance": (0.0, 30.0),
     "warmup": (0, 10_000),
+    "save_every": (0, 100_000),
 }
 
 
@@ -60,7 +61,15 @@ class Settings:
     snr_gamma: gamma of min-SNR loss weights (Hang et al. 2023); 0 leaves the loss unweighted.
     clip: largest gradient norm. warmup: steps over which the rate rises.
     sample_every: steps between fixed-seed samples; 0 for none. sample_steps, guidance: how they are drawn.
-    precision: "auto" (bf16 where the processor has it), "fp32" or "bf16"; trainable weights are always fp32.
+    precision: "auto" (bf16 where the processor has it), "fp32" or "bf16": what the arithmetic runs in.
+
+    Recipes that fit a smaller card (`lib/recipes.py`; what each saves is in the course):
+    checkpointing: keep only the blocks' inputs and compute the rest again on the way back; a third more time.
+    optimizer: "adamw", or "adamw8bit": its two moments in 8 bits (Dettmers et al. 2022), a quarter of their memory.
+    weights: those that train, in "fp32" or "bf16" (rounded stochastically); never in fp16, which has no room for small gradients.
+    fused_backward: update each weight as soon as its gradient is there, and free that; for DreamBooth.
+    quantize: frozen linear layers under LoRA in "nf4" or "int8"; "none" leaves them.
+    save_every: steps between checkpoints, from which an interrupted training goes on; fewer where writing takes long; 0 for none.
     """
 
     method: str
@@ -82,6 +91,12 @@ class Settings:
     sample_steps: int = 25
     guidance: float = 4.0
     precision: str = "auto"
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    weights: str = "fp32"
+    fused_backward: bool = False
+    quantize: str = "none"
+    save_every: int = 50
 
     def __post_init__(self):
         self.check()
@@ -116,9 +131,25 @@ class Settings:
         _choice("method", self.method, METHODS)
         _choice("targets", self.targets, ("attention", "all"))
         _choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        _choice("optimizer", self.optimizer, ("adamw", "adamw8bit"))
+        _choice("weights", self.weights, ("fp32", "bf16"))
+        _choice("quantize", self.quantize, ("none", "nf4", "int8"))
+        if self.quantize != "none" and self.method != "lora":
+            raise BadInput(f"Setting 'quantize' is '{self.quantize}', but {self.method} trains every weight, and one of 4 or 8 bits cannot "
+                           "take small steps: set quantize to 'none', or train a LoRA.")
+        if self.fused_backward and self.method == "lora":
+            raise BadInput("Setting 'fused_backward' frees gradients early, but a LoRA's are a few megabytes, and the clipping of their "
+                           "norm would be lost: set fused_backward to False.")
+        if self.weights == "bf16" and self.precision == "fp32":
+            raise BadInput("Settings 'weights' bf16 and 'precision' fp32 exclude each other, as each layer's weights would be copied to "
+                           "fp32 for its arithmetic: set precision to 'auto', or weights to 'fp32'.")
         for name in ("base", "data", "output"):
             if not getattr(self, name).strip():
                 raise BadInput(f"Setting '{name}' is empty: name a folder{' or a model' if name == 'base' else ''}.")
+
+    def arithmetic(self, bf16):
+        """What the arithmetic runs in on a processor with fast `bf16`, or without: True for bf16, False for fp32."""
+        return self.weights == "bf16" or {"fp32": False, "bf16": True, "auto": bf16}[self.precision]
 
     def replace(self, **changes):
         """The same settings with changes, checked."""
@@ -145,7 +176,7 @@ def check_values(record, limits, what):
         if kind is float and type(value) is int:
             object.__setattr__(record, f.name, float(value))
         elif type(value) is not kind:
-            word = {int: "a whole number", float: "a number", str: "a text"}[kind]
+            word = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}[kind]
             raise BadInput(f"{what} '{f.name}' must be {word}, but it is {value!r} ({type(value).__name__}): write it as one.")
     for name, (low, high) in limits.items():
         value = getattr(record, name)

@@ -1,7 +1,7 @@
 """One training step: noise, predict, compare, go back, clip, update. The loop (`lib/train.py`) takes it; the forecast only weighs it.
 
     step = Step(base, settings)                      # chooses the weights that train
-    step(latents, noise, timesteps, conditions)      # -> tensor [2] on the device: instance loss, prior loss
+    step(latents, noise, timesteps, conditions)      # -> losses and gradient norm, on the device
 
 Nothing else of a base model is touched than its U-Net, the configuration of its scheduler, and `Base.predict`: a base without weights, VAE,
 text encoder or data will do, on torch.device("meta") too.
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .methods import trainable
+from .optimizer import Optimizer
 
 
 def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0):
@@ -41,12 +42,26 @@ class Step:
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
         self.unet = base.unet.to(memory_format=torch.channels_last).train()
+        self._ready(True)
+        self.optimizer = Optimizer(self.weights, settings, base.device)
+
+    def _ready(self, training):
+        if self.settings.checkpointing:
+            (self.unet.enable_gradient_checkpointing if training else self.unet.disable_gradient_checkpointing)()
         # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth of the step for the same numbers.
         for module in self.unet.modules():
             if hasattr(module, "_cast_input_dtype"):
-                module.cast_input_dtype_enabled = False
-        fused = base.device.type != "meta"
-        self.optimizer = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=1e-2, fused=fused)
+                module.cast_input_dtype_enabled = not training
+
+    def named_weights(self):
+        """(name, weight) of those that train."""
+        return [(name, p) for name, p in self.unet.named_parameters() if p.requires_grad]
+
+    def close(self):
+        """Leave the U-Net as one to draw with: no step can be taken after that."""
+        self.optimizer.close()
+        self._ready(False)
+        self.unet.eval()
 
     @property
     def rate(self):
@@ -55,11 +70,12 @@ class Step:
 
     def loss(self, latents, noise, timesteps, conditions):
         """Loss of each picture, [B], with gradients."""
-        with self.base.autocast({"fp32": False, "bf16": True, "auto": None}[self.settings.precision]):
+        with self.base.autocast(self.settings.arithmetic(self.base.bf16)):
             return diffusion_loss(self.base.predict, self.scheduler, latents, noise, timesteps, conditions, self.settings.snr_gamma)
 
     def __call__(self, latents, noise, timesteps, conditions):
-        """Take the step. Returns the losses as a tensor [2] on the device: instance (mean), prior (mean, 0 without class images).
+        """Take the step. Returns a tensor [3 + B] on the device: instance loss (mean), prior loss (mean, 0 without class images), norm of
+        the gradient before clipping, and the loss of each picture.
 
         latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by name, each with B rows, as `Base.predict`
         takes them. The first batch_size rows are instance images, the others class images.
@@ -67,11 +83,8 @@ class Step:
         settings = self.settings
         loss = self.loss(latents, noise, timesteps, conditions)
         instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
+        self.optimizer.rate = self.rate
         (instance + settings.prior_weight * prior).backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self.optimizer.step()
         self.taken += 1
-        return torch.stack([instance.detach(), prior.detach()])
+        return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()

@@ -11,26 +11,9 @@ from safetensors.torch import load_file
 from lib.base import load_base
 from lib.methods import load_run, trainable, weight_bytes
 from lib.photos import prompts
-from lib.settings import BadInput, Settings
+from lib.settings import BadInput
 from lib.step import diffusion_loss
 from lib.train import batches, train
-
-
-@pytest.fixture
-def make(tiny_folder, dataset, tmp_path):
-    def make(method="lora", **changes):
-        values = dict(
-            base=tiny_folder,
-            data=str(dataset.root),
-            output=str(tmp_path / method),
-            steps=6,
-            batch_size=2,
-            sample_every=0,
-            learning_rate=1e-3,
-        )
-        return Settings.preset(method, **(values | changes))
-
-    return make
 
 
 def fingerprint(module):
