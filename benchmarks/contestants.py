@@ -21,6 +21,7 @@ from lib.photos import prepare, prompts
 from lib.settings import BadInput, Settings, read_json
 
 SCRIPTS = {"lora": "train_dreambooth_lora.py", "dreambooth": "train_dreambooth.py"}
+SDXL = "train_dreambooth_lora_sdxl.py"
 DOCUMENTED = {"lora": {"rate": 1e-4, "steps": 500}, "dreambooth": {"rate": 5e-6, "steps": 800}}  # their README, with class images
 RANK = 4  # their default, on attention alone
 LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
@@ -31,7 +32,7 @@ FAVOURS = (
     "their scripts are started without `accelerate launch`, whose own start would come on top",
     "torchvision, where it is missing, is a stand-in of `benchmarks/torchvision_standin.py`, which loads faster",
     "nothing is logged where tensorboard is missing, no validation pictures are drawn, and no checkpoint is written before step 500",
-    "bf16 (`--mixed_precision bf16`) in their documented tier too, because ours trains in it; their README leaves it at accelerate's default",
+    "bf16 (`--mixed_precision bf16`) in their documented tier too, as ours trains; their README leaves it at accelerate's default",
     "their class images are made beforehand, by the same base model from their class prompt, 64 pixels wide",
 )
 
@@ -56,8 +57,10 @@ def lay_out(work, base, resolution=64, **sampling):
     """
     from lib.lesson import draw_class_images
 
-    folder = work / "base"
-    shutil.copytree(POCKET if base.name == "pocket" else base.name, folder)
+    folder = Path(base.name)
+    if base.name == "pocket":
+        folder = work / "base"
+        shutil.copytree(POCKET, folder)
     camera = work / "camera"
     camera.mkdir()
     (camera / "subject.json").write_text((SUBJECT / "subject.json").read_text("utf-8").replace(".png", ".jpg"), "utf-8")
@@ -92,6 +95,8 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
 
     `rate`: a learning rate in place of the documented one. `every`: steps between checkpoints, for the curves alone.
     """
+    xl = (field.base / "text_encoder_2").is_dir()
+    script = Path(scripts) / (SDXL if xl else SCRIPTS[method])
     command = {
         "pretrained_model_name_or_path": field.base,
         "instance_data_dir": field.photos[kind],
@@ -117,17 +122,25 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
         command["dataloader_num_workers"] = WORKERS[kind]
         flags += ["--pre_compute_text_embeddings", "--allow_tf32"]
         flags += ["--set_grads_to_none"] if method == "dreambooth" else []  # their LoRA script always does
-    words = [str(Path(scripts) / SCRIPTS[method]), *flags]
+    known = script.read_text("utf-8")
+    words = [str(script), *(flag for flag in flags if f'"{flag}"' in known)]  # SDXL's computes text embeddings beforehand anyway
     for name, value in command.items():
         words += [f"--{name}", str(value)]
     return words, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} if tier == "inductor" else {}
 
 
-def ours(field, method, kind, tier, steps, output, seed=0):
-    """Settings of our training: "preset" as the course trains, or "like" with their adapter (rank 4, attention alone)."""
-    like = {"rank": RANK, "targets": "attention"} if tier == "like" and method == "lora" else {}
-    data = str(field.data[kind].root)
-    preset = Settings.preset(method, data=data, output=str(output), steps=steps, sample_every=0, seed=seed, **like)
+# How we race: with their adapter (rank 4, attention alone), as the course trains, and with all that saves memory.
+RECIPES = {
+    "lora": {"like": {"rank": RANK, "targets": "attention"}, "preset": {}, "thrifty": {"checkpointing": True, "weights": "bf16"}},
+    "dreambooth": {"like": {}, "preset": {}, "thrifty": {"fused_backward": True, "optimizer": "adamw8bit"}},
+}
+
+
+def ours(field, method, kind, recipe, steps, output, **changes):
+    """Settings of our training by a recipe of `RECIPES`, with checkpoints every 500 steps as theirs has them."""
+    changes = {"sample_every": 0, "save_every": 500} | RECIPES[method][recipe] | changes
+    family = "pocket" if field.data[kind].resolution == 64 else "other"
+    preset = Settings.preset(method, family, data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
     return preset.replace(base=str(field.base))
 
 

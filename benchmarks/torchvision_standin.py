@@ -1,7 +1,7 @@
 """A stand-in for the six parts of torchvision.transforms that diffusers' DreamBooth scripts call, for machines without torchvision.
 
-What it costs or gains them: `Resize` is PIL's bilinear `Image.resize` and `ToTensor` one copy through numpy, as in torchvision itself for PIL
-images, so a step takes as long. Importing torchvision takes a second or so, which their cold start is spared here.
+What it costs or gains them: `Resize` is PIL's bilinear `Image.resize` and `ToTensor` one copy through numpy, as torchvision itself treats
+PIL images, so a step should take as long. Importing torchvision takes time, which their cold start is spared here.
 """
 
 import sys
