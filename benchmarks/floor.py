@@ -3,7 +3,7 @@
     python -m benchmarks.floor [--steps 20] [--output FILE]      # about a minute; benchmarks/results/floor.json
 
 Arithmetic is what torch.utils.flop_counter counts in the step (matrix products, convolutions, attention). Bytes are those of every
-operation's inputs and outputs, as if nothing stayed in a cache: on a small model much does, so that share is an upper estimate, not a bound.
+operation's inputs and outputs, as if nothing stayed in a cache: on a small model much does, so that is an upper estimate, not a bound.
 
 Prediction, written before the measurement: arithmetic alone is a third to a half of the step, since convolutions on few pixels and
 channels run below the rate of a 2,048-wide product; AdamW and clipping are a tenth of DreamBooth's step and nearly nothing of LoRA's.
