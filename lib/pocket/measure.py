@@ -64,12 +64,12 @@ def obedience(base, clip, tokenizer, count=512):
     return dict(zip(TARGETS, (round(float(r), 4) for r in right))), pictures
 
 
-def judge_accuracy(clip, tokenizer, count=1024):
+def judge_accuracy(clip, tokenizer, count=1024, plain=1.0):
     """Shares of class, colour and place that the judge reads rightly off held-out drawings of the world itself.
 
-    Of one-coloured objects: which of two equal stripes is "the" colour of a patterned one is a matter of taste, not of sight.
+    `plain` is the share of one-coloured objects: which of two stripes is "the" colour of a patterned one is partly a matter of taste.
     """
-    scenes = held_out_scenes(count, plain=1.0)
+    scenes = held_out_scenes(count, plain)
     said = clip_.read(clip, tokenizer, pool(render, scenes))
     right = (said == np.array([clip_.meaning(s) for s in scenes])).mean(0)
     return dict(zip(TARGETS, (round(float(r), 4) for r in right)))
@@ -95,6 +95,7 @@ def measure(out, count=512, foreign=None, photos=None):
         "prompts": count,
         "right": shares,
         "judge reads held-out drawings": judge_accuracy(clip, tokenizer),
+        "judge reads the usual mix": judge_accuracy(clip, tokenizer, plain=0.55),
         "psnr_db": earlier.get("psnr_db", {}) | reconstruction(base.pipe.vae, folders),
         "bytes": sum(f.stat().st_size for f in (out / "pocket").rglob("*.safetensors")),
         "training": earlier.get("training", {}),
