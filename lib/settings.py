@@ -77,8 +77,8 @@ class Settings:
     prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out. prior: what it holds on to, "images"
     (class images) or "teacher" (what the model predicts without its adapter, on the photos noised and with class prompts; LoRA alone).
     snr_gamma: gamma of min-SNR loss weights (Hang et al. 2023); 0 leaves the loss unweighted.
-    clip: largest gradient norm. warmup: steps over which the rate rises. cooldown: share of the steps, at the end, over which it falls to
-    0 in a straight line: what a constant, high rate leaves behind depends on which pictures came last.
+    clip: largest gradient norm. warmup: steps over which the rate rises. cooldown: share of the steps, at the end, over which it falls
+    to 0: what a constant, high rate leaves depends on which pictures came last.
     sample_every: steps between fixed-seed samples; 0 for none. sample_steps, guidance: how they are drawn.
     precision: "auto" (bf16 where the processor has it), "fp32" or "bf16": what the arithmetic runs in.
 
