@@ -55,7 +55,7 @@ LIMITS = {
     "sample_steps": (1, 1000),
     "guidance": (0.0, 30.0),
     "warmup": (0, 10_000),
-    "cooldown": (0.0, 1.0),
+    "cooldown": (0.0, 1.0),  # without one, what a high rate leaves depends on which pictures came last
     "save_every": (0, 100_000),
 }
 
@@ -77,8 +77,7 @@ class Settings:
     prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out. prior: what it holds on to, "images"
     (class images) or "teacher" (what the model predicts without its adapter, on the photos noised and with class prompts; LoRA alone).
     snr_gamma: gamma of min-SNR loss weights (Hang et al. 2023); 0 leaves the loss unweighted.
-    clip: largest gradient norm. warmup: steps over which the rate rises. cooldown: share of the steps, at the end, over which it falls
-    to 0: what a constant, high rate leaves depends on which pictures came last.
+    clip: largest gradient norm. warmup: steps over which the rate rises. cooldown: share of the steps, the last, over which it falls to 0.
     sample_every: steps between fixed-seed samples; 0 for none. sample_steps, guidance: how they are drawn.
     precision: "auto" (bf16 where the processor has it), "fp32" or "bf16": what the arithmetic runs in.
 
