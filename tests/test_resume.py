@@ -71,7 +71,8 @@ def kill(*_):
     "method, changes",
     [
         ("lora", {}),
-        ("lora", LOW),
+        ("lora", LOW | {"dropout": 0.2}),
+        ("lora", {"text_encoder_rate": 1e-4, "prior": "teacher"}),
         ("lora", {"quantize": "nf4", "optimizer": "adamw8bit"}),
         ("dreambooth", {}),
         ("dreambooth", {"optimizer": "adamw8bit"}),
@@ -159,6 +160,9 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     assert train.train(make(data=str(tmp_path / "moved"), save_every=3)) == run, "the same pictures elsewhere are the same data"
     assert (run / "adapter.safetensors").stat().st_mtime_ns == stamp
     first = weights(run)
+    old = json.loads((run / "settings.json").read_text())
+    assert old.pop("cooldown") == make().cooldown
+    write_json(run / "settings.json", old)  # as a version without that setting, which trained otherwise, would have left it
     assert train.train(make(seed=3)) == run and not torch.equal(*(next(iter(w.values())) for w in (first, weights(run))))
     kept = tmp_path / "lora_before_1"
     assert str(kept) in capsys.readouterr().out and all(torch.equal(v, first[k]) for k, v in weights(kept).items())
