@@ -160,9 +160,6 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     assert train.train(make(data=str(tmp_path / "moved"), save_every=3)) == run, "the same pictures elsewhere are the same data"
     assert (run / "adapter.safetensors").stat().st_mtime_ns == stamp
     first = weights(run)
-    old = json.loads((run / "settings.json").read_text())
-    assert old.pop("cooldown") == make().cooldown
-    write_json(run / "settings.json", old)  # as a version without that setting, which trained otherwise, would have left it
     assert train.train(make(seed=3)) == run and not torch.equal(*(next(iter(w.values())) for w in (first, weights(run))))
     kept = tmp_path / "lora_before_1"
     assert str(kept) in capsys.readouterr().out and all(torch.equal(v, first[k]) for k, v in weights(kept).items())
@@ -170,6 +167,15 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     write_json(tmp_path / "moved" / "dataset.json", record | {"notes": ["another data set"]})
     train.train(make(seed=3, data=str(tmp_path / "moved")))
     assert (tmp_path / "lora_before_2" / "adapter.safetensors").is_file()
+
+
+def test_a_run_of_a_version_that_did_not_know_a_setting_is_not_taken_for_todays(make, tmp_path):
+    run = train.train(make(steps=2))
+    old = json.loads((run / "settings.json").read_text())
+    assert old.pop("cooldown") == make().cooldown, "today's default, but without that setting the rate never fell"
+    write_json(run / "settings.json", old)
+    train.train(make(steps=2))
+    assert (tmp_path / "lora_before_1" / "metrics.json").is_file() and len(losses(run)) == 2
 
 
 def test_changed_pictures_are_refused_when_a_training_goes_on(make, dataset, tmp_path):
