@@ -8,8 +8,6 @@ WORKBENCH_HEADLESS=1 switches them off and 0 on; otherwise they look whether som
 """
 
 import os
-import signal
-import threading
 import time
 from html import escape
 
@@ -91,7 +89,7 @@ class TrainingPanel:
     """The editor of `settings`, and a watcher that draws the training live; see `training_panel`."""
 
     def __init__(self, settings):
-        self.settings, self.state, self.box, self.drawn, self.pause, self.shown, self.handler = settings, None, None, 0.0, 1.0, 0, None
+        self.settings, self.state, self.box, self.drawn, self.pause, self.shown = settings, None, None, 0.0, 1.0, 0
         self.fields = {}
 
     def editor(self):
@@ -151,15 +149,6 @@ class TrainingPanel:
         # ipykernel 7.4 hands a click to the shell that made the button, which is busy training; it is to go where the front end sent it.
         if hasattr(self.stop_button.comm, "_reply_subshell_for"):
             self.stop_button.comm._reply_subshell_for = lambda _, sent_to: sent_to
-        # Where the front end cannot deliver a click to a busy kernel, its own stop button ends the training just as gently.
-        if threading.current_thread() is threading.main_thread():
-            self.handler = signal.signal(signal.SIGINT, self.interrupted)
-
-    def interrupted(self, *_):
-        """The kernel was interrupted: end after this step; the second time, at once."""
-        if self.state.stopping:
-            raise KeyboardInterrupt
-        self.stop()
 
     def stop(self):
         """What the stop button does."""
@@ -188,6 +177,3 @@ class TrainingPanel:
     def end(self):
         """The training is over: nothing to press any more."""
         self.stop_button.disabled, self.bar.bar_style = True, "success"
-        if self.handler is not None:
-            signal.signal(signal.SIGINT, self.handler)
-            self.handler = None
