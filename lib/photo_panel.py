@@ -25,6 +25,7 @@ class PhotosPanel:
         self.previous, self.next, self.reset = (w.Button(description=d) for d in ("Previous", "Next", "As proposed"))
         # Not radio buttons or a list: they need arrow keys, which JupyterLab takes for itself. Each of these is reached by Tab.
         self.use = w.ToggleButtons(options=[("train on it", "train"), ("hold it out", "test"), ("leave it out", "out")], description="use")
+        self.use.style.button_width = "8em"  # all three in a line
         self.caption = w.Text(description="caption", continuous_update=False, layout={"width": "95%"})
         self.left, self.top, self.side = (w.IntSlider(description=d, max=1, continuous_update=False) for d in ("left", "top", "side"))
         self.picture, self.found, self.message, self.count = w.HTML(), w.HTML(), w.HTML(), w.HTML()
