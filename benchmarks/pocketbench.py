@@ -158,6 +158,7 @@ def work(job, folder):
     if job["method"] != "base":
         chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "cooldown", "seed") if key in job}
         settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
+        shutil.rmtree(folder / "run", ignore_errors=True)  # of an attempt that failed: its curve would lack what is not trained again
         curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
         run = train(settings, base, [curve])
         base, row = load_run(run, load_base()), {key: read_json(run / "metrics.json")[key] for key in COSTS} | along(curve.points, ceiling)

@@ -54,6 +54,8 @@ class Curve:
 
     def __call__(self, state):
         """What `train` calls after each step."""
+        if len(self.points) == 1 and (self.run / FILE).is_file():  # the training goes on after an interruption
+            self.points += [p for p in read_curve(self.run)["points"] if 0 < p["step"] < state.step]
         last = state.step >= state.steps or state.stopping
         if (state.step % self.every and not last) or state.step == self.points[-1]["step"]:
             return

@@ -183,3 +183,12 @@ def test_bad_input_is_refused_in_one_sentence(dataset, judge, tiny_folder, tmp_p
     (tmp_path / FILE).write_text(json.dumps({"points": [point]})[:-3])
     with pytest.raises(BadInput, match="cannot be read as JSON"):
         read_curve(tmp_path)
+
+
+def test_a_curve_goes_on_with_a_training_that_was_interrupted(dataset, judge, tiny_folder, tmp_path):
+    settings = Settings.preset("lora", base=tiny_folder, data=str(dataset.root), output=str(tmp_path / "run"), steps=4, sample_every=0)
+    for stop in (3, None):
+        base = load_base(tiny_folder, "cpu")
+        curve = Curve(base, dataset, judge, settings.output, every=2, prompts=[("a zwx robot", "a robot")], **QUICK)
+        train(settings, base, [curve, lambda state, stop=stop: state.stop() if state.step == stop else None])
+    assert [p["step"] for p in read_curve(settings.output)["points"]] == [0, 2, 4]
