@@ -23,8 +23,8 @@ from .tables import NAMES
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
 TAKEN, SLACK = 0.8 * 2**30, 1.08
 # Settings that no byte of a step depends on, or that `key` says in another way.
-WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "sample_every",
-              "sample_steps", "guidance", "save_every", "resolution")
+WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "cooldown",
+              "sample_every", "sample_steps", "guidance", "save_every", "resolution")
 RESULTS = ROOT / "data" / "results" / "forecast.json"
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
