@@ -49,7 +49,7 @@ def measure(rounds, steps):
         data = str(draw_class_images(base, prepare(ROOT / "data" / "subjects" / "character", Path(work) / "data")).root)
         for k in range(rounds):
             for method in ("lora", "dreambooth"):
-                run = train(Settings.preset(method, data=data, output=f"{work}/{method}", steps=steps, sample_every=0))
+                run = train(Settings.preset(method, data=data, output=f"{work}/{method}_{k}", steps=steps, sample_every=0))
                 result = read_json(run / "metrics.json")
                 found[method].append(result["seconds_per_step"])
                 peaks[method] = {key: result[key] for key in ("peak_bytes", "peak_by_category", "file_bytes", "trainable_parameters")}
@@ -59,7 +59,7 @@ def measure(rounds, steps):
             found["picture"].append((time.perf_counter() - start) / 8)
             if k < 3:
                 start = time.perf_counter()
-                code = COLD.format(method="lora", data=data, output=f"{work}/cold")
+                code = COLD.format(method="lora", data=data, output=f"{work}/cold_{k}")
                 subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
                 found["cold start"].append(time.perf_counter() - start)
         device = device_name(base.device)
@@ -120,6 +120,10 @@ def figures(found):
             f"`make course` took {course['seconds'] / 60:.1f} minutes after installation, and at its peak "
             f"{course['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory."
         ]
+    if found.get("notebooks"):
+        total = sum(found["notebooks"].values())
+        shares = (f"{name[:2]} {seconds:.0f} s ({seconds / total:.0%})" for name, seconds in sorted(found["notebooks"].items()))
+        lines += [f"Of that the notebooks took: {', '.join(shares)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -132,6 +136,7 @@ def main():
     if (COURSE / "summary.json").is_file():
         summary = read_json(COURSE / "summary.json")
         found["course"] = summary.get("course")
+        found["notebooks"] = read_json(COURSE / "timings.json") if (COURSE / "timings.json").is_file() else None
         picture()
     write_json(RESULTS, found)
     README.write_text(SECTION.sub(lambda m: m[1] + figures(found) + m[2], README.read_text("utf-8")), "utf-8")
