@@ -9,11 +9,11 @@ from conftest import ROOT
 from benchmarks.forecast import wanted
 from lib import cards
 from lib.base import has_fast_bf16, load_base, quiet
-from lib.forecast import PICTURES, caching, forecast, hollow_base
+from lib.forecast import PICTURES, caching, forecast, hollow_base, plan
 from lib.hollow import fake_device
 from lib.ladder import choose, recipes, step_down
 from lib.memory import PeakMemory
-from lib.settings import BadInput, Settings, read_json
+from lib.settings import BadInput, read_json
 from lib.step import Step
 
 FAST = has_fast_bf16(torch.device("cpu"))
@@ -25,7 +25,7 @@ PARAMETERS = {
 
 
 def settings(method, base="pocket", **changes):
-    return Settings.preset(method, base=base, data="-", output="-", **changes)
+    return plan(method, base, **changes)
 
 
 def measured(recipe):
@@ -101,7 +101,7 @@ def test_weights_and_moments_are_what_arithmetic_says():
 def test_attention_makes_no_square_matrix_on_cuda():
     """At 512 pixels one square matrix of the 4,096 places, 8 heads, takes 256 MiB in bf16; checkpointed activations stay below a few."""
     sd = settings("lora", "sd15", prior_weight=0.0, checkpointing=True)
-    small, large = (forecast(sd, resolution).by_category["activations"] for resolution in (256, 512))
+    small, large = (forecast(sd.replace(resolution=pixels)).by_category["activations"] for pixels in (256, 512))
     assert large < 5 * small, "four times the places take four times the memory, not sixteen"
 
 
@@ -115,7 +115,7 @@ def test_nothing_of_a_forecast_stays_behind():
 
 
 def test_caching_takes_more_the_more_pictures_pass_at_once():
-    one, eight = caching("sd15", at_once=1), caching("sd15", at_once=8)
+    one, eight = (caching(settings("lora", "sd15"), at_once=n) for n in (1, 8))
     whole = 2 * (859_520_964 + 83_653_863 + 123_060_480)
     assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
 
@@ -149,9 +149,9 @@ def test_what_ships_is_a_fresh_forecast_and_complete():
     rows = {json.dumps(row["recipe"], sort_keys=True): row for row in found["rows"]}
     for base in ("pocket", "sd15", "sdxl"):
         for recipe, _ in wanted([base]):
-            assert json.dumps(cards.key(recipe, cards.resolution_of(base)), sort_keys=True) in rows, "run python -m benchmarks.forecast"
+            assert json.dumps(cards.key(recipe), sort_keys=True) in rows, "run python -m benchmarks.forecast"
     fresh = settings("lora", base="sd15", prior_weight=0.0)
-    row = rows[json.dumps(cards.key(fresh, 512), sort_keys=True)]
+    row = rows[json.dumps(cards.key(fresh), sort_keys=True)]
     again = forecast(fresh)
     assert (row["bytes"], row["by_category"]) == (again.bytes, again.by_category)
 
@@ -187,7 +187,7 @@ def test_the_command_prints_and_gives_json(capsys):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--base", "sd99"], "Nothing is known of the shape of base 'sd99'"),
+    (["--base", "sd99"], "There is no base model 'sd99'"),
     (["--method", "lore"], "Setting 'method' is 'lore'"),
     (["--resolution", "500"], "choose a multiple of 64"),
     (["--set", "rank=many"], "--set rank=many is no setting with its value"),
