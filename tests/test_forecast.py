@@ -45,11 +45,11 @@ def measured(recipe):
 
 
 QUICK = [
-    ("lora", {}),
     ("lora", {"checkpointing": True, "quantize": "nf4", "rank": 32, "batch_size": 2}),
     ("dreambooth", {"fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True, "batch_size": 1}),
 ]
 MORE = [
+    ("lora", {}),
     ("lora", {"precision": "fp32", "prior_weight": 0.0}),
     ("lora", {"precision": "bf16", "batch_size": 1, "targets": "attention", "rank": 64}),
     ("lora", {"checkpointing": True, "batch_size": 8}),
@@ -91,18 +91,15 @@ def test_shapes_have_the_published_numbers_of_parameters(base):
 
 
 def test_weights_and_moments_are_what_arithmetic_says():
-    """LoRA of rank 8 beside attention: 199,296 parameters a rank (shared figures of the field), fp32, with two moments."""
-    told = forecast(settings("lora", "sd15", prior_weight=0.0, checkpointing=True))
+    """LoRA of rank 8 beside attention: 199,296 fp32 parameters a rank, with two moments; frozen weights in bf16.
+
+    Attention makes no square matrix: at 512 pixels one of 4,096 x 4,096 for 8 heads would take 256 MiB in bf16, and softmax two more.
+    """
+    told = forecast(plan("lora", "sd15", prior_weight=0.0, checkpointing=True))
     adapter = 8 * 199_296 * 4
     assert told.by_category["weights"] == 859_520_964 * 2 + adapter
     assert told.by_category["optimiser"] == pytest.approx(2 * adapter, rel=0.001)
-
-
-def test_attention_makes_no_square_matrix_on_cuda():
-    """At 512 pixels one square matrix of the 4,096 places, 8 heads, takes 256 MiB in bf16; checkpointed activations stay below a few."""
-    sd = settings("lora", "sd15", prior_weight=0.0, checkpointing=True)
-    small, large = (forecast(sd.replace(resolution=pixels)).by_category["activations"] for pixels in (256, 512))
-    assert large < 5 * small, "four times the places take four times the memory, not sixteen"
+    assert told.by_category["activations"] < 300 * 2**20
 
 
 def test_nothing_of_a_forecast_stays_behind():
@@ -150,7 +147,7 @@ def test_what_ships_is_a_fresh_forecast_and_complete():
     for base in ("pocket", "sd15", "sdxl"):
         for recipe, _ in wanted([base]):
             assert json.dumps(cards.key(recipe), sort_keys=True) in rows, "run python -m benchmarks.forecast"
-    fresh = settings("lora", base="sd15", prior_weight=0.0)
+    fresh = settings("lora", checkpointing=True)
     row = rows[json.dumps(cards.key(fresh), sort_keys=True)]
     again = forecast(fresh)
     assert (row["bytes"], row["by_category"]) == (again.bytes, again.by_category)
@@ -186,6 +183,12 @@ def test_the_command_prints_and_gives_json(capsys):
     assert found["sentence"].startswith("Chosen: ") and [c["card_gb"] for c in found["cards"]] == list(cards.CARDS)
 
 
+def test_what_fits_no_card_is_refused(monkeypatch):
+    monkeypatch.setattr(cards, "weigh", lambda *_: {"bytes": 10**12, "by_category": {}})
+    with pytest.raises(SystemExit, match="No recipe for lora on .sd15. fits any common card, 48 GB the largest: the smallest takes 931"):
+        cards.main(["--set", "batch_size=64", "--resolution", "2048"])
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["--base", "sd99"], "There is no base model 'sd99'"),
     (["--method", "lore"], "Setting 'method' is 'lore'"),
@@ -194,7 +197,6 @@ def test_the_command_prints_and_gives_json(capsys):
     (["--set", "rnk=8"], "did you mean 'rank'"),
     (["--card", "-3"], "--card is -3.0"),
     (["--set", "quantize=nf4", "--method", "dreambooth"], "quantize"),
-    (["--set", "batch_size=64", "--resolution", "2048"], "No recipe for lora on 'sd15' fits any common card, 48 GB the largest"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(arguments, said):
     with pytest.raises(SystemExit, match=".*") as caught:
