@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab test bench pocketbench pocket clean
+.PHONY: help course lab test bench race pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -31,6 +31,9 @@ test: $(READY) ## run the tests; ARGS='-k name' picks some
 
 bench: $(READY) ## measure speed and memory, and write them into README.md
 	@$(RUN) -m benchmarks $(ARGS)
+
+race: $(READY) ## race diffusers' own scripts and write the table into README.md: make race SCRIPTS=path/to/examples/dreambooth
+	@$(RUN) -m benchmarks.race --scripts "$(SCRIPTS)" $(ARGS)
 
 pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results/pocketbench.csv; goes on where it stopped
 	@$(RUN) -m benchmarks.pocketbench $(ARGS)

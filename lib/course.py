@@ -21,7 +21,7 @@ from .settings import BadInput, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later runs have timings.json.
-NOTEBOOKS = {"01_dataset_prep": 20, "02_lora_training": 60, "03_dreambooth_training": 80, "04_comparison": 25,
+NOTEBOOKS = {"01_dataset_prep": 20, "02_lora_training": 70, "03_dreambooth_training": 90, "04_comparison": 50,
              "05_compose_and_ship": 60}
 
 

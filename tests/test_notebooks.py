@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lib.course import run_notebook
+from lib.curve import read_curve
 from lib.fidelity import PLACES
 from lib.lesson import class_prompts, course_prompts, propose, unmet
 from lib.photos import load_dataset, prepare
@@ -112,6 +113,17 @@ def test_03_trains_every_weight_twice(course):
     assert tuned.keys() == base.keys() and sum(not tuned[k].float().equal(base[k].float()) for k in base) > 0.9 * len(base)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name, method", [("02_lora_training", "lora"), ("03_dreambooth_training", "dreambooth")])
+def test_training_is_measured_along_the_way(course, name, method):
+    text, curve = printed(course(name)), read_curve(course.output / method)
+    points = curve["points"]
+    assert [p["step"] for p in points] == list(range(9)) and curve["dino"]["encoder"] == "data/judge/identity"
+    assert all(math.isfinite(p[key]) for p in points for key in ("dino", "clip_t", "pres", "drift", "loss_train", "loss_held_out"))
+    assert points[-1]["drift"] > points[0]["drift"] == 0 and points[-1]["loss_train"] < points[0]["loss_train"]
+    assert f"best of the curve: step {curve['best_step']}," in text and "none of it counted as training" in text
+
+
 def check_run(run, method, steps, samples=16):
     """A finished run folder, whose figures are figures."""
     settings, metrics = Settings.load(run / "settings.json"), read_json(run / "metrics.json")
@@ -133,9 +145,13 @@ def test_04_writes_the_summary(course):
     assert summary["lora"]["file_bytes"] < summary["dreambooth"]["file_bytes"] / 5
     assert summary["lora"]["peak_bytes"] < summary["dreambooth"]["peak_bytes"]
     assert 0 < summary["base_model"]["dino"] < summary["real_photos"]["dino"] <= 1
-    assert summary["about"]["reference"] == "held-out photos" and len(summary["about"]["prompts"]) == 8
+    assert summary["about"]["reference"] == "held-out photos" and len(summary["about"]["prompts"]) == 25
     assert summary["versions"]["torch"] and summary["device"] and "one subject and one training seed" in summary["verdict"]
     assert "Like for like." in text and summary["verdict"] in text
+    shown = "".join(str(o.get("data", {}).get("text/plain", "")) for c in course("04_comparison").cells for o in c.get("outputs", ()))
+    assert "preferred to a look-alike on the same background (NearID)  95%" in shown and "10 to 31 %" in shown
+    assert all(f"\n{claim:<2} " in shown for claim in range(1, 18)) and "Likeness against seconds of training" in shown
+    assert "the lines below" in shown, "the decision guide"
 
 
 @pytest.mark.slow
@@ -239,16 +255,17 @@ def model():
 @pytest.mark.parametrize("kind", sorted(p.name for p in (ROOT / "data/subjects").iterdir() if p.is_dir()))
 def test_every_kind_has_its_prompts(kind, model, tmp_path):
     dataset = prepare(ROOT / "data/subjects" / kind, tmp_path / "data")
-    plain = class_prompts(dataset, 20)
+    plain = class_prompts(dataset)
     pairs = course_prompts(dataset.subject, model)
     word = dataset.subject.identifier
-    assert len(plain) == 20 and len(set(plain)) >= 5 and len(pairs) == 8
+    assert len(plain) == 40 and len(set(plain)) >= 5 and len(pairs) == 8
     assert not [text for text in plain + [p for _, p in pairs] if re.search(rf"\b({word}|style|pose|light)\b", text)]
     assert all(word in asked.split() for asked, _ in pairs)
     if kind not in ("style", "lighting"):  # the plain class is shown in no place, and every place by something else
         noun = dataset.subject.class_noun
-        assert plain[::2] == [f"a {noun}"] * 10 and not [text for text in plain[1::2] if noun in text.split()]
-        assert {place for place in PLACES for text in plain[1::2] if text.endswith(place)} == set(PLACES)
+        others = plain[4::5]
+        assert plain.count(f"a {noun}") == 32 and not [text for text in others if noun in text.split()]
+        assert {place for place in PLACES for text in others if text.endswith(place)} == set(PLACES)
 
 
 def test_the_proposed_identifier_is_one_piece(model):
