@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab test bench pocketbench pocket clean
+.PHONY: help course lab test bench race pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -20,7 +20,7 @@ help:     ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1	/'
 	@echo "make course SUBJECT=path/to/photos CLASS_NOUN=toy [IDENTIFIER=zwx] [BASE=pocket] [STEPS=n] [SEED=n] [OUTPUT=runs/course]"
 
-course: $(READY) ## run notebooks 01 to 04 and write runs/course/report.html
+course: $(READY) ## run notebooks 01 to 05 and write runs/course/report.html
 	@$(RUN) -m lib.course $(COURSE_OPTIONS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
@@ -31,6 +31,9 @@ test: $(READY) ## run the tests; ARGS='-k name' picks some
 
 bench: $(READY) ## measure speed and memory, and write them into README.md
 	@$(RUN) -m benchmarks $(ARGS)
+
+race: $(READY) ## race diffusers' own scripts and write the table into README.md: make race SCRIPTS=path/to/examples/dreambooth
+	@$(RUN) -m benchmarks.race --scripts "$(SCRIPTS)" $(ARGS)
 
 pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results/pocketbench.csv; goes on where it stopped
 	@$(RUN) -m benchmarks.pocketbench $(ARGS)

@@ -120,6 +120,10 @@ def figures(found):
             f"`make course` took {course['seconds'] / 60:.1f} minutes after installation, and at its peak "
             f"{course['peak_rss_bytes'] / 2**30:.2f} GiB of resident memory."
         ]
+    if found.get("notebooks"):
+        total = sum(found["notebooks"].values())
+        shares = (f"{name[:2]} {seconds:.0f} s ({seconds / total:.0%})" for name, seconds in sorted(found["notebooks"].items()))
+        lines += [f"Of that the notebooks took: {', '.join(shares)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -132,6 +136,7 @@ def main():
     if (COURSE / "summary.json").is_file():
         summary = read_json(COURSE / "summary.json")
         found["course"] = summary.get("course")
+        found["notebooks"] = read_json(COURSE / "timings.json") if (COURSE / "timings.json").is_file() else None
         picture()
     write_json(RESULTS, found)
     README.write_text(SECTION.sub(lambda m: m[1] + figures(found) + m[2], README.read_text("utf-8")), "utf-8")

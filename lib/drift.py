@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.utils._pytree import tree_map
 
 from .base import LARGEST_BATCH
 from .fidelity import finite
 from .judge import upright
 from .settings import BadInput
-from .train import diffusion_loss
+from .step import diffusion_loss
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Predictions:
 @contextmanager
 def at_rest(base):
     """Measure a model between two training steps: all in eval mode, no gradients; random state and every module's mode are put back."""
-    modes = [(m, m.training) for part in (base.unet, base.pipe.text_encoder, base.pipe.vae) for m in part.modules()]
+    parts = (base.unet, base.pipe.vae, *base.text_encoders.values())
+    modes = [(m, m.training) for part in parts for m in part.modules()]
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         try:
-            for part in (base.unet, base.pipe.text_encoder, base.pipe.vae):
+            for part in parts:
                 part.eval()
             yield
         finally:
@@ -74,17 +76,18 @@ def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
 
 
 def _measure(base, fixed, function):
-    """`function(scheduler, latents, noise, timesteps, embeddings)` over `fixed` in batches, its results joined in order."""
+    """`function(scheduler, latents, noise, timesteps, conditions)` over `fixed` in batches, its results joined in order."""
     from diffusers import DDPMScheduler
 
     scheduler, words = DDPMScheduler.from_config(base.pipe.scheduler.config), sorted(set(fixed.texts))
     with at_rest(base):
-        embeddings = base.encode_prompts(words)  # afresh each time: a text encoder may have trained too
+        conditions = base.conditions(words)  # afresh each time: a text encoder may have trained too
         found = []
         for part in torch.arange(len(fixed.texts), device=base.device).split(LARGEST_BATCH):
             said = torch.tensor([words.index(fixed.texts[k]) for k in part.tolist()], device=base.device)
+            told = tree_map(lambda t, at=said: t[at], conditions)
             with base.autocast():
-                found.append(function(scheduler, fixed.latents[part], fixed.noise[part], fixed.timesteps[part], embeddings[said]))
+                found.append(function(scheduler, fixed.latents[part], fixed.noise[part], fixed.timesteps[part], told))
         return torch.cat(found)
 
 
@@ -100,14 +103,14 @@ def fixed_noise_loss(base, fixed):
     `fixed` is made by `fixed_noise` once, for training photos or for held-out ones, and handed in at every step: then differences
     between steps and between runs are the model's alone. Raises BadInput when the loss is no number.
     """
-    return _by_bin("loss on fixed noise", _measure(base, fixed, lambda *inputs: diffusion_loss(base.unet, *inputs)), fixed.bins)
+    return _by_bin("loss on fixed noise", _measure(base, fixed, lambda *inputs: diffusion_loss(base.predict, *inputs)), fixed.bins)
 
 
 def predict(base, fixed):
     """What the U-Net predicts on `fixed`, [M, C, h, w]: noise or velocity, as the model's scheduler says."""
 
-    def function(scheduler, latents, noise, timesteps, embeddings):
-        return base.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, embeddings).sample.float()
+    def function(scheduler, latents, noise, timesteps, conditions):
+        return base.predict(scheduler.add_noise(latents, noise, timesteps), timesteps, conditions).float()
 
     return _measure(base, fixed, function)
 

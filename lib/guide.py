@@ -107,7 +107,7 @@ def _ranked(rows):
 
 def _rank(needs, rows):
     """(rank, sentence): the smallest rank that is shown to be as alike as the best, else the preset's."""
-    preset = PRESETS["lora", "pocket" if needs.base == "pocket" else "other"]["rank"]
+    preset = PRESETS["lora", "pocket" if needs.base == "pocket" else "sd1"]["rank"]
     ranks = sorted({int(row["rank"]) for row in rows if row.get("study") == "rank" and row.get("method") == "lora"})
 
     def against(one, other):

@@ -84,14 +84,14 @@ def class_prompts(dataset, count=CLASS_IMAGES):
     is shown in no place: that would teach places to hold the plain class.
     What a style or a light is laid over is told by the captions, so there they are the captions without it.
     """
+    from .captions import class_caption
     from .fidelity import PLACES
     from .photos import prompts
     from .pocket.objects import CLASSES
 
     subject = dataset.subject
     if subject.kind in ("style", "lighting"):
-        said = re.compile(rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light)?")
-        texts = sorted({" ".join(said.sub("", item.caption).split()) for item in dataset.train})
+        texts = sorted({class_caption(subject, item.caption) for item in dataset.train})
     else:
         plain, others = prompts(subject, with_identifier=False), [noun for noun in CLASSES if noun != subject.class_noun]
         elsewhere = [f"a {others[i % len(others)]} {PLACES[i % len(PLACES)]}" for i in range(len(PLACES) * len(others))]

@@ -3,21 +3,28 @@
 Every run of the same data and seed sees the same pictures, noise and timesteps in the same order, whichever weights train.
 """
 
-import hashlib
-import shutil
+import signal
 import sys
-from pathlib import Path
+import threading
+from contextlib import contextmanager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
+from torch.utils._pytree import tree_map
 
 from .base import load_base
+from .checkpoint import Checkpoints, fingerprint, resume
+from .dataset import read_record
+from .ladder import out_of_memory, step_down
 from .memory import PeakMemory
-from .methods import save_weights, trainable
+from .methods import as_saved, save_weights, tuned_parts
 from .photos import load_dataset, prompts
-from .record import FLUSH, Clock, flush, metrics, say
+from .recipes import settle
+from .record import FLUSH, Clock, Log, NotFinite, metrics, say
+from .runs import data_hash, open_run, prior_items
 from .settings import BadInput, Settings, write_json
+from .step import Step
 
 SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
 
@@ -28,16 +35,46 @@ class State:
     def __init__(self, steps):
         self.steps, self.step, self.seconds, self.losses, self.samples, self.stopping = steps, 0, 0.0, [], [], False
 
+    def resume(self, step, seconds, rows, run):
+        """Stand where a checkpoint stands, with its losses and the samples drawn until then."""
+        self.step, self.seconds, self.losses, drawn = step, seconds, [row["loss"] for row in rows], {}
+        for path in sorted((run / "samples").glob("step_*_*.png")):
+            at = int(path.stem.split("_")[1])
+            if at <= step:
+                with Image.open(path) as image:
+                    drawn.setdefault(at, []).append(image.copy())
+            else:
+                path.unlink()  # it will be drawn again
+        self.samples = sorted(drawn.items())
+
     def stop(self):
         """End the training after this step; what was learnt is saved and usable."""
         self.stopping = True
 
 
-def cache_latents(base, items):
-    """Latents and prompt embeddings of a list of items, encoded once: (mean, deviation, embeddings, index of each item's caption)."""
-    mean, std = base.encode_images([Image.open(item.path).convert("RGB") for item in items])
-    captions = sorted({item.caption for item in items})
-    return mean, std, base.encode_prompts(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
+def cache_latents(base, items, encoded=True):
+    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's row in them).
+
+    With encoded=False the captions stay token ids, for text encoders that train (see `Base.conditions`).
+    """
+    images = [Image.open(item.path).convert("RGB") for item in items]
+    mean, std = base.encode_images(images)
+    for item, latent in zip(items, mean):
+        if not latent.isfinite().all():
+            raise BadInput(f"The VAE of '{base.name}' makes no finite latent of {item.path}: take that picture out, or repair the base.")
+    said = [(item.caption, image.size) for item, image in zip(items, images)]
+    rows = sorted(set(said))
+    conditions = base.conditions([text for text, _ in rows], [size for _, size in rows], encoded)
+    return mean, std, conditions, torch.tensor([rows.index(one) for one in said], device=base.device)
+
+
+def gather(base, sources, batch, train_steps):
+    """A batch of `batches` on the device, as a step takes it: (latents, noise, timesteps, conditions), instance images first."""
+    pinned = base.device.type == "cuda"  # from pinned memory the copy waits for nothing
+    *chosen, wobble, noise, when = (t.pin_memory().to(base.device, non_blocking=True) if pinned else t for t in (*batch[0], *batch[1:]))
+    mean, std = (torch.cat([s[k][c] for s, c in zip(sources, chosen)]) for k in (0, 1))
+    rows = [tree_map(lambda t, at=s[3][c]: t[at], s[2]) for s, c in zip(sources, chosen)]
+    return mean + std * wobble, noise, (when * train_steps).long(), tree_map(lambda *parts: torch.cat(parts), *rows)
 
 
 def batches(settings, sizes, latent_shape):
@@ -64,117 +101,147 @@ def batches(settings, sizes, latent_shape):
         yield chosen, torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), torch.cat(strata)
 
 
-def diffusion_loss(unet, scheduler, latents, noise, timesteps, embeddings, snr_gamma=0.0):
-    """Mean squared error of the U-Net's prediction for each picture, [B]; what it predicts (noise or velocity) is the scheduler's word.
-
-    With snr_gamma > 0 each is weighted by min(SNR, gamma) / SNR, or / (SNR + 1) for velocity (Hang et al. 2023, eq. 4).
-    """
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    velocity = scheduler.config.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    loss = F.mse_loss(unet(noisy, timesteps, embeddings).sample.float(), target, reduction="none").mean((1, 2, 3))
-    if snr_gamma > 0:
-        from diffusers.training_utils import compute_snr
-
-        snr = compute_snr(scheduler, timesteps)
-        loss = loss * snr.clamp(max=snr_gamma) / (snr + 1 if velocity else snr)
-    return loss
-
-
-def prepare_run(settings, dataset):
-    """Check that the run can begin and make its folder. Raises BadInput before anything slow."""
-    if settings.prior_weight > 0 and not dataset.class_images:
-        raise BadInput(
-            f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
-            "make them in notebook 01, or set prior_weight to 0."
-        )
-    run = Path(settings.output)
-    if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
-        raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
-    shutil.rmtree(run, ignore_errors=True)
-    (run / "samples").mkdir(parents=True)
-    settings.save(run / "settings.json")
-    return run
-
-
 def train(settings, base=None, watchers=()):
     """Train by `settings` and return the run folder. `base`, a fresh base model, is used up if given.
 
-    Each of `watchers` is called as watcher(state) after every step; see `State`. Raises BadInput before anything slow if the settings,
-    the data set or the base do not fit.
+    Each of `watchers` is called as watcher(state) after every step; see `State`. A run that was trained already is returned at once, one
+    that was interrupted goes on from its last checkpoint, bit for bit. Ctrl-C ends the training after the current step with a usable
+    result, which the same call would take further. When memory runs out, it goes on from the last checkpoint, a rung down `lib.ladder`.
+
+    Raises BadInput before anything slow if the settings, the data set, the base or the disk do not fit, and NotFinite when a loss or
+    gradient is no number; what was learnt until the last checkpoint is saved then.
     """
     dataset = load_dataset(settings.data)
-    run = prepare_run(settings, dataset)
+    run, finished = open_run(settings, dataset)
+    if finished:
+        return run
     base = base or load_base(settings.base)
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
-    from diffusers import DDPMScheduler
-    from peft.helpers import disable_input_dtype_casting
+    base.side = settings.resolution
+    checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base.unet))
+    held = prior_items(settings, dataset)
+    say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
+    sources = [(items, cache_latents(base, items, settings.text_encoder_rate == 0)) for items in (dataset.train, held) if items]
+    recipe, state = settle(settings, base.device), State(settings.steps)
+    with stops_gently(state):
+        while True:
+            try:
+                return run_steps(recipe, base, dataset, run, sources, checkpoints, state, watchers)
+            except (OSError, SafetensorError) as error:
+                reason = f"Run {run} cannot be written ({error})"
+                raise BadInput(f"{reason}: free some space, and train again by the same settings to go on.") from error
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                lower = step_down(recipe)
+                if lower is None:
+                    raise BadInput(
+                        f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower batch_size "
+                        f"({recipe.batch_size}), or free memory that other programs hold and train again by the same settings to go on."
+                    ) from error
+            recipe, words = lower  # here the failed step's memory is free again
+            say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
+            base.renew(list(tuned_parts(base, recipe)))  # names alone: the parts themselves must go
 
-    say(f"caching the latents of {len(dataset.train)} instance and {len(dataset.class_images)} class images")
-    sources = [cache_latents(base, dataset.train)]
-    if settings.prior_weight > 0:
-        sources.append(cache_latents(base, dataset.class_images))
-    scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
-    weights = trainable(base, settings)  # the switch
-    unet = base.unet.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=1e-2, fused=True)
-    stream = batches(settings, [len(s[0]) for s in sources], sources[0][0].shape[1:])
-    train_steps, state, losses, clock, peak = scheduler.config.num_train_timesteps, State(settings.steps), [], Clock(base.device), None
 
-    def one_step():
-        chosen, wobble, noise, when = next(stream)
-        wobble, noise, when = (t.to(base.device) for t in (wobble, noise, when))
-        chosen = [c.to(base.device) for c in chosen]
-        mean, std = (torch.cat([s[k][c] for s, c in zip(sources, chosen)]) for k in (0, 1))
-        embeddings = torch.cat([s[2][s[3][c]] for s, c in zip(sources, chosen)])
-        with base.autocast({"fp32": False, "bf16": True, "auto": None}[settings.precision]):
-            loss = diffusion_loss(unet, scheduler, mean + std * wobble, noise, (when * train_steps).long(), embeddings, settings.snr_gamma)
-        instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
-        (instance + settings.prior_weight * prior).backward()
-        torch.nn.utils.clip_grad_norm_(weights, settings.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate(state.step)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(torch.stack([instance.detach(), prior.detach()]))
-
-    # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth of the step for the same numbers.
-    with open(run / "log.jsonl", "w", encoding="utf-8") as log, disable_input_dtype_casting(unet):
-        while state.step < settings.steps and not state.stopping:
-            with clock:
-                if state.step == 1:  # the second step: by then the optimiser's state is there
-                    with PeakMemory(unet, optimizer, sources) as peak:
-                        one_step()
-                else:
-                    one_step()
-            state.step, state.seconds = state.step + 1, clock.total
-            if state.step % FLUSH == 0 or state.step == settings.steps:
-                flush(log, losses, state, clock, settings)
-            if settings.sample_every and state.step % settings.sample_every == 0:
-                state.samples.append((state.step, sample(base, dataset, settings, run, state.step)))
+def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):
+    """The loop: from the last checkpoint, or the beginning, to the end. `sources` are (items, their cache), the photos first."""
+    tuned = tuned_parts(base, settings)
+    base.rest(tuned)
+    items, sources = zip(*sources)
+    step, kept = Step(base, settings), checkpoints.latest()
+    checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
+    clock, peak, rows = Clock(base.device), None, []
+    if kept:
+        record, weights, moments = kept
+        resume(step, weights, moments)
+        step.taken, rows, peak = record["step"], record["rows"], record["peak"]
+        clock.resume(rows, record["peak_cuda"])
+        say(f"{settings.method}: going on after step {step.taken}, where the training was interrupted")
+    state.resume(step.taken, clock.total, rows, run)
+    stream, first = batches(settings, [len(s[0]) for s in sources], sources[0][0].shape[1:]), step.taken
+    for _ in range(first):
+        next(stream)
+    with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:
+        while step.taken < settings.steps and not state.stopping:
+            batch = next(stream)
+            # Memory is measured in the second step: by then the optimiser's state is there.
+            measured = PeakMemory(step.parts, step.optimizer, sources) if peak is None and step.taken == first + 1 else None
+            with clock, measured or nullcontext():
+                numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))
+            peak = measured.by_category if measured else peak
+            log.add(numbers, batch[0])
+            state.step, state.seconds = step.taken, clock.total
+            try:
+                if step.taken % FLUSH == 0 or step.taken == settings.steps:
+                    log.flush()
+                if checkpoints.due(step.taken, clock):
+                    log.flush()
+                    checkpoints.write(step, log, clock, peak)
+            except NotFinite as error:
+                raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
+            if settings.sample_every and step.taken % settings.sample_every == 0:
+                state.samples.append((step.taken, sample(base, dataset, step, run)))
             for watch in watchers:
                 watch(state)
-        flush(log, losses, state, clock, settings)
-    unet.eval()
-    file_bytes = save_weights(base, settings, run)
-    data = {"data_sha256": hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()}
-    write_json(run / "metrics.json", data | metrics(settings, state, clock, peak, weights, file_bytes, base))
+            base.rest(tuned)
+        log.flush()
+        if step.taken < settings.steps:
+            say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
+            checkpoints.write(step, log, clock, peak)
+    step.close()
+    file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
+    found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)
+    write_json(run / "metrics.json", {"data_sha256": data_hash(dataset), "family": base.family.name} | found)
+    if step.taken == settings.steps:
+        checkpoints.clear()
     return run
 
 
-def sample(base, dataset, settings, run, step):
-    """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they are and saved in the run. Off the clock."""
+def back_to_last_good(step, checkpoints, run):
+    """Save the weights of the last checkpoint, as a run ships them. Returns a sentence on that."""
+    kept = checkpoints.latest()
+    if not kept:
+        return "It had learnt nothing worth saving yet."
+    resume(step, *kept[1:])
+    step.close()
+    save_weights(step.base, step.settings, run)
+    return f"What was learnt until step {kept[0]['step']} is saved in {run}."
+
+
+def sample(base, dataset, step, run):
+    """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would be saved now. Off the clock."""
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    base.unet.eval()
-    images = base.generate(texts, list(range(len(texts))), settings.sample_steps, settings.guidance)
-    base.unet.train()
+    step.parts.eval()
+    with as_saved(step.weights):
+        images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
+    step.parts.train()
     for k, image in enumerate(images):
-        image.save(run / "samples" / f"step_{step:04d}_{k}.png")
+        image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
     return images
+
+
+@contextmanager
+def stops_gently(state):
+    """Let Ctrl-C (a notebook's stop button) end the training after the current step; a second one ends it at once."""
+
+    def stop(*_):
+        if state.stopping:
+            raise KeyboardInterrupt
+        state.stop()
+
+    if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread alone
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 if __name__ == "__main__":
     try:
         print(train(Settings.load(sys.argv[1] if len(sys.argv) > 1 else "settings.json")))
-    except BadInput as error:
+    except (BadInput, NotFinite) as error:
         sys.exit(str(error))

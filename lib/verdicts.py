@@ -121,9 +121,17 @@ def _beyond(measure, forecast):
     for base in SHAPES:
         both = [forecast.get((base, m)) if measure == "peak_bytes" else shipped_bytes(base, m, rank) for m in ("lora", "dreambooth")]
         if None not in both:
-            texts.append(f"{base} LoRA {large(both[0])}, DreamBooth {large(both[1])} (x {both[1] / both[0]:.3g})")
+            cards = f", cards of {_card(both[0])} and {_card(both[1])}" if measure == "peak_bytes" else ""
+            texts.append(f"{base} LoRA {large(both[0])}, DreamBooth {large(both[1])} (x {both[1] / both[0]:.3g}{cards})")
     how = "forecast, smallest recipe" if measure == "peak_bytes" else f"computed, rank {rank}, fp16"
     return f"{how}: {', '.join(texts)}" if texts else "Stable Diffusion: no forecast here yet"
+
+
+def _card(peak):
+    """The smallest common card on which a peak of so many bytes fits, such as "6 GB"."""
+    from .cards import CARDS, usable
+
+    return next((f"{card} GB" for card in CARDS if peak <= usable(card)), f"more than {CARDS[-1]} GB")
 
 
 def large(value):

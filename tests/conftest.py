@@ -35,3 +35,23 @@ def dataset(tmp_path_factory):
 
     data = prepare(ROOT / "data" / "subjects" / "character", tmp_path_factory.mktemp("set") / "data")
     return add_class_images(data, [Image.new("RGB", (64, 64), (40 * k, 90, 200)) for k in range(4)], ["a robot"] * 4)
+
+
+@pytest.fixture
+def make(tiny_folder, dataset, tmp_path):
+    """Settings of a short training of the tiny base on that data set, with changes."""
+    from lib.settings import Settings
+
+    def make(method="lora", **changes):
+        values = dict(
+            base=tiny_folder,
+            data=str(dataset.root),
+            output=str(tmp_path / method),
+            steps=6,
+            batch_size=2,
+            sample_every=0,
+            learning_rate=1e-3,
+        )
+        return Settings.preset(method, **(values | changes))
+
+    return make

@@ -154,7 +154,7 @@ FORECAST = {("sd15", "lora"): 3.0 * GIB, ("sd15", "dreambooth"): 7.5 * GIB}
 
 def test_another_base_takes_memory_from_the_forecast_and_disk_from_its_shape():
     advice = advise(needs(base="sd15", memory_gib=6, fidelity="likeness first"), bench(gap=0.2), FORECAST)
-    assert advice.choice == "lora" and advice.rank == PRESETS["lora", "other"]["rank"]
+    assert advice.choice == "lora" and advice.rank == PRESETS["lora", "sd1"]["rank"]
     assert "DreamBooth takes 7.5 GiB, which does not fit" in texts(advice) and "Time decides nothing" in texts(advice)
     assert any("forecast for sd15" in s.measurement for s in advice.sentences)
     whole, each = SHAPES["sd15"]

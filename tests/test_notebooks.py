@@ -1,4 +1,4 @@
-"""Notebooks 01 to 04, run in order by papermill on the real pocket base at small step counts, and what they leave behind."""
+"""Notebooks 01 to 05, run in order by papermill on the real pocket base at small step counts, and what they leave behind."""
 
 import hashlib
 import io
@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FEW = {"sample_steps": 5}
 SMALL = {"01_dataset_prep": {"subject": "data/subjects/character", "class_images": 8, **FEW},
          "02_lora_training": {"steps": 8, "rank": 4, **FEW}, "03_dreambooth_training": {"steps": 8, **FEW},
-         "04_comparison": {"pictures_per_prompt": 1, "class_pictures": 2, **FEW}}
+         "04_comparison": {"pictures_per_prompt": 1, "class_pictures": 2, **FEW},
+         "05_compose_and_ship": {"pictures": 4, **FEW}}
 NAMES = list(SMALL)
 
 
@@ -48,7 +49,7 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """The four notebooks, executed in order when first asked for: {name: notebook}, in a namespace with the output folder."""
+    """The five notebooks, executed in order when first asked for: {name: notebook}, in a namespace with the output folder."""
     folder = tmp_path_factory.mktemp("course")
 
     class Course:
@@ -154,11 +155,27 @@ def test_04_writes_the_summary(course):
 
 
 @pytest.mark.slow
+def test_05_ships_what_other_tools_read(course):
+    from lib.adapter import read_adapter
+
+    text, shipped = printed(course("05_compose_and_ship")), course.output / "shipped"
+    assert "keys will load in ComfyUI" in text and "largest difference: 0\n" in text, "the exported file draws what the run draws"
+    assert read_adapter(shipped / "lora.safetensors", layers=1).ranks == [4] and (shipped / "README.md").is_file()
+    assert len(load_file(shipped / "merged.safetensors")) == 514
+    found = read_json(course.output / "shipping.json")
+    kept = [found["extracted"][rank]["kept"] for rank in ("1", "4", "16", "64")]
+    assert 0 < kept[0] < kept[1] < kept[2] < kept[3] <= 1
+    assert set(found["survives"]) == {"all at 0.6", "all at 1.0", "svd", "linear", "ties_svd"}
+    assert all(0 < seconds < 20 for seconds in found["switch_seconds"].values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name, parameters, said", [
     ("01_dataset_prep", {"subject": "no/such/folder"}, "photo folder no/such/folder does not exist; check the path"),
     ("02_lora_training", {"steps": -5}, "Setting 'steps' is -5, outside 1 to 100000: choose a value in that range."),
     ("03_dreambooth_training", {"base": "pokcet"}, "There is no base model 'pokcet': use 'pocket', a diffusers folder, or a hub name"),
     ("04_comparison", {}, "does not exist: train first, LoRA with notebook 02 and DreamBooth with notebook 03"),
+    ("05_compose_and_ship", {}, "does not exist: train first, LoRA with notebook 02 and DreamBooth with notebook 03"),
 ])
 def test_a_bad_parameter_is_one_sentence(name, parameters, said, tmp_path):
     with pytest.raises(BadInput) as refused:

@@ -11,25 +11,9 @@ from safetensors.torch import load_file
 from lib.base import load_base
 from lib.methods import load_run, trainable, weight_bytes
 from lib.photos import prompts
-from lib.settings import BadInput, Settings
-from lib.train import batches, diffusion_loss, train
-
-
-@pytest.fixture
-def make(tiny_folder, dataset, tmp_path):
-    def make(method="lora", **changes):
-        values = dict(
-            base=tiny_folder,
-            data=str(dataset.root),
-            output=str(tmp_path / method),
-            steps=6,
-            batch_size=2,
-            sample_every=0,
-            learning_rate=1e-3,
-        )
-        return Settings.preset(method, **(values | changes))
-
-    return make
+from lib.settings import BadInput
+from lib.step import diffusion_loss
+from lib.train import batches, train
 
 
 def fingerprint(module):
@@ -45,7 +29,7 @@ def predict(base):
     x = torch.randn(2, base.unet.config.in_channels, 16, 16, generator=generator)
     with torch.no_grad():
         return base.unet(
-            x.to(base.unet.dtype), torch.tensor([10, 700]), base.encode_prompts(["a cat", "a robot"]).to(base.unet.dtype)
+            x.to(base.unet.dtype), torch.tensor([10, 700]), **base.conditions(["a cat", "a robot"])
         ).sample.float()
 
 
@@ -110,8 +94,8 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.target = target
 
-    def forward(self, noisy, timesteps, embeddings):
-        return type("Out", (), {"sample": self.target + 1})()
+    def forward(self, noisy, timesteps, conditions):
+        return self.target + 1
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

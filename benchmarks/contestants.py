@@ -1,0 +1,189 @@
+"""Who races in `benchmarks/race.py`: the workbench's training and diffusers' DreamBooth scripts, as command lines on the same photos.
+
+None of the scripts' code is here: they are run from where the user has them. Every choice that could tilt the race is made in their favour
+and said in `FAVOURS`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from lib.base import POCKET, ROOT
+from lib.lesson import CLASS_IMAGES
+from lib.methods import ADAPTER
+from lib.photos import prepare, prompts
+from lib.settings import BadInput, Settings, read_json
+
+SCRIPTS = {"lora": "train_dreambooth_lora.py", "dreambooth": "train_dreambooth.py"}
+SDXL = "train_dreambooth_lora_sdxl.py"
+DOCUMENTED = {"lora": {"rate": 1e-4, "steps": 500}, "dreambooth": {"rate": 5e-6, "steps": 800}}  # their README, with class images
+RANK = 4  # their default, on attention alone
+LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
+SUBJECT = ROOT / "data" / "subjects" / "character"
+# Worker processes of their data loader at "best flags": the fastest of 0, 2 and 4 on two CPU cores, tried beforehand.
+WORKERS = {"small": 0, "large": 2}
+FAVOURS = (
+    "their scripts are started without `accelerate launch`, whose own start would come on top",
+    "torchvision, where it is missing, is a stand-in of `benchmarks/torchvision_standin.py`, which loads faster",
+    "nothing is logged where tensorboard is missing, no validation pictures are drawn, and no checkpoint is written before step 500",
+    "bf16 (`--mixed_precision bf16`) in their documented tier too, as ours trains; their README leaves it at accelerate's default",
+    "their class images are made beforehand, by the same base model from their class prompt, 64 pixels wide",
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """What all contestants share: the base's folder, our prepared data sets and their photo folders by kind, their class images."""
+
+    base: Path
+    data: dict
+    photos: dict
+    class_images: Path
+    instance_prompt: str
+    class_prompt: str
+    prepare_seconds: dict
+
+
+def lay_out(work, base, resolution=64, **sampling):
+    """Make the `Field` in the folder `work`: the photos as the course has them ("small") and as 2-megapixel JPEGs ("large").
+
+    `base` draws the class images, both sides' in one go; `base.name` may be "pocket" or a folder. `sampling` goes to `Base.generate`.
+    """
+    from lib.lesson import draw_class_images
+
+    folder = Path(base.name)
+    if base.name == "pocket":
+        folder = work / "base"
+        shutil.copytree(POCKET, folder)
+    camera = work / "camera"
+    camera.mkdir()
+    (camera / "subject.json").write_text((SUBJECT / "subject.json").read_text("utf-8").replace(".png", ".jpg"), "utf-8")
+    for path in sorted(SUBJECT.glob("*.png")):
+        picture = Image.open(path).convert("RGB").resize((LARGE, LARGE), Image.Resampling.BICUBIC)
+        picture.save(camera / f"{path.stem}.jpg", quality=92)
+    data, seconds, photos = {}, {}, {}
+    for kind, source in (("small", SUBJECT), ("large", camera)):
+        start = time.perf_counter()
+        data[kind] = prepare(source, work / f"data_{kind}", resolution=resolution)
+        seconds[kind] = time.perf_counter() - start
+        photos[kind] = work / f"photos_{kind}"
+        photos[kind].mkdir()
+    subject = data["small"].subject
+    data["small"] = draw_class_images(base, data["small"], **sampling)
+    data["large"] = draw_class_images(base, data["large"], **sampling)
+    names = [p["file"] for p in read_json(data["large"].root / "dataset.json")["photos"] if p["use"] == "train"]
+    for name in names:
+        shutil.copy(camera / name, photos["large"])
+    for item in data["small"].train:
+        shutil.copy(item.path, photos["small"])
+    plain = prompts(subject, with_identifier=False)
+    classes = work / "class_images"
+    classes.mkdir()
+    for k, picture in enumerate(base.generate([plain] * CLASS_IMAGES, range(20_000, 20_000 + CLASS_IMAGES), **sampling)):
+        picture.save(classes / f"{k:03d}.png")
+    return Field(folder, data, photos, classes, prompts(subject), plain, seconds)
+
+
+def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=None, resolution=64, batch=4):
+    """Command line (after the interpreter's watcher) and environment of diffusers' script at a tier: "documented", "best" or "inductor".
+
+    `rate`: a learning rate in place of the documented one. `every`: steps between checkpoints, for the curves alone.
+    """
+    xl = (field.base / "text_encoder_2").is_dir()
+    script = Path(scripts) / (SDXL if xl else SCRIPTS[method])
+    command = {
+        "pretrained_model_name_or_path": field.base,
+        "instance_data_dir": field.photos[kind],
+        "instance_prompt": field.instance_prompt,
+        "class_data_dir": field.class_images,
+        "class_prompt": field.class_prompt,
+        "num_class_images": CLASS_IMAGES,
+        "prior_loss_weight": 1.0,
+        "output_dir": output,
+        "resolution": resolution,
+        "train_batch_size": batch,
+        "learning_rate": rate or DOCUMENTED[method]["rate"],
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "max_train_steps": steps,
+        "checkpointing_steps": every or 500,
+        "mixed_precision": "bf16",
+        "report_to": "tensorboard",
+        "seed": 0,
+    }
+    flags = ["--with_prior_preservation"]
+    if tier != "documented":
+        command["dataloader_num_workers"] = WORKERS[kind]
+        flags += ["--pre_compute_text_embeddings", "--allow_tf32"]
+        flags += ["--set_grads_to_none"] if method == "dreambooth" else []  # their LoRA script always does
+    known = script.read_text("utf-8")
+    words = [str(script), *(flag for flag in flags if f'"{flag}"' in known)]  # SDXL's computes text embeddings beforehand anyway
+    for name, value in command.items():
+        words += [f"--{name}", str(value)]
+    return words, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} if tier == "inductor" else {}
+
+
+# How we race: with their adapter (rank 4, attention alone), as the course trains, and with all that saves memory.
+RECIPES = {
+    "lora": {"like": {"rank": RANK, "targets": "attention"}, "preset": {}, "thrifty": {"checkpointing": True, "weights": "bf16"}},
+    "dreambooth": {"like": {}, "preset": {}, "thrifty": {"fused_backward": True, "optimizer": "adamw8bit"}},
+}
+
+
+def ours(field, method, kind, recipe, steps, output, **changes):
+    """Settings of our training by a recipe of `RECIPES`, with checkpoints every 500 steps as theirs has them."""
+    changes = {"sample_every": 0, "save_every": 500} | RECIPES[method][recipe] | changes
+    family = "pocket" if field.data[kind].resolution == 64 else "other"
+    preset = Settings.preset(method, family, data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
+    return preset.replace(base=str(field.base))
+
+
+def load_result(folder, base):
+    """The U-Net of a finished run of either side, or of a checkpoint of theirs, loaded into the fresh `base`."""
+    from diffusers import UNet2DConditionModel
+
+    folder = Path(folder)
+    adapters = [n for n in (ADAPTER, "pytorch_lora_weights.safetensors") if (folder / n).is_file()]
+    if adapters:
+        base.pipe.load_lora_weights(str(folder), weight_name=adapters[0])
+    else:
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, dtype=base.unet.dtype)
+        base.pipe.unet = unet.to(base.device).requires_grad_(False)
+    return base
+
+
+def run(work, name, program, steps, environment=None):
+    """Run a training, watched, in a process of its own. Returns seconds: "first" (start to the end of step 1), "step" (steady state),
+    "whole" (start to exit) and "tail" (last step to exit), and "peak_bytes", "resident_bytes", "standin"."""
+    result = Path(work) / f"{name}.json"
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with open(Path(work) / f"{name}.log", "w", encoding="utf-8") as log:
+        start = time.time()
+        command = [sys.executable, "-m", "benchmarks.watched", str(result), str(steps), *map(str, program)]
+        ended = subprocess.run(command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=log, stderr=subprocess.STDOUT)
+        stop = time.time()
+    if ended.returncode or not result.is_file():
+        last = [line for line in Path(log.name).read_text("utf-8").splitlines() if line.strip()][-1:]
+        raise BadInput(f"{name} ended with {ended.returncode} ({' '.join(last)[:200]}): read {log.name}.")
+    found = read_json(result)
+    return found | timings(found.pop("ends"), start, stop)
+
+
+def timings(ends, start, stop, short=None):
+    """Seconds "first", "step", "whole" and "tail" from the ends of the steps, the start and the stop of a process.
+
+    "step", the steady state, is the long run less the short one that it begins with: what both share, the start, falls out.
+    """
+    from .watched import SHORT
+
+    short = short or SHORT
+    if len(ends) <= short:
+        raise BadInput(f"A run took {len(ends)} steps, and a steady state takes more than {short}: set --steps higher.")
+    return {"first": ends[0] - start, "step": (ends[-1] - ends[short - 1]) / (len(ends) - short), "whole": stop - start,
+            "tail": stop - ends[-1]}

@@ -1,0 +1,219 @@
+"""Our two trainings against diffusers' DreamBooth scripts, on the same base model, photos and class-image count, interleaved in one run.
+
+    python -m benchmarks.race --scripts DIR [--rounds 3] [--steps 25] [--full] [--inductor] [--keep FOLDER]
+    python -m benchmarks.race --scripts DIR --base sd15 --device cuda      # random weights: speed and memory alone
+
+DIR holds train_dreambooth.py and train_dreambooth_lora.py (github.com/huggingface/diffusers, examples/dreambooth). Each training runs in a
+process of its own, watched by `benchmarks/watched.py`, contestants turn about. Results go to benchmarks/results/race.json and the README.
+
+Their tiers: as documented; their best flags (text embeddings computed beforehand, gradients set to none, the fastest number of data
+workers); the same compiled by inductor (`--inductor`). Ours: "like" has the same adapter as theirs (rank 4, attention), "preset" is the
+course's recipe, "thrifty" saves memory. Photos: brought to 64 pixels beforehand, and as JPEGs of 2.1 megapixels.
+
+Predictions, written before the first measurement (two CPU cores):
+- steps a second of ours over theirs: 1.2 (LoRA) and 1.4 (DreamBooth) as documented, 1.1 and 1.25 at their best flags, for they encode the
+  pictures in every step and update weight by weight; 2 with large photos, which they decode in every step;
+- start to the end of step 1: 0.8 of theirs, for both import torch, diffusers and transformers, and ours encodes 46 pictures first;
+- bytes of the step: LoRA 0.7 of theirs once VAE and text encoder are gone; DreamBooth 0.8 as the course trains, since weights, gradients
+  and two moments in fp32 are the same 174 MB on both sides, and below 0.5 thrifty;
+- seconds to the set fidelity: at their documented rates it is not reached on this base, whose best rates are 40 to 160 times those; at
+  our rates theirs take twice as long as ours with LoRA (fewer adapted layers), and 1.5 times with DreamBooth.
+"""
+
+import argparse
+import hashlib
+import statistics
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from lib.base import ROOT, load_base
+from lib.record import device_name, versions
+from lib.settings import BadInput, read_json, write_json
+
+from . import contestants, racetable
+from .contestants import DOCUMENTED, SCRIPTS, SDXL, lay_out, ours, run, theirs
+
+RESULTS = ROOT / "benchmarks" / "results" / "race.json"
+METHODS = ("lora", "dreambooth")
+FULL = 500  # steps of a whole training
+
+
+def entries(methods=METHODS, kinds=("small", "large"), inductor=False, learn=True):
+    """(method, photos, contestant) of every cell, rivals beside each other."""
+    found = []
+    for method in methods:
+        for kind in kinds:
+            found += [(method, kind, who) for who in ("like", "documented", "best")]
+        if learn and method == "lora":
+            found.append((method, "small", "preset"))
+        found.append((method, "small", "thrifty"))
+        found += [(method, "small", "inductor")] if inductor else []
+    return found
+
+
+def measure(work, field, scripts, rounds, steps, cells, full=False, **size):
+    """{cell: [what `contestants.run` found, one a round]}; a contestant that cannot run here has a sentence in place of the list."""
+    found = {cell: [] for cell in cells}
+    for k in range(rounds):
+        turn = [cells[(i + k) % len(cells)] for i in range(len(cells))]  # nobody always runs after the same one
+        for method, kind, who in turn:
+            if isinstance(found[method, kind, who], str):
+                continue
+            name = f"{method}_{kind}_{who}_{k}"
+            try:
+                found[method, kind, who].append(one(work, name, field, scripts, method, kind, who, FULL if full else steps, **size))
+            except BadInput as error:
+                if who != "inductor":
+                    raise
+                found[method, kind, who] = str(error)
+            print(name, found[method, kind, who][-1:], flush=True)
+    return found
+
+
+def one(work, name, field, scripts, method, kind, who, steps, **size):
+    """One training of one contestant, watched."""
+    if who in contestants.RECIPES[method]:
+        settings = Path(work) / f"{name}_settings.json"
+        changes = {"batch_size": size["batch"]} if size else {}
+        ours(field, method, kind, who, steps, Path(work) / name, **changes).save(settings)
+        return run(work, name, ["lib.train", settings], steps)
+    return run(work, name, *_ordered(theirs(scripts, field, method, kind, who, steps, Path(work) / name, **size), steps))
+
+
+def _ordered(command, steps):
+    return command[0], steps, command[1]
+
+
+def summary(found, field):
+    """The cells of race.json: medians with spread over rounds; whole seconds of `FULL` steps with preparing the photos for ours."""
+    cells = []
+    for (method, kind, who), runs in found.items():
+        cell = {"method": method, "photos": kind, "who": who}
+        if isinstance(runs, str):
+            cells.append(cell | {"failed": runs})
+            continue
+        prepare = field.prepare_seconds[kind] if who in contestants.RECIPES[method] else 0.0
+        whole = [r["first"] + (FULL - 1) * r["step"] + r["tail"] + prepare for r in runs]
+        cells.append(cell | {
+            "steps_per_second": middle([1 / r["step"] for r in runs]),
+            "step": middle([r["step"] for r in runs]),
+            "first": middle([r["first"] for r in runs]),
+            "whole": middle(whole),
+            "prepare": prepare,
+            "resident_bytes": max(r["resident_bytes"] for r in runs),
+            "peak_bytes": runs[0]["peak_bytes"],
+        })
+    return cells
+
+
+def ratios(found):
+    """Ours over theirs in the same round, medians with spread: steps a second, seconds to the end of step 1, bytes of the step."""
+    rows = []
+    for (method, kind, who), runs in found.items():
+        if who not in ("documented", "best", "inductor") or isinstance(runs, str):
+            continue
+        for mine in [w for m, p, w in found if (m, p) == (method, kind) and w in contestants.RECIPES[method]]:
+            pairs = list(zip(found[method, kind, mine], runs))
+            row = {"method": method, "photos": kind, "ours": mine, "theirs": who}
+            row |= {"steps_per_second": middle([b["step"] / a["step"] for a, b in pairs])}
+            row |= {"first": middle([a["first"] / b["first"] for a, b in pairs])}
+            known = pairs[0][0]["peak_bytes"] and pairs[0][1]["peak_bytes"]
+            rows.append(row | {"peak_bytes": pairs[0][0]["peak_bytes"] / pairs[0][1]["peak_bytes"] if known else None})
+    return rows
+
+
+def middle(values):
+    """Median with the smallest and largest of a list of numbers."""
+    return {"median": statistics.median(values), "smallest": min(values), "largest": max(values), "rounds": len(values)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scripts", required=True, type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--full", action="store_true", help=f"train all {FULL} steps each time instead of estimating them")
+    parser.add_argument("--inductor", action="store_true", help="their third tier too")
+    parser.add_argument("--no-learning", action="store_true", help="speed and memory alone")
+    parser.add_argument("--base", default="pocket", choices=("pocket", "sd15", "sdxl"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--keep", type=Path, help="folder for runs and logs instead of a temporary one")
+    parser.add_argument("--output", type=Path, help="where the JSON goes, instead of benchmarks/results/ and the README")
+    args = parser.parse_args()
+    try:
+        check(args)
+        with tempfile.TemporaryDirectory() as work:
+            work = args.keep or Path(work)
+            work.mkdir(parents=True, exist_ok=True)
+            if args.base == "pocket":
+                found = race(work, args)
+            else:
+                from .random_base import race as race_shapes
+
+                found = race_shapes(work, args)
+    except BadInput as error:
+        raise SystemExit(str(error)) from None
+    write_json(args.output or (RESULTS if args.base == "pocket" else RESULTS.with_name(f"race_{args.base}.json")), found)
+    if args.base == "pocket" and not args.output:
+        racetable.into_file(racetable.README, "race", racetable.figures(found))
+    print(racetable.figures(found))
+
+
+def check(args):
+    """Raise BadInput before anything slow."""
+    for name in [SDXL] if args.base == "sdxl" else SCRIPTS.values():
+        if not (args.scripts / name).is_file():
+            raise BadInput(f"There is no {name} in {args.scripts}: give the folder examples/dreambooth of huggingface/diffusers.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("No CUDA device is at hand: run this command on a machine with one, or leave --device out to race the pocket base.")
+    if args.base != "pocket" and args.device != "cuda":
+        raise BadInput(f"Base {args.base} takes minutes a step on a CPU: run it with --device cuda.")
+    if args.base == "sdxl" and find_spec("torchvision") is None:
+        raise BadInput("Their SDXL script needs torchvision itself: install it first.")
+    if args.base == "pocket" and args.device == "cuda":
+        raise BadInput("The pocket base races on the CPU: leave --device out, or name --base sd15 or sdxl.")
+
+
+def race(work, args):
+    """The whole race on the pocket base: what race.json holds."""
+    base = load_base()
+    field = lay_out(work, base)
+    del base
+    found = measure(work, field, args.scripts, args.rounds, args.steps, entries(inductor=args.inductor), args.full)
+    cells = summary(found, field)
+    result = facts(args, cells, ratios(found))
+    if not args.no_learning:
+        from .learning import learn
+
+        result["learning"] = learn(work, field, args.scripts, cells)
+    return result
+
+
+def facts(args, cells, ratios):
+    """What every race's result names."""
+    scripts = [args.scripts / name for name in (*SCRIPTS.values(), SDXL)]
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in scripts if path.is_file()}
+    return {
+        "cells": cells,
+        "ratios": ratios,
+        "steps": FULL if args.full else args.steps,
+        "whole_is": "measured" if args.full else "estimated from the start, the steady state and the end",
+        "documented": DOCUMENTED,
+        "workers": contestants.WORKERS,
+        "in_their_favour": list(contestants.FAVOURS),
+        "scripts_sha256": hashes,
+        "device": device_name(torch.device(args.device)),
+        "versions": versions(),
+    }
+
+
+def read():
+    """race.json, or None where no race was run yet."""
+    return read_json(RESULTS) if RESULTS.is_file() else None
+
+
+if __name__ == "__main__":
+    main()

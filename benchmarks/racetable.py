@@ -1,0 +1,98 @@
+"""The race (`benchmarks/race.py`) as Markdown, and its place in the README."""
+
+import re
+
+from lib.base import ROOT
+
+README = ROOT / "README.md"
+UNMEASURED = "Not measured on this version yet: `make race SCRIPTS=path/to/examples/dreambooth`.\n"
+NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
+WHO = {
+    "like": "ours, adapter as theirs",
+    "preset": "ours, course's recipe",
+    "thrifty": "ours, least memory",
+    "documented": "theirs, as documented",
+    "best": "theirs, best flags",
+    "inductor": "theirs, inductor",
+}
+PHOTOS = {"small": "64 pixels", "large": "2.1 megapixels"}
+
+
+def spread(value, digits=2):
+    """Median (smallest to largest)."""
+    return f"{value['median']:.{digits}f} ({value['smallest']:.{digits}f} to {value['largest']:.{digits}f})"
+
+
+def mib(value):
+    """Bytes as MiB, or a dash."""
+    return f"{value / 2**20:.0f}" if value else "-"
+
+
+def who(cell):
+    """A contestant's name; DreamBooth has no adapter, so its "like" is the course's recipe."""
+    return WHO["preset" if (cell["method"], cell["who"]) == ("dreambooth", "like") else cell["who"]]
+
+
+def figures(found):
+    """The race as Markdown; None is a race that was not run."""
+    if found is None:
+        return UNMEASURED
+    rounds = max(c["step"]["rounds"] for c in found["cells"] if "step" in c)
+    lines = [
+        f"Measured on {found['device']}, torch {found['versions']['torch']}, diffusers {found['versions']['diffusers']}: median "
+        f"(smallest to largest) of {rounds} rounds turn about; seconds of 500 steps {found['whole_is']}.",
+        "",
+        "| | photos | steps a second | seconds to the end of step 1 | seconds of 500 steps | bytes of the step, MiB | resident, MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for c in found["cells"]:
+        name = f"{NAMES[c['method']]}: {who(c)} | {PHOTOS[c['photos']]}"
+        if "failed" in c:
+            lines.append(f"| {name} | does not run here: {c['failed'].split(chr(10))[0].replace('|', '/')[:80]} | | | | |")
+        else:
+            lines.append(f"| {name} | {spread(c['steps_per_second'])} | {spread(c['first'], 1)} | {c['whole']['median']:.0f} | "
+                         f"{mib(c['peak_bytes'])} | {mib(c['resident_bytes'])} |")
+    lines += ["", "Ours over theirs, in the same round:", "", "| | photos | steps a second | seconds to step 1 | bytes of the step |",
+              "| --- | --- | ---: | ---: | ---: |"]
+    for r in found["ratios"]:
+        peak = f"{r['peak_bytes']:.2f}" if r["peak_bytes"] else "-"
+        pair = f"{NAMES[r['method']]}: {who({'method': r['method'], 'who': r['ours']})} / {WHO[r['theirs']]}"
+        lines.append(f"| {pair} | {PHOTOS[r['photos']]} | {spread(r['steps_per_second'])} | {spread(r['first'])} | {peak} |")
+    if "learning" in found:
+        lines += learning(found["learning"])
+    lines += ["", f"In their favour: {'; '.join(found['in_their_favour'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def learning(found):
+    """Lines on who learns how much in how many seconds."""
+    lines = [
+        "",
+        f"Fidelity is the mean DINO-type cosine of {found['pictures']} pictures with the held-out photos: {found['base']:.3f} for the "
+        f"untouched base, {found['real']:.3f} among real photos; the set level is {found['level']:.3f}, {found['share']:.0%} of the way. "
+        "One seed.",
+        "",
+        "| | learning rate | seconds to the level | steps | fidelity at the end | CLIP-T | loss on fixed noise |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for c in found["curves"]:
+        last = c["points"][-1]
+        reached = f"{c['seconds_to_level']:.0f}" if c["seconds_to_level"] is not None else f"not in {last['seconds']:.0f}"
+        lines.append(f"| {NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} | {last['dino']:.3f} | "
+                     f"{last['clip_t']:.3f} | {last['loss_held_out']:.4f} |")
+    return lines
+
+
+def section(path, name):
+    """What stands in `path` between the marks of section `name`, or None without them."""
+    found = _marks(name).search(path.read_text("utf-8"))
+    return found and found[2]
+
+
+def into_file(path, name, text):
+    """Write `text` between the marks of section `name` in `path`."""
+    path.write_text(_marks(name).sub(lambda m: m[1] + text + m[3], path.read_text("utf-8")), "utf-8")
+
+
+def _marks(name):
+    return re.compile(rf"(<!-- figures: {name} -->\n)(.*?)(<!-- end of {name} -->)", re.S)

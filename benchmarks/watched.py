@@ -1,0 +1,97 @@
+"""Run one training in this process, and write down when its steps ended and what memory it took. `benchmarks/race.py` calls it.
+
+    python -m benchmarks.watched RESULT.json STEPS train_dreambooth.py --resolution 64 ...      # a script by its path
+    python -m benchmarks.watched RESULT.json STEPS lib.train settings.json                      # or a module
+
+The training is not touched and not told. The end of a step is the end of the optimiser's step in their scripts, which torch announces to
+whoever asks, and the end of `lib.step.Step` in ours, which comes after it. Memory is counted by the same lines for both, over every tensor
+that is alive, whoever holds it. Times are seconds since the epoch, which the caller knows too.
+"""
+
+import gc
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from lib.memory import PeakMemory, resident_bytes
+
+SHORT = 5  # steps of the short run, with which every run begins; steady state is the rest
+
+
+class Watch:
+    """Called after each optimiser step: `ends` (time of each), `peak` (bytes of all live tensors at the worst moment of step 2)."""
+
+    def __init__(self, steps, count=True):
+        self.steps, self.count, self.ends, self.peak, self.memory = steps, count, [], None, None
+
+    def __call__(self, *_):
+        step = len(self.ends) + 1
+        if torch.cuda.is_available() and step in (1, SHORT, self.steps):
+            torch.cuda.synchronize()  # only where a time is read: a wait in every step would slow down whoever has none
+        self.ends.append(time.time())
+        if self.count and step == 1:
+            self.begin()
+        elif self.count and step == 2:
+            self.end()
+
+    def begin(self):
+        """Count from here on: what is alive now, whoever holds it, and what the next step makes."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        gc.collect()
+        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"]
+        weights = [t for t in alive if issubclass(type(t), torch.nn.Parameter)]
+        everything = SimpleNamespace(parameters=lambda: weights, buffers=lambda: [])
+        self.memory = PeakMemory(everything, None, alive).__enter__()
+
+    def end(self):
+        """The worst moment since `begin`."""
+        if torch.cuda.is_available():
+            self.peak = torch.cuda.max_memory_allocated()
+            return
+        self.memory.__exit__(None, None, None)
+        self.peak, self.memory = self.memory.bytes, None
+
+
+def watch_ours(watch):
+    """Have `watch` called after each step of ours: recipes that fuse the optimiser into the backward pass have many optimisers, or none."""
+    from lib.step import Step
+
+    step = Step.__call__
+
+    def watched(self, *inputs):
+        numbers = step(self, *inputs)
+        watch()
+        return numbers
+
+    Step.__call__ = watched
+
+
+def main():
+    result, steps, program, *arguments = sys.argv[1:]
+    watch = Watch(int(steps), count="ACCELERATE_DYNAMO_BACKEND" not in os.environ)  # compiled code cannot be followed tensor by tensor
+    sys.argv = [program, *arguments]
+    if program.endswith(".py"):
+        from .torchvision_standin import install
+
+        register_optimizer_step_post_hook(watch)
+        without = install()
+        runpy.run_path(program, run_name="__main__")
+    else:
+        watch_ours(watch)
+        without = False
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    found = {"ends": watch.ends, "peak_bytes": watch.peak, "resident_bytes": resident_bytes(), "standin": without}
+    Path(result).write_text(json.dumps(found), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

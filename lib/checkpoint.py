@@ -1,0 +1,156 @@
+"""Checkpoints: all that a training needs to go on after an interruption as if there had been none. safetensors and JSON only.
+
+    <run>/checkpoint/step_000050/  weights.safetensors     the weights that train, as they are (fp32 or bf16)
+                                   optimizer.safetensors   moments, and all random states
+                                   state.json              step, log so far, what it belongs to, SHA-256 of the two files
+
+A checkpoint is written under a temporary name and renamed, and the last two are kept: whatever happens, a whole one is there. The data
+position is the number of steps, since pictures, noise and timesteps follow from the seed alone. Once the run is finished they go.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .record import say
+from .settings import BadInput, read_json, write_json
+
+FORMAT = "lora-dreambooth-workbench checkpoint"
+KEPT = 2
+SHARE = 0.04  # of the training's time that writing them may take
+
+
+class Checkpoints:
+    """The checkpoints of the run folder `run`, which trains by `settings` on pictures `files` {name: SHA-256} from base `base` (a hash)."""
+
+    def __init__(self, run, settings, files, base):
+        self.folder, self.every = Path(run) / "checkpoint", settings.save_every
+        self.about = {"format": FORMAT, "base": base, "files": files}
+        self.cost, self.written = 0.0, 0.0
+
+    def check_room(self, step, shipped):
+        """Raise BadInput if the disk has no room for the checkpoints of `step` and `shipped` bytes of weights, before the first step."""
+        if not self.every:
+            return
+        weights = sum(w.numel() * w.element_size() for w in step.weights)
+        moments = sum(w.numel() for w in step.weights) * (2 if step.settings.optimizer == "adamw8bit" else 8)
+        there = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()) if self.folder.is_dir() else 0
+        needed = (KEPT + 1) * (weights + moments) + shipped - there
+        free = shutil.disk_usage(self.folder.parent).free
+        if needed > free:
+            raise BadInput(
+                f"The disk of {self.folder.parent} has {free / 2**30:.1f} GiB left, and the run with its checkpoints takes up to "
+                f"{needed / 2**30:.1f} GiB: free some space, choose another output, or set save_every to 0 (no checkpoints)."
+            )
+
+    def due(self, step, clock):
+        """Whether to write one after this many steps: every `save_every`, but not so often that it takes more than `SHARE` of the time."""
+        return bool(self.every) and step % self.every == 0 and clock.total - self.written >= self.cost / SHARE
+
+    def write(self, step, log, clock, peak):
+        """Write a checkpoint of the `Step` and its `Log`. Where the disk cannot take it, that is said, and the training goes on."""
+        began = time.perf_counter()
+        target = self.folder / f"step_{step.taken:06d}"
+        part = self.folder / f".{target.name}.{os.getpid()}.part"
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            weights = {name: p.detach().contiguous() for name, p in step.named_weights()}
+            files = {}
+            for name, tensors in (("weights", weights), ("optimizer", step.optimizer.tensors() | random_states())):
+                save_file(tensors, part / f"{name}.safetensors")
+                with open(part / f"{name}.safetensors", "rb") as file:
+                    files[f"{name}.safetensors"] = hashlib.file_digest(file, "sha256").hexdigest()
+            taken = {"step": step.taken, "rows": log.rows, "peak": peak, "peak_cuda": clock.peak, "sha256": files}
+            write_json(part / "state.json", self.about | taken)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(part, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            say(f"no checkpoint could be written at step {step.taken} ({str(error).splitlines()[0]}): training goes on, free some space")
+        for old in self.all()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+        self.cost, self.written = time.perf_counter() - began, clock.total
+
+    def all(self):
+        """The folders of whole checkpoints, newest first."""
+        return sorted(self.folder.glob("step_*"), reverse=True) if self.folder.is_dir() else []
+
+    def latest(self):
+        """(state, weights, optimizer tensors) of the newest checkpoint that is not damaged, on the CPU; None if there is none at all.
+
+        Raises BadInput if all are damaged, or belong to another base model or to photos that have changed since, saying which.
+        """
+        found = self.all()
+        for folder in found:
+            try:
+                state = read_json(folder / "state.json")
+                if state.get("format") != FORMAT:
+                    raise BadInput(f"{folder / 'state.json'} is not this project's")
+                for name, digest in state["sha256"].items():
+                    with open(folder / name, "rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                            raise BadInput(f"{name} is not as it was written")
+                tensors = [load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer")]
+            except (OSError, KeyError, TypeError, AttributeError, SafetensorError, BadInput) as error:
+                reason = str(error).splitlines()[0]
+                say(f"checkpoint {folder.name} is damaged ({reason}): trying the one before")
+                continue
+            self._check_owner(state)
+            return state, *tensors
+        if found:
+            raise BadInput(f"No checkpoint in {self.folder} can be used ({reason}): delete that folder, and the training begins anew.")
+        return None
+
+    def _check_owner(self, state):
+        if state["base"] != self.about["base"]:
+            raise BadInput(
+                f"The training in {self.folder.parent} was interrupted at step {state['step']}, and its base model has changed since: "
+                f"bring that back, or delete {self.folder} to begin anew."
+            )
+        old, new = state["files"], self.about["files"]
+        words = [f"{n} is {'gone' if n not in new else 'new' if n not in old else 'another'}" for n in sorted(old | new)]
+        changed = [w for w, n in zip(words, sorted(old | new)) if old.get(n) != new.get(n)]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise BadInput(
+                f"The training in {self.folder.parent} was interrupted at step {state['step']}, and its pictures have changed since "
+                f"({', '.join(changed[:3])}{more}): put them back, or delete {self.folder} to begin anew."
+            )
+
+    def clear(self):
+        """Delete them: the run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def resume(step, weights, optimizer):
+    """Put weights, moments and random states of a checkpoint into a fresh `Step`. Raises BadInput if they are of other weights."""
+    mine = dict(step.named_weights())
+    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in mine.items()}:
+        raise BadInput("The checkpoint is of other weights than these settings train: delete the checkpoint folder to begin anew.")
+    with torch.no_grad():
+        for name, p in mine.items():
+            p.copy_(weights[name])
+    step.optimizer.load(optimizer)
+    torch.set_rng_state(optimizer["random.cpu"])
+    if "random.cuda" in optimizer and torch.cuda.is_available():
+        torch.cuda.set_rng_state(optimizer["random.cuda"])
+
+
+def random_states():
+    """torch's own random states; nothing else in a training draws from any other."""
+    found = {"random.cpu": torch.get_rng_state()}
+    return found | {"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else found
+
+
+def fingerprint(unet):
+    """A hash that tells base models apart without reading all of one: names, shapes and the first numbers of every weight."""
+    total = hashlib.sha256()
+    for name, weight in unet.named_parameters():
+        total.update(f"{name} {tuple(weight.shape)}".encode() + weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return total.hexdigest()

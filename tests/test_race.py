@@ -1,0 +1,135 @@
+"""The race measures both sides alike, and what the README prints of it is what was measured."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from benchmarks import contestants, floor, race, racetable, random_base
+from benchmarks import torchvision_standin as standin
+from lib.settings import BadInput, read_json
+
+TINY = """
+import sys, torch
+weights = torch.nn.Linear(500, 500, bias=False)
+optimizer = torch.optim.AdamW(weights.parameters())
+for _ in range(int(sys.argv[1])):
+    weights(torch.ones(1, 500)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_the_readmes_print_what_was_measured():
+    assert racetable.section(racetable.README, "race") == racetable.figures(race.read()), "run `make race` again"
+    measured = floor.figures(read_json(floor.RESULTS))
+    assert racetable.section(floor.README, "floor") == measured, "run `python -m benchmarks.floor` again"
+
+
+def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
+    script = tmp_path / "tiny.py"
+    script.write_text(TINY)
+    found = contestants.run(tmp_path, "tiny", [script, 7], 7)
+    size = 4 * 500 * 500  # weights, gradient, two moments; AdamW makes at least one passing result, and two at most
+    assert 4 * size < found["peak_bytes"] < 7 * size
+    assert 0 < found["step"] < found["first"] < found["whole"] and found["resident_bytes"] > 10 * size
+    script.write_text("raise SystemExit('no luck')")
+    with pytest.raises(BadInput, match="no luck"):
+        contestants.run(tmp_path, "broken", [script], 7)
+
+
+def test_the_steady_state_is_the_long_run_less_the_short_one():
+    ends = [10.0, 11.0, 12.0, 13.0, 14.0, 14.5, 15.0, 15.5]
+    assert contestants.timings(ends, 4.0, 17.0) == {"first": 6.0, "step": 0.5, "whole": 13.0, "tail": 1.5}
+    with pytest.raises(BadInput, match="--steps"):
+        contestants.timings(ends[:5], 4.0, 17.0)
+
+
+def test_scripts_get_only_flags_that_they_know(tmp_path):
+    (tmp_path / "train_dreambooth.py").write_text('"--with_prior_preservation" "--set_grads_to_none" "--allow_tf32"')
+    field = SimpleNamespace(base=tmp_path, photos={"small": "p"}, class_images="c", instance_prompt="a zwx robot", class_prompt="a robot")
+    words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "documented", 9, "o")
+    assert "--set_grads_to_none" not in words and environment == {}
+    assert words[words.index("--learning_rate") + 1] == "5e-06" and words[words.index("--max_train_steps") + 1] == "9"
+    words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "inductor", 9, "o", rate=8e-4)
+    assert "--set_grads_to_none" in words and "--pre_compute_text_embeddings" not in words
+    assert environment == {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} and words[words.index("--learning_rate") + 1] == "0.0008"
+
+
+def result(step, peak):
+    return {"first": 4.0, "step": step, "whole": 9.0, "tail": 1.0, "peak_bytes": peak, "resident_bytes": 5e8}
+
+
+def test_ratios_are_of_the_same_round_and_whole_runs_hold_the_preparation():
+    cells = [("lora", "small", who) for who in ("like", "documented", "inductor")]
+    found = dict(zip(cells, ([result(0.1, 70), result(0.2, 70)], [result(0.2, 100), result(0.2, 100)], "it does not compile")))
+    field = SimpleNamespace(prepare_seconds={"small": 3.0})
+    mine, theirs, failed = race.summary(found, field)
+    assert mine["whole"]["smallest"] == pytest.approx(4 + 499 * 0.1 + 1 + 3)
+    assert theirs["whole"]["median"] == pytest.approx(4 + 499 * 0.2 + 1)
+    assert failed["failed"] == "it does not compile"
+    (row,) = race.ratios(found)
+    assert (row["ours"], row["theirs"], row["peak_bytes"]) == ("like", "documented", 0.7)
+    assert (row["steps_per_second"]["smallest"], row["steps_per_second"]["largest"]) == (1.0, 2.0)
+    facts = {"device": "d", "whole_is": "estimated", "in_their_favour": ["x"], "versions": {"torch": "t", "diffusers": "f"}}
+    table = racetable.figures({"cells": [mine, theirs, failed], "ratios": [row]} | facts)
+    assert "| LoRA: theirs, as documented | 64 pixels | 5.00 (5.00 to 5.00) | 4.0 (4.0 to 4.0) | 105 | 0 | 477 |" in table
+    assert "does not run here: it does not compile" in table
+
+
+def arguments(**changes):
+    return SimpleNamespace(**{"scripts": ROOT / "tests", "base": "pocket", "device": "cpu"} | changes)
+
+
+def test_what_cannot_race_is_told_in_a_sentence(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="no train_dreambooth_lora.py"):
+        race.check(arguments())
+    for name in (*contestants.SCRIPTS.values(), contestants.SDXL):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadInput, match="No CUDA device"):
+        race.check(arguments(scripts=tmp_path, base="sd15", device="cuda"))
+    with pytest.raises(BadInput, match="--device cuda"):
+        race.check(arguments(scripts=tmp_path, base="sd15"))
+    race.check(arguments(scripts=tmp_path))
+
+
+def test_the_stand_in_does_what_the_scripts_call(monkeypatch):
+    torch.manual_seed(0)
+    picture = Image.new("RGB", (40, 20), (255, 0, 127))
+    assert standin.Resize(10)(picture).size == (20, 10)
+    random = standin.Compose([standin.Resize(10), standin.RandomCrop(10), standin.ToTensor(), standin.Normalize([0.5], [0.5])])(picture)
+    assert random.shape == (3, 10, 10) and random.dtype == torch.float32
+    assert random.amin((1, 2)).tolist() == pytest.approx([1, -1, 127 / 127.5 - 1])
+    crop = standin.CenterCrop(10)(Image.linear_gradient("L").resize((10, 30)))
+    assert crop.size == (10, 10) and abs(crop.getpixel((5, 5)) - 127) < 8
+    if "torchvision" not in sys.modules:
+        monkeypatch.delitem(sys.modules, "torchvision.transforms", raising=False)
+        if standin.install():
+            from torchvision import transforms
+
+            assert transforms.Resize is standin.Resize
+            del sys.modules["torchvision"], sys.modules["torchvision.transforms"]
+
+
+def test_a_base_of_random_weights_is_a_pipeline_that_loads(tmp_path):
+    from lib.base import POCKET, load_base
+
+    base = load_base(str(random_base.build("sd15", tmp_path / "random", POCKET)), device="cpu")
+    assert base.generate(["a robot"], [0], steps=1)[0].size == (64, 64)
+    assert base.pipe.tokenizer.model_max_length == base.pipe.text_encoder.config.max_position_embeddings
+    with pytest.raises(BadInput, match="not in this checkout"):
+        random_base.build("sd15", tmp_path / "none", tmp_path)
+
+
+def test_traffic_counts_what_is_read_and_written():
+    a, b = torch.ones(100), torch.ones(100)
+    with floor.Traffic() as traffic:
+        a.view(10, 10).t()
+        a + b
+    assert traffic.bytes == 3 * 400
+    against = floor.against({"bf16": 100.0, "fp32": 10.0, "bandwidth": 8.0}, {"flop": 50, "bytes": 4, "bf16": True, "step": 1.0})
+    assert (against["arithmetic"], against["traffic"], against["share"]) == (0.5, 0.5, 0.5)

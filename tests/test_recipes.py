@@ -1,0 +1,188 @@
+"""Recipes that fit: each learns the same as the plain one, saves what it promises, and is refused where it makes no sense."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib import recipes
+from lib.base import load_base
+from lib.memory import PeakMemory
+from lib.methods import as_saved, load_run
+from lib.optimizer import Optimizer, dense, round_stochastically
+from lib.settings import BadInput
+from lib.step import Step
+from lib.train import train
+
+LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True}
+
+
+def batch(base, size=2, side=8):
+    generator = torch.Generator().manual_seed(1)
+    latents, noise = (torch.randn(size, base.unet.config.in_channels, side, side, generator=generator) for _ in range(2))
+    return latents, noise, torch.arange(size) * 200, base.conditions(["a robot"] * size)
+
+
+def taken(tiny_folder, settings, steps=3, **inputs):
+    """A `Step` after some steps, what the last returned, and the memory it took. So small a batch leaves weights most of the memory."""
+    base = load_base(tiny_folder)
+    step, inputs = Step(base, settings), batch(base, **inputs)
+    for _ in range(steps - 1):
+        step(*inputs)
+    with PeakMemory(step.unet, step.optimizer, inputs) as peak:
+        numbers = step(*inputs)
+    return step, numbers, peak.by_category
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_gradient_checkpointing_gives_the_same_numbers_with_fewer_activations(tiny_folder, make, method):
+    plain, numbers, memory = taken(tiny_folder, make(method), size=4, side=16)
+    spared, same, less = taken(tiny_folder, make(method, checkpointing=True), size=4, side=16)
+    assert torch.equal(numbers, same) and all(torch.equal(a, b) for a, b in zip(plain.weights, spared.weights))
+    assert less["activations"] < 0.8 * memory["activations"]
+
+
+def test_an_update_fused_into_backward_holds_no_gradients_and_is_adamws(tiny_folder, make):
+    plain, _, memory = taken(tiny_folder, make("dreambooth", clip=1000.0))
+    fused, _, less = taken(tiny_folder, make("dreambooth", clip=1000.0, fused_backward=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.weights, fused.weights)), "unclipped, it is the very same update"
+    assert less["gradients"] == 0 < memory["gradients"] and sum(less.values()) < sum(memory.values())
+    assert all(w.grad is None for w in fused.weights)
+    fused.close()
+    fused.loss(*batch(fused.base)).mean().backward()
+    assert all(w.grad is not None for w in fused.weights), "after `close` a backward pass only makes gradients"
+
+
+def test_fused_clipping_keeps_the_norm_of_all_within_the_limit(tiny_folder, make):
+    base = load_base(tiny_folder)
+    step, seen = Step(base, make("dreambooth", clip=0.01, fused_backward=True)), []
+    update = step.optimizer._update
+    step.optimizer._update = lambda k: (seen.append(step.weights[k].grad.square().sum()), update(k))
+    norm = step(*batch(base))[2]
+    assert norm > 0.01 >= sum(seen).sqrt() > 0.001
+
+
+def test_eight_bit_moments_take_a_quarter_and_the_step_stays_close(tiny_folder, make):
+    plain, _, memory = taken(tiny_folder, make("dreambooth"))
+    small, _, less = taken(tiny_folder, make("dreambooth", optimizer="adamw8bit"))
+    assert less["optimiser"] < 0.5 * memory["optimiser"], "a quarter but for small weights, of which this model has many"
+    start = list(load_base(tiny_folder).unet.parameters())
+    moved = sum((a.detach() - s).square().sum() for a, s in zip(plain.weights, start)).sqrt()
+    apart = sum((a.detach() - b.detach()).square().sum() for a, b in zip(plain.weights, small.weights)).sqrt()
+    assert apart < 0.2 * moved
+    assert all(a.stride() == b.stride() for a, b in zip(plain.weights, small.weights)), "still channels last"
+
+
+def test_bf16_weights_halve_weights_and_gradients(tiny_folder, make):
+    _, _, memory = taken(tiny_folder, make("dreambooth"))
+    step, _, less = taken(tiny_folder, make("dreambooth", weights="bf16"))
+    assert {w.dtype for w in step.weights} == {torch.bfloat16}
+    assert less["weights"] < 0.55 * memory["weights"] and less["gradients"] < 0.55 * memory["gradients"]
+
+
+def test_stochastic_rounding_keeps_the_mean_where_rounding_to_nearest_loses_it():
+    exact, generator = torch.full((40_000,), 1.0 + 2**-10), torch.Generator().manual_seed(0)  # bf16 steps by 2**-7 here
+    out = torch.empty(40_000, dtype=torch.bfloat16)
+    round_stochastically(exact.clone(), out, generator)
+    assert set(out.tolist()) == {1.0, 1.0 + 2**-7}
+    assert out.double().mean().item() == pytest.approx(1.0 + 2**-10, abs=1e-4)
+    assert exact.bfloat16().double().mean() == 1.0
+    kept = torch.tensor([0.0, -1.5, 3.0, float("inf")])
+    round_stochastically(kept.clone(), out := torch.empty(4, dtype=torch.bfloat16), generator)
+    assert torch.equal(out.float(), kept), "what bf16 holds exactly stays"
+
+
+def test_bf16_weights_learn_from_updates_far_below_their_step(make):
+    weight = torch.nn.Parameter(torch.full((1000,), 4.0, dtype=torch.bfloat16))
+    optimizer = Optimizer([weight], [1.0], make("dreambooth", weights="bf16", learning_rate=1e-3), torch.device("cpu"))
+    for _ in range(100):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    # 100 steps of 0.001, and the decay of 100 * 0.001 * 0.01 * 4; to the nearest, where 4.0 steps by 0.0156 downwards, all would be lost
+    assert weight.float().mean().item() == pytest.approx(4.0 - 0.1 - 0.004, abs=0.005)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_trains_its_adapter_and_is_smaller(tiny_folder, make, kind):
+    assert recipes.works(kind, "cpu"), "bitsandbytes runs on the CPU"
+    plain, _, memory = taken(tiny_folder, make())
+    step, _, less = taken(tiny_folder, make(quantize=kind))
+    assert less["weights"] < memory["weights"]
+    start, end = (load_base(tiny_folder), make(quantize=kind)), dict(step.named_weights())
+    fresh = dict(Step(*start).named_weights())
+    assert end.keys() == fresh.keys() == dict(plain.named_weights()).keys(), "the adapter's names do not depend on what it sits beside"
+    assert all("lora_" in name for name in end) and any(not torch.equal(end[n], fresh[n]) for n in end)
+
+
+def test_a_run_trained_on_a_quantised_base_is_an_ordinary_adapter(tiny_folder, make):
+    run = train(make(quantize="nf4", sample_every=3, sample_steps=2))
+    assert len(load_run(run, load_base(tiny_folder)).generate(["a robot"], [0], 2)) == 1
+    assert json.loads((run / "metrics.json").read_text())["recipe"]["quantize"] == "nf4"
+
+
+def test_what_the_device_cannot_do_falls_back_and_is_said_once(make, monkeypatch, capsys):
+    import bitsandbytes
+
+    recipes.works.cache_clear()
+    monkeypatch.setattr(bitsandbytes.optim.AdamW8bit, "step", lambda self: (_ for _ in ()).throw(RuntimeError("no kernel image")))
+    settings = make(optimizer="adamw8bit", checkpointing=True)
+    for _ in range(2):
+        assert recipes.settle(settings, torch.device("cpu")) == settings.replace(optimizer="adamw")
+    assert capsys.readouterr().out.count("no kernel image") == 1
+    recipes.works.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "method, changes, word",
+    [
+        ("dreambooth", {"quantize": "nf4"}, "quantize"),
+        ("lora", {"fused_backward": True}, "fused_backward"),
+        ("dreambooth", {"weights": "bf16", "precision": "fp32"}, "precision"),
+        ("dreambooth", {"weights": "fp16"}, "fp32, bf16"),
+        ("lora", {"checkpointing": 1}, "True or False"),
+        ("lora", {"optimizer": "adam"}, "adamw8bit"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused_in_one_sentence(make, method, changes, word):
+    with pytest.raises(BadInput, match=word) as caught:
+        make(method, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_are_drawn_with_the_weights_as_saved_and_training_goes_on_exactly(tiny_folder, make):
+    step, _, _ = taken(tiny_folder, make("dreambooth"))
+    before = [w.detach().clone() for w in step.weights]
+    with as_saved(step.weights):
+        assert all(torch.equal(w, b.half().float()) for w, b in zip(step.weights, before))
+        assert any(not torch.equal(w, b) for w, b in zip(step.weights, before))
+    assert all(torch.equal(w, b) for w, b in zip(step.weights, before))
+
+
+def test_vae_and_text_encoder_are_gone_while_training_and_come_back_the_same(tiny_folder, make):
+    base = load_base(tiny_folder)
+    words, seen = base.conditions(["a robot"])["encoder_hidden_states"], []
+    train(make(steps=2), base, [lambda state: seen.append({p.device.type for p in base.pipe.vae.parameters()})])
+    assert seen == [{"meta"}] * 2
+    assert torch.equal(base.conditions(["a robot"])["encoder_hidden_states"], words)
+    assert base.pipe.vae.device == base.pipe.text_encoder.device == base.device
+
+
+@pytest.mark.parametrize("changes", [{}, LOW, LOW | {"fused_backward": True}, {"optimizer": "adamw8bit"}])
+def test_moments_survive_saving_and_change_of_recipe(tiny_folder, make, changes):
+    full, _, _ = taken(tiny_folder, make("dreambooth"))
+    other = Step(load_base(tiny_folder), make("dreambooth", **changes))
+    saved = full.optimizer.tensors()
+    other.optimizer.load(saved)
+    inputs = batch(full.base)
+    assert torch.isfinite(other(*inputs)).all()
+    again = other.optimizer.tensors()
+    assert int(again["3.step"]) == int(saved["3.step"]) + 1 == 4, "bias correction goes on, too"
+    k = max(range(len(full.weights)), key=lambda k: full.weights[k].numel())
+    assert saved[f"{k}.exp_avg"].shape == dense(full.weights[k]).shape
+    assert (f"{k}.state1" in again) == (other.settings.optimizer == "adamw8bit")
+
+
+def test_the_file_is_fp16_whatever_the_weights_were(make):
+    run = train(make("dreambooth", steps=2, **LOW))
+    assert {t.dtype for t in load_file(run / "unet" / "diffusion_pytorch_model.safetensors").values()} == {torch.float16}

@@ -1,0 +1,300 @@
+"""A training may be cut short at any point: it goes on bit for bit, is never lost, and never done twice."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib import checkpoint, train
+from lib.base import Base, load_base
+from lib.methods import load_run
+from lib.photos import load_dataset
+from lib.record import NotFinite
+from lib.settings import BadInput, write_json
+from lib.step import Step
+from tests.conftest import ROOT
+
+LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True}
+
+
+@pytest.fixture(autouse=True)
+def every_checkpoint(monkeypatch):
+    """Steps of milliseconds leave little time for checkpoints; here each that `save_every` asks for is written."""
+    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))
+
+
+def weights(run):
+    (file,) = [f for f in run.rglob("*.safetensors") if "checkpoint" not in f.parts]
+    return load_file(file)
+
+
+def losses(run):
+    return [(row["step"], row["instance_loss"], row["prior_loss"]) for row in map(json.loads, open(run / "log.jsonl"))]
+
+
+def same(one, other):
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) and losses(one) == losses(other)
+
+
+def stop_at(step):
+    return lambda state: state.stop() if state.step == step else None
+
+
+def in_child(function):
+    """Run in a process of its own, a copy of this one. Returns its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # the threads of this process have no copies
+            function()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("lora", {}),
+        ("lora", LOW),
+        ("lora", {"quantize": "nf4", "optimizer": "adamw8bit"}),
+        ("dreambooth", {}),
+        ("dreambooth", {"optimizer": "adamw8bit"}),
+        ("dreambooth", {"weights": "bf16"}),
+        ("dreambooth", LOW | {"fused_backward": True}),
+        ("dreambooth", {"fused_backward": True, "checkpointing": True}),
+    ],
+)
+def test_three_steps_and_three_are_six_bit_for_bit(make, tmp_path, method, changes):
+    whole = train.train(make(method, output=str(tmp_path / "whole"), **changes))
+    settings = make(method, output=str(tmp_path / "cut"), **changes)
+    cut = train.train(settings, watchers=[stop_at(3)])
+    assert json.loads((cut / "metrics.json").read_text())["stopped_early"] and len(losses(cut)) == 3
+    assert train.train(settings) == cut and same(whole, cut)
+    assert not (cut / "checkpoint").exists(), "a finished run needs none"
+    done = json.loads((cut / "metrics.json").read_text())
+    assert not done["stopped_early"] and done["peak_bytes"] == sum(done["peak_by_category"].values())
+
+
+@pytest.mark.parametrize("method, moment", [("lora", "writing"), ("dreambooth", "between steps")])
+def test_a_killed_process_loses_nothing(make, tmp_path, method, moment):
+    whole, settings = make(method, output=str(tmp_path / "whole")), make(method, save_every=2, sample_every=2, sample_steps=1)
+    assert in_child(lambda: train.train(whole)) == 0
+
+    def cut_short():
+        if moment == "writing":  # of the second checkpoint, when all of it is there under its temporary name
+            replace = os.replace
+            os.replace = lambda a, b: kill() if str(b).endswith("step_000004") else replace(a, b)
+        train.train(settings, watchers=[lambda state: kill() if state.step == 5 else None])
+
+    assert in_child(cut_short) == -signal.SIGKILL
+    run = tmp_path / method
+    assert {p.name for p in (run / "checkpoint").glob("step_*")} == (
+        {"step_000002"} if moment == "writing" else {"step_000002", "step_000004"}
+    )
+    assert in_child(lambda: train.train(settings)) == 0 and same(tmp_path / "whole", run)
+    assert len(list((run / "samples").glob("*.png"))) == 12 and not (run / "checkpoint").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_the_command_line_goes_on_after_being_killed_and_interrupted(make, tmp_path, method):
+    settings = make(method, steps=60, save_every=5, output=str(tmp_path / "run"))
+    settings.save(tmp_path / "settings.json")
+    command = [sys.executable, "-c", "from lib import checkpoint; checkpoint.SHARE = float('inf'); import runpy; "
+               f"import sys; sys.argv = ['train', {str(tmp_path / 'settings.json')!r}]; runpy.run_module('lib.train', run_name='__main__')"]
+    ended = []
+    for send in (signal.SIGKILL, signal.SIGINT, None):
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+        seen = len(list((tmp_path / "run" / "checkpoint").glob("step_*")))
+        newest = max((p.name for p in (tmp_path / "run" / "checkpoint").glob("step_*")), default="")
+        while send and process.poll() is None:
+            now = max((p.name for p in (tmp_path / "run" / "checkpoint").glob("step_*")), default="")
+            if now > newest:
+                process.send_signal(send)
+                break
+        process.communicate()
+        ended.append((process.returncode, seen))
+    assert [code for code, _ in ended] == [-signal.SIGKILL, 0, 0] and ended[1][1] > 0
+    assert same(train.train(settings.replace(output=str(tmp_path / "whole"))), tmp_path / "run")
+
+
+def test_ctrl_c_ends_after_the_step_with_a_usable_result(make, tiny_folder):
+    before, settings = signal.getsignal(signal.SIGINT), make(steps=20)
+    run = train.train(settings, watchers=[lambda state: state.step == 2 and signal.raise_signal(signal.SIGINT)])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(losses(run)) == 2 and json.loads((run / "metrics.json").read_text())["stopped_early"]
+    load_run(run, load_base(tiny_folder))
+
+    def twice(state):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(settings, watchers=[twice])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_one(make, dataset, tmp_path, capsys):
+    run = train.train(make())
+    stamp, seen = (run / "adapter.safetensors").stat().st_mtime_ns, []
+    assert train.train(make(), watchers=[seen.append]) == run and not seen
+    assert (run / "adapter.safetensors").stat().st_mtime_ns == stamp and "trained already" in capsys.readouterr().out
+    shutil.copytree(dataset.root, tmp_path / "moved")
+    assert train.train(make(data=str(tmp_path / "moved"), save_every=3)) == run, "the same pictures elsewhere are the same data"
+    assert (run / "adapter.safetensors").stat().st_mtime_ns == stamp
+    first = weights(run)
+    assert train.train(make(seed=3)) == run and not torch.equal(*(next(iter(w.values())) for w in (first, weights(run))))
+    kept = tmp_path / "lora_before_1"
+    assert str(kept) in capsys.readouterr().out and all(torch.equal(v, first[k]) for k, v in weights(kept).items())
+    record = json.loads((tmp_path / "moved" / "dataset.json").read_text())
+    write_json(tmp_path / "moved" / "dataset.json", record | {"notes": ["another data set"]})
+    train.train(make(seed=3, data=str(tmp_path / "moved")))
+    assert (tmp_path / "lora_before_2" / "adapter.safetensors").is_file()
+
+
+def test_changed_pictures_are_refused_when_a_training_goes_on(make, dataset, tmp_path):
+    root = tmp_path / "photos"
+    shutil.copytree(dataset.root, root)
+    settings = make(data=str(root))
+    run = train.train(settings, watchers=[stop_at(3)])
+    record = json.loads((root / "dataset.json").read_text())
+    (root / "train" / "001.png").write_bytes((root / "train" / "000.png").read_bytes())
+    record["files"]["train/001.png"] = record["files"]["train/000.png"]
+    write_json(root / "dataset.json", record)
+    load_dataset(root)
+    with pytest.raises(BadInput, match=r"step 3.*train/001.png is another\)"):
+        train.train(settings)
+    shutil.rmtree(run / "checkpoint")
+    assert len(losses(train.train(settings))) == 6, "begun anew, as the sentence says"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_none_whole_is_refused(make, tmp_path, capsys):
+    whole = train.train(make(output=str(tmp_path / "whole")))
+    settings = make(save_every=2)
+    run = train.train(settings, watchers=[stop_at(5)])
+    newest, before = checkpoint.Checkpoints(run, settings, {}, "").all()
+    assert (newest.name, before.name) == ("step_000005", "step_000004")
+    broken = bytearray((newest / "weights.safetensors").read_bytes())
+    broken[-3] ^= 1
+    (newest / "weights.safetensors").write_bytes(broken)
+    keep = tmp_path / "keep"
+    shutil.copytree(run, keep)
+    capsys.readouterr()
+    assert same(train.train(settings), whole)
+    said = capsys.readouterr().out
+    assert "step_000005 is damaged" in said and "after step 4" in said
+    shutil.rmtree(run)
+    shutil.copytree(keep, run)
+    write_json(run / "checkpoint" / "step_000004" / "state.json", {"format": "someone else's"})
+    with pytest.raises(BadInput, match="delete that folder"):
+        train.train(settings)
+
+
+def test_a_changed_base_model_is_refused_when_a_training_goes_on(make, tiny_folder, tmp_path):
+    mine = tmp_path / "base"
+    shutil.copytree(tiny_folder, mine)
+    settings = make(base=str(mine))
+    train.train(settings, watchers=[stop_at(3)])
+    unet = load_base(str(mine)).unet
+    with torch.no_grad():
+        unet.conv_in.weight.mul_(1.5)
+    unet.save_pretrained(mine / "unet")
+    with pytest.raises(BadInput, match="base model has changed"):
+        train.train(settings)
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_a_picture_that_breaks_the_loss_is_named_and_the_last_good_state_saved(make, tiny_folder, tmp_path, monkeypatch, method):
+    good = train.train(make(method, steps=4, output=str(tmp_path / "good")))
+    gather, met = train.gather, []
+
+    def broken(base, sources, batch, train_steps):
+        latents, *rest = gather(base, sources, batch, train_steps)
+        met.append(batch[0][0][1])
+        if len(met) == 6:
+            latents[1] = float("inf")
+        return latents, *rest
+
+    monkeypatch.setattr(train, "gather", broken)
+    with pytest.raises(NotFinite, match=r"step 6, because of 00\d.png alone: take it out.*until step 4 is saved") as caught:
+        train.train(make(method, steps=20, save_every=2))
+    assert f"{met[5]:03d}.png" in str(caught.value)
+    assert all(torch.equal(v, weights(good)[k]) for k, v in weights(tmp_path / method).items())
+    load_run(tmp_path / method, load_base(tiny_folder))
+
+
+def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_path, monkeypatch, capsys):
+    whole = train.train(make(output=str(tmp_path / "whole")))
+    loss, renew, steps = Step.loss, Base.renew, []
+
+    def short(self, *inputs):
+        steps.append(weakref.ref(self))
+        if self.taken == 4 and not self.settings.checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(self, *inputs)
+
+    def renewed(self, names):
+        renew(self, names)
+        assert steps[0]() is None, "the failed step's memory must be free before the next is built"
+
+    monkeypatch.setattr(Step, "loss", short)
+    monkeypatch.setattr(Base, "renew", renewed)
+    run = train.train(make(save_every=3))
+    said = capsys.readouterr().out
+    assert "memory ran out at step 5" in said and "gradient checkpointing" in said and "after step 3" in said
+    assert same(whole, run) and json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"]
+
+
+def test_at_the_foot_of_the_ladder_the_error_stands(make, monkeypatch):
+    def none_left(self, *inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Step, "loss", none_left)
+    with pytest.raises(BadInput, match="batch_size"):
+        train.train(make("dreambooth"))
+
+
+def test_a_disk_too_small_is_told_before_the_first_step(make, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(Step, "loss", None)
+    with pytest.raises(BadInput, match="save_every to 0"):
+        train.train(make())
+
+
+def test_a_disk_that_fills_up_costs_the_checkpoint_but_not_the_training(make, tmp_path, capfd):
+    whole = train.train(make(output=str(tmp_path / "whole")))
+
+    def small_disk():
+        size = int(1.5 * (whole / "adapter.safetensors").stat().st_size)  # the adapter fits, in fp32 and with its moments it does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        run = train.train(make(save_every=2))
+        assert len(losses(run)) == 6 and weights(run)
+
+    assert in_child(small_disk) == 0
+    assert "no checkpoint could be written at step 2" in capfd.readouterr().out
+    assert not list((tmp_path / "lora").glob("checkpoint/.step*"))
+
+
+def test_a_disk_that_cannot_even_take_the_result_is_told_in_one_sentence(make, tmp_path, capfd):
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        train.train(make())
+
+    assert in_child(full) == 1
+    assert "BadInput" in (said := capfd.readouterr().err) and "free some space" in said
