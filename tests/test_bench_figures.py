@@ -108,6 +108,12 @@ def test_the_section_links_every_figure_and_shows_some(made):
     assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text
 
 
+def test_a_bench_that_has_only_begun_has_a_section_too():
+    rows = [row for row in whole() if row["study"] == "rate"]
+    text = section(rows, figures(rows))
+    assert text.startswith("The main comparison has not been run yet") and "0 subjects" not in text and "bench_rates.png" in text
+
+
 def test_the_readme_has_the_marks_between_which_the_section_is_written():
     assert SECTION.search(README.read_text("utf-8"))
 
