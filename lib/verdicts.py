@@ -167,7 +167,7 @@ if __name__ == "__main__":
     from .sweep import read_table
 
     try:
-        rows = verdict_table(read_table((sys.argv[1:] or ["data/results/pocketbench.csv"])[0]))
+        rows = verdict_table(read_table((sys.argv[1:] or [BENCH])[0]), None, read_forecast())
         print(*(f"| {' | '.join(line)} |" for line in (HEADINGS, ["---"] * len(HEADINGS), *rows)), "", CAPTION, sep="\n")
     except BadInput as error:
         sys.exit(str(error))
