@@ -50,12 +50,14 @@ def test_the_steady_state_is_the_long_run_less_the_short_one():
 
 def test_scripts_get_only_flags_that_they_know(tmp_path):
     (tmp_path / "train_dreambooth.py").write_text('"--with_prior_preservation" "--set_grads_to_none" "--allow_tf32"')
-    field = SimpleNamespace(base=tmp_path, photos={"small": "p"}, class_images="c", instance_prompt="a zwx robot", class_prompt="a robot")
+    field = SimpleNamespace(base=tmp_path, photos={"small": "p"}, class_images="c", instance_prompt="a zwx robot", class_prompt="a robot",
+                            workers={"small": 2})
     words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "documented", 9, "o")
     assert "--set_grads_to_none" not in words and environment == {}
     assert words[words.index("--learning_rate") + 1] == "5e-06" and words[words.index("--max_train_steps") + 1] == "9"
     words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "inductor", 9, "o", rate=8e-4)
     assert "--set_grads_to_none" in words and "--pre_compute_text_embeddings" not in words
+    assert words[words.index("--dataloader_num_workers") + 1] == "2"
     assert environment == {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} and words[words.index("--learning_rate") + 1] == "0.0008"
 
 
