@@ -119,6 +119,7 @@ def summary(found, field):
             "prepare": prepare,
             "resident_bytes": max(r["resident_bytes"] for r in runs),
             "peak_bytes": runs[0]["peak_bytes"],
+            "peak_by_category": runs[0]["peak_by_category"],
         })
     return cells
 

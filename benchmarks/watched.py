@@ -29,7 +29,7 @@ class Watch:
     """Called after each optimiser step: `ends` (time of each), `peak` (bytes of all live tensors at the worst moment of step 2)."""
 
     def __init__(self, steps, count=True):
-        self.steps, self.count, self.ends, self.peak, self.memory = steps, count, [], None, None
+        self.steps, self.count, self.ends, self.peak, self.categories, self.memory = steps, count, [], None, None, None
 
     def __call__(self, *_):
         step = len(self.ends) + 1
@@ -58,7 +58,7 @@ class Watch:
             self.peak = torch.cuda.max_memory_allocated()
             return
         self.memory.__exit__(None, None, None)
-        self.peak, self.memory = self.memory.bytes, None
+        self.peak, self.categories, self.memory = self.memory.bytes, self.memory.by_category, None
 
 
 def watch_ours(watch):
@@ -89,7 +89,7 @@ def main():
         watch_ours(watch)
         without = False
         runpy.run_module(program, run_name="__main__", alter_sys=True)
-    found = {"ends": watch.ends, "peak_bytes": watch.peak, "resident_bytes": resident_bytes(), "standin": without}
+    found = {"ends": watch.ends, "peak_bytes": watch.peak, "peak_by_category": watch.categories, "resident_bytes": resident_bytes(), "standin": without}
     Path(result).write_text(json.dumps(found), "utf-8")
 
 

@@ -62,7 +62,7 @@ def test_scripts_get_only_flags_that_they_know(tmp_path):
 
 
 def result(step, peak):
-    return {"first": 4.0, "step": step, "whole": 9.0, "tail": 1.0, "peak_bytes": peak, "resident_bytes": 5e8}
+    return {"first": 4.0, "step": step, "whole": 9.0, "tail": 1.0, "peak_bytes": peak, "peak_by_category": {}, "resident_bytes": 5e8}
 
 
 def test_ratios_are_of_the_same_round_and_whole_runs_hold_the_preparation():
