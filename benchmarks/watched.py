@@ -89,7 +89,8 @@ def main():
         watch_ours(watch)
         without = False
         runpy.run_module(program, run_name="__main__", alter_sys=True)
-    found = {"ends": watch.ends, "peak_bytes": watch.peak, "peak_by_category": watch.categories, "resident_bytes": resident_bytes(), "standin": without}
+    peak = {"peak_bytes": watch.peak, "peak_by_category": watch.categories, "resident_bytes": resident_bytes()}
+    found = peak | {"ends": watch.ends, "standin": without}
     Path(result).write_text(json.dumps(found), "utf-8")
 
 
