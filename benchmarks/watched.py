@@ -51,6 +51,7 @@ class Watch:
         weights = [t for t in alive if issubclass(type(t), torch.nn.Parameter)]
         everything = SimpleNamespace(parameters=lambda: weights, buffers=lambda: [])
         self.memory = PeakMemory(everything, None, alive).__enter__()
+        self.memory.inputs = ()  # or gradients that step 2 frees would live on here
 
     def end(self):
         """The worst moment since `begin`."""

@@ -33,8 +33,8 @@ def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
     script = tmp_path / "tiny.py"
     script.write_text(TINY)
     found = contestants.run(tmp_path, "tiny", [script, 7], 7)
-    size = 4 * 500 * 500  # weights, gradient, two moments; AdamW makes at least one passing result, and two at most
-    assert 4 * size < found["peak_bytes"] < 7 * size
+    size = 4 * 500 * 500  # weights, gradient, two moments, and what AdamW makes in passing; last step's gradient is gone by then
+    assert 5 * size <= found["peak_bytes"] < 6.5 * size
     assert 0 < found["step"] < found["first"] < found["whole"] and found["resident_bytes"] > 10 * size
     script.write_text("raise SystemExit('no luck')")
     with pytest.raises(BadInput, match="no luck"):
