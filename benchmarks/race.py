@@ -31,7 +31,7 @@ import torch
 
 from lib.base import ROOT, load_base
 from lib.record import device_name, versions
-from lib.settings import BadInput, read_json, write_json
+from lib.settings import BadInput, write_json
 
 from . import contestants, racetable
 from .contestants import DOCUMENTED, SCRIPTS, SDXL, lay_out, ours, run, theirs
@@ -223,11 +223,6 @@ def facts(args, cells, ratios):
         "device": device_name(torch.device(args.device)),
         "versions": versions(),
     }
-
-
-def read():
-    """race.json, or None where no race was run yet."""
-    return read_json(RESULTS) if RESULTS.is_file() else None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import contestants, floor, race, racetable, random_base
 from benchmarks import torchvision_standin as standin
-from lib.settings import BadInput, read_json
+from lib.settings import BadInput
 
 TINY = """
 import sys, torch
@@ -24,8 +24,8 @@ for _ in range(int(sys.argv[1])):
 
 
 def test_the_readmes_print_what_was_measured():
-    assert racetable.section(racetable.README, "race") == racetable.figures(race.read()), "run `make race` again"
-    measured = floor.figures(read_json(floor.RESULTS))
+    assert racetable.section(racetable.README, "race") == racetable.figures(racetable.read(race.RESULTS)), "run `make race` again"
+    measured = floor.figures(racetable.read(floor.RESULTS))
     assert racetable.section(floor.README, "floor") == measured, "run `python -m benchmarks.floor` again"
 
 
