@@ -13,7 +13,7 @@ from lib.base import ROOT
 from lib.settings import METHODS
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
-RATES = {"lora": (1e-3, 2e-3, 4e-3, 8e-3), "dreambooth": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)}
+RATES = {"lora": (2e-3, 4e-3, 8e-3), "dreambooth": (4e-4, 8e-4, 1.6e-3)}
 SUBJECTS = ("character", "product", "clothing")
 
 

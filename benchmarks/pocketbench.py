@@ -42,7 +42,7 @@ RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "
 RANKS = (1, 4, 16, 64)
 SEEDS = (1000, 1001, 1002, 1003)
 STEPS, POINTS = 200, 4  # of every training; measurements along it
-COLUMNS = ("study", "subject", "class_noun", "variant", "method", "rank", "targets", "prior_weight", "learning_rate", "steps", "seed")
+COLUMNS = tuple("study subject class_noun variant method rank targets prior_weight learning_rate steps cooldown seed".split())
 SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
@@ -53,7 +53,7 @@ def job(subject, method, seed=0, variant="good", **changes):
         return {"subject": subject, "variant": variant, "method": method}
     s = Settings.preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
     own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
-    common = {"prior_weight": s.prior_weight, "learning_rate": s.learning_rate, "steps": s.steps, "seed": seed}
+    common = {"prior_weight": s.prior_weight, "learning_rate": s.learning_rate, "steps": s.steps, "cooldown": s.cooldown, "seed": seed}
     return {"subject": subject, "variant": variant, "method": method} | own | common
 
 
@@ -64,7 +64,8 @@ def studies(subjects, seeds):
     return {
         "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
         "rank": [job(s, "lora", rank=rank) for rank in RANKS for s in some],
-        "prior": [job(s, m, prior_weight=weight) for weight in (0.0, 1.0) for s, m in both],
+        "prior": [job(s, m, **changes) for changes in ({}, {"prior_weight": 0.0}) for s, m in both],
+        "again": [job(s, m, seed=100) for s, m in both],  # a part of the main study on another training seed: do its effects agree?
         "rate": [job(s, "base") for s in learning_rates.SUBJECTS]
         + [job(s, m, learning_rate=rate) for s in learning_rates.SUBJECTS for m in METHODS for rate in learning_rates.RATES[m]],
         "identifier": [job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS],
@@ -155,7 +156,7 @@ def work(job, folder):
     prior = prior_similarity(base, data, judge(), noun, range(2000, 2008))
     ceiling = {f"{key}_real": value for key, value in real_row(judge(), data).items() if key in ("dino", "clip_i")}
     if job["method"] != "base":
-        chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "seed") if key in job}
+        chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "cooldown", "seed") if key in job}
         settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
         curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
         run = train(settings, base, [curve])

@@ -1,41 +1,64 @@
-"""Base models: the pocket base that ships with the course, or any Stable Diffusion folder in diffusers form.
+"""Base models: the pocket base that ships with the course, or Stable Diffusion 1.x, 2.x and XL, from a folder, a file or the hub.
 
 base = load_base("pocket")
 base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image per (prompt, seed) pair
+
+To add a family, write one subclass of `Family` in lib/families.py and name it in FAMILIES there; it says
+- which diffusers pipeline loads it, and how its files are told from others' (`is_pipeline`: class name and U-Net configuration;
+  `is_file`: keys and shapes of a single file);
+- its text encoders (`towers`), and what the U-Net is told of their words (`encode`: tensors by the names of the U-Net's arguments);
+and give it presets in lib/settings.py. It must have a `unet` called as diffusers calls UNet2DConditionModel, an AutoencoderKL as `vae`, and
+a scheduler that DDIM can stand in for. tests/tiny.py makes a tiny one of each family, and tests/test_families.py takes it through
+loading, training by both methods, saving and drawing: add yours there. Loop, notebooks and measures need no line.
 """
 
 import gc
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from PIL import Image
 
+from .families import family_of, family_of_pipeline
+from .locate import POCKET, ROOT, header, locate
+from .pipeline import quiet, read_pipeline
 from .settings import BadInput
 
-ROOT = Path(__file__).resolve().parent.parent
-POCKET = ROOT / "data" / "pocket"
+__all__ = ["LARGEST_BATCH", "POCKET", "ROOT", "Base", "load_base", "quiet"]
 LARGEST_BATCH = 8  # pictures sampled at once
 
 
 @dataclass
 class Base:
-    """A base model: its diffusers pipeline `pipe`, the `name` it was asked for by, its `device`, and whether bf16 is fast there."""
+    """A base model: its diffusers pipeline `pipe`, the `name` it was asked for by, its `device`, and whether bf16 is fast there.
+
+    `side`: pixels of the pictures it draws and encodes, if not its own `resolution`.
+    """
 
     pipe: object
     name: str
     device: torch.device
     bf16: bool
+    side: int = 0
 
     @property
     def unet(self):
         return self.pipe.unet
 
+    @cached_property
+    def family(self):
+        """Its kind (`lib/families.py`), read from the pipeline's class and the U-Net's configuration."""
+        return family_of_pipeline(type(self.pipe).__name__, self.pipe.unet.config, self.name)
+
+    @property
+    def text_encoders(self):
+        """Its text encoders by their names in the pipeline."""
+        return {name: getattr(self.pipe, name) for name in self.family.towers}
+
     @property
     def resolution(self):
         """Side of its pictures in pixels."""
-        return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        return self.side or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
     def pieces(self, word):
         """How the tokenizer splits `word`, as a list of strings without end marks."""
@@ -55,19 +78,29 @@ class Base:
         if class_noun.lower() == identifier.lower():
             raise BadInput(f"Class noun and identifier are both {class_noun!r}: choose a rare word such as 'zwx' as identifier.")
 
-    def encode_prompts(self, prompts):
-        """Hidden states [len(prompts), tokens, width] of the text encoder, on the base's device."""
-        self.wake()
-        ids = self.pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            return self.pipe.text_encoder(ids.to(self.device))[0].float()
+    def conditions(self, prompts, sizes=None, encoded=True):
+        """What the U-Net is told beside picture and timestep, by its argument's name: tensors (or dicts of them) with a row a prompt.
 
-    def conditions(self, prompts):
-        """What the U-Net is told beside picture and timestep, by its argument's name: tensors (or dicts of them) with a row a prompt."""
-        return {"encoder_hidden_states": self.encode_prompts(prompts)}
+        `sizes`: (width, height) of each prompt's picture as it was, for families that are told; else the size drawn. With encoded=False
+        the prompts stay token ids, which `predict` encodes each time: for text encoders that train.
+        """
+        self.wake()
+        ids = []
+        for name in self.family.towers:
+            tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
+            ids.append(tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device))
+        side = self.resolution
+        rows = [(height, width, 0, 0, side, side) for width, height in sizes or [(side, side)] * len(prompts)]
+        told = {"ids": ids, "sizes": torch.tensor(rows, dtype=torch.float32, device=self.device)}
+        if not encoded:
+            return told
+        with torch.no_grad():
+            return self.family.encode(list(self.text_encoders.values()), **told)
 
     def predict(self, noisy, timesteps, conditions):
         """What the U-Net predicts, noise or velocity, [B, C, h, w], for `noisy` [B, C, h, w], `timesteps` [B], conditions with B rows."""
+        if "ids" in conditions:
+            conditions = self.family.encode(list(self.text_encoders.values()), **conditions)
         return self.unet(noisy, timesteps, **conditions).sample
 
     def encode_images(self, images):
@@ -95,45 +128,51 @@ class Base:
         for start in range(0, len(prompts), LARGEST_BATCH):
             noise = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[start : start + LARGEST_BATCH]]
             with torch.inference_mode(), self.autocast():
-                images += self.pipe(
+                drawn = self.pipe(
                     list(prompts[start : start + LARGEST_BATCH]),
                     generator=noise,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     height=self.resolution,
                     width=self.resolution,
+                    output_type="latent" if self.family.vae_in_fp32 else "pil",
                     **extra,
                 ).images
+            images += self._decode(drawn) if self.family.vae_in_fp32 else drawn
             if progress:
                 progress(len(images), len(prompts))
         return images
 
-    def rest(self):
-        """Free the memory of all but the U-Net (VAE and text encoder), which training does not need once their outputs are cached."""
-        for name in self._helpers():
+    def _decode(self, latents):
+        """PIL images of scaled latents [N, C, h, w], in the VAE's own precision."""
+        with torch.inference_mode():
+            pixels = self.pipe.vae.decode(latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor).sample
+        return self.pipe.image_processor.postprocess(pixels)
+
+    def rest(self, keep=("unet",)):
+        """Free the memory of VAE and text encoders but those named in `keep`: training does without what is cached."""
+        for name in {"vae", *self.family.towers} - set(keep):
             getattr(self.pipe, name).to("meta")
 
     def wake(self):
         """Load again from disk what `rest` freed, if it did; whatever encodes or draws calls this first."""
-        for name in self._helpers():
-            part = getattr(self.pipe, name)
-            if part.device.type == "meta":
-                with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
-                    fresh = type(part).from_pretrained(find_base(self.name), subfolder=name, **loading(self.device))
-                    setattr(self.pipe, name, fresh.to(self.device).requires_grad_(False))
+        resting = [name for name in ("vae", *self.family.towers) if getattr(self.pipe, name).device.type == "meta"]
+        if resting:
+            self.renew(resting)
 
-    def renew(self):
-        """Load the untouched U-Net again from disk."""
-        kind, self.pipe.unet = type(self.unet), None  # so that no two are in memory
+    def renew(self, names):
+        """Load parts of the pipeline, untouched ones, again from disk."""
+        size = self.unet.config.sample_size
+        for name in names:
+            setattr(self.pipe, name, None)  # so that no two are in memory
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        unet = kind.from_pretrained(find_base(self.name), subfolder="unet", **loading(self.device))
-        self.pipe.unet = unet.to(self.device).requires_grad_(False)
-
-    def _helpers(self):
-        """Names of the pipeline's models beside the U-Net."""
-        return [name for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module) and name != "unet"]
+        with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
+            fresh = read_pipeline(locate(self.name), self.family, self.device, names)
+        for name in names:
+            setattr(self.pipe, name, getattr(fresh, name))
+        self.unet.register_to_config(sample_size=size)  # a single file's may differ from its configuration's
 
     def autocast(self, enabled=None):
         """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere; weights keep their own precision."""
@@ -147,64 +186,48 @@ def has_fast_bf16(device):
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def find_base(name):
-    """Where a base model lies: the pocket base, a diffusers folder, or a hub name `owner/model` as it is. Else raises BadInput."""
-    if name == "pocket":
-        folder = POCKET
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-    elif name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return name
-    else:
-        raise BadInput(f"There is no base model '{name}': use 'pocket', a diffusers folder, or a hub name such as 'owner/model'.")
-    if not (folder / "model_index.json").is_file():
-        raise BadInput(f"{folder} is no diffusers folder (it has no model_index.json): name the folder that holds one.")
-    return str(folder)
-
-
 def load_base(name="pocket", device=None):
     """Load a base model, weights in fp32 on the CPU (bf16 on CUDA), on `device` or the best one there is.
 
     A hub name is looked up in the local cache only, unless WORKBENCH_DOWNLOAD=1 allows the download. Raises BadInput when there is no
-    such model, or when it comes only as pickles.
+    such model, when it is damaged or of no known family, or when it comes only as pickles.
     """
-    where = find_base(name)
-    quiet()
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
+    path = locate(name)
+    family = family_of(path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(where, safety_checker=None, requires_safety_checker=False, **loading(device))
-    except (OSError, ValueError, EnvironmentError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"Base model '{name}' cannot be loaded ({reason}): check the folder, or set WORKBENCH_DOWNLOAD=1 to download a hub model."
-        ) from None
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    pipe.unet.requires_grad_(False)
-    return Base(pipe.to(device), name, device, has_fast_bf16(device))
+    from diffusers import DDIMScheduler
+
+    pipe = read_pipeline(path, family, device)
+    # Latents are not bounded as pixels are: where a model's own scheduler has no such option, DDIM must not clip by default.
+    bounds = {} if "clip_sample" in pipe.scheduler.config else {"clip_sample": False, "set_alpha_to_one": False}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **bounds)
+    base = Base(pipe, name, device, has_fast_bf16(device))
+    if path.is_file():
+        _set_prediction(base, path)
+    return base
 
 
-def loading(device):
-    """How weights are loaded for `device`: never from pickles, from the local cache unless a download is allowed, in bf16 on CUDA."""
-    download = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
-    return {
-        "use_safetensors": True,
-        "local_files_only": not download,
-        "dtype": torch.bfloat16 if device.type == "cuda" else torch.float32,
-    }
+def _set_prediction(base, path):
+    """Set what a single file's model predicts, noise or velocity, where the file tells: by its header, by a key, or by doing it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        said = (file.metadata() or {}).get("modelspec.prediction_type", "")
+    config = {}
+    if said in ("v", "epsilon") or "v_pred" in header(path):
+        config["prediction_type"] = "epsilon" if said == "epsilon" else "v_prediction"
+    elif base.family.predicts_either:
+        config["prediction_type"] = "v_prediction" if predicts_velocity(base) else "epsilon"
+        if config["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
+            base.unet.register_to_config(sample_size=64)
+    base.pipe.scheduler.register_to_config(**config)
 
 
-def quiet():
-    """Silence warnings of the stack that name nothing a reader could act on (missing torchvision, optional kernels)."""
-    import logging
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "transformers", "diffusers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for log in (diffusers_logging, transformers_logging):
-        log.set_verbosity_error()
-        log.disable_progress_bar()
+def predicts_velocity(base):
+    """Whether the U-Net predicts velocity, by trying: at the last timestep a picture is noise, which a model of noise must give back."""
+    when = base.pipe.scheduler.config.num_train_timesteps - 1
+    channels = base.unet.config.in_channels
+    noise = torch.randn(4, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(base.device)
+    with torch.no_grad(), base.autocast():
+        said = base.predict(noise, torch.full((4,), when, device=base.device), base.conditions([""] * 4)).float()
+    return bool(torch.cosine_similarity(said.flatten(1), noise.flatten(1)).mean() < 0.5)

@@ -42,6 +42,12 @@ def prompts(subject, place=None, with_identifier=True):
     return " ".join(form.format(identifier=subject.identifier, class_noun=subject.class_noun, place=place or "").split())
 
 
+def class_caption(subject, caption):
+    """A caption without the identifier: "a zwx robot in the snow" -> "a robot in the snow", "a robot in zwx style" -> "a robot"."""
+    said = re.compile(rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light| pose)?", re.IGNORECASE)
+    return " ".join(said.sub("", caption).split()) or subject.class_noun
+
+
 def read_subject(folder, kind=None, class_noun=None, identifier=None):
     """The `Subject` of a photo folder: from its `subject.json` where there is one, with what is given here taking precedence.
 

@@ -1,4 +1,4 @@
-"""Charts that read without colour, each a `Figure` with alternative text and its numbers: curves, losses, learning rates, bars."""
+"""Charts that read without colour, each a `Figure` with alternative text and its numbers: curves, points, intervals, bars."""
 
 import io
 import json
@@ -15,6 +15,8 @@ from .settings import BadInput
 # Okabe and Ito's colours, which the colour-blind can tell apart; style, marker and hatch say the same without any colour.
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")
 NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
+MEASURES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "pres": "PRES - base", "drift": "drift of the class",
+            "memorising": "train - held-out", "loss_train": "loss, training photos", "loss_held_out": "loss, held-out photos"}
 STYLES, MARKERS, HATCHES = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "X"), ("", "///", "...", "xxx", "\\\\\\", "++")
 
 
@@ -70,6 +72,29 @@ def losses(runs, smooth=20, part="loss", caption=""):
     return curves(found, "step", part.replace("_", " "), smooth, caption)
 
 
+def along(tracks, measure="dino", x="step", caption=""):
+    """`measure` along training, the best step ringed: of `tracks`, name -> what a run's curve.json holds (see `lib.curve`).
+
+    `x`: "step" or "seconds" of training. A point where the measure is None is left out, and a track without any.
+    """
+    lines, mark = {}, {}
+    for name, track in tracks.items():
+        found = [p for p in track["points"] if p[measure] is not None]
+        if found:
+            lines[name] = [p[x] for p in found], [p[measure] for p in found]
+            mark |= {name: p[x] for p in found if p["step"] == track["best_step"]}
+    words = {"seconds": "seconds of training"}.get(x, x)
+    return curves(lines, words, MEASURES.get(measure, measure), 1, caption, mark=mark) if lines else None
+
+
+def trade(tracks, x, y, caption=""):
+    """Two measures of curve.json against each other along training: points by step, the best step ringed."""
+    lines = {name: [(p["step"], p[x], p[y]) for p in track["points"] if None not in (p[x], p[y])] for name, track in tracks.items()}
+    lines = {name: found for name, found in lines.items() if found}
+    mark = {name: tracks[name]["best_step"] for name in lines}
+    return points(lines, MEASURES.get(x, x), MEASURES.get(y, y), caption, mark=mark) if lines else None
+
+
 def learning_rate_curve(sweep, y="dino", caption=""):
     """The sweep that chose the learning rates: `y` against learning rate for each method, the best ringed.
 
@@ -117,6 +142,72 @@ def bars(values, unit="", caption="", alt=None, log=False):
     rows = [[name] + [g.get(s) for s in series] for name, g in grouped.items()]
     numbers = Table(rows, ["", *(s or unit or "value" for s in series)], unit if series != [""] else "")
     return _finish(chart, f"{alt or caption or 'Bar chart'} ({unit or 'no unit'}): {words}.", numbers, caption)
+
+
+def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None):
+    """A scatter `Figure` of `series`: name -> list of (label, x, y), each with up to two intervals (low, high) behind it: of x, then of y.
+
+    Every point has its label beside it; `join` draws a line through a series in its order. `mark`: name -> label of a point to ring.
+    """
+    chart, axes = _axes(caption, x, y, height=4.2)
+    rows, words = [], []
+    for k, (name, found) in enumerate(series.items()):
+        look = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
+        found = [(*p, None, None)[:5] for p in found]
+        xs, ys = [p[1] for p in found], [p[2] for p in found]
+        axes.plot(xs, ys, linestyle=STYLES[k % len(STYLES)] if join else "", label=name, **look)
+        for label, a, b, across, up in found:
+            for ends, value, where in ((across, a, "xerr"), (up, b, "yerr")):
+                if ends and ends[0] is not None:
+                    axes.errorbar(a, b, **{where: [[value - ends[0]], [ends[1] - value]]}, color=look["color"], capsize=3, linewidth=1)
+            if mark and mark.get(name) == label:
+                axes.plot(a, b, "o", markersize=14, markerfacecolor="none", markeredgecolor=look["color"], markeredgewidth=1.8)
+            axes.annotate(str(label), (a, b), (6, 6), textcoords="offset points", fontsize=9, color=look["color"])
+            rows.append([f"{name}, {label}" if str(label) not in ("", number(a)) else name, a, _ends(across), b, _ends(up)])
+        words.append(f"{name}: " + ", ".join(f"{label} at {number(a)}, {number(b)}".strip() for label, a, b, *_ in found))
+    if log_x:
+        axes.set_xscale("log")
+        ticks = sorted({p[1] for found in series.values() for p in found})
+        if len(ticks) <= 6:
+            axes.set_xticks(ticks, [number(t) for t in ticks])
+            axes.minorticks_off()
+    axes.legend(frameon=False)
+    keep = [c for c in range(5) if c not in (2, 4) or any(r[c] for r in rows)]
+    columns = ["", x, "95 %", y, "95 % "]
+    numbers = Table([[row[c] for c in keep] for row in rows], [columns[c] for c in keep])
+    return _finish(chart, f"{alt or f'Scatter plot of {y} against {x}'}: {'; '.join(words)}.", numbers, caption)
+
+
+def intervals(values, x, caption="", alt=None, around=None, margin=None, log=False):
+    """A `Figure` of `values`: name -> (value, low, high), each a dot on its interval; low and high None where there is none.
+
+    `around`: where no effect lies, a vertical line, with the `margin` that counts as none as a band about it (of a ratio: a factor).
+    """
+    chart, axes = _axes(caption, x, "", height=0.9 + 0.36 * len(values))
+    if around is not None:
+        axes.axvline(around, color="black", linewidth=1)
+        if margin:
+            band = (around / (1 + margin), around * (1 + margin)) if log else (around - margin, around + margin)
+            axes.axvspan(*band, color="0.9", zorder=0)
+    for k, (value, low, high) in enumerate(values.values()):
+        if low is not None:
+            axes.plot([low, high], [k, k], color=COLORS[0], linewidth=2, marker="|", markersize=9)
+        axes.plot(value, k, "o", color=COLORS[0])
+        axes.annotate(number(value), (value, k), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(values)), [textwrap.fill(name, 34) for name in values])
+    axes.set_ylim(len(values) - 0.5, -0.7)
+    axes.grid(False, axis="y")
+    rows = [[name, value, _ends((low, high))] for name, (value, low, high) in values.items()]
+    words = "; ".join(f"{name}: {number(value)} ({ends or 'no interval'})" for name, value, ends in rows)
+    return _finish(chart, f"{alt or caption or 'Intervals'} ({x}): {words}.", Table(rows, ["", x, "95 % interval"]), caption)
+
+
+def _ends(pair):
+    """An interval as text, or None."""
+    return f"{number(pair[0])} to {number(pair[1])}" if pair and pair[0] is not None else None
 
 
 def _axes(caption, x, y, height=3.4):

@@ -14,10 +14,11 @@ from pathlib import Path
 from .settings import BadInput, read_json
 from .tables import NAMES, caption, cells, table, verdict, write_summary
 
-__all__ = ["Comparison", "Run", "add_shares", "caption", "cells", "compare", "read_run", "same_ground", "table", "unlike",
-           "verdict", "write_summary"]
+__all__ = ["Comparison", "Run", "add_shares", "caption", "cells", "choose_judge", "compare", "protocol", "read_run", "same_ground", "table",
+           "unlike", "verdict", "write_summary"]
 
 WEIGHTS = {"lora": "adapter.safetensors", "dreambooth": "unet/diffusion_pytorch_model.safetensors"}
+PROMPTS = Path(__file__).resolve().parent.parent / "data" / "prompts"
 MEASURED = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
 
@@ -106,21 +107,52 @@ def same_ground(runs):
 
 def unlike(runs):
     """Settings that differ although the comparison wants them equal, as a list of texts such as "steps (300, 400)"."""
-    keys = ("steps", "seed", "batch_size", "prior_weight", "snr_gamma", "clip", "warmup", "precision")
+    keys = ("steps", "seed", "batch_size", "prior_weight", "snr_gamma", "clip", "warmup", "cooldown", "precision")
     # Metrics first: a run may have been stopped early.
     values = {key: [str(r.metrics.get(key, r.settings.get(key))) for r in runs] for key in keys}
     return [f"{key} ({', '.join(v)})" for key, v in values.items() if len(set(v)) > 1]
 
 
+def choose_judge(name="", base="pocket"):
+    """The `Judge` called `name`; without a name the pocket judge for the pocket base, and DINO with CLIP for any other.
+
+    Where those are not on this machine and were not asked for by name, it says how to get them, and the pocket judge scores meanwhile:
+    its figures name it, and stand in no column with another judge's.
+    """
+    from .fidelity import load_judge
+
+    try:
+        return load_judge(name or ("pocket" if base == "pocket" else "real"))
+    except BadInput as error:
+        if name or base == "pocket":
+            raise
+        print(f"{error} Meanwhile the pocket judge scores; it has only ever seen drawings, so read its figures with care.")
+        return load_judge("pocket")
+
+
+def protocol(subject, base, which="full"):
+    """The evaluation prompts for `subject` on `base` in data/prompts: pairs (with the identifier, with the class noun only).
+
+    `which`: "full", 25 in the shape of DreamBooth's protocol, or "course", 8 of new places.
+    """
+    listed = read_json(PROMPTS / ("pocket.json" if base.resolution == 64 else "stable-diffusion.json"))["kinds"][subject.kind]
+    if which not in listed:
+        raise BadInput(f"There is no list of prompts '{which}': choose one of {', '.join(listed)}.")
+    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
+    return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
+
+
 def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None):
     """Evaluate the base model, the real photos and every run in `folders` on the same prompts and seeds; a `Comparison`.
 
-    `judge` is a `Judge`, or its name; without one the pocket base gets the pocket judge and any other base the published pair.
-    `progress` is called with one line of text before each part. `class_pictures` 0 leaves PRES out. Raises BadInput as
-    `read_run` and `same_ground` do.
+    `judge` is a `Judge`, or the name of one for `choose_judge`; `prompts` are those of `protocol` unless given. `progress` is called
+    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. Raises BadInput as `read_run`,
+    `same_ground` and `read_curve` do.
     """
     from .base import load_base
-    from .fidelity import evaluate, evaluation_prompts, load_judge, prior_similarity, real_row
+    from .curve import FILE, costs_along, read_curve
+    from .drift import prediction_cache, prediction_drift
+    from .fidelity import evaluate, prior_similarity, real_row
     from .methods import load_run
     from .photos import prompts as wording
 
@@ -129,28 +161,35 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
         raise BadInput("The comparison takes one run folder for each method: give one of LoRA, one of DreamBooth.")
     dataset = same_ground(runs)
     if judge is None or isinstance(judge, str):
-        judge = load_judge(judge or ("pocket" if runs[0].settings["base"] == "pocket" else "real"))
-    prompts = prompts or evaluation_prompts(dataset.subject)
+        judge = choose_judge(judge, runs[0].settings["base"])
     name, class_prompt = runs[0].settings["base"], wording(dataset.subject, with_identifier=False)
-    result = Comparison({}, {}, runs=runs)
+    result, sampling = Comparison({}, {}, runs=runs), {"steps": steps, "guidance": guidance}
     for key, run in [("base_model", None)] + [(r.method, r) for r in runs]:
-        say(f"{NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts")
         base = load_base(name)  # afresh each time, so that nothing of one run can stay in the next
-        base = load_run(run.folder, base) if run else base
-        row = evaluate(base, dataset, judge, prompts, seeds, steps=steps, guidance=guidance)
+        if run:
+            base = load_run(run.folder, base)
+        else:
+            prompts = prompts or protocol(dataset.subject, base)
+            kept = class_pictures and prediction_cache(base, [class_prompt] * class_pictures, **sampling)
+        say(f"{NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts")
+        row = evaluate(base, dataset, judge, prompts, seeds, **sampling)
         result.images[key], result.scores[key], reference = row.pop("images"), row.pop("pictures"), row.pop("reference")
         result.asked = [(s["asked"], s["seed"]) for s in result.scores[key]]
         if class_pictures:
-            row["pres"] = prior_similarity(base, dataset, judge, class_prompt, range(2000, 2000 + class_pictures),
-                                           steps=steps, guidance=guidance)
-        result.rows[key] = row | ({k: run.metrics[k] for k in MEASURED} if run else {})
+            row |= {"pres": prior_similarity(base, dataset, judge, class_prompt, range(2000, 2000 + class_pictures), **sampling),
+                    "drift": prediction_drift(base, kept)["mean"]}
+        if run:
+            row |= {k: run.metrics[k] for k in MEASURED}
+            if (run.folder / FILE).is_file():
+                row |= costs_along(read_curve(run.folder)["points"], result.rows["real_photos"]["dino"])
+        result.rows[key] = row
         if key == "base_model":
             result.rows["real_photos"] = real_row(judge, dataset)
     add_shares(result.rows)
     subject = dataset.subject
     result.about = {"class_noun": subject.class_noun, "identifier": subject.identifier, "kind": subject.kind, "base": name,
                     "reference": reference, "photos": {"train": len(dataset.train), "held_out": len(dataset.test)}, **judge.describe(),
-                    "prompts": [p for p, _ in prompts], "seeds": list(seeds), "steps": steps, "guidance": guidance, "unlike": unlike(runs)}
+                    "prompts": [p for p, _ in prompts], "seeds": list(seeds), **sampling, "unlike": unlike(runs)}
     return result
 
 

@@ -1,4 +1,4 @@
-"""The whole course, headlessly: notebooks 01 to 04 in order, one report, one table.
+"""The whole course, headlessly: notebooks 01 to 05 in order, one report, one table.
 
     python -m lib.course                                                  # the example subject, as `make course` does
     python -m lib.course --subject my/photos --class-noun toy --output runs/toy
@@ -21,7 +21,8 @@ from .settings import BadInput, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later runs have timings.json.
-NOTEBOOKS = {"01_dataset_prep": 20, "02_lora_training": 60, "03_dreambooth_training": 80, "04_comparison": 25}
+NOTEBOOKS = {"01_dataset_prep": 20, "02_lora_training": 70, "03_dreambooth_training": 90, "04_comparison": 50,
+             "05_compose_and_ship": 60}
 
 
 class CourseFailed(RuntimeError):
@@ -65,9 +66,9 @@ def run_notebook(source, executed, parameters, progress):
 
 
 def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
-    """Run `notebooks` (paths; the course's four) in order with `settings` (parameter -> value; None means the notebook's own value).
+    """Run `notebooks` (paths; the course's five) in order with `settings` (parameter -> value; None means the notebook's own value).
 
-    Every one gets `output`; of the rest each gets what it has a parameter for. Returns the summary that the last one wrote to
+    Every one gets `output`; of the rest each gets what it has a parameter for. Returns the summary that notebook 04 wrote to
     `output/summary.json`, to which "course" is added: "seconds" and "peak_rss_bytes" (resident memory of all processes together).
     Raises `BadInput` for settings that no notebook knows, or that are no good, and `CourseFailed`.
     """

@@ -122,6 +122,34 @@ def seconds_to(points, dino):
     return None
 
 
+def costs_along(points, ceiling=None):
+    """What learning took: {"seconds_to_best", "seconds_to_half"}, seconds of training to the best step and to half of the way.
+
+    Half of the way lies between the untouched base's dino (step 0) and `ceiling`, the real photos' dino. None: not reached or not known.
+    """
+    top, start = best(points), min(points, key=lambda p: p["step"])
+    half = None if ceiling is None or top is None else seconds_to(points, (start["dino"] + ceiling) / 2)
+    return {"seconds_to_best": top and top["seconds"] or None, "seconds_to_half": half or None}
+
+
+def read_curves(runs):
+    """{name: what its curve.json holds} for `runs`, name -> run folder; a run without a curve is left out, and said.
+
+    Raises BadInput as `read_curve` does, and where two curves were measured with different encoders, prompts or seeds.
+    """
+    found = {}
+    for name, run in runs.items():
+        if (Path(run) / FILE).is_file():
+            found[name] = read_curve(run)
+        else:
+            print(f"The run {run} was not measured along the way (it has no {FILE}): notebooks 02 and 03 do that.")
+    for key in ("dino", "clip", "prompts", "seeds", "class_pictures", "steps", "guidance"):
+        if len({repr(record.get(key)) for record in found.values()}) > 1:
+            raise BadInput(f"The curves of {' and '.join(str(runs[name]) for name in found)} differ in {key}, so they don't compare: "
+                           "train both again with the same judge and prompts.")
+    return found
+
+
 def read_curve(run):
     """What `run`/curve.json holds (see `Curve.record`). Raises BadInput if there is none, or a point in it is damaged."""
     path = Path(run) / FILE

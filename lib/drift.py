@@ -41,11 +41,12 @@ class Predictions:
 @contextmanager
 def at_rest(base):
     """Measure a model between two training steps: all in eval mode, no gradients; random state and every module's mode are put back."""
-    modes = [(m, m.training) for part in (base.unet, base.pipe.text_encoder, base.pipe.vae) for m in part.modules()]
+    parts = (base.unet, base.pipe.vae, *base.text_encoders.values())
+    modes = [(m, m.training) for part in parts for m in part.modules()]
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         try:
-            for part in (base.unet, base.pipe.text_encoder, base.pipe.vae):
+            for part in parts:
                 part.eval()
             yield
         finally:

@@ -24,9 +24,13 @@ class Models:
         return prompts(load_dataset(self.settings.data).subject, "in the snow")
 
     def draw(self, prompt, seed=0, guidance=4.0, adapter_weight=1.0, steps=25):
-        """A `Figure` of one picture from each model, from the same noise. Raises BadInput for an empty prompt or a broken run."""
+        """A `Figure` of one picture from each model, from the same noise. Raises BadInput for no prompt, a long one or a broken run."""
         if not prompt.strip():
             raise BadInput("The prompt is empty: write what the picture shows.")
+        base = self.model("base")
+        pieces, room = len(base.pieces(prompt)), base.pipe.tokenizer.model_max_length - 2
+        if pieces > room:  # the rest would be cut off without a word
+            raise BadInput(f"The prompt falls into {pieces} pieces and '{base.name}' reads {room}: make it shorter.")
         images = [self.picture("base", prompt, seed, guidance, 0.0, steps)]
         images += [self.picture(name, prompt, seed, guidance, adapter_weight if name == "lora" else None, steps) for name in self.runs]
         labels = ["base model"] + [NAMES[name] + (f", weight {adapter_weight:g}" if name == "lora" else "") for name in self.runs]
@@ -34,15 +38,25 @@ class Models:
 
     def picture(self, name, prompt, seed, guidance, weight, steps):
         """One PIL image; what was drawn before is not drawn again."""
+        key = name, prompt, seed, guidance, weight, steps
+        if key not in self.drawn:
+            weight = weight if self.source(name) == "lora" else None
+            self.drawn[key] = self.model(name).generate([prompt], [seed], steps, guidance, weight)[0]
+        return self.drawn[key]
+
+    def source(self, name):
+        """Which model draws for `name`: without its adapter the LoRA model is the base, so that is not loaded twice."""
+        return "lora" if name == "base" and "lora" in self.runs else name
+
+    def model(self, name):
+        """The `Base` that draws for `name`, loaded once."""
         from .base import load_base
         from .methods import load_run
 
-        source, key = "lora" if name == "base" and "lora" in self.runs else name, (name, prompt, seed, guidance, weight, steps)
-        if source not in self.loaded:  # without its adapter the LoRA model is the base, so that is not loaded twice
+        source = self.source(name)
+        if source not in self.loaded:
             self.loaded[source] = load_run(self.runs[source]) if source in self.runs else load_base(self.settings.base)
-        if key not in self.drawn:
-            self.drawn[key] = self.loaded[source].generate([prompt], [seed], steps, guidance, weight if source == "lora" else None)[0]
-        return self.drawn[key]
+        return self.loaded[source]
 
 
 class Explorer:
@@ -66,11 +80,11 @@ class Explorer:
 
     def draw(self):
         """Draw by the choices, or say why that cannot be."""
-        self.button.disabled = True
+        self.button.disabled, self.button.description = True, "Drawing …"
         with self.lock:
             try:
                 self.picture.value = self.models.draw(**self.choices)._repr_html_()
             except BadInput as error:
                 self.picture.value = show.words(str(error))
             finally:
-                self.button.disabled = False
+                self.button.disabled, self.button.description = False, "Draw"

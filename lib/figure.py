@@ -28,6 +28,12 @@ class Table:
         body = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)).rstrip() for line in lines]
         return "\n".join(([self.caption] if self.caption else []) + body)
 
+    def markdown(self):
+        """The table as Markdown, columns of numbers to the right."""
+        right = ["---:" if i and all(isinstance(r[i], int | float | None) for r in self.rows) else "---" for i in range(len(self.columns))]
+        lines = [[number(cell) for cell in line] for line in (self.columns, right, *self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
     __str__ = __repr__ = text
 
     def _repr_html_(self):

@@ -2,22 +2,20 @@
 
     advise(Needs(memory_gib=8, disk_gib=20, concepts=40, fidelity="either", minutes=120), rows).table()
 
-`rows` are PocketBench's, as in `lib.verdicts`. Where no measurement decides, the advice is "either", and says so.
+`rows` are PocketBench's, as in `lib.effects`. Where no measurement decides, the advice is "either", and says so.
 """
 
 import math
 from collections import namedtuple
 from dataclasses import dataclass
 
+from .effects import COSINE, COST, ENOUGH, LORA, NOT_MEASURED, decide, effect, number
 from .settings import METHODS, PRESETS, BadInput, check_values
 from .tables import NAMES
-from .verdicts import COSINE, COST, ENOUGH, LATER, LORA, NOT_MEASURED, decide, effect, number, shown
+from .verdicts import LATER, SHAPES, large, shipped_bytes
 
 FIDELITY = ("likeness first", "small files first", "either")
 LIMITS = {"memory_gib": (0.01, 10_000), "disk_gib": (0.001, 1e6), "concepts": (1, 1_000_000), "minutes": (0.01, 1e6)}
-# base -> (parameters of its U-Net, parameters of an attention LoRA for each rank): 2 bytes a parameter, in fp16 as shipped. For each
-# attention block of width d with text of width c a rank takes 14 d + 2 c: c is 768 in Stable Diffusion 1.5, 2048 in SDXL.
-SHAPES = {"sd15": (859_520_964, 199_296), "sdxl": (2_567_463_684, 1_451_520)}
 PUBLISHED = "OFT, arXiv 2306.07280, table 1, on Stable Diffusion 1.5: DINO .614 for all weights, .613 for LoRA, without intervals"
 # what a limit is set on -> (the measure, its words, its unit)
 COSTS = {"memory": ("peak_bytes", "memory of training", "bytes"), "disk": ("file_bytes", "the file as shipped", "bytes"),
@@ -69,7 +67,7 @@ def advise(needs, rows, forecast=None):
     """The `Advice` for `Needs`, from PocketBench's rows and `forecast`: {(base, method): bytes of memory}, for bases other than pocket.
 
     First the limits (memory, disk, time), then what was wanted, then the costs. What was not measured decides nothing. Raises BadInput for
-    a base without any figure, a forecast that is no number above 0, and as `lib.verdicts.effect` does.
+    a base without any figure, a forecast that is no number above 0, and as `lib.effects.effect` does.
     """
     forecast = forecast or {}
     for (base, method), value in forecast.items():
@@ -109,7 +107,7 @@ def _ranked(rows):
 
 def _rank(needs, rows):
     """(rank, sentence): the smallest rank that is shown to be as alike as the best, else the preset's."""
-    preset = PRESETS["lora", "pocket" if needs.base == "pocket" else "other"]["rank"]
+    preset = PRESETS["lora", "pocket" if needs.base == "pocket" else "sd1"]["rank"]
     ranks = sorted({int(row["rank"]) for row in rows if row.get("study") == "rank" and row.get("method") == "lora"})
 
     def against(one, other):
@@ -136,8 +134,7 @@ def _cost(what, method, needs, rows, forecast, rank):
         if what == "memory" and (needs.base, method) in forecast:
             return forecast[needs.base, method], f"forecast for {needs.base}"
         if what == "disk" and needs.base in SHAPES:
-            whole, each = SHAPES[needs.base]
-            return 2 * (each * rank if method == "lora" else whole), f"computed for {needs.base}, 2 bytes a parameter"
+            return shipped_bytes(needs.base, method, rank), f"computed for {needs.base}, 2 bytes a parameter"
         return None
     measure, _, unit = COSTS[what]
     runs = [row for row in rows if row.get("method") == method and number(row, measure) is not None]
@@ -176,7 +173,7 @@ def _unmeasured(needs):
 
 
 def _amount(value, unit):
-    return f"{value / 60:,.1f} minutes" if unit == "s" else f"{value / 2**30:.3g} GiB" if value >= 2**29 else shown(value, unit)
+    return f"{value / 60:,.1f} minutes" if unit == "s" else large(value)
 
 
 def _wanted(needs, rows, costs):

@@ -1,4 +1,13 @@
-"""The ladder of recipes: what to give up for memory, the least slow first, and the step down when memory runs out."""
+"""The ladder of recipes: what to give up for memory, the least slow first; the choice for a card, and the step down when memory runs out.
+
+Why in this order. LoRA: checkpointing computes the forward pass once more, a third of a step's arithmetic, and takes nearly all activations
+away; NF4 then writes its weights out for every product, and rounds them; 8-bit moments of so few weights save little. DreamBooth: 8-bit
+moments and bf16 weights cost little arithmetic (a random number a weight) and save most, of moments, and of the bf16 copies that fp32
+weights need; updating within the backward pass, in many small kernels, saves the gradients, which matters once activations are few; only
+checkpointing adds a third. From arithmetic and bytes (data/results/forecast.json): the seconds are to be confirmed on a GPU.
+"""
+
+from .settings import BadInput
 
 # For each method: changes of settings, cheapest first. A rung counts on those above it; one that is in force already is passed over.
 RUNGS = {
@@ -8,12 +17,46 @@ RUNGS = {
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
     ),
     "dreambooth": (
-        ({"fused_backward": True}, "each weight updated within the backward pass"),
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
-        ({"checkpointing": True}, "gradient checkpointing, a third more time a step"),
         ({"weights": "bf16", "precision": "auto"}, "weights in bf16, rounded stochastically"),
+        ({"fused_backward": True}, "each weight updated within the backward pass"),
+        ({"checkpointing": True}, "gradient checkpointing, a third more time a step"),
     ),
 }
+
+
+def recipes(settings):
+    """[(settings, words of what was given up)], from `settings` as they are down to the foot of the ladder."""
+    found = [(settings, ())]
+    while lower := step_down(found[-1][0]):
+        found.append((lower[0], (*found[-1][1], lower[1])))
+    return found
+
+
+def choose(settings, room, weigh, where="the card"):
+    """(settings, bytes, sentence) of the least slow recipe from `settings` down that takes no more than `room` bytes.
+
+    weigh(settings) -> bytes, such as `lib.forecast`'s. Raises BadInput if none fits `where`, with what the smallest takes.
+    """
+    weighed = []
+    for recipe, words in recipes(settings):
+        weighed.append(weigh(recipe))
+        if weighed[-1] <= room:
+            size = f"{gib(weighed[-1])} of the {gib(room)} to be had on {where}"
+            if not words:
+                return recipe, weighed[-1], f"Chosen: the plain recipe, which takes {size}."
+            given_up = "; ".join(words)
+            return recipe, weighed[-1], f"Chosen: {given_up}: it takes {size}, and a rung higher it would be {gib(weighed[-2])}."
+    raise BadInput(
+        f"No recipe for {settings.method} on '{settings.base}' fits {where}: the smallest takes {gib(min(weighed))} and there are "
+        f"{gib(max(room, 0))} to be had: lower the resolution or batch_size, leave out the class images (prior_weight 0), or take "
+        f"{'a smaller base' if settings.method == 'lora' else 'LoRA or a smaller base'}."
+    )
+
+
+def gib(size):
+    """Bytes in words."""
+    return f"{size / 2**30:.1f} GiB"
 
 
 def step_down(settings):

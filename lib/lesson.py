@@ -77,24 +77,25 @@ def propose(base, candidates=("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")):
 
 
 def class_prompts(dataset, count=CLASS_IMAGES):
-    """`count` prompts for class images, without the identifier: in turn the plain class, and some other thing in one of `PLACES`.
+    """`count` prompts for class images, without the identifier: four of the plain class, then one of another thing in one of `PLACES`.
 
     The plain class keeps the class noun what it was (Ruiz et al. 2022, section 3.2). Other things keep the looks of the places, which
-    the photos' backgrounds would take over. The class itself is shown in no place: that would teach places to hold the plain class.
+    the photos' backgrounds would take over; with more of them a full fine-tune learns that in a place there is no subject. The class itself
+    is shown in no place: that would teach places to hold the plain class.
     What a style or a light is laid over is told by the captions, so there they are the captions without it.
     """
+    from .captions import class_caption
     from .fidelity import PLACES
     from .photos import prompts
     from .pocket.objects import CLASSES
 
     subject = dataset.subject
     if subject.kind in ("style", "lighting"):
-        said = re.compile(rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light)?")
-        texts = sorted({" ".join(said.sub("", item.caption).split()) for item in dataset.train})
+        texts = sorted({class_caption(subject, item.caption) for item in dataset.train})
     else:
         plain, others = prompts(subject, with_identifier=False), [noun for noun in CLASSES if noun != subject.class_noun]
-        texts = [text for i in range(len(PLACES) * len(others))
-                 for text in (plain, f"a {others[i % len(others)]} {PLACES[i % len(PLACES)]}")]
+        elsewhere = [f"a {others[i % len(others)]} {PLACES[i % len(PLACES)]}" for i in range(len(PLACES) * len(others))]
+        texts = [text for other in elsewhere for text in (plain,) * 4 + (other,)]
     return [texts[i % len(texts)] for i in range(count)]
 
 

@@ -4,6 +4,8 @@
         ...one training step...
     peak.bytes, peak.by_category
 
+    python -m lib.memory --base sdxl --method dreambooth --resolution 1024      # before the fact: see `lib/cards.py`
+
 Every storage that an operation makes is counted until it is freed, so the figure is exact and the same on every machine; it holds
 neither the allocator's slack nor scratch space inside kernels. On CUDA the figure to hold against it is `torch.cuda.max_memory_allocated`.
 """
@@ -14,19 +16,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CATEGORIES = ("weights", "gradients", "optimiser", "activations")
+CATEGORIES = ("weights", "gradients", "optimiser", "activations", "rest")
 
 
 class PeakMemory(TorchDispatchMode):
     """Follows the storages of a training step: the bytes alive at the worst moment, in `bytes`, split in `by_category`.
 
     weights: the model's parameters and buffers, frozen ones too. gradients: `.grad` of parameters. optimiser: its state.
-    activations: all else that is alive, from kept activations to passing results and `inputs` given by the caller.
+    activations: what operations make, from what is kept for the way back to passing results. rest: `inputs` given by the caller, and
+    what `scratch(function, args, out)` says that a kernel takes for itself while it runs, in bytes.
     """
 
-    def __init__(self, model, optimizer=None, inputs=()):
+    def __init__(self, model, optimizer=None, inputs=(), scratch=None):
         super().__init__()
-        self.model, self.optimizer, self.inputs = model, optimizer, inputs
+        self.model, self.optimizer, self.inputs, self.scratch = model, optimizer, inputs, scratch
         self.alive, self.kind = {}, {}
         self.now = dict.fromkeys(CATEGORIES, 0)
         self.bytes, self.by_category = 0, dict(self.now)
@@ -62,10 +65,11 @@ class PeakMemory(TorchDispatchMode):
 
     def __enter__(self):
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
-            self._follow(tensor, "weights")
+            for part in (tensor, *_scales(getattr(tensor, "quant_state", None))):
+                self._follow(part, "weights")
         for tensor in tree_leaves(self.inputs):
             if torch.is_tensor(tensor):
-                self._follow(tensor, "activations")
+                self._follow(tensor, "rest")
         self._sort()
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._gradient)
@@ -80,18 +84,27 @@ class PeakMemory(TorchDispatchMode):
             hook.remove()
         return super().__exit__(*error)
 
-    def _peak(self):
-        total = sum(self.now.values())
+    def _peak(self, scratch=0):
+        total = sum(self.now.values()) + scratch
         if total > self.bytes:
-            self.bytes, self.by_category = total, dict(self.now)
+            self.bytes, self.by_category = total, self.now | {"rest": self.now["rest"] + scratch}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if torch.is_tensor(tensor):
                 self._follow(tensor, "activations")
-        self._peak()
+        self._peak(self.scratch(function, args, out) if self.scratch else 0)
         return out
+
+
+def _scales(state):
+    """The tensors that a quantised weight of bitsandbytes keeps beside it, outside of the module's parameters and buffers."""
+    for value in vars(state).values() if state is not None else ():
+        if torch.is_tensor(value):
+            yield value
+        elif type(value) is type(state):
+            yield from _scales(value)
 
 
 def resident_bytes():
@@ -101,3 +114,9 @@ def resident_bytes():
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    from lib.cards import main
+
+    main()

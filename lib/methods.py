@@ -12,69 +12,106 @@ from pathlib import Path
 import torch
 
 from .base import load_base
-from .settings import BadInput, Settings
+from .families import FAMILIES
+from .locate import WITH_WEIGHTS
+from .settings import BadInput, Settings, read_json
 
 ADAPTER = "adapter.safetensors"
-# The layers an adapter sits beside. Attention is the field's default (diffusers' script). "all" adds the feed-forward layers, the
-# projections and the 3 x 3 convolutions; shortcuts and timestep layers stay out: a twelfth of the step for few weights.
+# The layers an adapter sits beside. Attention is the field's default (diffusers' script). "linear" adds the feed-forward layers and the
+# projections, "all" the 3 x 3 convolutions too; shortcuts and timestep layers stay out: a twelfth of the step for few weights.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-TARGETS = {"attention": ATTENTION, "all": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]}
+LINEAR = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+TARGETS = {"attention": ATTENTION, "linear": LINEAR, "all": [*LINEAR, "conv1", "conv2"]}
+TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def tuned_parts(base, settings):
+    """The parts of a pipeline in which a run trains weights, by name: its U-Net, and its text encoders if they have a rate."""
+    return {"unet": base.unet, **(base.text_encoders if settings.text_encoder_rate > 0 else {})}
 
 
 def trainable(base, settings):
-    """Choose the weights that train, and return them. All others are frozen.
+    """Choose the weights that train, and return them, the U-Net's first. All others are frozen.
 
     LoRA (Hu et al. 2021): W stays, and W + (alpha / rank) B A runs, with A small and random and B zero, so that a fresh adapter
-    changes nothing. DreamBooth: every weight of the U-Net. Those that train are fp32, or bf16 where `settings.weights` says so.
+    changes nothing. DreamBooth: every weight of the U-Net. With a text_encoder_rate the same for the text encoders. Those that train are
+    fp32, or bf16 where `settings.weights` says so.
     """
-    unet, dtype = base.unet, {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.weights]
-    unet.requires_grad_(False)
+    parts, dtype = tuned_parts(base, settings), {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.weights]
+    frozen = torch.bfloat16 if settings.arithmetic(base.bf16) else torch.float32  # frozen weights need no fp32 copy
     if settings.method == "lora":
-        from peft import LoraConfig
-
-        low = settings.arithmetic(base.bf16)
-        if low:
-            unet.to(torch.bfloat16)  # frozen weights need no fp32 copy
-        if settings.quantize != "none":
-            from .recipes import quantize
-
-            quantize(unet, settings.quantize, torch.bfloat16 if low else torch.float32)
         torch.manual_seed(settings.seed)
-        unet.add_adapter(
-            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=TARGETS[settings.targets])
-        )
-        for p in unet.parameters():
-            if p.requires_grad:
-                p.data = p.data.to(dtype)
-    else:
-        unet.to(dtype).requires_grad_(True)
-    return [p for p in unet.parameters() if p.requires_grad]
+    for name, part in parts.items():
+        part.requires_grad_(False)
+        if settings.method == "lora":
+            part.to(frozen)
+            if settings.quantize != "none" and name == "unet":
+                from .recipes import quantize
+
+                quantize(part, settings.quantize, frozen)
+            part.add_adapter(adapter_config(settings, TARGETS[settings.targets] if name == "unet" else TEXT_ATTENTION))
+            for p in part.parameters():
+                if p.requires_grad:
+                    p.data = p.data.to(dtype)
+        else:
+            part.to(dtype).requires_grad_(True)
+    return [p for part in parts.values() for p in part.parameters() if p.requires_grad]
+
+
+def adapter_config(settings, layers):
+    """PEFT's configuration of the adapter beside `layers`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=layers, lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+    )
+
+
+def shares(base, weights, settings):
+    """For each of `weights` its learning rate over the U-Net's: 1, and what text_encoder_rate makes of it for text encoders."""
+    own = {id(p) for p in base.unet.parameters()}
+    return [1.0 if id(p) in own else settings.text_encoder_rate / settings.learning_rate for p in weights]
+
+
+@contextmanager
+def adapter_off(parts):
+    """Within the block every adapter of `parts` is off, and the base model is as it was."""
+    for part in parts:
+        part.disable_adapters()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.enable_adapters()
 
 
 def save_weights(base, settings, folder):
-    """Write what one ships, in fp16 safetensors, into `folder`: an adapter, or the tuned U-Net as a diffusers folder. Returns its bytes."""
+    """Write what one ships, in fp16 safetensors, into `folder`: an adapter, or the tuned parts as diffusers folders. Returns its bytes."""
     folder = Path(folder)
     part = folder / f".weights.{os.getpid()}"
+    tuned = tuned_parts(base, settings)
     try:
         if settings.method == "lora":
-            from diffusers import StableDiffusionPipeline
             from diffusers.training_utils import _collate_lora_metadata
             from peft.utils import get_peft_model_state_dict
 
             # PEFT's own names throughout: diffusers' older ones exist for attention alone, and a file that mixes both loads by half.
-            layers = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(base.unet).items()}
-            StableDiffusionPipeline.save_lora_weights(
-                part, unet_lora_layers=layers, weight_name=ADAPTER, **_collate_lora_metadata({"unet": base.unet})
-            )
-            target = folder / ADAPTER
-            os.replace(part / ADAPTER, target)
+            layers = {}
+            for name, module in tuned.items():
+                state = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(module).items()}
+                if name != "unet":  # the name that every tool knows; newer transformers have dropped the wrapper (diffusers #13984)
+                    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
+                layers[f"{name}_lora_layers"] = state
+            base.pipe.save_lora_weights(part, weight_name=ADAPTER, **layers, **_collate_lora_metadata(tuned))
+            os.replace(part / ADAPTER, folder / ADAPTER)
         else:
-            dtype = base.unet.dtype
-            base.unet.half().save_pretrained(part)
-            base.unet.to(dtype)
-            target = folder / "unet"
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(part, target)
+            for name, module in tuned.items():
+                dtype = module.dtype
+                module.half().save_pretrained(part / name)
+                module.to(dtype)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                os.replace(part / name, folder / name)
     finally:  # also where the disk is full
         shutil.rmtree(part, ignore_errors=True)
     return weight_bytes(folder)
@@ -97,28 +134,35 @@ def as_saved(weights):
 def weight_bytes(run):
     """Bytes of the weights in a run folder, as shipped."""
     run = Path(run)
-    files = [run / ADAPTER] if (run / ADAPTER).is_file() else list((run / "unet").glob("*.safetensors"))
+    files = [run / ADAPTER] if (run / ADAPTER).is_file() else [f for part in WITH_WEIGHTS for f in (run / part).glob("*.safetensors")]
     return sum(f.stat().st_size for f in files)
 
 
 def load_run(run, base=None):
     """A base model with a run's weights in it, ready to generate; `base`, if given, is changed in place.
 
-    Raises BadInput if the folder is no finished run or its weights are missing or broken.
+    Raises BadInput if the folder is no finished run, its weights are missing or broken, or it was trained on another family than `base`.
     """
     run = Path(run)
     settings = Settings.load(run / "settings.json")
     base = base or load_base(settings.base)
+    metrics = run / "metrics.json"
+    trained_on = read_json(metrics).get("family") if metrics.is_file() else None
+    if trained_on and trained_on != base.family.name:
+        title = {f.name: f.title for f in FAMILIES}.get(trained_on, trained_on)
+        raise BadInput(
+            f"Run {run} was trained on {title}, and '{base.name}' is {base.family.title}: load it into a base of its own family."
+        )
+    base.side = settings.resolution
     try:
         if settings.method == "lora":
             if not (run / ADAPTER).is_file():
                 raise FileNotFoundError(f"there is no {ADAPTER}")
             base.pipe.load_lora_weights(str(run), weight_name=ADAPTER, adapter_name=settings.method)
         else:
-            from diffusers import UNet2DConditionModel
-
-            unet = UNet2DConditionModel.from_pretrained(run / "unet", use_safetensors=True, dtype=base.unet.dtype)
-            base.pipe.unet = unet.to(base.device).requires_grad_(False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            for name, old in tuned_parts(base, settings).items():
+                new = type(old).from_pretrained(run / name, use_safetensors=True, dtype=old.dtype)
+                setattr(base.pipe, name, new.to(base.device).requires_grad_(False))
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise BadInput(f"The weights of run {run} cannot be loaded ({str(error).splitlines()[0]}): train the run again.") from None
     return base

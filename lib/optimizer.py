@@ -13,30 +13,32 @@ DECAY = 1e-2  # AdamW's weight decay, the default of torch and of diffusers' scr
 
 
 class Optimizer:
-    """AdamW on `weights` as `settings` say; `rate` is the learning rate that `step` uses.
+    """AdamW on `weights` as `settings` say; `rate` is the learning rate that `step` uses, times the weight's share in `shares`.
 
     Plain: one fused AdamW. Otherwise one for each weight, with fp32 or 8-bit moments (bitsandbytes; weights below 4,096 numbers keep
     fp32 ones), which sees a stand-in for the weight: the same memory, or for a bf16 weight an fp32 copy that lives during its update.
     """
 
-    def __init__(self, weights, settings, device):
+    def __init__(self, weights, shares, settings, device):
         self.weights, self.settings, self.rate, self.squares, self.hooks = weights, settings, settings.learning_rate, [], []
         self.generator = torch.Generator("cpu" if device.type == "meta" else device).manual_seed(settings.seed)
         if settings.optimizer == "adamw" and settings.weights == "fp32" and not settings.fused_backward:
-            self.stands, self.parts = None, [self._adamw(weights)]
+            rates = dict.fromkeys(shares)
+            self.stands = None
+            self.parts = [self._adamw([{"params": [w for w, s in zip(weights, shares) if s == one], "share": one} for one in rates])]
         else:
             self.stands = [torch.nn.Parameter(torch.empty(0, device=device)) for _ in weights]
-            self.parts = [self._adamw([stand]) for stand in self.stands]
+            self.parts = [self._adamw([{"params": [stand], "share": share}]) for stand, share in zip(self.stands, shares)]
         if settings.fused_backward:
             self.hooks = [w.register_post_accumulate_grad_hook(lambda w, k=k: self._at_once(k)) for k, w in enumerate(weights)]
 
-    def _adamw(self, weights):
+    def _adamw(self, groups):
         if self.settings.optimizer == "adamw8bit":
             from bitsandbytes.optim import AdamW8bit
 
-            return AdamW8bit(weights, lr=self.rate, weight_decay=DECAY)
+            return AdamW8bit(groups, lr=self.rate, weight_decay=DECAY)
         # torch has no fused AdamW on the meta device, where only shapes are known.
-        return torch.optim.AdamW(weights, lr=self.rate, weight_decay=DECAY, fused=weights[0].device.type != "meta")
+        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=DECAY, fused=groups[0]["params"][0].device.type != "meta")
 
     @property
     def state(self):
@@ -69,8 +71,8 @@ class Optimizer:
         self._update(k)
 
     def _take(self, part):
-        group = part.param_groups[0]
-        group["lr"] = self.rate
+        for group in part.param_groups:
+            group["lr"] = self.rate * group["share"]
         if self.settings.optimizer == "adamw8bit":  # its `step` would wait for the GPU after every weight
             if not part.state[group["params"][0]]:
                 part.init_state(group, group["params"][0], 0, 0)

@@ -9,13 +9,13 @@ WORKBENCH_HEADLESS=1 switches them off and 0 on; otherwise they look whether som
 
 import os
 import time
+from html import escape
 
 from . import show
 from .explorer import Explorer, Models
 from .figure import number
 from .photo_panel import PhotosPanel
 from .settings import BadInput
-from .show import words
 
 __all__ = ["Models", "explorer", "headless", "photos_panel", "training_panel"]
 
@@ -103,7 +103,7 @@ class TrainingPanel:
             self.fields[name] = (w.IntText if isinstance(value, int) else w.FloatText)(
                 value=value, description=name, continuous_update=False, style={"description_width": "8em"}, layout={"width": "16em"})
             self.fields[name].observe(lambda change, name=name: self.edit(name, change["new"]), "value")
-        lines = [w.HBox([self.fields[name], w.HTML(words(REASONS[name]))]) for name in names]
+        lines = [w.HBox([self.fields[name], w.HTML(escape(REASONS[name]))]) for name in names]
         return w.VBox([*lines, self.message])
 
     def edit(self, name, value):
@@ -113,12 +113,14 @@ class TrainingPanel:
         changes = {name: value}
         if name == "rank":
             changes["alpha"] = self.settings.alpha / self.settings.rank * value
+        if name == "steps" and self.settings.sample_every:  # as many samples as before; a short run would be left without any
+            changes["sample_every"] = max(1, self.settings.sample_every * value // self.settings.steps)
         try:
             self.settings = self.settings.replace(**changes)
-            self.message.value = words(f"{name} is {number(value)} now.")
+            self.message.value = escape(f"{name} is {number(value)} now.")
         except BadInput as error:
             self.fields[name].value = getattr(self.settings, name)
-            self.message.value = words(str(error))
+            self.message.value = escape(str(error))
 
     def __call__(self, state):
         """Called by `train` after each step: draw, now and then, and see to it that one can stop."""
@@ -142,7 +144,7 @@ class TrainingPanel:
         self.stop_button.on_click(lambda _: self.stop())
         self.bar = w.IntProgress(min=0, max=state.steps, description="step")
         self.status, self.loss, self.samples = w.HTML(), w.HTML(), w.HTML()
-        self.box = w.VBox([w.HBox([self.stop_button, self.bar, self.status]), self.loss, self.samples])
+        self.box = w.VBox([w.HBox([self.stop_button, self.bar, self.status]), self.samples, self.loss])  # the samples tell more
         _show(self.box)
         # ipykernel 7.4 hands a click to the shell that made the button, which is busy training; it is to go where the front end sent it.
         if hasattr(self.stop_button.comm, "_reply_subshell_for"):
@@ -150,9 +152,8 @@ class TrainingPanel:
 
     def stop(self):
         """What the stop button does."""
-        self.state.stop()
-        self.stop_button.disabled = True
-        self.status.value = "<p>stopping after this step</p>"
+        self.stop_button.disabled, self.status.value = True, "stopping after this step"
+        self.state.stop()  # last, for a click comes in another thread, and what `draw` says of the end must stay
 
     def draw(self, over=False):
         """Bring the live figure up to date. Takes at most a tenth of the time."""
@@ -160,12 +161,16 @@ class TrainingPanel:
         self.bar.value = state.step
         left = state.seconds / max(1, state.step) * (state.steps - state.step)
         how = "done" if state.step >= state.steps else "stopped; what was learnt is kept" if over else f"about {left:.0f} s left"
-        self.status.value = words(f"step {state.step} of {state.steps}, {how}")
+        self.status.value = escape(f"step {state.step} of {state.steps}, {how}")
         if state.losses:
-            self.loss.value = show.curves({"loss": state.losses}, smooth=20)._repr_html_()
+            figure = show.curves({"loss": state.losses}, smooth=20, caption="The loss: faint each step, bold the mean of 20")
+            self.loss.value = figure._repr_html_().replace("<details open>", "<details>")  # the numbers would push it off the screen
         if len(state.samples) > self.shown:
+            from .train import SAMPLE_PLACES
+
             self.shown = len(state.samples)
-            self.samples.value = show.progress(state.samples, most=3)._repr_html_()
+            places = [place or "no place" for place in SAMPLE_PLACES][:len(state.samples[-1][1])]
+            self.samples.value = show.progress(state.samples, places, most=3, caption="The subject, from the same seeds")._repr_html_()
         self.drawn = time.monotonic()
         self.pause = max(1.0, 9 * (self.drawn - began))
 

@@ -1,13 +1,13 @@
 """The widgets of `panels.photos_panel`: go through the photos of a plan and change what is done with each."""
 
 import copy
+from html import escape
 from pathlib import Path
 
 from . import show
 from .captions import check_caption
 from .decode import SMALLEST, open_photo, printable
 from .settings import BadInput
-from .show import words
 
 TILE = 240  # pixels of a photo in the panel
 
@@ -19,14 +19,19 @@ class PhotosPanel:
         import ipywidgets as w
 
         self.plan, self.folder, self.proposed, self.loading = plan, Path(folder).expanduser(), copy.deepcopy(plan), False
-        self.choose = w.Dropdown(options=[(printable(e["file"]), k) for k, e in enumerate(plan)], value=0, description="photo")
+        names = [(f"{k + 1}: {printable(e['file'])}", k) for k, e in enumerate(plan)]
+        self.choose = w.Dropdown(options=names, value=0, description="photo")
         self.previous, self.next, self.reset = (w.Button(description=d) for d in ("Previous", "Next", "As proposed"))
-        self.use = w.ToggleButtons(options=[("train on it", "train"), ("hold it out", "test"), ("leave it out", "out")], description="use")
-        self.caption = w.Text(description="caption", continuous_update=False, layout=w.Layout(width="95%"))
+        # Radio buttons say which is on to the eye without colour, to the arrow keys and to a screen reader; toggle buttons to none of them.
+        self.use = w.RadioButtons(options=[("train on it", "train"), ("hold it out", "test"), ("leave it out", "out")], description="use")
+        self.caption = w.Text(description="caption", continuous_update=False, layout={"width": "95%"})
         self.left, self.top, self.side = (w.IntSlider(description=d, max=1, continuous_update=False) for d in ("left", "top", "side"))
         self.picture, self.found, self.message, self.count = w.HTML(), w.HTML(), w.HTML(), w.HTML()
-        controls = w.VBox([self.use, self.caption, self.left, self.top, self.side, self.reset, self.found, self.message, self.count])
-        self.box = w.VBox([w.HBox([self.previous, self.choose, self.next]), w.HBox([self.picture, controls])])
+        controls = w.VBox([self.use, self.caption, self.message, self.left, self.top, self.side, self.reset, self.found, self.count])
+        # Of fixed widths, so that nothing moves under the pointer; controls go below the picture where both have no room.
+        controls.layout, self.picture.layout = {"width": "34em"}, {"min_width": f"{2 * TILE + 24}px"}
+        pair = w.HBox([self.picture, controls], layout={"flex_flow": "row wrap"})
+        self.box = w.VBox([w.HBox([self.previous, self.choose, self.next]), pair])
         self.choose.observe(lambda _: self.load(), "value")
         self.previous.on_click(lambda _: self.go(-1))
         self.next.on_click(lambda _: self.go(1))
@@ -82,14 +87,15 @@ class PhotosPanel:
         self.loading, self.message.value = True, ""
         try:
             if change["owner"] is self.side:  # grow and shrink about the middle
-                moved = (change["old"] - change["new"]) // 2
+                moved = change["old"] // 2 - change["new"] // 2  # so, many small steps add up to the large one
                 self._place(self.left.value + moved, self.top.value + moved)
             crop = [self.left.value, self.top.value, self.left.value + self.side.value, self.top.value + self.side.value]
             self.entry.update(use=self.use.value, caption=check_caption(self.entry["file"], self.caption.value))
             if change["owner"] in (self.left, self.top, self.side):
                 self.entry["crop"] = crop
         except BadInput as error:
-            self.message.value, self.caption.value = words(str(error)), self.entry["caption"]
+            self.message.value = escape(f"{str(error).rstrip('.')}. The caption stays as it was.")
+            self.caption.value = self.entry["caption"]
         finally:
             self.loading = False
         self.draw()
@@ -98,7 +104,7 @@ class PhotosPanel:
         """The photo with its frame, what was found, and how many are used for what."""
         entry, name = self.entry, printable(self.entry["file"])
         if self.photo is None:
-            self.picture.value = words(f"{name} cannot be opened.")
+            self.picture.value = escape(f"{name} cannot be opened.")
         else:
             width, height = self.photo.width / max(1, entry["width"]), self.photo.height / max(1, entry["height"])
             left, top, right, bottom = entry["crop"]
@@ -107,7 +113,8 @@ class PhotosPanel:
             labels = ["the photo with its crop", "the crop"][:len(tiles)]
             tiles = [[tile.resize((TILE, TILE)) for tile in tiles]]
             self.picture.value = show.grid(tiles, columns=labels, scale=1, alt=f"{name}, {show.USES[entry['use']]}")._repr_html_()
-        self.found.value = words("Found: " + ("; ".join(entry["findings"]) or "nothing to mend") + ".")
+        self.found.value = escape("Found: " + ("; ".join(entry["findings"]) or "nothing to mend") + ".")
         uses = [e["use"] for e in self.plan]
         counts = f"{uses.count('train')} to train on, {uses.count('test')} held out, {uses.count('out')} left out."
-        self.count.value = words(counts + (" At least 2 to train on are needed." if uses.count("train") < 2 else ""))
+        few = " At least 2 to train on are needed." if uses.count("train") < 2 else ""
+        self.count.value = escape(f"{counts}{few} The data set follows when the next cell runs, again if it has run.")

@@ -112,7 +112,7 @@ class Log:
                 "prior_loss": prior,
                 "gradient_norm": norm,
                 "seconds": sum(self.clock.steps[:step]),
-                "learning_rate": settings.learning_rate * min(1, step / max(1, settings.warmup)),
+                "learning_rate": settings.rate(step - 1),
             }
             self.rows.append(row)
             self.file.write(json.dumps(row) + "\n")

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from .captions import class_caption
 from .methods import weight_bytes
 from .record import say
 from .settings import BadInput, Settings, read_json
@@ -20,10 +21,10 @@ def open_run(settings, dataset):
     A folder that holds a run of other settings or data is renamed to <name>_before_1 (2, ...), which is said, and a new one made; one in
     which nothing was learnt yet is cleared. Raises BadInput, before anything slow, if class images are missing or the folder is no run's.
     """
-    if settings.prior_weight > 0 and not dataset.class_images:
+    if settings.prior_weight > 0 and not prior_items(settings, dataset):
         raise BadInput(
             f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
-            "make them in notebook 01, or set prior_weight to 0."
+            "make them in notebook 01, set prior_weight to 0, or, for LoRA, prior to 'teacher'."
         )
     run = Path(settings.output)
     if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
@@ -44,6 +45,15 @@ def open_run(settings, dataset):
     except OSError as error:
         raise BadInput(f"Output {run} cannot be written ({error.strerror}): choose another folder, or free some space.") from None
     return run, False
+
+
+def prior_items(settings, dataset):
+    """What prior preservation holds on to: the class images; for a teacher, the photos under captions without the identifier."""
+    if settings.prior_weight == 0:
+        return []
+    if settings.prior == "images":
+        return dataset.class_images
+    return [replace(item, caption=class_caption(dataset.subject, item.caption)) for item in dataset.train]
 
 
 def data_hash(dataset):

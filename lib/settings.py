@@ -20,13 +20,22 @@ class BadInput(ValueError):
     """Bad input from the user. Its text is one clear sentence: which file or setting, why, and what to do about it."""
 
 
-# What each method starts from, and why. The learning rates are the best of the sweep in data/results/learning_rates.json
-# for the pocket base (shown in notebooks 02 and 03), and the field's own values for Stable Diffusion (diffusers' README).
+# What each method starts from on each family, and why. pocket: the best learning rates of the sweep in data/results/learning_rates.json
+# (shown in notebooks 02 and 03), and class images that weigh less than photos: at weight 1 a full fine-tune of photos whose captions name
+# no place draws them in no other. The others are the field's own, from the READMEs of diffusers' examples: dreambooth (LoRA 1e-4 for 500
+# steps; full 5e-6, 800 steps with prior preservation; batch 1), dreambooth/README_sdxl (LoRA the same), text_to_image/README_sdxl (full
+# 1e-6, SDXL's only published full recipe there). Rank 8 is twice their 4: still a file of megabytes. Guidance: each pipeline's default.
+_LORA = {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1}
+_FULL = {"learning_rate": 5e-6, "steps": 800, "batch_size": 1}
 PRESETS = {
-    ("lora", "pocket"): {"learning_rate": 4e-3, "rank": 16, "targets": "all"},
-    ("dreambooth", "pocket"): {"learning_rate": 8e-4},
-    ("lora", "other"): {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1},
-    ("dreambooth", "other"): {"learning_rate": 5e-6, "steps": 800, "batch_size": 1},
+    ("lora", "pocket"): {"learning_rate": 4e-3, "rank": 16, "targets": "all", "prior_weight": 0.3},
+    ("dreambooth", "pocket"): {"learning_rate": 8e-4, "prior_weight": 0.3},
+    ("lora", "sd1"): _LORA | {"guidance": 7.5},
+    ("dreambooth", "sd1"): _FULL | {"guidance": 7.5},
+    ("lora", "sd2"): _LORA | {"guidance": 7.5},
+    ("dreambooth", "sd2"): _FULL | {"guidance": 7.5},
+    ("lora", "sdxl"): _LORA | {"guidance": 5.0},
+    ("dreambooth", "sdxl"): _FULL | {"learning_rate": 1e-6, "guidance": 5.0},
 }
 # (lowest, highest) of every number, both allowed.
 LIMITS = {
@@ -35,6 +44,9 @@ LIMITS = {
     "learning_rate": (1e-8, 1.0),
     "rank": (1, 256),
     "alpha": (0.01, 1024.0),
+    "dropout": (0.0, 0.9),
+    "text_encoder_rate": (0.0, 1.0),
+    "resolution": (0, 2048),
     "batch_size": (1, 64),
     "prior_weight": (0.0, 10.0),
     "snr_gamma": (0.0, 100.0),
@@ -43,23 +55,29 @@ LIMITS = {
     "sample_steps": (1, 1000),
     "guidance": (0.0, 30.0),
     "warmup": (0, 10_000),
+    "cooldown": (0.0, 1.0),  # without one, what a high rate leaves depends on which pictures came last
     "save_every": (0, 100_000),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run's recipe. Both methods share every field; `rank` and `alpha` are read by LoRA alone.
+    """One run's recipe. Both methods share every field; `rank` to `dora` are read by LoRA alone.
 
     method: "lora" (an adapter beside frozen weights) or "dreambooth" (every weight of the U-Net).
-    base: "pocket", a diffusers folder, or a hub name.
+    base: "pocket", a diffusers folder, a .safetensors file, or a hub name.
     data: folder of a prepared data set (see `lib/photos.py`); output: the run folder to make.
     learning_rate: peak of AdamW's rate. rank, alpha: the adapter's size, and its scale alpha / rank.
-    targets: the layers it sits beside, "attention" or "all" (feed-forward layers, projections and convolutions as well).
+    targets: the layers it sits beside, "attention", "linear" (feed-forward layers and projections as well) or "all" (convolutions too).
+    dropout: share of the adapter's inputs left out while it trains. dora: give the adapter a magnitude of its own (arXiv 2402.09353).
+    text_encoder_rate: peak rate of the text encoders, which train by the same method; 0 leaves them frozen. diffusers' README trains
+    SD 1.x's at 2e-6 with all weights; its LoRA scripts default to 5e-6.
+    resolution: side in pixels of the pictures trained on and sampled; 0 is the base's own.
     batch_size: instance images a step; the same number of class images joins them when prior_weight > 0.
-    prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out.
+    prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out. prior: what it holds on to, "images"
+    (class images) or "teacher" (what the model predicts without its adapter, on the photos noised and with class prompts; LoRA alone).
     snr_gamma: gamma of min-SNR loss weights (Hang et al. 2023); 0 leaves the loss unweighted.
-    clip: largest gradient norm. warmup: steps over which the rate rises.
+    clip: largest gradient norm. warmup: steps over which the rate rises. cooldown: share of the steps, the last, over which it falls to 0.
     sample_every: steps between fixed-seed samples; 0 for none. sample_steps, guidance: how they are drawn.
     precision: "auto" (bf16 where the processor has it), "fp32" or "bf16": what the arithmetic runs in.
 
@@ -82,11 +100,17 @@ class Settings:
     rank: int = 16
     alpha: float = 16.0
     targets: str = "attention"
+    dropout: float = 0.0
+    dora: bool = False
+    text_encoder_rate: float = 0.0
+    resolution: int = 0
     batch_size: int = 4
     prior_weight: float = 1.0
+    prior: str = "images"
     snr_gamma: float = 0.0
     clip: float = 1.0
     warmup: int = 10
+    cooldown: float = 0.5
     sample_every: int = 50
     sample_steps: int = 25
     guidance: float = 4.0
@@ -103,9 +127,14 @@ class Settings:
 
     @classmethod
     def preset(cls, method, base="pocket", **changes):
-        """The preset of a method on a base, with changes; None keeps the preset's value. Alpha follows rank unless given."""
+        """The preset of a method on a base, with changes; None keeps the preset's value. Alpha follows rank unless given.
+
+        The base's family is read from its files. Raises BadInput if there is no such base.
+        """
+        from .families import family_of
+
         _choice("method", method, METHODS)
-        family = "pocket" if base == "pocket" else "other"
+        family = "pocket" if base == "pocket" else family_of(base).name
         changes = {k: v for k, v in changes.items() if v is not None}
         values = PRESETS[method, family] | changes
         values.setdefault("alpha", float(values.get("rank", cls.rank)))
@@ -129,7 +158,12 @@ class Settings:
         """Raise BadInput with one sentence if a value has the wrong type or lies out of range."""
         check_values(self, LIMITS, "Setting")
         _choice("method", self.method, METHODS)
-        _choice("targets", self.targets, ("attention", "all"))
+        _choice("targets", self.targets, ("attention", "linear", "all"))
+        _choice("prior", self.prior, ("images", "teacher"))
+        if self.prior == "teacher" and self.method != "lora":
+            raise BadInput("Setting 'prior' is 'teacher', which is the model without its adapter, and DreamBooth has none: use 'images'.")
+        if self.resolution % 8 or 0 < self.resolution < 32:
+            raise BadInput(f"Setting 'resolution' is {self.resolution}: it must be 0 (the base's own) or a multiple of 8 from 32 on.")
         _choice("precision", self.precision, ("auto", "fp32", "bf16"))
         _choice("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _choice("weights", self.weights, ("fp32", "bf16"))
@@ -146,6 +180,11 @@ class Settings:
         for name in ("base", "data", "output"):
             if not getattr(self, name).strip():
                 raise BadInput(f"Setting '{name}' is empty: name a folder{' or a model' if name == 'base' else ''}.")
+
+    def rate(self, step):
+        """The learning rate of step `step`, counted from 0: it rises, stays, and falls (see `warmup` and `cooldown`)."""
+        rise, fall = (step + 1) / max(1, self.warmup), (self.steps - step) / max(1.0, self.cooldown * self.steps)
+        return self.learning_rate * min(1, rise, fall)
 
     def arithmetic(self, bf16):
         """What the arithmetic runs in on a processor with fast `bf16`, or without: True for bf16, False for fp32."""

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .charts import bars, curves, learning_rate_curve, losses
+from .charts import along, bars, curves, intervals, learning_rate_curve, losses, points, trade
 from .decode import open_photo
 from .figure import Figure, Table, table
 from .settings import BadInput
 
-__all__ = ["Figure", "Table", "bars", "curves", "framed", "grid", "learning_rate_curve", "losses", "photos", "progress", "table", "words"]
+__all__ = ["Figure", "Table", "along", "bars", "curves", "framed", "grid", "intervals", "learning_rate_curve", "losses", "photos", "points",
+           "progress", "table", "trade", "words"]
 USES = {"train": "train", "test": "held out", "out": "left out"}
 
 

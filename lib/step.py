@@ -9,20 +9,23 @@ text encoder or data will do, on torch.device("meta") too.
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
-from .methods import trainable
+from .methods import adapter_off, shares, trainable, tuned_parts
 from .optimizer import Optimizer
 
 
-def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0):
+def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None):
     """Mean squared error of the model's prediction for each picture, [B]; what it predicts (noise or velocity) is the scheduler's word.
 
     `predict(noisy, timesteps, conditions)` -> [B, C, h, w]. With snr_gamma > 0 each is weighted by min(SNR, gamma) / SNR, or / (SNR + 1)
-    for velocity (Hang et al. 2023, eq. 4).
+    for velocity (Hang et al. 2023, eq. 4). `taught`: what the last pictures' predictions shall be instead, where a teacher says it.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    if taught is not None:
+        target = torch.cat([target[: -len(taught)], taught])
     loss = F.mse_loss(predict(noisy, timesteps, conditions).float(), target, reduction="none").mean((1, 2, 3))
     if snr_gamma > 0:
         from diffusers.training_utils import compute_snr
@@ -33,7 +36,8 @@ def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, sn
 
 
 class Step:
-    """A training step of `settings` on `base`: `weights` (those that train), `unet`, `scheduler`, `optimizer`, `taken` (steps so far)."""
+    """A training step of `settings` on `base`: `weights` (those that train), the `parts` they are in, `unet` (the first of these),
+    `scheduler`, `optimizer`, `taken` (steps so far)."""
 
     def __init__(self, base, settings):
         from diffusers import DDPMScheduler
@@ -41,9 +45,10 @@ class Step:
         self.base, self.settings, self.taken = base, settings, 0
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
-        self.unet = base.unet.to(memory_format=torch.channels_last).train()
+        self.unet = base.unet.to(memory_format=torch.channels_last)
+        self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._ready(True)
-        self.optimizer = Optimizer(self.weights, settings, base.device)
+        self.optimizer = Optimizer(self.weights, shares(base, self.weights, settings), settings, base.device)
 
     def _ready(self, training):
         if self.settings.checkpointing:
@@ -54,31 +59,40 @@ class Step:
                 module.cast_input_dtype_enabled = not training
 
     def named_weights(self):
-        """(name, weight) of those that train."""
-        return [(name, p) for name, p in self.unet.named_parameters() if p.requires_grad]
+        """(name, weight) of those that train, the U-Net's by its own names."""
+        return [(name.removeprefix("unet."), p) for name, p in self.parts.named_parameters() if p.requires_grad]
 
     def close(self):
-        """Leave the U-Net as one to draw with: no step can be taken after that."""
+        """Leave the model as one to draw with: no step can be taken after that."""
         self.optimizer.close()
         self._ready(False)
-        self.unet.eval()
+        self.parts.eval()
 
     @property
     def rate(self):
         """Learning rate of the next step."""
-        return self.settings.learning_rate * min(1, (self.taken + 1) / max(1, self.settings.warmup))
+        return self.settings.rate(self.taken)
 
     def loss(self, latents, noise, timesteps, conditions):
         """Loss of each picture, [B], with gradients."""
         with self.base.autocast(self.settings.arithmetic(self.base.bf16)):
-            return diffusion_loss(self.base.predict, self.scheduler, latents, noise, timesteps, conditions, self.settings.snr_gamma)
+            taught = self.teach(latents, noise, timesteps, conditions) if self.settings.prior == "teacher" else None
+            return diffusion_loss(self.base.predict, self.scheduler, latents, noise, timesteps, conditions, self.settings.snr_gamma, taught)
+
+    def teach(self, *inputs):
+        """What the base model, its adapter off, predicts for the rows behind the instance images; None without any."""
+        latents, noise, timesteps, conditions = tree_map(lambda t: t[self.settings.batch_size :], inputs)
+        if not len(latents):
+            return None
+        with torch.no_grad(), adapter_off(self.parts.values()):
+            return self.base.predict(self.scheduler.add_noise(latents, noise, timesteps), timesteps, conditions).float()
 
     def __call__(self, latents, noise, timesteps, conditions):
         """Take the step. Returns a tensor [3 + B] on the device: instance loss (mean), prior loss (mean, 0 without class images), norm of
         the gradient before clipping, and the loss of each picture.
 
         latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by name, each with B rows, as `Base.predict`
-        takes them. The first batch_size rows are instance images, the others class images.
+        takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
         settings = self.settings
         loss = self.loss(latents, noise, timesteps, conditions)

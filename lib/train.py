@@ -18,11 +18,11 @@ from .checkpoint import Checkpoints, fingerprint, resume
 from .dataset import read_record
 from .ladder import out_of_memory, step_down
 from .memory import PeakMemory
-from .methods import as_saved, save_weights
+from .methods import as_saved, save_weights, tuned_parts
 from .photos import load_dataset, prompts
 from .recipes import settle
 from .record import FLUSH, Clock, Log, NotFinite, metrics, say
-from .runs import data_hash, open_run
+from .runs import data_hash, open_run, prior_items
 from .settings import BadInput, Settings, write_json
 from .step import Step
 
@@ -52,14 +52,20 @@ class State:
         self.stopping = True
 
 
-def cache_latents(base, items):
-    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's caption in them)."""
-    mean, std = base.encode_images([Image.open(item.path).convert("RGB") for item in items])
+def cache_latents(base, items, encoded=True):
+    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's row in them).
+
+    With encoded=False the captions stay token ids, for text encoders that train (see `Base.conditions`).
+    """
+    images = [Image.open(item.path).convert("RGB") for item in items]
+    mean, std = base.encode_images(images)
     for item, latent in zip(items, mean):
         if not latent.isfinite().all():
             raise BadInput(f"The VAE of '{base.name}' makes no finite latent of {item.path}: take that picture out, or repair the base.")
-    captions = sorted({item.caption for item in items})
-    return mean, std, base.conditions(captions), torch.tensor([captions.index(i.caption) for i in items], device=base.device)
+    said = [(item.caption, image.size) for item, image in zip(items, images)]
+    rows = sorted(set(said))
+    conditions = base.conditions([text for text, _ in rows], [size for _, size in rows], encoded)
+    return mean, std, conditions, torch.tensor([rows.index(one) for one in said], device=base.device)
 
 
 def gather(base, sources, batch, train_steps):
@@ -111,11 +117,11 @@ def train(settings, base=None, watchers=()):
         return run
     base = base or load_base(settings.base)
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
+    base.side = settings.resolution
     checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base.unet))
-    say(f"caching the latents of {len(dataset.train)} instance and {len(dataset.class_images)} class images")
-    sources = [(dataset.train, cache_latents(base, dataset.train))]
-    if settings.prior_weight > 0:
-        sources.append((dataset.class_images, cache_latents(base, dataset.class_images)))
+    held = prior_items(settings, dataset)
+    say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
+    sources = [(items, cache_latents(base, items, settings.text_encoder_rate == 0)) for items in (dataset.train, held) if items]
     recipe, state = settle(settings, base.device), State(settings.steps)
     with stops_gently(state):
         while True:
@@ -135,12 +141,13 @@ def train(settings, base=None, watchers=()):
                     ) from error
             recipe, words = lower  # here the failed step's memory is free again
             say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
-            base.renew()
+            base.renew(list(tuned_parts(base, recipe)))  # names alone: the parts themselves must go
 
 
 def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):
     """The loop: from the last checkpoint, or the beginning, to the end. `sources` are (items, their cache), the photos first."""
-    base.rest()
+    tuned = tuned_parts(base, settings)
+    base.rest(tuned)
     items, sources = zip(*sources)
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
@@ -159,7 +166,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
         while step.taken < settings.steps and not state.stopping:
             batch = next(stream)
             # Memory is measured in the second step: by then the optimiser's state is there.
-            measured = PeakMemory(step.unet, step.optimizer, sources) if peak is None and step.taken == first + 1 else None
+            measured = PeakMemory(step.parts, step.optimizer, sources) if peak is None and step.taken == first + 1 else None
             with clock, measured or nullcontext():
                 numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))
             peak = measured.by_category if measured else peak
@@ -177,7 +184,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                 state.samples.append((step.taken, sample(base, dataset, step, run)))
             for watch in watchers:
                 watch(state)
-            base.rest()
+            base.rest(tuned)
         log.flush()
         if step.taken < settings.steps:
             say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
@@ -185,7 +192,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
     found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)
-    write_json(run / "metrics.json", {"data_sha256": data_hash(dataset)} | found)
+    write_json(run / "metrics.json", {"data_sha256": data_hash(dataset), "family": base.family.name} | found)
     if step.taken == settings.steps:
         checkpoints.clear()
     return run
@@ -205,10 +212,10 @@ def back_to_last_good(step, checkpoints, run):
 def sample(base, dataset, step, run):
     """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would be saved now. Off the clock."""
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    base.unet.eval()
+    step.parts.eval()
     with as_saved(step.weights):
         images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
-    base.unet.train()
+    step.parts.train()
     for k, image in enumerate(images):
         image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
     return images

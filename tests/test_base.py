@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.base import find_base, load_base
+from lib.base import load_base, locate
 from lib.settings import BadInput
 
 
@@ -50,7 +50,7 @@ def test_latents_are_what_the_pipeline_decodes(tiny):
 @pytest.mark.parametrize("name", ["pockett", "./nowhere", "/tmp", "a/b/c"])
 def test_an_unknown_base_is_refused_by_name(name):
     with pytest.raises(BadInput) as caught:
-        find_base(name)
+        locate(name)
     assert name.strip("./") in str(caught.value) and "\n" not in str(caught.value)
 
 

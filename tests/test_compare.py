@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lib.compare import WEIGHTS, Comparison, Run, add_shares, compare, read_run, same_ground, unlike
-from lib.photos import prepare
+from lib.compare import WEIGHTS, Comparison, Run, add_shares, choose_judge, compare, protocol, read_run, same_ground, unlike
+from lib.fidelity import check_prompts
+from lib.judge import PAIRS
+from lib.photos import KINDS, Subject, prepare
 from lib.pocket.world import render, sample_scene
 from lib.settings import BadInput
-from lib.tables import COLUMNS, cells, table, verdict, write_summary
+from lib.tables import COLUMNS, cells, certificate_rows, table, verdict, write_summary
 
 METRICS = {"seconds_per_step": 0.1, "train_seconds": 30.0, "peak_bytes": 3 * 2**20, "file_bytes": 2**19, "device": "cpu",
            "versions": {"torch": "2"}}
@@ -186,6 +189,56 @@ def test_a_score_that_is_no_number_never_reaches_the_summary(tmp_path):
     with pytest.raises(ValueError):
         write_summary(tmp_path / "summary.json", result)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_the_judge_fits_the_base_and_a_missing_one_has_a_stand_in_that_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *a: pytest.fail("the judge went online"))
+    monkeypatch.setattr("lib.judge.PAIRS", {"pocket": PAIRS["pocket"], "real": ("nobody/such-clip", "nobody/such-dino")})
+    assert choose_judge("", "pocket").name == "pocket" and not capsys.readouterr().out
+    stand_in = choose_judge("", "sd15")
+    said = capsys.readouterr().out
+    assert stand_in.name == "pocket" and stand_in.describe()["dino"]["encoder"] == "data/judge/identity"
+    assert "nobody/such-clip cannot be loaded" in said and "hf download nobody/such-clip" in said and "Meanwhile the pocket judge" in said
+    with pytest.raises(BadInput, match="nobody/such-clip cannot be loaded"):
+        choose_judge("real", "sd15")
+    with pytest.raises(BadInput, match="unknown: choose one of pocket, real"):
+        choose_judge("mine", "pocket")
+
+
+@pytest.mark.parametrize("resolution", [64, 512])
+def test_the_protocol_has_25_prompts_for_every_kind(resolution):
+    for kind in KINDS:
+        subject, base = Subject(kind, "robot", "zwx"), SimpleNamespace(resolution=resolution)
+        pairs = protocol(subject, base)
+        check_prompts([plain for _, plain in pairs], "zwx", None if kind in ("style", "lighting") else "robot")
+        assert len(set(pairs)) == 25 and all("zwx" in asked for asked, _ in pairs) and len(protocol(subject, base, "course")) == 8
+    with pytest.raises(BadInput, match="no list of prompts 'all': choose one of course, full"):
+        protocol(subject, base, "all")
+
+
+def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path, data, tiny_folder):
+    """Both methods on a tiny base with random weights, from training to the table."""
+    from lib.settings import Settings
+    from lib.train import train
+
+    make, folders = {"base": tiny_folder, "steps": 2, "batch_size": 2, "sample_every": 0, "prior_weight": 0.0}, []
+    for method in WEIGHTS:
+        folders.append(train(Settings.preset(method, data=str(data), output=str(tmp_path / method), **make | {"base": tiny_folder})))
+    point = {"seconds": 0.0, "dino": -1.0, "reference": "held-out photos"}
+    track = [point | {"step": 0}, point | {"step": 2, "seconds": 4.0, "dino": 2.0}]
+    (folders[0] / "curve.json").write_text(json.dumps({"points": track}))
+    result = compare(folders, "pocket", [("a zwx cat", "a cat")], (7, 8), class_pictures=2, steps=2)
+    lora, full, base = (result.rows[key] for key in ("lora", "dreambooth", "base_model"))
+    assert base["drift"] == base["pres"] == 0 and lora["drift"] > 0 and full["drift"] > 0
+    assert lora["seconds_to_best"] == 4.0 and 0 < lora["seconds_to_half"] < 4.0 and "seconds_to_best" not in full
+    assert lora["file_bytes"] < full["file_bytes"] and lora["consistency"] is not None and result.about["judge"] == "pocket"
+    assert "drift" in table(result) or "drift" in cells(result)[0]
+
+
+def test_the_certificate_is_a_table_beside_what_published_encoders_manage():
+    rows = {row[0]: row[1:] for row in certificate_rows()}
+    nearid = next(row for name, row in rows.items() if "NearID" in name)
+    assert nearid == ["95%", "90 % or more", "10 to 31 %"] and all(len(row) == 3 for row in rows.values())
 
 
 def test_the_base_model_is_evaluated_against_held_out_photos(data):

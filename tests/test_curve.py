@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lib import show
 from lib.base import load_base
-from lib.curve import FILE, Curve, best, read_curve, seconds_to
+from lib.curve import FILE, Curve, best, costs_along, read_curve, read_curves, seconds_to
 from lib.fidelity import evaluate, load_judge
 from lib.settings import BadInput, Settings
 from lib.train import train
@@ -98,6 +99,43 @@ def test_seconds_to_a_set_fidelity():
     assert seconds_to(points, 0.4) == pytest.approx(5.0) and seconds_to(points, 0.6) == pytest.approx(10.0)
     assert seconds_to(points, 0.65) == pytest.approx(25.0) and seconds_to(points[::-1], 0.65) == pytest.approx(25.0)
     assert seconds_to(points, 0.1) == 0.0 and seconds_to(points, 0.9) is None and seconds_to([], 0.1) is None
+
+
+def test_what_learning_took():
+    measured = ((0, 0.0, 0.2), (50, 10.0, 0.6), (99, 20.0, 0.5))
+    points = [{"step": k, "seconds": s, "dino": d, "reference": "held-out photos"} for k, s, d in measured]
+    assert costs_along(points, ceiling=0.8) == {"seconds_to_best": 10.0, "seconds_to_half": pytest.approx(7.5)}
+    assert costs_along(points, ceiling=1.2) == {"seconds_to_best": 10.0, "seconds_to_half": None}, "never reached"
+    assert costs_along(points)["seconds_to_half"] is None and costs_along(points[:1], 0.8)["seconds_to_best"] is None, "the base is no run"
+    assert costs_along([p | {"reference": "training photos"} for p in points], 0.8) == {"seconds_to_best": None, "seconds_to_half": None}
+
+
+def test_curves_are_read_together_if_they_were_measured_alike(runs, tmp_path, capsys):
+    folders = {method: found[1] for method, found in runs.items()}
+    found = read_curves(folders)
+    assert list(found) == ["lora", "dreambooth"] and found["lora"]["points"] == runs["lora"][2].points
+    assert list(read_curves(folders | {"none": tmp_path})) == ["lora", "dreambooth"]
+    assert "was not measured along the way" in capsys.readouterr().out
+    other = json.loads((folders["lora"] / FILE).read_text())
+    other["dino"]["encoder"] = "facebook/dino-vits16"
+    (tmp_path / FILE).write_text(json.dumps(other))
+    with pytest.raises(BadInput, match="differ in dino, so they don't compare: train both again with the same judge"):
+        read_curves(folders | {"other": tmp_path})
+
+
+def test_curves_are_drawn_from_what_was_measured(runs):
+    tracks = read_curves({"LoRA": runs["lora"][1], "DreamBooth": runs["dreambooth"][1]})
+    figure = show.along(tracks, "dino", "seconds")
+    axes = figure.chart.axes[0]
+    assert list(axes.lines[0].get_ydata()) == [p["dino"] for p in tracks["LoRA"]["points"]]
+    assert axes.get_xlabel() == "seconds of training"
+    ringed = [line for line in axes.lines if line.get_markersize() > 10]
+    assert {float(line.get_ydata()[0]) for line in ringed} == {best(t["points"])["dino"] for t in tracks.values()}
+    pareto = show.trade(tracks, "clip_t", "dino")
+    assert [row[0] for row in pareto.table.rows] == [f"{name}, {step}" for name in tracks for step in (0, 2, 3)]
+    tracks["LoRA"]["points"] = [p | {"drift": None} for p in tracks["LoRA"]["points"]]
+    assert [row[0] for row in show.trade(tracks, "dino", "drift").table.rows] == [f"DreamBooth, {step}" for step in (0, 2, 3)]
+    assert show.along({}) is None and show.trade({}, "dino", "drift") is None
 
 
 def state(step, steps=10, stopping=False):

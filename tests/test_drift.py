@@ -53,6 +53,7 @@ class Fake(torch.nn.Module):
 def fake(pocket, rule, kind="epsilon"):
     """The pocket base with another U-Net and scheduler."""
     base = copy.copy(pocket)
+    base.side, base.family = pocket.resolution, pocket.family
     base.pipe = SimpleNamespace(
         unet=Fake(rule),
         vae=pocket.pipe.vae,
@@ -126,7 +127,7 @@ def test_each_picture_meets_its_own_prompt(pocket):
     base.unet.forward = lambda x, t, encoder_hidden_states: seen.append(encoder_hidden_states) or forward(x, t, encoder_hidden_states)
     texts = ["a cat", "a robot", "a fish"] * 4
     predict(base, made(12, 4, texts))
-    assert torch.allclose(torch.cat(seen), pocket.encode_prompts(texts), atol=1e-6)
+    assert torch.allclose(torch.cat(seen), pocket.conditions(texts)["encoder_hidden_states"], atol=1e-6)
 
 
 def test_a_prediction_that_is_no_number_is_an_error(pocket):

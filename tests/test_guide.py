@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from lib.guide import SHAPES, Needs, advise
+from lib.guide import Needs, advise
 from lib.settings import PRESETS, BadInput
+from lib.verdicts import SHAPES
 
 AMPLE = {"memory_gib": 100, "disk_gib": 100, "minutes": 10_000}
 PRESET = PRESETS["lora", "pocket"]["rank"]
@@ -153,7 +154,7 @@ FORECAST = {("sd15", "lora"): 3.0 * GIB, ("sd15", "dreambooth"): 7.5 * GIB}
 
 def test_another_base_takes_memory_from_the_forecast_and_disk_from_its_shape():
     advice = advise(needs(base="sd15", memory_gib=6, fidelity="likeness first"), bench(gap=0.2), FORECAST)
-    assert advice.choice == "lora" and advice.rank == PRESETS["lora", "other"]["rank"]
+    assert advice.choice == "lora" and advice.rank == PRESETS["lora", "sd1"]["rank"]
     assert "DreamBooth takes 7.5 GiB, which does not fit" in texts(advice) and "Time decides nothing" in texts(advice)
     assert any("forecast for sd15" in s.measurement for s in advice.sentences)
     whole, each = SHAPES["sd15"]

@@ -1,4 +1,4 @@
-"""Notebooks 01 to 04, run in order by papermill on the real pocket base at small step counts, and what they leave behind."""
+"""Notebooks 01 to 05, run in order by papermill on the real pocket base at small step counts, and what they leave behind."""
 
 import hashlib
 import io
@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lib.course import run_notebook
+from lib.curve import read_curve
 from lib.fidelity import PLACES
 from lib.lesson import class_prompts, course_prompts, propose, unmet
 from lib.photos import load_dataset, prepare
@@ -26,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FEW = {"sample_steps": 5}
 SMALL = {"01_dataset_prep": {"subject": "data/subjects/character", "class_images": 8, **FEW},
          "02_lora_training": {"steps": 8, "rank": 4, **FEW}, "03_dreambooth_training": {"steps": 8, **FEW},
-         "04_comparison": {"pictures_per_prompt": 1, "class_pictures": 2, **FEW}}
+         "04_comparison": {"pictures_per_prompt": 1, "class_pictures": 2, **FEW},
+         "05_compose_and_ship": {"pictures": 4, **FEW}}
 NAMES = list(SMALL)
 
 
@@ -47,7 +49,7 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """The four notebooks, executed in order when first asked for: {name: notebook}, in a namespace with the output folder."""
+    """The five notebooks, executed in order when first asked for: {name: notebook}, in a namespace with the output folder."""
     folder = tmp_path_factory.mktemp("course")
 
     class Course:
@@ -111,6 +113,17 @@ def test_03_trains_every_weight_twice(course):
     assert tuned.keys() == base.keys() and sum(not tuned[k].float().equal(base[k].float()) for k in base) > 0.9 * len(base)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name, method", [("02_lora_training", "lora"), ("03_dreambooth_training", "dreambooth")])
+def test_training_is_measured_along_the_way(course, name, method):
+    text, curve = printed(course(name)), read_curve(course.output / method)
+    points = curve["points"]
+    assert [p["step"] for p in points] == list(range(9)) and curve["dino"]["encoder"] == "data/judge/identity"
+    assert all(math.isfinite(p[key]) for p in points for key in ("dino", "clip_t", "pres", "drift", "loss_train", "loss_held_out"))
+    assert points[-1]["drift"] > points[0]["drift"] == 0 and points[-1]["loss_train"] < points[0]["loss_train"]
+    assert f"best of the curve: step {curve['best_step']}," in text and "none of it counted as training" in text
+
+
 def check_run(run, method, steps, samples=16):
     """A finished run folder, whose figures are figures."""
     settings, metrics = Settings.load(run / "settings.json"), read_json(run / "metrics.json")
@@ -132,9 +145,28 @@ def test_04_writes_the_summary(course):
     assert summary["lora"]["file_bytes"] < summary["dreambooth"]["file_bytes"] / 5
     assert summary["lora"]["peak_bytes"] < summary["dreambooth"]["peak_bytes"]
     assert 0 < summary["base_model"]["dino"] < summary["real_photos"]["dino"] <= 1
-    assert summary["about"]["reference"] == "held-out photos" and len(summary["about"]["prompts"]) == 8
+    assert summary["about"]["reference"] == "held-out photos" and len(summary["about"]["prompts"]) == 25
     assert summary["versions"]["torch"] and summary["device"] and "one subject and one training seed" in summary["verdict"]
     assert "Like for like." in text and summary["verdict"] in text
+    shown = "".join(str(o.get("data", {}).get("text/plain", "")) for c in course("04_comparison").cells for o in c.get("outputs", ()))
+    assert "preferred to a look-alike on the same background (NearID)  95%" in shown and "10 to 31 %" in shown
+    assert all(f"\n{claim:<2} " in shown for claim in range(1, 18)) and "Likeness against seconds of training" in shown
+    assert "the lines below" in shown, "the decision guide"
+
+
+@pytest.mark.slow
+def test_05_ships_what_other_tools_read(course):
+    from lib.adapter import read_adapter
+
+    text, shipped = printed(course("05_compose_and_ship")), course.output / "shipped"
+    assert "keys will load in ComfyUI" in text and "largest difference: 0\n" in text, "the exported file draws what the run draws"
+    assert read_adapter(shipped / "lora.safetensors", layers=1).ranks == [4] and (shipped / "README.md").is_file()
+    assert len(load_file(shipped / "merged.safetensors")) == 514
+    found = read_json(course.output / "shipping.json")
+    kept = [found["extracted"][rank]["kept"] for rank in ("1", "4", "16", "64")]
+    assert 0 < kept[0] < kept[1] < kept[2] < kept[3] <= 1
+    assert set(found["survives"]) == {"all at 0.6", "all at 1.0", "svd", "linear", "ties_svd"}
+    assert all(0 < seconds < 20 for seconds in found["switch_seconds"].values())
 
 
 @pytest.mark.slow
@@ -143,6 +175,7 @@ def test_04_writes_the_summary(course):
     ("02_lora_training", {"steps": -5}, "Setting 'steps' is -5, outside 1 to 100000: choose a value in that range."),
     ("03_dreambooth_training", {"base": "pokcet"}, "There is no base model 'pokcet': use 'pocket', a diffusers folder, or a hub name"),
     ("04_comparison", {}, "does not exist: train first, LoRA with notebook 02 and DreamBooth with notebook 03"),
+    ("05_compose_and_ship", {}, "does not exist: train first, LoRA with notebook 02 and DreamBooth with notebook 03"),
 ])
 def test_a_bad_parameter_is_one_sentence(name, parameters, said, tmp_path):
     with pytest.raises(BadInput) as refused:
@@ -222,16 +255,17 @@ def model():
 @pytest.mark.parametrize("kind", sorted(p.name for p in (ROOT / "data/subjects").iterdir() if p.is_dir()))
 def test_every_kind_has_its_prompts(kind, model, tmp_path):
     dataset = prepare(ROOT / "data/subjects" / kind, tmp_path / "data")
-    plain = class_prompts(dataset, 20)
+    plain = class_prompts(dataset)
     pairs = course_prompts(dataset.subject, model)
     word = dataset.subject.identifier
-    assert len(plain) == 20 and len(set(plain)) >= 5 and len(pairs) == 8
+    assert len(plain) == 40 and len(set(plain)) >= 5 and len(pairs) == 8
     assert not [text for text in plain + [p for _, p in pairs] if re.search(rf"\b({word}|style|pose|light)\b", text)]
     assert all(word in asked.split() for asked, _ in pairs)
     if kind not in ("style", "lighting"):  # the plain class is shown in no place, and every place by something else
         noun = dataset.subject.class_noun
-        assert plain[::2] == [f"a {noun}"] * 10 and not [text for text in plain[1::2] if noun in text.split()]
-        assert {place for place in PLACES for text in plain[1::2] if text.endswith(place)} == set(PLACES)
+        others = plain[4::5]
+        assert plain.count(f"a {noun}") == 32 and not [text for text in others if noun in text.split()]
+        assert {place for place in PLACES for text in others if text.endswith(place)} == set(PLACES)
 
 
 def test_the_proposed_identifier_is_one_piece(model):

@@ -184,6 +184,17 @@ def test_a_crop_stays_square_inside_the_photo_and_shrinks_about_its_middle(someb
     assert entries[0]["crop"][2] - entries[0]["crop"][0] == 200
 
 
+def test_a_crop_shrunk_in_small_steps_stays_about_its_middle_and_grows_back(somebody, plan):
+    entries, folder = plan
+    panel = PhotosPanel(entries, folder)
+    for side in range(199, 149, -1):  # an arrow key held down
+        panel.side.value = side
+    assert entries[0]["crop"] == [75, 25, 225, 175]
+    for side in range(151, 201):
+        panel.side.value = side
+    assert entries[0]["crop"] == [50, 0, 250, 200]
+
+
 def test_an_edited_plan_is_one_that_prepare_takes(somebody, tmp_path):
     from lib.photos import plan, prepare, read_subject, scan
 
@@ -204,6 +215,9 @@ def test_an_empty_caption_is_refused_with_a_sentence(somebody, plan):
     panel = PhotosPanel(entries, folder)
     panel.caption.value = "  "
     assert "empty" in panel.message.value and panel.caption.value == entries[0]["caption"] == "a zwx toy"
+    assert "The caption stays as it was." in panel.message.value
+    panel.caption.value = "a zwx toy in the snow"
+    assert not panel.message.value and entries[0]["caption"] == "a zwx toy in the snow"
 
 
 def test_a_broken_photo_is_told_and_cannot_be_used(somebody, plan):
@@ -229,6 +243,16 @@ def test_settings_are_edited_by_making_new_ones(somebody, tmp_path):
     assert all(reason.split(".")[0] in text for reason in panels.REASONS.values())
 
 
+@pytest.mark.parametrize("steps, every", [(8, 2), (400, 100), (1, 1)])
+def test_another_number_of_steps_keeps_the_number_of_samples(somebody, tmp_path, steps, every):
+    panel = training_panel(settings(tmp_path, steps=40, sample_every=10))
+    panel.fields["steps"].value = steps
+    assert (panel.settings.steps, panel.settings.sample_every) == (steps, every)
+    none = training_panel(settings(tmp_path, sample_every=0))
+    none.fields["steps"].value = steps
+    assert none.settings.sample_every == 0
+
+
 def test_a_refused_setting_leaves_the_others_and_says_why(somebody, tmp_path):
     panel = training_panel(settings(tmp_path))
     panel.fields["steps"].value = 0
@@ -247,13 +271,23 @@ def test_the_live_figure_follows_and_the_stop_button_stops(somebody, tmp_path):
     panel(state)
     assert len(somebody) == 1 and panel.bar.value == 10 and "about 3 s left" in panel.status.value
     assert BeautifulSoup(panel.loss.value, "html.parser").img["alt"].startswith("Line chart of loss")
-    assert "step 10" in BeautifulSoup(panel.samples.value, "html.parser").img["alt"]
+    assert "rows step 10; columns no place, in the forest" in BeautifulSoup(panel.samples.value, "html.parser").img["alt"]
     assert not state.stopping
     panel.stop_button.click()
     assert state.stopping
     state.step = 11
     panel(state)
     assert "step 11 of 40, stopped" in panel.status.value and panel.stop_button.disabled and len(somebody) == 1
+
+
+def test_what_is_said_of_the_end_stays_when_a_click_is_slow(somebody, tmp_path):
+    """A click comes in another thread: as soon as it has stopped the training, the training's own thread draws the end."""
+    panel, state = TrainingPanel(settings(tmp_path)), State(40)
+    state.step, whole = 1, state.stop
+    panel(state)
+    state.stop = lambda: (whole(), panel(state))
+    panel.stop_button.click()
+    assert "step 1 of 40, stopped; what was learnt is kept" in panel.status.value
 
 
 def test_drawing_takes_a_small_part_of_the_time(somebody, tmp_path):
@@ -316,7 +350,13 @@ def test_what_the_explorer_cannot_draw_it_says(somebody, runs, tmp_path):
     panel = Explorer(Models(runs), {"prompt": "a", "seed": 0, "guidance": 4.0, "adapter_weight": 1.0, "steps": 2})
     panel.prompt.value = ""
     panel.button.click()
-    assert "prompt is empty" in panel.picture.value and not panel.button.disabled
+    assert "prompt is empty" in panel.picture.value and not panel.button.disabled and panel.button.description == "Draw"
+    panel.prompt.value = "a robot " * 60
+    panel.button.click()
+    assert "falls into 120 pieces" in panel.picture.value and "<img" not in panel.picture.value
+    panel.prompt.value = "a robot"
+    panel.button.click()
+    assert "<img" in panel.picture.value
     with pytest.raises(BadInput, match="lora and dreambooth"):
         Models({"lokr": tmp_path})
     with pytest.raises(BadInput, match="settings.json"):

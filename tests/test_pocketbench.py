@@ -21,8 +21,8 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
     names = {study: {name(j) for j in jobs} for study, jobs in plan.items()}
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
     assert len(plan["main"]) == 13 * (1 + 2 * 3)
-    shared = [(study, len(names["main"] & names[study])) for study in ("rank", "prior", "rate", "identifier", "careless", "kinds")]
-    assert shared == [("rank", 12), ("prior", 24), ("rate", 0), ("identifier", 12), ("careless", 12), ("kinds", 0)]
+    shared = [(study, len(names["main"] & names[study])) for study in ("rank", "prior", "again", "rate", "identifier", "careless", "kinds")]
+    assert shared == [("rank", 12), ("prior", 24), ("again", 0), ("rate", 0), ("identifier", 12), ("careless", 12), ("kinds", 0)]
 
 
 @pytest.mark.parametrize("variant", ["good", "duplicates", "one_background", "common", "wrong_noun", "no_noun"])

@@ -16,13 +16,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-COURSE = ["01_dataset_prep", "02_lora_training", "03_dreambooth_training", "04_comparison"]
+COURSE = ["01_dataset_prep", "02_lora_training", "03_dreambooth_training", "04_comparison", "05_compose_and_ship"]
 NOTEBOOKS = sorted({*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / f"{name}.ipynb" for name in COURSE)})
 SOURCES = sorted(path for path in (ROOT / "lib").rglob("*.py"))
 LONGEST_CELL, LONGEST_FILE = 25, 250        # lines
 # What `make course` may be asked for, and who must be able to take it.
 PARAMETERS = {"01": {"subject", "class_noun", "identifier", "base", "seed", "output"}, "02": {"base", "seed", "steps", "output"},
-              "03": {"base", "seed", "steps", "output"}, "04": {"seed", "output"}}
+              "03": {"base", "seed", "steps", "output"}, "04": {"seed", "output"}, "05": {"seed", "output"}}
 
 
 def requirements(lines):

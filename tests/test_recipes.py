@@ -95,7 +95,7 @@ def test_stochastic_rounding_keeps_the_mean_where_rounding_to_nearest_loses_it()
 
 def test_bf16_weights_learn_from_updates_far_below_their_step(make):
     weight = torch.nn.Parameter(torch.full((1000,), 4.0, dtype=torch.bfloat16))
-    optimizer = Optimizer([weight], make("dreambooth", weights="bf16", learning_rate=1e-3), torch.device("cpu"))
+    optimizer = Optimizer([weight], [1.0], make("dreambooth", weights="bf16", learning_rate=1e-3), torch.device("cpu"))
     for _ in range(100):
         weight.grad = torch.ones_like(weight)
         optimizer.step()
@@ -161,10 +161,10 @@ def test_samples_are_drawn_with_the_weights_as_saved_and_training_goes_on_exactl
 
 def test_vae_and_text_encoder_are_gone_while_training_and_come_back_the_same(tiny_folder, make):
     base = load_base(tiny_folder)
-    words, seen = base.encode_prompts(["a robot"]), []
+    words, seen = base.conditions(["a robot"])["encoder_hidden_states"], []
     train(make(steps=2), base, [lambda state: seen.append({p.device.type for p in base.pipe.vae.parameters()})])
     assert seen == [{"meta"}] * 2
-    assert torch.equal(base.encode_prompts(["a robot"]), words)
+    assert torch.equal(base.conditions(["a robot"])["encoder_hidden_states"], words)
     assert base.pipe.vae.device == base.pipe.text_encoder.device == base.device
 
 

@@ -249,8 +249,8 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss(self, *inputs)
 
-    def renewed(self):
-        renew(self)
+    def renewed(self, names):
+        renew(self, names)
         assert steps[0]() is None, "the failed step's memory must be free before the next is built"
 
     monkeypatch.setattr(Step, "loss", short)

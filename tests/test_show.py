@@ -35,6 +35,8 @@ FIGURES = {
     "losses": lambda: show.losses({"LoRA": [3.0, 2.0, 1.25]}),
     "learning rates": lambda: show.learning_rate_curve({"lora": {1e-3: 0.5, 2e-3: [0.6, 0.8]}}),
     "bars": lambda: show.bars({"LoRA": 0.125, "DreamBooth": 0.25}, unit="s"),
+    "points": lambda: show.points({"LoRA": [("rank 1", 0.5, 0.25, (0.4, 0.6), (0.2, 0.3))], "base": [("", 0.6, 0.125)]}, "CLIP-T", "DINO"),
+    "intervals": lambda: show.intervals({"DINO": (0.03, 0.01, 0.05), "PRES": (0.5, None, None)}, "cosine", around=0, margin=0.02),
 }
 
 
@@ -129,6 +131,35 @@ def test_learning_rates_ring_the_best_and_say_it():
     assert sorted((float(r.get_xdata()[0]), float(r.get_ydata()[0])) for r in rings) == [(1e-4, pytest.approx(0.3)), (2e-3, 0.7)]
     assert "LoRA 0.002" in figure.caption and "DreamBooth 0.0001" in figure.caption
     assert figure.chart.axes[0].get_xscale() == "log"
+
+
+def test_points_have_their_labels_and_intervals_and_differ_without_colour():
+    lora = [("rank 1", 0.5, 0.25, (0.4, 0.6), (0.2, 0.3)), ("rank 4", 0.6, 0.5)]
+    figure = show.points({"LoRA": lora, "full": [("", 0.7, 0.6)]}, "t", "d", mark={"LoRA": "rank 4"})
+    assert figure.table.rows == [["LoRA, rank 1", 0.5, "0.4 to 0.6", 0.25, "0.2 to 0.3"], ["LoRA, rank 4", 0.6, None, 0.5, None],
+                                 ["full", 0.7, None, 0.6, None]]
+    axes = figure.chart.axes[0]
+    series = {line.get_label(): line for line in axes.lines if line.get_label() in ("LoRA", "full")}
+    assert list(series["LoRA"].get_xdata()) == [0.5, 0.6] and series["LoRA"].get_marker() != series["full"].get_marker()
+    ring, = (line for line in axes.lines if line.get_markersize() > 10)
+    assert ring.get_xdata()[0] == 0.6 and {"rank 1", "rank 4"} <= {t.get_text() for t in axes.texts}
+    assert "rank 4 at 0.6, 0.5" in figure.alt
+    assert show.points({"a": [("1", 1, 2.0)]}, "rank", "d", log_x=True).table.rows == [["a", 1, 2.0]], "a label that is x is said once"
+
+
+def test_intervals_lie_where_they_are_beside_the_band_that_counts_as_none():
+    figure = show.intervals({"DINO": (0.03, 0.01, 0.05), "PRES": (0.5, None, None)}, "cosine", around=0, margin=0.02)
+    zero, drawn, *dots = figure.chart.axes[0].lines
+    assert list(drawn.get_xdata()) == [0.01, 0.05] and [float(np.ravel(d.get_xdata())[0]) for d in dots] == [0.03, 0.5]
+    assert list(zero.get_xdata()) == [0, 0] and figure.chart.axes[0].patches[0].get_x() == -0.02
+    assert figure.table.rows == [["DINO", 0.03, "0.01 to 0.05"], ["PRES", 0.5, None]] and "PRES: 0.5 (no interval)" in figure.alt
+    ratio = show.intervals({"file": (9.0, 8.0, 10.0)}, "times", around=1, margin=0.05, log=True).chart.axes[0]
+    assert ratio.get_xscale() == "log" and ratio.patches[0].get_x() == pytest.approx(1 / 1.05)
+
+
+def test_a_table_as_markdown_keeps_its_columns():
+    lines = show.table([["LoRA", 0.5, "a"], ["full", None, "b"]], ["", "DINO", "said"]).markdown().splitlines()
+    assert lines == ["|  | DINO | said |", "| --- | ---: | --- |", "| LoRA | 0.5 | a |", "| full | - | b |"]
 
 
 def test_losses_are_read_from_run_folders(tmp_path):

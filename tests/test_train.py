@@ -29,7 +29,7 @@ def predict(base):
     x = torch.randn(2, base.unet.config.in_channels, 16, 16, generator=generator)
     with torch.no_grad():
         return base.unet(
-            x.to(base.unet.dtype), torch.tensor([10, 700]), base.encode_prompts(["a cat", "a robot"]).to(base.unet.dtype)
+            x.to(base.unet.dtype), torch.tensor([10, 700]), **base.conditions(["a cat", "a robot"])
         ).sample.float()
 
 

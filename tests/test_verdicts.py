@@ -1,4 +1,4 @@
-"""Verdicts on rows whose answer is known: an effect, none, noise, too few subjects, damaged numbers, studies that were not run."""
+"""Verdicts on rows whose answer is known: every claim has its row, also where a study was not run or a number is damaged."""
 
 import math
 import subprocess
@@ -6,35 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from bench_rows import COSTS, base_rows, bench
 
 from lib.compare import Comparison
+from lib.effects import FULL, NOT_MEASURED, effect
 from lib.settings import BadInput
-from lib.verdicts import CLAIMS, COSINE, ENOUGH, FULL, HEADINGS, NOT_MEASURED, Effect, decide, effect, interval, verdict_table
-
-COSTS = {"seconds_per_step": 0.2, "train_seconds": 40.0, "peak_bytes": 90 * 2**20, "file_bytes": 2_500_000}
-SCORES = {"dino": 0.6, "dino_train": 0.63, "clip_i": 0.7, "clip_i_train": 0.72, "clip_t": 0.3, "diversity": 0.05, "memorising": 0.03,
-          "nearest": 0.01, "consistency": 0.06, "pres": 0.02, "drift": 0.1}
-
-
-def bench(subjects=12, seeds=3, study="main", noise=0.005, methods=("lora", "dreambooth"), seed=1, ratios=None, **gaps):
-    """Rows of both methods: DreamBooth's scores are LoRA's plus `gaps`, its costs LoRA's times `ratios`; subjects differ widely."""
-    draw, rows = np.random.default_rng(seed), []
-    for s in range(subjects):
-        level = draw.normal(0, 0.1)
-        for k in range(seeds):
-            for method in methods:
-                full = method == "dreambooth"
-                scores = {m: v + level + (gaps.get(m, 0) if full else 0) + draw.normal(0, noise) for m, v in SCORES.items()}
-                costs = {m: v * math.exp(level) * ((ratios or {}).get(m, 1) if full else 1) for m, v in COSTS.items()}
-                rows.append({"study": study, "subject": f"s{s:02}", "method": method, "seed": k, "rank": None if full else 16,
-                             "base_hash": "b", "judge": "pocket", "device": "CPU", **costs, **scores})
-    return rows
-
-
-def base_rows(rows, dino=0.1):
-    """The untouched base model's rows: no seed, no costs."""
-    return [{"study": study, "subject": s, "method": "base", "seed": None, "dino": dino, "base_hash": None, "judge": "pocket",
-             "device": "CPU", "train_seconds": None} for study, s in sorted({(r["study"], r["subject"]) for r in rows})]
+from lib.verdicts import CLAIMS, HEADINGS, verdict_table
 
 
 def table(rows, own=None):
@@ -46,170 +23,10 @@ def verdict(rows, claim):
     return table(rows)[claim]["verdict"]
 
 
-# --- effects -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_an_effect_is_found_with_its_size():
-    found = effect(bench(dino=0.05), "dino")
-    assert found.low < 0.05 < found.high and found.value == pytest.approx(0.05, abs=0.005)
-    assert (found.subjects, found.seeds, found.kind, found.unit) == (12, 3, "difference", "cosine")
-    assert found.of - found.against == pytest.approx(found.value)
-
-
-def test_subjects_are_paired_so_that_their_own_levels_do_not_count():
-    levels = [row["dino"] for row in bench(dino=0.05) if row["method"] == "lora"]
-    found = effect(bench(dino=0.05), "dino")
-    assert np.std(levels) > 0.05 and found.high - found.low < 0.01
-
-
-def test_costs_are_ratios_averaged_as_logarithms():
-    rows = bench(subjects=4, seeds=1)
-    for row in rows:
-        if row["method"] == "dreambooth":
-            row["file_bytes"] *= {"s00": 2, "s01": 8, "s02": 2, "s03": 8}[row["subject"]]
-    found = effect(rows, "file_bytes")
-    assert found.value == pytest.approx(4) and found.kind == "ratio", "the geometric mean: half and twice as much cancel"
-    assert found.low == pytest.approx(2) and found.high == pytest.approx(8)
-
-
-def test_seeds_are_averaged_within_the_subject_first():
-    rows = bench(subjects=3, seeds=1, noise=0)
-    for row in rows:
-        row["dino"] = 0.0
-    more = [dict(row, seed=k, dino=0.3 * (row["method"] == "dreambooth")) for row in rows if row["subject"] == "s00" for k in range(1, 10)]
-    assert effect(rows + more, "dino").value == pytest.approx(0.27 / 3), "ten seeds of one subject weigh as one subject"
-    assert effect(rows + more, "dino").seeds == 1, "the fewest that any subject has"
-
-
-def test_a_run_without_its_partner_does_not_count():
-    rows = bench(dino=0.05)
-    gone = [r for r in rows if not (r["method"] == "lora" and r["seed"] == 2)]
-    wild = [dict(r, dino=9.0) if r["seed"] == 2 else r for r in gone]
-    assert effect(wild, "dino") == effect(gone, "dino") and effect(gone, "dino").seeds == 2
-    one = [r for r in rows if not (r["method"] == "lora" and r["subject"] == "s03")]
-    assert effect(one, "dino").subjects == 11
-
-
-def test_an_empty_cell_is_left_out():
-    rows = bench(memorising=0.1)
-    rows = [dict(r, memorising=None) if r["subject"] in ("s00", "s01") else r for r in rows]
-    assert effect(rows, "memorising").subjects == 10
-
-
-def test_the_order_of_the_rows_does_not_matter():
-    rows = bench(dino=0.03)
-    assert effect(rows[::-1], "dino") == effect(rows, "dino")
-
-
-def test_against_the_base_model_which_has_no_seed():
-    rows = bench()
-    found = effect(rows + base_rows(rows), "dino", against={"method": "base"}, pair=())
-    assert found.subjects == 12 and found.seeds == 3 and found.value == pytest.approx(np.mean(
-        [r["dino"] for r in rows if r["method"] == "dreambooth"]) - 0.1)
-
-
-def test_times_are_compared_on_one_device_only():
-    rows = [dict(r, device="GPU" if r["method"] == "dreambooth" and r["subject"] == "s00" else "CPU") for r in bench()]
-    assert effect(rows, "seconds_per_step").subjects == 11 and effect(rows, "dino").subjects == 12
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.6", True])
-def test_a_value_that_is_no_number_is_an_error_and_never_averaged(value):
-    rows = bench()
-    rows[7]["dino"] = value
-    with pytest.raises(BadInput, match=r"main, subject s01, method dreambooth, seed 0 has dino = .*make pocketbench") as caught:
-        effect(rows, "dino")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(BadInput, match="dino"):
-        verdict_table(rows)
-
-
 def test_a_damaged_number_in_any_column_is_an_error():
-    for column in ("loss_train", "learning_rate"):
+    for column in ("dino", "loss_train", "learning_rate"):
         with pytest.raises(BadInput, match=column):
             verdict_table([dict(row, **{column: float("nan")}) for row in bench()])
-
-
-def test_a_cost_of_nothing_is_an_error():
-    rows = bench()
-    rows[0]["file_bytes"] = 0
-    with pytest.raises(BadInput, match="file_bytes = 0 where a number above 0"):
-        effect(rows, "file_bytes")
-
-
-def test_runs_that_cannot_be_compared_are_refused():
-    rows = bench()
-    with pytest.raises(BadInput, match="mixes judge"):
-        effect([dict(r, judge="real") if r["seed"] == 1 else r for r in rows], "dino")
-    with pytest.raises(BadInput, match="mixes base_hash"):
-        effect([dict(r, base_hash="other") if r["seed"] == 1 else r for r in rows], "file_bytes")
-    with pytest.raises(BadInput, match="two runs of s00"):
-        effect([*rows, dict(rows[0], dino=0.9)], "dino")
-    with pytest.raises(BadInput, match="no measure 'dyno'"):
-        effect(rows, "dyno")
-
-
-# --- intervals -----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("subjects", [12, 30])
-def test_intervals_cover_at_about_the_nominal_rate(subjects):
-    draw, trials = np.random.default_rng(5), 300
-    ends = [interval(draw.normal(1.0, 2.0, subjects)) for _ in range(trials)]
-    covered = sum(low <= 1.0 <= high for low, high in ends) / trials
-    assert 0.92 <= covered <= 0.98, "0.95, give or take more than two of the simulation's standard errors"
-
-
-def test_chance_seldom_makes_a_verdict():
-    draw, wrong = np.random.default_rng(6), 0
-    for _ in range(200):
-        values = draw.normal(0.0, 0.1, 12)
-        low, high = interval(values)
-        found = Effect(values.mean(), low, high, 12, 1, "cosine", "difference", COSINE)
-        wrong += decide(found)[0] in ("holds", "does not hold")
-    assert wrong / 200 <= 0.10
-
-
-def test_an_interval_takes_three_values_and_is_the_same_each_time():
-    assert interval([0.1, 0.2]) == (None, None) and interval([]) == (None, None)
-    assert interval([0.1, 0.2, 0.3]) == interval([0.1, 0.2, 0.3])
-    low, high = interval([0.1, 0.2, 0.3])
-    assert low == pytest.approx(0.1) and high == pytest.approx(0.3)
-
-
-def test_six_values_are_the_fewest_that_can_reach_the_nominal_rate():
-    draw = np.random.default_rng(7)
-    assert 1 - 2 ** (1 - ENOUGH) > 0.95 > 1 - 2 ** (2 - ENOUGH)
-    ends = [interval(draw.normal(0, 1, 3)) for _ in range(200)]
-    assert sum(low <= 0 <= high for low, high in ends) / 200 < 0.85, "three give an interval that is no 95 %, hence no verdict"
-
-
-# --- verdicts ------------------------------------------------------------------------------------------------------------------------
-
-
-def made(value, low, high, kind="difference", margin=0.02, subjects=12):
-    return Effect(value, low, high, subjects, 3, "cosine", kind, margin)
-
-
-@pytest.mark.parametrize("found, sign, said", [
-    (made(0.05, 0.03, 0.07), 1, ("holds", "")),
-    (made(0.05, 0.03, 0.07), -1, ("does not hold", "the other way round")),
-    (made(-0.05, -0.07, -0.03), -1, ("holds", "")),
-    (made(0.03, 0.01, 0.05), 1, ("holds", "")),
-    (made(0.001, -0.01, 0.015), 1, ("no difference", "the same within 0.02")),
-    (made(0.01, 0.005, 0.015), 1, ("no difference", "the same within 0.02")),
-    (made(0.01, -0.03, 0.05), 1, ("no difference found", "cannot exclude up to 0.050")),
-    (made(0.01, -0.06, 0.05), 1, ("no difference found", "cannot exclude up to 0.060")),
-    (made(1.5, 1.3, 1.7, "ratio", 0.05), 1, ("holds", "")),
-    (made(0.88, 0.87, 0.90, "ratio", 0.05), 1, ("does not hold", "the other way round")),
-    (made(1.01, 0.97, 1.04, "ratio", 0.05), 1, ("no difference", "the same within 5%")),
-    (made(0.98, 0.80, 1.10, "ratio", 0.05), 1, ("no difference found", "cannot exclude up to x 1.25")),
-    (made(0.5, 0.4, 0.6, subjects=5), 1, ("not enough subjects", "5; a verdict takes 6")),
-    (made(0.5, None, None, subjects=2), 1, ("not enough subjects", "2; a verdict takes 6")),
-    (made(None, None, None, subjects=0), 1, (NOT_MEASURED, "")),
-])
-def test_what_an_interval_allows_to_say(found, sign, said):
-    assert decide(found, sign) == said
 
 
 def test_every_claim_has_its_row_even_when_nothing_was_measured():
@@ -225,7 +42,8 @@ def test_every_claim_has_its_row_even_when_nothing_was_measured():
 
 
 def test_costs_decide_their_claims():
-    rows = bench(ratios={"seconds_per_step": 0.88, "peak_bytes": 2.0, "file_bytes": 8.0, "train_seconds": 1.01})
+    faster = dict.fromkeys(("seconds_per_step", "seconds_to_half", "seconds_to_best"), 0.88)
+    rows = bench(ratios=faster | {"peak_bytes": 2.0, "file_bytes": 8.0, "train_seconds": 1.01})
     said = table(rows)
     assert said[1]["verdict"] == "does not hold (the other way round)" and said[2]["verdict"] == said[3]["verdict"] == "holds"
     assert said[5]["verdict"] == "no difference (the same within 5%)"
@@ -233,6 +51,11 @@ def test_costs_decide_their_claims():
     assert "pocket base" in said[2]["measurement"] and "pocket base" in said[3]["measurement"]
     lora = math.exp(np.mean([math.log(r["file_bytes"]) for r in rows if r["method"] == "lora"]))
     assert f"LoRA {lora * 8 / 20e6:.3g} s" in said[4][HEADINGS[3]], "seconds at 20 Mbit/s"
+
+
+def test_what_the_rows_do_not_hold_is_said():
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds_to")} for row in bench(ratios={"seconds_per_step": 1.5})]
+    assert verdict(rows, 1) == "holds for a step; no figure in these rows for half of the way, the best step"
 
 
 def test_fidelity_holds_only_if_both_encoders_say_so():
@@ -304,19 +127,26 @@ def sweep(rates, **ratios):
             for row in bench(subjects=8, seeds=2, study="rate", ratios=ratios) if k < rates[row["method"]]]
 
 
-def test_the_sweep_is_summed_over_its_rates():
-    rows = sweep({"lora": 4, "dreambooth": 4}, train_seconds=1.5)
-    assert verdict(rows, 14) == "holds" and "the whole sweep x 1.50" in table(rows)[14][HEADINGS[3]]
-    assert "8 subjects x 2 seeds" in table(rows)[14][HEADINGS[3]]
-    rows = sweep({"lora": 2, "dreambooth": 4}, train_seconds=0.8)
-    assert verdict(rows, 14) == (
-        "depends on the measure: holds for the whole sweep; does not hold for one run of it (the other way round)")
+def test_the_sweep_is_summed_over_its_rates_and_shown_without_judging_by_it():
+    rows = bench(ratios={"train_seconds": 0.8}) + sweep({"lora": 4, "dreambooth": 5}, train_seconds=0.8)
+    assert verdict(rows, 14) == "does not hold (the other way round)", "the length of a grid is nobody's property"
+    assert "the sweep x 1.00" in table(rows)[14][HEADINGS[3]] and "8 subjects x 2 seeds" in table(rows)[14][HEADINGS[3]]
 
 
 def test_an_unfinished_sweep_is_not_summed():
     rows = sweep({"lora": 4, "dreambooth": 4})
     cut = [r for r in rows if not (r["subject"] == "s00" and r["method"] == "dreambooth" and r["learning_rate"] < 0.01)]
     assert "7 subjects" in table(cut)[14][HEADINGS[3]] and "x 1.00" in table(cut)[14][HEADINGS[3]]
+
+
+def test_the_seconds_to_the_best_step_are_read_off_the_curve():
+    rows = [{k: v for k, v in row.items() if k != "seconds_to_best"} for row in bench(noise=0)]
+    for row in rows:
+        quarters = (0.1, 0.2, 0.5, 0.5, 0.4) if row["method"] == "lora" else (0.1, 0.2, 0.3, 0.4, 0.5)
+        row |= {f"dino_{k}_of_4": v for k, v in enumerate(quarters)}
+    assert "the best step x 2.00" in table(rows)[1][HEADINGS[3]]
+    worse = [row | {"dino_0_of_4": 0.9} for row in rows]
+    assert "no figure in these rows for the best step" in table(worse)[1]["verdict"], "the untouched base is no run"
 
 
 def test_kinds_of_subject_have_no_interval():
@@ -338,13 +168,24 @@ def test_the_readers_own_run_stands_beside_and_changes_nothing():
     with_own, without = table(rows, own), table(rows)
     assert with_own[6]["your own run"].startswith("DINO LoRA 0.500, DreamBooth 0.900")
     assert with_own[3]["your own run"] == "LoRA 2.38 MiB, DreamBooth 2.38 MiB"
-    assert with_own[12]["your own run"] == "-" and "memorising" not in with_own[13]["your own run"] and with_own[14]["your own run"] == "-"
+    assert with_own[12]["your own run"] == "-" and "memorising" not in with_own[13]["your own run"]
+    assert with_own[14]["your own run"] == "LoRA 40 s, DreamBooth 40 s" and with_own[15]["your own run"] == "-"
     for claim in without:
         assert with_own[claim] | {"your own run": ""} == without[claim] | {"your own run": ""}
     assert own.rows["lora"] == row, "the comparison itself is not touched"
     own.rows["lora"]["dino"] = float("nan")
     with pytest.raises(BadInput, match="your own, method lora has dino"):
         table(rows, own)
+
+
+def test_memory_and_files_of_stable_diffusion_stand_beside_the_pocket_bases():
+    without = table(bench())
+    assert without[2][HEADINGS[3]].endswith("Stable Diffusion: no forecast here yet")
+    assert "sd15 LoRA 3.04 MiB, DreamBooth 1.6 GiB" in without[3][HEADINGS[3]] and "sdxl" in without[3][HEADINGS[3]]
+    forecast = {("sd15", "lora"): 3.3 * 2**30, ("sd15", "dreambooth"): 9.9 * 2**30, ("sdxl", "lora"): 8 * 2**30}
+    said = {int(line[0]): dict(zip(HEADINGS, line)) for line in verdict_table(bench(), None, forecast)}[2]
+    assert said[HEADINGS[3]].endswith("forecast: sd15 LoRA 3.3 GiB, DreamBooth 9.9 GiB (x 3)"), "a base with one figure alone is left out"
+    assert said["verdict"] == without[2]["verdict"], "the verdict is the measurement's"
 
 
 def test_the_rows_are_not_touched():

@@ -1,0 +1,86 @@
+"""PocketBench's figures (data/results/bench_*.png) and the README's section, from data/results/pocketbench.csv alone.
+
+    python -m benchmarks.figures
+"""
+
+import re
+import sys
+
+from benchmarks import learning_rates
+from lib import bench_figures, show
+from lib.charts import NAMES
+from lib.effects import BENCH, read_bench
+from lib.settings import BadInput
+
+ROOT = BENCH.parents[2]
+README = ROOT / "README.md"
+SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- end of bench -->)", re.S)
+SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
+
+
+def rates(rows):
+    """What each learning rate is worth: the mean of likeness and obedience by which it is chosen, the best ringed."""
+    found = {name: points for name, points in learning_rates.curves(rows).items() if points}
+    if not found:
+        return None
+    best = {NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
+    lines = {NAMES[m]: [(f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points] for m, points in found.items()}
+    about = f"Each method's learning rate, {bench_figures.size(rows, 'rate')}; chosen: {', '.join(f'{n} {r}' for n, r in best.items())}"
+    figure = show.points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
+    columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
+    body = [[NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points]
+    figure.table = show.table(body, ["", "learning rate", "likeness", "obedience", "both (harmonic mean)", "DINO", "CLIP-T"])
+    return figure
+
+
+def figures(rows):
+    """name -> `Figure`, those that the rows have runs for."""
+    made = {name: make(rows) for name, make in (bench_figures.FIGURES | {"rates": rates}).items()}
+    return {name: figure for name, figure in made.items() if figure}
+
+
+def file(name):
+    """Where a figure's picture lies, from the README."""
+    return f"data/results/bench_{name}.png"
+
+
+def section(rows, made):
+    """The README's section as Markdown: what was run, the main table, and every figure's numbers."""
+    devices = ", ".join(sorted({row["device"] for row in rows if row.get("device")}))
+    stack = ", ".join(sorted({f"torch {row['torch']}" for row in rows if row.get("torch")}))
+    runs = len({row.get("settings_hash") or id(row) for row in rows})
+    lines = [
+        f"{bench_figures.size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
+        "subject that neither base nor judge has met, each method at its own best learning rate, "
+        f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
+        "Means over subjects; intervals: 95 %, bootstrap over subjects. Rows: `data/results/pocketbench.csv`.",
+        "",
+        bench_figures.main_table(rows).markdown(),
+    ]
+    for name, figure in made.items():
+        lines += ["", f"**{figure.caption}**" + ("" if name in SHOWN else f" ([figure]({file(name)}))"), ""]
+        if name in SHOWN:
+            lines += [f"![{figure.alt}]({file(name)})", ""]
+        if name not in ("scores", "costs"):  # whose numbers are the main table's
+            lines += [figure.table.markdown()]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    rows = read_bench()
+    if not rows:
+        return 1
+    made = figures(rows)
+    for name, figure in made.items():
+        figure.save(ROOT / file(name))
+    text = section(rows, made)
+    README.write_text(SECTION.sub(lambda m: m[1] + text + m[2], README.read_text("utf-8")), "utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BadInput as error:
+        sys.exit(str(error))

@@ -1,0 +1,37 @@
+"""The forecasts that ship, data/results/forecast.json: every recipe of the ladder for three bases and both methods at batch size 1 (the
+pocket base: 4), with class images and without, at the base's own resolution, on CUDA.
+
+    python -m benchmarks.forecast [base ...]        # half an hour on one slow core for all; without weights or GPU
+
+Rows of the ladder as it is that were made with the versions installed are kept; delete the file after changes of the step or the forecast.
+"""
+
+import sys
+
+from lib.cards import RESULTS, key, stored
+from lib.forecast import forecast, resolution_of
+from lib.ladder import recipes
+from lib.record import versions
+from lib.settings import METHODS, Settings, write_json
+
+BASES = ("pocket", "sd15", "sdxl")
+
+
+def wanted(bases=BASES):
+    """(settings, words) of every row."""
+    for base in bases:
+        for method in METHODS:
+            for prior_weight in (1.0, 0.0):
+                yield from recipes(Settings.preset(method, base=base, data="-", output="-", prior_weight=prior_weight))
+
+
+if __name__ == "__main__":
+    now = [key(settings, resolution_of(settings.base)) for settings, _ in wanted()]
+    rows = [row for row in stored() if row["recipe"] in now]
+    for settings, words in wanted(sys.argv[1:] or BASES):
+        recipe = key(settings, resolution_of(settings.base))
+        if all(row["recipe"] != recipe for row in rows):
+            found = forecast(settings)
+            rows.append({"recipe": recipe, "given_up": list(words), "bytes": found.bytes, "by_category": found.by_category})
+            write_json(RESULTS, {"made_by": "python -m benchmarks.forecast", "device": "cuda", "versions": versions(), "rows": rows})
+            print(settings.base, settings.method, settings.prior_weight, *words, f"{found.bytes / 2**30:.2f} GiB", sep="; ", flush=True)

@@ -1,0 +1,184 @@
+"""Which recipe fits which card, before anything is downloaded. `python -m lib.memory` prints it:
+
+    python -m lib.memory --base sdxl --method dreambooth --resolution 1024 [--card 12] [--set prior_weight=0] [--json]
+
+A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context, the workspaces of cuBLAS and cuDNN (together about
+0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
+A T4, sold as 16 GB, has 14.7 GiB. Counted is the training step; VAE and text encoders have left the card by then.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+
+from .base import ROOT
+from .figure import Table
+from .forecast import forecast, resolution_of
+from .ladder import choose, recipes
+from .record import versions
+from .settings import METHODS, BadInput, Settings, read_json
+from .tables import NAMES
+
+CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
+TAKEN, SLACK = 0.8 * 2**30, 1.08
+# Settings that no byte of a step depends on, or that `key` says in another way.
+WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "sample_every",
+              "sample_steps", "guidance", "save_every", "resolution")
+RESULTS = ROOT / "data" / "results" / "forecast.json"
+# (what, GB as published, source): shared by notebooks beside our own figures.
+PUBLISHED = (
+    ("Stable Diffusion 1.4, all weights", 27.5, "PEFT README, on an A100"),
+    ("Stable Diffusion 1.4, LoRA", 15.5, "PEFT README, on an A100"),
+    ("Stable Diffusion 1.4, LoRA with checkpointing", 8.12, "PEFT README, on an A100"),
+    ("Stable Diffusion 1.5, all weights, checkpointing and 8-bit Adam", 16, "diffusers README"),
+    ("SDXL, LoRA", "8 to 16", "kohya, diffusers READMEs"),
+    ("SDXL, all weights", 24, "kohya README"),
+)
+
+
+def usable(card):
+    """Bytes that a forecast may take on a card of `card` GB."""
+    return int((card * 2**30 - TAKEN) / SLACK)
+
+
+def key(settings, resolution):
+    """What a forecast depends on, as it stands in data/results/forecast.json: settings that weigh something and are not the default."""
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS}
+    given = {f.name: values[f.name] for f in fields(settings) if f.name in values and values[f.name] != f.default}
+    return given | {"class_images": settings.prior_weight > 0, "resolution": resolution}
+
+
+def stored():
+    """The rows of data/results/forecast.json, if they were made with the versions installed here; else []."""
+    if not RESULTS.is_file():
+        return []
+    found = read_json(RESULTS)
+    return found["rows"] if found["versions"] == versions() else []
+
+
+def weigh(settings, resolution=None, device="cuda", rows=None):
+    """{"bytes", "by_category"} of a recipe: one of the `rows` of data/results/forecast.json, or a new forecast."""
+    wanted = key(settings, resolution or resolution_of(settings.base))
+    for row in (stored() if rows is None else rows) if device == "cuda" else ():
+        if row["recipe"] == wanted:
+            return {"bytes": row["bytes"], "by_category": row["by_category"]}
+    return asdict(forecast(settings, resolution, device))
+
+
+def ladder(settings, resolution=None, device="cuda"):
+    """The forecasts of all recipes from `settings` down: [{"words", "settings", "bytes", "by_category"}], the least slow first."""
+    rows = stored()
+    return [{"words": list(words), "settings": s} | weigh(s, resolution, device, rows) for s, words in recipes(settings)]
+
+
+def pick(weighed, card):
+    """The first of `ladder`'s recipes that fits a card, or None."""
+    return next((recipe for recipe in weighed if recipe["bytes"] <= usable(card)), None)
+
+
+def name(words):
+    """A recipe in words: what the ladder gave up."""
+    return "; ".join(w.split(",")[0] for w in words) or "plain"
+
+
+def which_fits(base="sd15", resolution=None, **changes):
+    """A `Table` for notebooks: for each common card the least slow recipe of both methods that fits, with its peak in GiB."""
+    both = {m: ladder(Settings.preset(m, base=base, data="-", output="-", **changes), resolution) for m in METHODS}
+    rows = []
+    for card in CARDS:
+        row = [f"{card} GB", usable(card) / 2**30]
+        for method in METHODS:
+            found = pick(both[method], card)
+            row += [name(found["words"]), found["bytes"] / 2**30] if found else ["none", None]
+        rows.append(row)
+    columns = ["card", "to be had, GiB", *(c for m in METHODS for c in (NAMES[m], f"{NAMES[m]}: peak, GiB"))]
+    return Table(rows, columns, f"Forecast for {base} at {resolution or resolution_of(base)} pixels: the least slow recipe that fits")
+
+
+def published():
+    """A `Table` of published figures to hold beside a forecast. They include what a process holds besides the step."""
+    return Table(PUBLISHED, ["training", "GB", "source"], "Published peaks of memory")
+
+
+def for_guide(rows=None):
+    """{(base, method): bytes} of the smallest recipe with class images, from data/results/forecast.json: what `lib.guide.advise` takes."""
+    found = {}
+    for row in read_json(RESULTS)["rows"] if rows is None else rows:
+        if row["recipe"]["class_images"]:
+            pair = row["recipe"].get("base", "pocket"), row["recipe"]["method"]
+            found[pair] = min(row["bytes"], found.get(pair, row["bytes"]))
+    return found
+
+
+def read_arguments(argv=None):
+    """(the arguments, the `Settings` that they name). Raises BadInput."""
+    parser = argparse.ArgumentParser(prog="python -m lib.memory", description="Forecast the peak memory of a training step.")
+    parser.add_argument("--base", default="sd15", help="pocket, sd15, sd21, sdxl, or a diffusers folder")
+    parser.add_argument("--method", default="lora", help="lora or dreambooth")
+    parser.add_argument("--resolution", type=int, help="pixels a side; the base's own if not given")
+    parser.add_argument("--card", type=float, help="GB of the card to choose for; the one in this machine, or 8, if not given")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="whose kernels are counted")
+    parser.add_argument("--set", default=[], action="append", metavar="NAME=VALUE", help="any setting, such as rank=32 or prior_weight=0")
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    given = parser.parse_args(argv)
+    kinds, changes = {f.name: f.type for f in fields(Settings)}, {}
+    for pair in given.set:
+        setting, equals, value = pair.partition("=")
+        kind = kinds.get(setting, str)
+        try:
+            if not equals or kind is bool and value.lower() not in ("true", "false"):
+                raise ValueError
+            changes[setting] = value.lower() == "true" if kind is bool else kind(value)
+        except ValueError:
+            raise BadInput(f"--set {pair} is no setting with its value: write it as in --set rank=32 or checkpointing=true.") from None
+    if given.card is not None and not 0 < given.card <= 1000:
+        raise BadInput(f"--card is {given.card}: give the card's memory in GB, such as 8.")
+    return given, Settings.preset(given.method, base=given.base, data="-", output="-", **changes)
+
+
+def report(given, settings):
+    """What `main` prints, as a dict in bytes. Raises BadInput if no recipe fits the largest of `CARDS`."""
+    import torch
+
+    card = given.card or (round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if torch.cuda.is_available() else 8)
+    weighed = ladder(settings, given.resolution, given.device)
+    sizes = {recipe["settings"]: recipe["bytes"] for recipe in weighed}
+    choose(settings, usable(max(CARDS)), sizes.get, f"any common card, {max(CARDS)} GB the largest")
+    try:
+        sentence = choose(settings, usable(card), sizes.get, f"a card of {card:g} GB")[2]
+    except BadInput as error:
+        sentence = str(error)
+    cards = []
+    for size in CARDS:
+        fits = pick(weighed, size) or {"words": None, "bytes": None}
+        recipe = None if fits["words"] is None else name(fits["words"])
+        cards.append({"card_gb": size, "usable_bytes": usable(size), "recipe": recipe, "bytes": fits["bytes"]})
+    found = [{"recipe": name(w["words"]), "bytes": w["bytes"], "by_category": w["by_category"]} for w in weighed]
+    return {"base": settings.base, "method": settings.method, "resolution": given.resolution or resolution_of(settings.base),
+            "batch_size": settings.batch_size, "class_images": settings.prior_weight > 0, "device": given.device,
+            "recipes": found, "cards": cards, "sentence": sentence}
+
+
+def main(argv=None):
+    """Print the forecast; a bad argument ends with one sentence."""
+    try:
+        given, settings = read_arguments(argv)
+        found = report(given, settings)
+    except BadInput as error:
+        sys.exit(str(error))
+    if given.json:
+        return print(json.dumps(found, indent=1))
+    pictures = f"batch {found['batch_size']}{' and as many class images' if found['class_images'] else ''}"
+    title = f"{NAMES[found['method']]} on {found['base']} at {found['resolution']} pixels, {pictures}: peak of the training step, GiB"
+    kinds = list(found["recipes"][0]["by_category"])
+    rows = [[gib(r["bytes"]), *(gib(r["by_category"][k]) for k in kinds), r["recipe"]] for r in found["recipes"]]
+    print(Table(rows, ["peak", *kinds, "recipe"], title), end="\n\n")
+    rows = [[f"{c['card_gb']} GB", gib(c["usable_bytes"]), gib(c["bytes"]), c["recipe"] or "none"] for c in found["cards"]]
+    print(Table(rows, ["card", "to be had", "peak", "the least slow recipe that fits"]), end="\n\n")
+    print(found["sentence"])
+
+
+def gib(size):
+    """Bytes as GiB with two digits, as a cell."""
+    return "-" if size is None else f"{size / 2**30:.2f}"

@@ -1,0 +1,127 @@
+"""Peak memory of a recipe before the fact: the real training step (`lib/step.py`) on tensors that have a shape and no memory.
+
+    forecast(Settings.preset("lora", base="sdxl", data="-", output="-"), resolution=1024)      # -> Forecast, in seconds, without weights
+
+The step runs under PyTorch's FakeTensorMode, meta tensors that know a device, and `PeakMemory` follows their storages. Autograd, autocast,
+PEFT, checkpointing and the optimiser are the installed ones, so a copy that they keep is a copy that is counted.
+
+`device="cpu"` counts what the CPU does, "cuda" what CUDA does otherwise (`lib/hollow.py`). Not counted: the CUDA context, the allocator's
+slack, workspaces of cuBLAS and cuDNN; `lib/cards.py` leaves room for them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from .base import LARGEST_BATCH, POCKET, ROOT, Base
+from .hollow import SCRATCH, fake_device
+from .memory import PeakMemory
+from .settings import BadInput, read_json
+
+SHAPES = ROOT / "data" / "shapes"
+BASES = ("pocket", "sd15", "sd21", "sdxl")
+PICTURES = (6, 40)  # instance and class images whose latents wait on the device
+
+@dataclass(frozen=True)
+class Forecast:
+    """`bytes` at the worst moment of a step, split in `by_category` (see `PeakMemory`)."""
+
+    bytes: int
+    by_category: dict
+
+
+def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=True):
+    """The `Forecast` of a training step of `settings`, whose base is one of `BASES` or a diffusers folder (its weights are not read).
+
+    resolution: side of the pictures in pixels, the base's own if None. device: "cuda" or "cpu". pictures: how many instance and class
+    images are cached. bf16: whether the device multiplies bf16 fast, which is what precision "auto" asks. Raises BadInput.
+    """
+    from .step import Step
+
+    with fake_device(device):
+        base = hollow_base(settings.base, torch.bfloat16 if device == "cuda" else torch.float32, bf16)
+        inputs, sources = hollow_inputs(base, settings, resolution, pictures)
+        step = Step(base, settings)
+        _fill_optimizer(step)
+        with PeakMemory(step.unet, step.optimizer, sources, SCRATCH.get(device)) as peak:
+            step(*inputs)
+    return Forecast(peak.bytes, dict(peak.by_category))
+
+
+def folder_of(base):
+    """The folder with the configuration of `base`. Raises BadInput if there is none."""
+    folder = POCKET if base == "pocket" else SHAPES / base if base in BASES else Path(base).expanduser()
+    if not (folder / "unet" / "config.json").is_file():
+        raise BadInput(f"Nothing is known of the shape of base '{base}': use {', '.join(BASES)}, or a diffusers folder.")
+    return folder
+
+
+def resolution_of(base):
+    """The side of a base's pictures in pixels."""
+    unet, vae = (read_json(folder_of(base) / part / "config.json") for part in ("unet", "vae"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def hollow_base(name, dtype=torch.bfloat16, bf16=True):
+    """A `Base` of fake tensors as `load_base` gives it: its U-Net, of `dtype`, and its scheduler. Call inside `fake_device`."""
+    from diffusers import UNet2DConditionModel
+
+    folder = folder_of(name)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json"))
+    unet = unet.to_empty(device="cpu").to(dtype)
+    scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
+    return Base(SimpleNamespace(unet=unet, scheduler=scheduler), str(name), torch.device("cpu"), bf16)
+
+
+def hollow_inputs(base, settings, resolution, pictures):
+    """(the step's inputs: latents, noise, timesteps, conditions; the cached latents and embeddings they come from)."""
+    config, folder = base.unet.config, folder_of(base.name)
+    vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    least = factor * 2 ** (len(config.block_out_channels) - 1)
+    resolution = resolution_of(base.name) if resolution is None else resolution
+    if type(resolution) is not int or resolution % least or not least <= resolution <= 4096:
+        raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least} up to 4096.")
+
+    def conditions(rows):
+        told = {"encoder_hidden_states": torch.empty(rows, text["max_position_embeddings"], config.cross_attention_dim)}
+        if config.addition_embed_type == "text_time":
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            told["added_cond_kwargs"] = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)}
+        return told
+
+    shape = (config.in_channels, resolution // factor, resolution // factor)
+    sources = [(torch.empty(n, *shape), torch.empty(n, *shape), conditions(n)) for n in pictures[: 1 + (settings.prior_weight > 0)]]
+    rows = settings.batch_size * len(sources)
+    return (torch.empty(rows, *shape), torch.empty(rows, *shape), torch.zeros(rows, dtype=torch.long), conditions(rows)), sources
+
+
+def _fill_optimizer(step):
+    """Let the optimiser make its state, as the first step does."""
+    for k, weight in enumerate(step.weights):
+        weight.grad = torch.empty_like(weight)
+        if step.settings.fused_backward:
+            step.optimizer._at_once(k)
+    step.optimizer.step()
+
+
+def caching(base, resolution=None, at_once=LARGEST_BATCH, device="cuda"):
+    """Bytes at the worst moment of caching latents before training: `at_once` pictures through the VAE, the whole pipeline loaded."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder, low = folder_of(base), torch.bfloat16 if device == "cuda" else torch.float32
+    with fake_device(device), torch.no_grad():
+        loaded = hollow_base(base, low).unet
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
+            texts = [CLIPTextModel(CLIPTextConfig(**read_json(path))) for path in folder.glob("text_encoder*/config.json")]
+        vae, texts = vae.to_empty(device="cpu").to(low), [t.to_empty(device="cpu").to(low) for t in texts]
+        side = resolution or resolution_of(base)
+        pixels = torch.empty(at_once, 3, side, side, dtype=low)
+        with PeakMemory(torch.nn.ModuleList([loaded, vae, *texts]), None, pixels, SCRATCH.get(device)) as peak:
+            vae.encode(pixels)
+    return peak.bytes

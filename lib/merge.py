@@ -1,0 +1,142 @@
+"""Write whole models: an adapter merged into its base, or DreamBooth's tuned weights, as a diffusers folder or as one file.
+
+    merge(["runs/course/lora"], "checkpoint", "robot.safetensors")         # W + (alpha / rank) up down, in fp16
+    merge("runs/course/dreambooth", "diffusers", "robot")
+
+One tensor at a time is in memory, so a checkpoint of any size passes.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .adapter import read_adapter
+from .export import check_out, facts, header, with_base
+from .keys import PARTS
+from .original import layout
+from .safefile import write_weights
+from .settings import BadInput, read_json, write_json
+from .target import check_fit, read_target
+
+FORMS = ("checkpoint", "diffusers")
+FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written: `path`, `form`, `bytes`, `seconds`, number of `tensors`, and how many of them are not the base's (`changed`)."""
+
+    path: Path
+    form: str
+    bytes: int
+    seconds: float
+    tensors: int
+    changed: int
+
+    def lines(self):
+        """What can be said of it, in sentences."""
+        yield f"{self.tensors} tensors in fp16, {self.changed} of them not the base's"
+
+
+def merge(sources, to, out, base=None, weights=None, title=None, other_base=False):
+    """Write the base with `sources` in it, as `to` "checkpoint" (one file, original layout) or "diffusers" (a folder), all fp16. `Merged`.
+
+    `sources`: a DreamBooth run, or one or several LoRAs (runs, files, PEFT folders), each with its weight (1 where none are given).
+    `base`: by default that of the first. Raises BadInput, before anything is written, for adapters that do not fit or are damaged, and
+    for values that fp16 cannot hold.
+    """
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    if to not in FORMS:
+        raise BadInput(f"There is no form '{to}' for a whole model: choose one of {', '.join(FORMS)}.")
+    weights = [1.0] * len(sources) if weights is None else list(weights)
+    if len(weights) != len(sources):
+        raise BadInput(f"There are {len(weights)} weights for {len(sources)} adapters: give one for each.")
+    out, started = check_out(out, folder=to == "diffusers"), time.perf_counter()
+    known = facts(sources[0])
+    tuned = known.get("settings", {}).get("method") == "dreambooth"
+    if tuned and len(sources) > 1:
+        raise BadInput(f"{sources[0]} is a DreamBooth run, a whole model of its own: give it alone, or merge LoRAs.")
+    if tuned:
+        target = read_target(base or known["settings"].get("base", "pocket"), sources[0])
+    else:
+        target = with_base(sources[0], base, known)[1]
+    if tuned and not target.tuned:
+        raise BadInput(f"{sources[0]} has no tuned weights (no folder unet): its training did not finish; train it again.")
+    adapters = [] if tuned else [(read_adapter(source, target.layers), weight) for source, weight in zip(sources, weights)]
+    for adapter, _ in adapters:
+        check_fit(adapter, target, other_base)
+    read = reader(target, adapters)
+    merged_from = ", ".join([target.name, *(Path(source).name for source in sources)])
+    metadata = header(read_target(target.name), known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        part = work / out.name
+        count = (_one_file if to == "checkpoint" else _folder)(part, target, read, metadata)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
+    changed = sum(len(target.shapes[part]) for part in target.tuned) or len({(p, n) for a, _ in adapters for p, n, _ in a})
+    return Merged(out, to, size, time.perf_counter() - started, count, changed)
+
+
+def reader(target, adapters=()):
+    """A function (part, name) -> tensor: the target's weight with the (adapter, weight) pairs merged in, in float32 if it is changed."""
+    def read(part, name):
+        tensor, layer_name = target.read(part, name), name.removesuffix(".weight")
+        layers = [(a.layers[part][layer_name], w) for a, w in adapters if name.endswith(".weight") and layer_name in a.layers.get(part, {})]
+        return merged_weight(tensor, layers) if layers else tensor
+
+    return read
+
+
+def merged_weight(tensor, layers):
+    """A weight in float32 with its (Layer, weight) pairs merged in. DoRA (Liu et al. 2024, eq. 5): the sum, scaled row by row to the
+    magnitudes learnt; a weight other than 1 goes that share of the way."""
+    total = tensor.float()
+    for layer, weight in layers:
+        if layer.magnitude is None:
+            total = total + layer.delta(weight).reshape(total.shape)
+        else:
+            moved = total + layer.delta().reshape(total.shape)
+            rows = moved.flatten(1).norm(dim=1).reshape(-1, *[1] * (moved.ndim - 1))
+            total = total + weight * (moved * layer.magnitude.float().reshape(rows.shape) / rows - total)
+    return total
+
+
+def _one_file(path, target, read, metadata):
+    entries = layout(target)
+    shapes = {key: (_kind(target, *entry.sources[0]), entry.shape) for key, entry in entries.items()}
+    write_weights(path, shapes, lambda key: entries[key].make(read), metadata)
+    return len(shapes)
+
+
+def _folder(path, target, read, metadata):
+    """The diffusers folder: weights in fp16, everything else as the base has it, without a safety checker (which loads no other way)."""
+    count = 0
+    for source in sorted(target.folder.iterdir()):
+        if source.is_dir() and source.name in (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor"):
+            (path / source.name).mkdir(parents=True)
+            for file in sorted(source.iterdir()):
+                if file.suffix in (".json", ".txt"):
+                    shutil.copyfile(file, path / source.name / file.name)
+            (path / source.name / "diffusion_pytorch_model.safetensors.index.json").unlink(missing_ok=True)
+    for part, names in target.shapes.items():
+        shapes = {name: (_kind(target, part, name), shape) for name, shape in names.items()}
+        write_weights(path / part / FILES.get(part, "model.safetensors"), shapes, lambda name, part=part: read(part, name),
+                      metadata if part == "unet" else {"format": "pt"})
+        count += len(shapes)
+    index = read_json(target.folder / "model_index.json")
+    if "safety_checker" in index:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    write_json(path / "model_index.json", index)
+    return count
+
+
+def _kind(target, part, name):
+    return "F16" if target.dtype(part, name) in ("F64", "F32", "F16", "BF16") else target.dtype(part, name)

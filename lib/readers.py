@@ -1,0 +1,133 @@
+"""Who reads an exported adapter: every key against each tool's scheme, and the file loaded back by a reader that is not ours.
+
+The schemes are the tools' own (ComfyUI comfy/lora.py and comfy/utils.py, which Forge shares; AUTOMATIC1111 extensions-builtin/Lora;
+kohya-ss sd-scripts networks/lora.py; diffusers loaders; PEFT), written down here as sets of names for one base model.
+"""
+
+import re
+import warnings
+
+import torch
+
+from .keys import full_name, kohya_name, short_name, to_original
+from .settings import BadInput
+
+PAIR = ("lora_A.weight", "lora_B.weight")
+HALVES = ("lora_down.weight", "lora_up.weight", "alpha")
+TOOLS = {"kohya": ("ComfyUI", "Forge", "WebUI", "Kohya", "diffusers"), "diffusers": ("diffusers", "ComfyUI"), "peft": ("PEFT",)}
+
+
+def scheme(tool, target):
+    """The set of keys that `tool` knows for a base model like `target`, a `lib.target.Target`."""
+    keys, sdxl, shape = set(), target.sdxl, (target.layers, target.attended)
+    for part in target.shapes:
+        for name in target.layer_shapes(part) if part != "vae" else ():
+            names = {kohya_name(part, name, sdxl, *shape)}
+            if part == "unet" and tool in ("ComfyUI", "Forge", "WebUI", "diffusers"):
+                names |= {kohya_name(part, name, False), f"lora_unet_{to_original(name, *shape)}".replace(".", "_")}
+            if part == "text_encoder" and tool in ("ComfyUI", "Forge"):
+                names |= {kohya_name(part, name, True)}
+            if part != "unet" and tool in ("ComfyUI", "Forge", "WebUI") and not re.search(r"encoder\.layers\.\d+\.(self_attn|mlp)", name):
+                names = set()
+            if tool != "PEFT":
+                keys |= {f"{n}.{half}" for n in names for half in HALVES}
+            keys |= _dotted(tool, part, name)
+    return keys
+
+
+def _dotted(tool, part, name):
+    if tool in ("diffusers", "PEFT"):
+        before = f"{part}." if tool == "diffusers" else "base_model.model."
+        return {f"{before}{n}.{end}" for n in {name, short_name(part, name)} for end in (*PAIR, "lora_magnitude_vector")}
+    if tool in ("ComfyUI", "Forge"):  # attention of the U-Net goes by diffusers' older names there
+        older = name.replace(".to_", ".processor.to_") if part == "unet" else name
+        older = older.removesuffix(".0") if older.endswith(".to_out.0") else older
+        return {f"{part}.{older}.{end}" for end in PAIR}
+    return set()
+
+
+def readers(names, form, target):
+    """{tool: (keys that will load, keys that will not)} of an adapter's key names in a form, against `target`."""
+    found = {}
+    for tool in TOOLS[form]:
+        known = scheme(tool, target)
+        found[tool] = [n for n in names if n in known], [n for n in names if n not in known]
+    return found
+
+
+def load_back(path, form, target):
+    """{(part, name): (down, up, scale)} as diffusers (or PEFT) reads the file, loaded into models whose own weights are never touched.
+
+    Memory that is only reserved takes no room, so this needs a base model's configuration and not its gigabytes.
+    """
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    from .base import quiet
+
+    quiet()
+    unet = hollow_part("unet", target)
+    if form == "peft":
+        return _peft_back(path, unet, target)
+    pipe = StableDiffusionXLPipeline if target.sdxl else StableDiffusionPipeline
+    tensors, alphas, metadata = pipe.lora_state_dict(str(path), unet_config=unet.config, return_lora_metadata=True)
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own calls of what it deprecates
+        if any(key.startswith("unet.") for key in tensors):
+            pipe.load_lora_into_unet(tensors, alphas, unet, "check", metadata=metadata, low_cpu_mem_usage=True)
+            found |= {("unet", name): module for name, module in _modules(unet)}
+        for part in ("text_encoder", "text_encoder_2"):
+            if any(key.startswith(f"{part}.") for key in tensors):
+                encoder = hollow_part(part, target)
+                pipe.load_lora_into_text_encoder(tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata)
+                found |= {(part, full_name(part, name)): module for name, module in _modules(encoder)}
+    return found
+
+
+def _peft_back(path, unet, target):
+    from peft import PeftModel
+
+    found = {}
+    for folder in (p for p in path.iterdir() if p.is_dir()):
+        part = folder.name
+        model = PeftModel.from_pretrained(unet if part == "unet" else hollow_part(part, target), folder, "check", low_cpu_mem_usage=True)
+        for name, module in _modules(model.base_model.model):
+            found[part, full_name(part, name)] = module
+    return found
+
+
+def _modules(model):
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and "check" in module.lora_A:
+            yield name, (module.lora_A["check"].weight.detach(), module.lora_B["check"].weight.detach(), module.scaling["check"])
+
+
+def hollow_part(part, target):
+    """A model with its weights reserved and never written, where only an adapter's are looked at: the U-Net or a text encoder."""
+    from diffusers import UNet2DConditionModel
+    from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    if part == "unet":
+        config, kind = target.config, UNet2DConditionModel.from_config
+    else:
+        config = AutoConfig.from_pretrained(target.folder / part)
+        kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (config.architectures or ()) else CLIPTextModel
+    with torch.device("meta"):
+        model = kind(config)
+    return model.half().to_empty(device="cpu")
+
+
+def check_back(adapter, found, path):
+    """Raise BadInput unless what a foreign reader `found` (as of `load_back`) is the adapter, layer by layer."""
+    wrong = []
+    for part, name, layer in adapter:
+        theirs = found.pop((part, name), None)
+        scale = layer.alpha / layer.rank
+        if theirs is None or theirs[0].device.type == "meta" or not (
+                torch.equal(theirs[0].cpu().float(), layer.down.float()) and torch.equal(theirs[1].cpu().float(), layer.up.float())
+                and abs(theirs[2] - scale) <= 1e-6 * abs(scale)):
+            wrong.append(f"{part}.{name}")
+    if wrong or found:
+        wrong += [".".join(name) for name in found]
+        raise BadInput(f"{path} was not written: read back it differs in {len(wrong)} layers ({', '.join(wrong[:3])}); this is an error of "
+                       "the export, please report it.")

@@ -1,0 +1,138 @@
+"""Weight files, read warily and written whole: safetensors only, every tensor by name, one at a time.
+
+    with open_weights("adapter.safetensors") as file: file.metadata; file.names; file.read("unet.conv_in.lora_A.weight")
+    write_weights("out.safetensors", {"a": ("F16", (2, 3))}, lambda name: tensor, {"title": "..."})
+
+A checkpoint of gigabytes passes through here with one tensor in memory (format: github.com/huggingface/safetensors, README).
+"""
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+
+import torch
+
+from .settings import BadInput
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+         "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+
+class open_weights:
+    """A safetensors file for reading: `path`, `metadata` (str -> str), `names`, `shape(name)`, `dtype(name)`, `read(name)`.
+
+    Raises BadInput for a missing file, a pickle (whatever its name), and a header that the file does not bear out.
+    """
+
+    def __init__(self, path):
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path = Path(path).expanduser()
+        refuse_pickle(path)
+        try:
+            self._file = safe_open(path, "pt")
+            self.metadata = dict(self._file.metadata() or {})
+            self.names = list(self._file.keys())
+            self._infos = {name: self._file.get_slice(name) for name in self.names}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BadInput(f"{path} is no whole safetensors file ({_plain(error)}): it is cut off, too long or its header is wrong; "
+                           "copy or download it again.") from None
+
+    def __enter__(self):
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._file.__exit__(*error)
+
+    def shape(self, name):
+        return tuple(self._infos[name].get_shape())
+
+    def dtype(self, name):
+        """The safetensors name of its type, such as "F16"."""
+        return self._infos[name].get_dtype()
+
+    def read(self, name):
+        """The tensor, on the CPU. Raises BadInput if it holds a value that is no number."""
+        tensor = self._file.get_tensor(name)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BadInput(f"{self.path} holds values that are not numbers (in {name}): the training diverged or the file is damaged; "
+                           "take another file or train again with a smaller learning rate.")
+        return tensor
+
+
+def refuse_pickle(path):
+    """Raise BadInput if `path` is missing, or a pickle by name or by its first bytes: a pickle runs code when it is opened."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"There is no file {path}: check the path.")
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if path.suffix.lower() in PICKLES or start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise BadInput(f"{path} is a pickle, which can run any code when it is opened, so it is not read: get the .safetensors file, or "
+                       "let someone who trusts it convert it with torch.load(..., weights_only=True) and safetensors.torch.save_file.")
+
+
+def write_weights(path, shapes, read, metadata=None):
+    """Write `shapes` (name -> (type name, shape)), each tensor as `read(name)` gives it, in that order; whole or not at all.
+
+    Holds one tensor at a time. Returns the SHA-256 of all that follows the header, which is what the tools call a model's hash.
+    """
+    path, offset, header = Path(path), 0, {}
+    if metadata:
+        header["__metadata__"] = {str(k): str(v) for k, v in metadata.items()}
+    for name, (kind, shape) in shapes.items():
+        size = torch.Size(shape).numel() * TYPES[kind].itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, digest = path.with_name(f".{path.name}.{os.getpid()}.part"), hashlib.sha256()
+        try:
+            with open(part, "wb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                for name, (kind, shape) in shapes.items():
+                    tensor = read(name)
+                    if tuple(tensor.shape) != tuple(shape):
+                        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)} as announced")
+                    data = tensor.detach().to("cpu", TYPES[kind]).contiguous()
+                    if data.is_floating_point() and not data.isfinite().all():
+                        raise BadInput(f"{name} does not fit into {kind}, its values are too large or no numbers: the training diverged.")
+                    data = data.reshape(-1).view(torch.uint8).numpy()
+                    digest.update(data)
+                    file.write(data)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written ({error.strerror or error}): free some space or choose another place.") from None
+    return digest.hexdigest()
+
+
+def content_hash(tensors):
+    """The hash that `write_weights` will return for tensors in memory (name -> tensor), which a header can thus hold."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_weights_file(path, tensors, metadata=None):
+    """Write tensors from memory, as they are; whole or not at all. Returns as `write_weights`."""
+    return write_weights(path, {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, tensors.__getitem__, metadata)
+
+
+def some(names, most=5):
+    """A list of names for a sentence: the first few, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _plain(error):
+    return str(error).strip().splitlines()[0].removeprefix("Error while deserializing header: ")

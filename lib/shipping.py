@@ -1,0 +1,103 @@
+"""What the shipping bench (benchmarks/ship.py, data/results/shipping.csv) says: rows for tables, and the measurements of claims 7, 8, 16.
+
+    python -m lib.shipping        # prints the three claims
+
+The subject is the independent unit here too: seeds are averaged within it, and whole subjects drawn anew (lib/verdicts.py).
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from .base import ROOT
+from .rows import read_table
+from .settings import BadInput
+
+RESULTS = ROOT / "data" / "results" / "shipping.csv"
+KINDS = ("character", "clothing", "lighting")
+
+
+def rows_of(path=RESULTS):
+    """The bench's rows, or [] where it was not run."""
+    return read_table(path) if Path(path).is_file() else []
+
+
+def by_subject(rows, key, **where):
+    """{subject: mean of column `key`} over the rows whose columns are as in `where`."""
+    found = defaultdict(list)
+    for row in rows:
+        if row.get(key) is not None and all(row.get(k) == v for k, v in where.items()):
+            found[row["subject"]].append(row[key])
+    return {subject: float(np.mean(values)) for subject, values in found.items()}
+
+
+def summary_rows(path=RESULTS, concepts=3):
+    """(rows, headings, a note) for a table: what survives of `concepts` concepts, by the way that they were put into one model."""
+    rows = [r for r in rows_of(path) if r["study"] == "compose" and r["concepts"] == concepts]
+    ways, table = dict.fromkeys((r["how"], r["weight"]) for r in rows), []
+    for how, weight in ways:
+        means = by_subject(rows, "survives", how=how, weight=weight)
+        kinds = [by_subject(rows, f"survives_{kind}", how=how, weight=weight) for kind in KINDS]
+        label = how if weight == 1 else f"{how} at {weight:g}"
+        table.append([label, float(np.mean(list(means.values()))) if means else None,
+                      *(float(np.mean(list(k.values()))) if k else None for k in kinds)])
+    count = len({r["subject"] for r in rows})
+    said = f"{count} subject{'s' * (count != 1)}; " + ("no interval: a verdict takes 6" if count < 6 else "means over subjects")
+    table.sort(key=lambda line: -9 if line[1] is None else line[1], reverse=True)
+    return table, ["way", "mean", *KINDS], said if rows else "Not measured yet: python -m benchmarks.ship"
+
+
+def claim_rows(path=RESULTS):
+    """{claim: (effect, verdict)} of claims 7, 8 and 16 as texts, for `lib.verdicts`' table; {} where the bench was not run.
+
+    7: survival of three concepts, adapters at the best of the measured weights or mixes against checkpoints averaged or added. 8: seconds
+    to change concept. 16: what the tests hold (every export against every tool's scheme) and what the machine measured.
+    """
+    from .verdicts import ENOUGH, interval
+
+    rows = rows_of(path)
+    three = [r for r in rows if r["study"] == "compose" and r["concepts"] == 3]
+    found = {16: ("every key of an export is held against the schemes of ComfyUI, Forge, WebUI, Kohya, diffusers and PEFT, and read back",
+                  "holds for the key schemes: tests/test_ship.py; the tools themselves were not run")}
+    sides = {side: _ways(three, starts) for side, starts in (("adapters", ("adapters", "mix ")), ("checkpoints", ("checkpoints",)),
+                                                             ("trained on all", ("trained on all",)))}
+    # Each side takes its best way, by the means over all subjects, so that neither is judged by its worst.
+    best = {side: max(ways, key=lambda way, ways=ways: np.mean(list(ways[way].values())), default=None) for side, ways in sides.items()}
+    if best["adapters"] and best["checkpoints"]:
+        one, two = (sides[side][best[side]] for side in ("adapters", "checkpoints"))
+        gaps = [one[s] - two[s] for s in sorted(one.keys() & two.keys())]
+        low, high = interval(gaps)
+        ends = "no interval" if low is None else f"{low:+.2f} to {high:+.2f}"
+        each = "; ".join(f"{side} ({best[side][0]}{'' if best[side][1] == 1 else f' at {best[side][1]:g}'}) keep "
+                         f"{np.mean(list(sides[side][best[side]].values())):.2f}" for side in sides if best[side])
+        verdict = f"not enough subjects ({len(gaps)}; a verdict takes {ENOUGH})" if len(gaps) < ENOUGH else (
+            "holds" if low > 0 else "does not hold" if high < 0 else "no difference found")
+        found[7] = f"{each}; adapters minus checkpoints {np.mean(gaps):+.2f} ({ends}), {len(gaps)} subjects", verdict
+    switch = [r for r in rows if r["study"] == "switch"]
+    if switch:
+        mean = {key: float(np.mean([r[key] for r in switch])) for key in switch[0] if isinstance(switch[0][key], int | float)}
+        found[8] = (f"to change concept: {mean['choose_seconds']:.3f} s among loaded adapters, {mean['load_seconds']:.2f} s from disk, "
+                    f"{mean['checkpoint_seconds']:.2f} s a checkpoint; {mean['concepts_per_gb_lora']:.0f} against "
+                    f"{mean['concepts_per_gb_dreambooth']:.0f} concepts a GB; pictures a second: adapter beside "
+                    f"{mean['pictures_per_second_adapter']:.1f}, fused {mean['pictures_per_second_fused']:.1f}, checkpoint "
+                    f"{mean['pictures_per_second_checkpoint']:.1f}",
+                    "holds for switching and for space, on the pocket base and this machine"
+                    if mean["choose_seconds"] < mean["checkpoint_seconds"] else "does not hold on this machine")
+    return found if rows else {}
+
+
+def _ways(rows, starts):
+    """{(how, weight): {subject: share that survives}} of the ways whose name starts so."""
+    ways = dict.fromkeys((r["how"], r["weight"]) for r in rows if r["how"].startswith(starts))
+    return {way: means for way in ways if (means := by_subject(rows, "survives", how=way[0], weight=way[1]))}
+
+
+if __name__ == "__main__":
+    import sys
+
+    try:
+        for number, (effect, verdict) in sorted(claim_rows().items()):
+            print(f"{number}: {effect}\n   {verdict}")
+    except BadInput as error:
+        sys.exit(str(error))

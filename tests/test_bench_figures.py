@@ -1,0 +1,105 @@
+"""PocketBench's figures: they show the rows' numbers, leave out what was not run, and the README prints what the command makes."""
+
+import re
+from functools import cache
+
+import pytest
+from bench_rows import base_rows, bench
+
+from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, section
+from lib.bench_figures import common, level, main_table, pareto, rank_curve
+from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench
+
+RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
+
+
+@cache
+def whole():
+    """Rows of every study, as PocketBench has them."""
+    main = bench(dino=0.05, ratios={"file_bytes": 8.0})
+    for row in main:
+        for k in range(5):
+            row |= {f"{m}_{k}_of_4": k / 10 for m in ("dino", "clip_t", "pres", "drift")}
+    rows = main + [dict(r, clip_t=0.5, dino_real=0.95) for r in base_rows(main)]
+    ranked = bench(study="rank", methods=["lora"], seeds=1)
+    rows += [dict(r, rank=rank, dino=r["dino"] - less) for rank, less in RANKS.items() for r in ranked]
+    rows += [dict(r, prior_weight=w, pres=r["pres"] - w / 10) for w in (0.0, 1.0) for r in bench(study="prior", seeds=1)]
+    swept = bench(subjects=3, seeds=1, study="rate")
+    rows += [dict(r, learning_rate=rate * (5 if r["method"] == "lora" else 1), dino=r["dino"] - abs(rate - 2e-4) * 1e3)
+             for rate in (1e-4, 2e-4, 4e-4) for r in swept]
+    rows += [dict(r, dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
+    careless = bench(subjects=6, seeds=1, study="careless")
+    return rows + [dict(r, variant=v) for v in ("good", "duplicates", "one_background") for r in careless]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return figures(whole())
+
+
+def test_every_figure_is_made_and_says_what_it_rests_on(made):
+    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "rates"]
+    assert "12 subjects x 3 seeds" in made["scores"].caption and "3 subjects x 1 seed" in made["rates"].caption
+    for figure in made.values():
+        assert len(figure.alt) > 40 and figure.table.rows
+
+
+def test_what_was_not_run_has_no_figure():
+    rows = whole()
+    assert figures([]) == {} and list(figures(bench(subjects=1, seeds=1))) == ["scores", "costs"]
+    assert rank_curve([r for r in rows if r["study"] != "rank"]) is None
+    without = pareto([r for r in rows if r["study"] != "rank"])
+    assert [row[0] for row in without.table.rows] == ["base model", "LoRA", "DreamBooth"]
+
+
+def test_the_main_table_has_levels_effects_and_what_they_allow_to_say():
+    lines = {line[0]: line for line in main_table(whole()).rows}
+    assert lines["DINO"][1:3] == ["0.100", "0.950"] and lines["DINO"][5].startswith("+0.0") and lines["DINO"][6] == "more"
+    assert lines["CLIP-I"][2] == "-" and lines["CLIP-I"][6] == "no difference (the same within 0.02)"
+    assert lines["file"][5].startswith("x 8.00") and lines["file"][1] == "-"
+    assert main_table([]).rows == []
+
+
+def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
+    rows = [r for r in whole() if not (r["study"] == "rank" and r["subject"] == "s00")]
+    figure = pareto(rows)
+    assert "11 subjects x 1 seed" in figure.caption
+    assert [row[0] for row in figure.table.rows] == ["base model", "LoRA, rank 1", "LoRA, rank 16", "LoRA, rank 64", "DreamBooth"]
+    kept = [r for r in rows if r["subject"] != "s00" and r["seed"] in (None, 0)]
+    assert figure.table.rows[-1][3] == level(kept, "dino", of=FULL)[0] != level(rows, "dino", of=FULL)[0]
+    assert {r["subject"] for r in common(rows, [("rank", LORA), ("main", BASE)])} == {f"s{k:02}" for k in range(1, 12)}
+
+
+def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
+    figure = made["rates"]
+    assert figure.caption.endswith("LoRA 0.001, DreamBooth 0.0002")
+    assert [row[1] for row in figure.table.rows] == [5e-4, 1e-3, 2e-3, 1e-4, 2e-4, 4e-4]
+    assert sum(line.get_markersize() > 10 for line in figure.chart.axes[0].lines) == 2
+    ranks = made["rank"].table.rows
+    assert [row[:2] for row in ranks[:3]] == [["DINO", 1], ["DINO", 16], ["DINO", 64]]
+    assert ranks[0][2] == round(effect(whole(), "dino", "rank", LORA | {"rank": 1}, None, ()).value, 3)
+
+
+def test_the_training_is_drawn_quarter_by_quarter(made):
+    assert [row[0] for row in made["path"].table.rows] == [f"{name}, {k}/4" for name in ("LoRA", "DreamBooth") for k in range(5)]
+    assert made["forgetting"].table.rows[2][1::2] == [0.2, 0.2]
+
+
+def test_the_section_links_every_figure_and_shows_some(made):
+    text = section(whole(), made)
+    for name in made:
+        assert f"]({file(name)})" in text and ("![" in text.split(f"]({file(name)})")[0].splitlines()[-1]) == (name in SHOWN)
+    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text
+
+
+def test_the_readme_has_the_marks_between_which_the_section_is_written():
+    assert SECTION.search(README.read_text("utf-8"))
+
+
+@pytest.mark.skipif(not BENCH.is_file(), reason="PocketBench has not been run: make pocketbench")
+def test_the_readme_prints_what_the_command_makes():
+    found, rows = SECTION.search(README.read_text("utf-8")), read_bench()
+    made = figures(rows)
+    assert found[0].removeprefix(found[1]).removesuffix(found[2]) == section(rows, made), "run `python -m benchmarks.figures` again"
+    for linked in re.findall(r"\((data/results/bench_\w+\.png)\)", found[0]):
+        assert (ROOT / linked).is_file(), f"{linked} is not there: run `python -m benchmarks.figures` again"

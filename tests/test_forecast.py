@@ -1,0 +1,202 @@
+"""The forecast is what is measured, the ladder chooses by it, and what ships is what a fresh forecast says."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks.forecast import wanted
+from lib import cards
+from lib.base import has_fast_bf16, load_base, quiet
+from lib.forecast import PICTURES, caching, forecast, hollow_base
+from lib.hollow import fake_device
+from lib.ladder import choose, recipes, step_down
+from lib.memory import PeakMemory
+from lib.settings import BadInput, Settings, read_json
+from lib.step import Step
+
+FAST = has_fast_bf16(torch.device("cpu"))
+PARAMETERS = {
+    "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "sd21": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+}
+
+
+def settings(method, base="pocket", **changes):
+    return Settings.preset(method, base=base, data="-", output="-", **changes)
+
+
+def measured(recipe):
+    """`PeakMemory` of the second real step of a recipe on the pocket base and the CPU."""
+    base, sources = load_base("pocket", "cpu"), 1 + (recipe.prior_weight > 0)
+    cached = [
+        (torch.randn(n, 12, 16, 16), torch.rand(n, 12, 16, 16), {"encoder_hidden_states": torch.randn(n, 32, 128)})
+        for n in PICTURES[:sources]
+    ]
+    step, rows = Step(base, recipe), recipe.batch_size * sources
+    told = {"encoder_hidden_states": torch.randn(rows, 32, 128)}
+    inputs = torch.randn(rows, 12, 16, 16), torch.randn(rows, 12, 16, 16), torch.randint(0, 1000, (rows,)), told
+    step(*inputs)
+    with PeakMemory(step.unet, step.optimizer, cached) as peak:
+        step(*inputs)
+    return peak
+
+
+QUICK = [
+    ("lora", {}),
+    ("lora", {"checkpointing": True, "quantize": "nf4", "rank": 32, "batch_size": 2}),
+    ("dreambooth", {"fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True, "batch_size": 1}),
+]
+MORE = [
+    ("lora", {"precision": "fp32", "prior_weight": 0.0}),
+    ("lora", {"precision": "bf16", "batch_size": 1, "targets": "attention", "rank": 64}),
+    ("lora", {"checkpointing": True, "batch_size": 8}),
+    ("lora", {"optimizer": "adamw8bit", "quantize": "int8"}),
+    ("dreambooth", {}),
+    ("dreambooth", {"precision": "fp32", "batch_size": 2, "prior_weight": 0.0}),
+    ("dreambooth", {"checkpointing": True}),
+    ("dreambooth", {"optimizer": "adamw8bit", "batch_size": 8}),
+    ("dreambooth", {"fused_backward": True}),
+    ("dreambooth", {"weights": "bf16"}),
+]
+
+
+@pytest.mark.parametrize("method, changes", [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)])
+def test_the_forecast_is_the_measured_peak(method, changes):
+    recipe = settings(method, **changes)
+    peak, told = measured(recipe), forecast(recipe, device="cpu", bf16=FAST)
+    assert told.bytes == pytest.approx(peak.bytes, rel=0.05)
+    assert told.bytes == sum(told.by_category.values())
+    for kind in ("weights", "optimiser"):
+        assert told.by_category[kind] == pytest.approx(peak.by_category[kind], rel=0.001), kind
+
+
+@pytest.mark.parametrize("base", PARAMETERS)
+def test_shapes_have_the_published_numbers_of_parameters(base):
+    quiet()
+    import diffusers
+    import transformers
+
+    for part, number in PARAMETERS[base].items():
+        config = json.loads((ROOT / "data" / "shapes" / base / part / "config.json").read_text("utf-8"))
+        with torch.device("meta"):
+            if part.startswith("text"):
+                model = getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config))
+            else:
+                model = getattr(diffusers, config["_class_name"]).from_config(config)
+        assert sum(p.numel() for p in model.parameters()) == number, part
+        assert f"{number:,}" in (ROOT / "data" / "shapes" / "README.md").read_text("utf-8")
+
+
+def test_weights_and_moments_are_what_arithmetic_says():
+    """LoRA of rank 8 beside attention: 199,296 parameters a rank (shared figures of the field), fp32, with two moments."""
+    told = forecast(settings("lora", "sd15", prior_weight=0.0, checkpointing=True))
+    adapter = 8 * 199_296 * 4
+    assert told.by_category["weights"] == 859_520_964 * 2 + adapter
+    assert told.by_category["optimiser"] == pytest.approx(2 * adapter, rel=0.001)
+
+
+def test_attention_makes_no_square_matrix_on_cuda():
+    """At 512 pixels one square matrix of the 4,096 places, 8 heads, takes 256 MiB in bf16; checkpointed activations stay below a few."""
+    sd = settings("lora", "sd15", prior_weight=0.0, checkpointing=True)
+    small, large = (forecast(sd, resolution).by_category["activations"] for resolution in (256, 512))
+    assert large < 5 * small, "four times the places take four times the memory, not sixteen"
+
+
+def test_nothing_of_a_forecast_stays_behind():
+    forecast(settings("lora"), device="cuda")
+    layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16 and type(layer.weight) is torch.nn.Parameter
+    assert torch.nn.functional.scaled_dot_product_attention.__module__ != "lib.hollow"
+    with fake_device("cpu"):
+        assert sum(p.numel() for p in hollow_base("sdxl").unet.parameters()) == PARAMETERS["sdxl"]["unet"]
+
+
+def test_caching_takes_more_the_more_pictures_pass_at_once():
+    one, eight = caching("sd15", at_once=1), caching("sd15", at_once=8)
+    whole = 2 * (859_520_964 + 83_653_863 + 123_060_480)
+    assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
+
+
+def test_the_ladder_goes_down_rung_by_rung_and_ends():
+    for method in ("lora", "dreambooth"):
+        found = recipes(settings(method))
+        assert found[0] == (settings(method), ()) and len({s for s, _ in found}) == len(found) > 3
+        assert step_down(found[-1][0]) is None
+        assert step_down(found[0][0])[0] == found[1][0]
+
+
+def test_the_least_slow_recipe_that_fits_is_chosen():
+    plain = settings("dreambooth")
+    sizes = dict(zip([s for s, _ in recipes(plain)], [9 << 30, 7 << 30, 5 << 30, 4 << 30, 3 << 30]))
+    assert choose(plain, 10 << 30, sizes.get)[:2] == (plain, 9 << 30)
+    chosen, size, sentence = choose(plain, 6 << 30, sizes.get)
+    assert chosen.weights == "bf16" and chosen.optimizer == "adamw8bit" and not chosen.checkpointing and size == 5 << 30
+    assert "8-bit moments" in sentence and "5.0 GiB" in sentence and "6.0 GiB" in sentence and "7.0 GiB" in sentence
+    with pytest.raises(BadInput, match=r"No recipe .* the smallest takes 3\.0 GiB and there are 2\.0 GiB to be had: lower"):
+        choose(plain, 2 << 30, sizes.get)
+
+
+def test_a_card_offers_less_than_its_name():
+    assert cards.usable(8) < 0.9 * 8 * 2**30
+    assert all(a < b for a, b in zip(map(cards.usable, cards.CARDS), map(cards.usable, cards.CARDS[1:])))
+
+
+def test_what_ships_is_a_fresh_forecast_and_complete():
+    found = read_json(cards.RESULTS)
+    rows = {json.dumps(row["recipe"], sort_keys=True): row for row in found["rows"]}
+    for base in ("pocket", "sd15", "sdxl"):
+        for recipe, _ in wanted([base]):
+            assert json.dumps(cards.key(recipe, cards.resolution_of(base)), sort_keys=True) in rows, "run python -m benchmarks.forecast"
+    fresh = settings("lora", base="sd15", prior_weight=0.0)
+    row = rows[json.dumps(cards.key(fresh, 512), sort_keys=True)]
+    again = forecast(fresh)
+    assert (row["bytes"], row["by_category"]) == (again.bytes, again.by_category)
+
+
+def test_the_targets_of_the_issue_are_forecast():
+    """At batch size 1, without class images; GiB."""
+    targets = {("sd15", "lora"): 3.0, ("sd15", "dreambooth"): 5.5, ("sdxl", "lora"): 7.0, ("sdxl", "dreambooth"): 12.0}
+    rows = [row for row in read_json(cards.RESULTS)["rows"] if not row["recipe"]["class_images"]]
+    for (base, method), target in targets.items():
+        mine = [row["bytes"] for row in rows if (row["recipe"].get("base"), row["recipe"]["method"]) == (base, method)]
+        assert min(mine) <= target * 2**30, (base, method)
+    nf4 = [row["bytes"] for row in rows if row["recipe"].get("base") == "sdxl" and row["recipe"].get("quantize") == "nf4"]
+    assert min(nf4) <= 5 * 2**30
+
+
+def test_notebooks_get_a_table_of_cards():
+    table = cards.which_fits("sd15")
+    assert [row[0] for row in table.rows] == [f"{c} GB" for c in cards.CARDS]
+    assert "checkpointing" in table.rows[0][2] and table.rows[-1][2] == "plain"
+    assert len(cards.published().rows) >= 5 and all(row[2] for row in cards.published().rows)
+    assert {("sd15", "lora"), ("sdxl", "dreambooth")} <= set(cards.for_guide())
+
+
+def test_the_command_prints_and_gives_json(capsys):
+    cards.main(["--base", "sdxl", "--method", "dreambooth", "--resolution", "1024"])
+    printed = capsys.readouterr().out
+    assert "DreamBooth on sdxl at 1024 pixels" in printed and "24 GB" in printed
+    assert "No recipe for dreambooth" in printed or "Chosen: " in printed
+    cards.main(["--base", "sd15", "--card", "6", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["recipes"][0]["bytes"] == sum(found["recipes"][0]["by_category"].values()) > 10**9
+    assert found["sentence"].startswith("Chosen: ") and [c["card_gb"] for c in found["cards"]] == list(cards.CARDS)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--base", "sd99"], "Nothing is known of the shape of base 'sd99'"),
+    (["--method", "lore"], "Setting 'method' is 'lore'"),
+    (["--resolution", "500"], "choose a multiple of 64"),
+    (["--set", "rank=many"], "--set rank=many is no setting with its value"),
+    (["--set", "rnk=8"], "did you mean 'rank'"),
+    (["--card", "-3"], "--card is -3.0"),
+    (["--set", "quantize=nf4", "--method", "dreambooth"], "quantize"),
+    (["--set", "batch_size=64", "--resolution", "2048"], "No recipe for lora on 'sd15' fits any common card, 48 GB the largest"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(arguments, said):
+    with pytest.raises(SystemExit, match=".*") as caught:
+        cards.main(arguments)
+    assert said in str(caught.value) and "\n" not in str(caught.value)

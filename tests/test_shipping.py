@@ -1,0 +1,56 @@
+"""What the shipping bench's rows say about claims 7, 8 and 16, and no more."""
+
+import pytest
+
+from lib.shipping import claim_rows, summary_rows
+from lib.sweep import write_table
+
+SWITCH = {"study": "switch", "subject": "s0", "seed": 0, "choose_seconds": 0.004, "load_seconds": 0.1, "checkpoint_seconds": 0.04,
+          "concepts_per_gb_lora": 410.0, "concepts_per_gb_dreambooth": 45.0, "pictures_per_second_adapter": 5.0,
+          "pictures_per_second_fused": 7.0, "pictures_per_second_checkpoint": 7.1}
+
+
+def table(tmp_path, subjects, gap=0.3, switch=SWITCH):
+    rows = [switch]
+    for k in range(subjects):
+        ways = [("adapters", 1.0, 0.2), ("adapters", 0.7, 0.5 + gap), ("mix svd", 1.0, 0.1), ("checkpoints averaged", 1.0, 0.5),
+                ("checkpoints added", 1.0, 0.1), ("trained on all, LoRA", 1.0, 0.9)]
+        for how, weight, share in ways:
+            share += 0.01 * (k % 3)
+            rows.append({"study": "compose", "subject": f"s{k}", "seed": 0, "how": how, "concepts": 3, "weight": weight, "survives": share,
+                         "survives_character": share, "survives_clothing": share, "survives_lighting": None})
+    path = tmp_path / "shipping.csv"
+    write_table(path, rows)
+    return path
+
+
+def test_each_side_is_judged_by_its_best_way_and_a_verdict_takes_six_subjects(tmp_path):
+    effect, verdict = claim_rows(table(tmp_path, 6))[7]
+    assert "adapters at 0.7" in effect and "checkpoints averaged" in effect and "+0.30" in effect and "6 subjects" in effect
+    assert verdict == "holds"
+    assert claim_rows(table(tmp_path, 6, gap=-0.3))[7][1] == "does not hold"
+    assert claim_rows(table(tmp_path, 6, gap=0.0))[7][1] == "no difference found"
+    effect, verdict = claim_rows(table(tmp_path, 2))[7]
+    assert "no interval" in effect and verdict.startswith("not enough subjects (2")
+
+
+def test_switching_says_which_way_it_came_out(tmp_path):
+    effect, verdict = claim_rows(table(tmp_path, 1))[8]
+    assert "0.004 s among loaded" in effect and "410 against 45" in effect and verdict.startswith("holds")
+    assert claim_rows(table(tmp_path, 1, switch=SWITCH | {"choose_seconds": 0.1}))[8][1].startswith("does not hold")
+
+
+def test_claim_16_names_what_was_and_what_was_not_run(tmp_path):
+    assert "the tools themselves were not run" in claim_rows(table(tmp_path, 1))[16][1]
+
+
+def test_the_table_is_sorted_and_says_how_many_subjects_it_rests_on(tmp_path):
+    rows, headings, note = summary_rows(table(tmp_path, 2))
+    assert [r[0] for r in rows][:2] == ["trained on all, LoRA", "adapters at 0.7"]
+    assert headings[0] == "way" and len(rows[0]) == len(headings)
+    assert rows[0][1] == pytest.approx(0.905) and rows[0][-1] is None and "2 subjects" in note and "a verdict takes 6" in note
+
+
+def test_nothing_is_said_without_a_bench(tmp_path):
+    assert claim_rows(tmp_path / "none.csv") == {} and summary_rows(tmp_path / "none.csv")[0] == []
+    assert "python -m benchmarks.ship" in summary_rows(tmp_path / "none.csv")[2]
