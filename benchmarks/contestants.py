@@ -141,9 +141,7 @@ RECIPES = {
 def ours(field, method, kind, recipe, steps, output, **changes):
     """Settings of our training by a recipe of `RECIPES`, with checkpoints every 500 steps as theirs has them."""
     changes = {"sample_every": 0, "save_every": 500} | RECIPES[method][recipe] | changes
-    family = "pocket" if field.data[kind].resolution == 64 else "other"
-    preset = Settings.preset(method, family, data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
-    return preset.replace(base=str(field.base))
+    return Settings.preset(method, str(field.base), data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
 
 
 def load_result(folder, base):
