@@ -10,6 +10,7 @@ from .decode import SMALLEST, open_photo, printable
 from .settings import BadInput
 
 TILE = 240  # pixels of a photo in the panel
+TOLD = {"train": "trained on", "test": "held out", "out": "left out"}  # which button is on, in words beside its shade
 
 
 class PhotosPanel:
@@ -22,8 +23,9 @@ class PhotosPanel:
         names = [(f"{k + 1}: {printable(e['file'])}", k) for k, e in enumerate(plan)]
         self.choose = w.Dropdown(options=names, value=0, description="photo")
         self.previous, self.next, self.reset = (w.Button(description=d) for d in ("Previous", "Next", "As proposed"))
-        # Radio buttons say which is on to the eye without colour, to the arrow keys and to a screen reader; toggle buttons to none of them.
-        self.use = w.RadioButtons(options=[("train on it", "train"), ("hold it out", "test"), ("leave it out", "out")], description="use")
+        # Not radio buttons or a list: they need arrow keys, which JupyterLab takes for itself. Each of these is reached by Tab.
+        self.use = w.ToggleButtons(options=[("train on it", "train"), ("hold it out", "test"), ("leave it out", "out")], description="use")
+        self.use.style.button_width = "8em"  # all three in a line
         self.caption = w.Text(description="caption", continuous_update=False, layout={"width": "95%"})
         self.left, self.top, self.side = (w.IntSlider(description=d, max=1, continuous_update=False) for d in ("left", "top", "side"))
         self.picture, self.found, self.message, self.count = w.HTML(), w.HTML(), w.HTML(), w.HTML()
@@ -113,7 +115,7 @@ class PhotosPanel:
             labels = ["the photo with its crop", "the crop"][:len(tiles)]
             tiles = [[tile.resize((TILE, TILE)) for tile in tiles]]
             self.picture.value = show.grid(tiles, columns=labels, scale=1, alt=f"{name}, {show.USES[entry['use']]}")._repr_html_()
-        self.found.value = escape("Found: " + ("; ".join(entry["findings"]) or "nothing to mend") + ".")
+        self.found.value = escape(f"This photo is {TOLD[entry['use']]}. Found: {'; '.join(entry['findings']) or 'nothing to mend'}.")
         uses = [e["use"] for e in self.plan]
         counts = f"{uses.count('train')} to train on, {uses.count('test')} held out, {uses.count('out')} left out."
         few = " At least 2 to train on are needed." if uses.count("train") < 2 else ""

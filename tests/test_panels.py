@@ -148,6 +148,7 @@ def test_photos_are_edited_in_the_plan_itself(somebody, plan):
     assert photos_panel(entries, folder) is entries and len(somebody) == 1
     panel = PhotosPanel(entries, folder)
     panel.use.value, panel.caption.value = "test", "  a zwx toy   on a table "
+    assert "This photo is held out." in panel.found.value
     panel.left.value = 90
     assert entries[0] == {"file": "a b.png", "use": "test", "crop": [90, 0, 290, 200], "width": 300, "height": 200,
                           "caption": "a zwx toy on a table", "findings": []}
