@@ -115,7 +115,7 @@ def read_forecast(path=FORECAST):
 
 def _beyond(measure, forecast):
     """What a cost is on Stable Diffusion, as text: memory by forecast, a file's bytes computed; nothing for other measures."""
-    rank, texts = PRESETS["lora", "other"]["rank"], []
+    rank, texts = PRESETS["lora", "sd1"]["rank"], []
     for base in SHAPES:
         both = [forecast.get((base, m)) if measure == "peak_bytes" else shipped_bytes(base, m, rank) for m in ("lora", "dreambooth")]
         if None not in both:
