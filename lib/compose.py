@@ -89,6 +89,8 @@ def mix(adapters, how="cat", weights=None, base="pocket", density=DENSITY):
     from peft import PeftModel
 
     target = read_target(base)
+    if target.folder is None:
+        raise BadInput(f"Base model '{base}' is a single file: name it as a diffusers folder to mix adapters for it.")
     adapters = {name: a if isinstance(a, Adapter) else read_adapter(a, target.layers) for name, a in adapters.items()}
     for name, adapter in adapters.items():
         check_name(name, [n for n in adapters if n == name][1:])

@@ -30,18 +30,22 @@ SETTINGS = {"ss_learning_rate": "learning_rate", "ss_unet_lr": "learning_rate", 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: `path`, `form`, `bytes`, `seconds` of writing, `readers`: {tool: (keys that load, keys that do not)}."""
+    """What was written: `path`, `form`, `bytes`, `seconds` of writing, `readers`: {tool: (keys that load, keys that do not)}, and whether
+    it was `read_back` by diffusers or PEFT."""
 
     path: Path
     form: str
     bytes: int
     seconds: float
     readers: dict
+    read_back: bool
 
     def lines(self):
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
         for tool, (good, bad) in self.readers.items():
             yield f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}" + (f" (not {bad[0]})" if bad else "")
+        if not self.read_back:
+            yield "not read back: the base is a single file, which has no configuration of its own to build a model by"
 
 
 def export_lora(source, to, out, base=None, title=None, other_base=False):
@@ -75,14 +79,15 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
         tool, (_, bad) = next(iter(known_to.items()))
         if bad:
             raise BadInput(f"{out} was not written: {len(bad)} of its keys would not load in {tool} ({bad[0]}): export in another form.")
-        check_back(one_alpha(adapter) if to == "kohya" else adapter, load_back(part, to, target), out)
+        if target.folder:
+            check_back(one_alpha(adapter) if to == "kohya" else adapter, load_back(part, to, target), out)
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(part, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
-    return Exported(out, to, size, seconds, known_to)
+    return Exported(out, to, size, seconds, known_to, bool(target.folder))
 
 
 def with_base(source, base=None, known=None):

@@ -118,6 +118,9 @@ def _one_file(path, target, read, metadata):
 
 def _folder(path, target, read, metadata):
     """The diffusers folder: weights in fp16, everything else as the base has it, without a safety checker (which loads no other way)."""
+    if target.folder is None:
+        raise BadInput(f"Base model '{target.name}' is a single file, which holds no tokenizer or configuration to make a folder of: write "
+                       "a checkpoint, or name the base as a diffusers folder.")
     count = 0
     for source in sorted(target.folder.iterdir()):
         if source.is_dir() and source.name in (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor"):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .adapter import read_adapter, to_diffusers
 from .card import write_card
+from .compose import use
 from .export import FORMS, check_out, export_lora, facts, with_base
 from .extract import extract
 from .kohya_data import from_kohya, to_kohya
@@ -23,8 +24,8 @@ from .merge import FORMS as WHOLE
 from .merge import merge
 from .proof import is_adapter, load_any, same_pictures
 from .safefile import save_weights_file
-from .settings import BadInput, Settings
-from .target import check_fit
+from .settings import LIMITS, BadInput, Settings
+from .target import check_fit, read_target
 
 ROUNDING = 40  # of 255: how far a colour value may move where merged weights were rounded to fp16 (an edge that shifts by a hair)
 HELP = {"export": "write a run for other tools", "merge": "write LoRAs into their base", "extract": "a LoRA from a full fine-tune",
@@ -65,17 +66,20 @@ def import_lora(source, out, base=None, data=None, other_base=False):
         raise BadInput(f"The output {out} exists: choose another folder.")
     said = adapter.metadata
     rank, layer = max(adapter.ranks), next(layer for _, _, layer in adapter)
-    told = {"steps": _number(said.get("ss_steps") or said.get("ss_max_train_steps"), int), "seed": _number(said.get("ss_seed"), int),
-            "learning_rate": _number(said.get("ss_unet_lr") or said.get("ss_learning_rate"), float)}
-    settings = Settings.preset("lora", target.name, data=str(data or "-"), output=str(out), rank=min(rank, 256), alpha=layer.alpha, **told)
+    said = {"steps": said.get("ss_steps") or said.get("ss_max_train_steps"), "seed": said.get("ss_seed"), "rank": rank,
+            "learning_rate": said.get("ss_unet_lr") or said.get("ss_learning_rate"), "alpha": layer.alpha}
+    told = {name: _number(name, text) for name, text in said.items()}
+    settings = Settings.preset("lora", target.name, data=str(data or "-"), output=str(out), **told)
     save_weights_file(out / "adapter.safetensors", *to_diffusers(adapter))
     settings.save(out / "settings.json")
     return out
 
 
-def _number(text, kind):
+def _number(name, text):
+    """What a header says of a setting, brought into the setting's limits; None for what is no number."""
+    low, high = LIMITS[name]
     try:
-        return kind(float(text)) if text not in (None, "None") and float(text) > 0 else None
+        return type(low)(min(max(float(text), low), high)) if text is not None else None
     except ValueError:
         return None
 
@@ -90,8 +94,12 @@ def prove(source, out, base):
 
     if base != "pocket" and not torch.cuda.is_available():
         return "pictures: not drawn, for on a processor this base takes minutes (every tensor was read back)"
-    allowed = 0 if is_adapter(out) or not is_adapter(source) else ROUNDING
-    most = same_pictures(base, load_any(source), load_any(out))
+    ours, allowed = load_any(source), 0
+    if is_adapter(source):
+        adapter = read_adapter(source, read_target(base).layers)
+        uneven = len({layer.alpha for _, _, layer in adapter}) > 1  # then `one_alpha` rounds once more
+        ours, allowed = (lambda model: use(model, {"source": adapter}, other_base=True)), ROUNDING if uneven or not is_adapter(out) else 0
+    most = same_pictures(base, ours, load_any(out))
     if most > allowed:
         raise BadInput(f"{out} does not draw what {source} draws (up to {most} of 255 apart): an error of the export, please report it.")
     return f"pictures: the same for the same seeds{', but for rounding' if most else ''} (largest difference {most} of 255)"

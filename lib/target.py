@@ -15,6 +15,7 @@ from .base import POCKET
 from .keys import PARTS, attended_blocks, full_name, short_name
 from .safefile import open_weights, some
 from .settings import BadInput, read_json
+from .single import read_single
 
 # Width of the text that the U-Net attends to -> family, its name in the modelspec and to Kohya's tools.
 FAMILIES = {768: ("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1"),
@@ -28,12 +29,13 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 class Target:
     """A base model on disk, perhaps with a run's tuned parts over it.
 
-    `name`; `folder` (diffusers form); `family`, in words; `config`: the U-Net's; `prediction`: "epsilon" or "v_prediction"; `shapes`: part
-    -> {tensor name: shape}; `places`: part -> {tensor name: (file, key)}; `tuned`: the parts that come from the run.
+    `name`; `folder` (diffusers form), None for a single file; `family`, in words; `config`: the U-Net's, empty for a single file;
+    `prediction`: "epsilon" or "v_prediction"; `shapes`: part -> {tensor name: shape}; `places`: part -> {tensor name: (file, key, how)}
+    (`lib.single`); `tuned`: the parts that come from the run.
     """
 
     name: str
-    folder: Path
+    folder: Path | None
     family: str
     config: dict
     prediction: str
@@ -68,17 +70,20 @@ class Target:
 
     def read(self, part, name):
         """A tensor, from disk. Raises BadInput as `open_weights` does."""
-        path, key = self.places[part][name]
-        return _opened(path, path.stat().st_mtime_ns).read(key)
+        path, key, how = self.places[part][name]
+        tensor = _opened(path, path.stat().st_mtime_ns).read(key)
+        if how in ("0", "1", "2"):
+            return tensor.chunk(3)[int(how)]
+        return tensor.T if how == "transpose" else tensor.flatten(1) if how == "flat" else tensor
 
     def dtype(self, part, name):
-        path, key = self.places[part][name]
+        path, key, _ = self.places[part][name]
         return _opened(path, path.stat().st_mtime_ns).dtype(key)
 
     def fingerprint(self):
         """16 hex digits of the U-Net's names, shapes and a sample of each tensor, in which two base models differ."""
         digest, files = hashlib.sha256(), {}
-        for name, (path, key) in sorted(self.places["unet"].items()):
+        for name, (path, key, _) in sorted(self.places["unet"].items()):
             files[path] = files.get(path) or _raw(path)
             file, start, header = files[path]
             begin, end = header[key]["data_offsets"]
@@ -90,13 +95,14 @@ class Target:
 
 
 def read_target(name="pocket", run=None):
-    """The `Target` of a base model ("pocket", a diffusers folder, or a hub name that is in the local cache).
+    """The `Target` of a base model ("pocket", a diffusers folder, a single file, or a hub name that is in the local cache).
 
     With `run`, parts that the run has tuned (folders unet, text_encoder, text_encoder_2) stand in for the base's. Raises BadInput if the
     base is not there, its files are damaged or pickles, or the run's parts are of another shape.
     """
-    folder = _folder(name)
-    shapes, places = {}, {}
+    folder, shapes, places = _folder(name), {}, {}
+    if folder.is_file():
+        shapes, places = read_single(folder)
     for part in (*PARTS, "vae"):
         if (folder / part).is_dir():
             shapes[part], places[part] = _read_part(folder / part, part)
@@ -112,6 +118,8 @@ def read_target(name="pocket", run=None):
                                "name the base that it was trained from.")
             places[part] = where
             tuned.append(part)
+    if folder.is_file():
+        return Target(name, None, family(shapes, name), {}, "epsilon", shapes, places, tuple(tuned))
     config = read_json(folder / "unet" / "config.json")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     prediction = read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else "epsilon"
@@ -168,7 +176,7 @@ def _bare(shape):
 
 
 def _read_part(folder, part):
-    """({name: shape}, {name: (file, key)}) of one part's folder, names as in files of any version."""
+    """({name: shape}, {name: (file, key, "")}) of one part's folder, names as in files of any version."""
     files = sorted(folder.glob("*.safetensors"))
     plain = [f for f in files if "." not in f.stem] or files  # not the variants .fp16, .non_ema
     if not plain:
@@ -180,7 +188,7 @@ def _read_part(folder, part):
         with open_weights(path) as file:
             for key in file.names:
                 name = _name(part, key)
-                shapes[name], places[name] = file.shape(key), (path, key)
+                shapes[name], places[name] = file.shape(key), (path, key, "")
     return shapes, places
 
 
@@ -192,13 +200,10 @@ def _name(part, key):
 
 
 def _folder(name):
-    """The diffusers folder of a base model: here, or in the hub's cache; nothing is downloaded."""
+    """The diffusers folder or single file of a base model: here, or in the hub's cache; nothing is downloaded."""
     folder = POCKET if name == "pocket" else Path(name).expanduser()
-    if (folder / "model_index.json").is_file():
+    if (folder / "model_index.json").is_file() or folder.is_file():
         return folder
-    if folder.is_file():
-        raise BadInput(f"Base model {folder} is a single file, and this works tensor by tensor on diffusers folders: save it as one first, "
-                       "with StableDiffusionPipeline.from_single_file(...).save_pretrained(...).")
     if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise BadInput(f"There is no base model '{name}' (no model_index.json there): use 'pocket', a diffusers folder or a hub name.")
     from huggingface_hub import snapshot_download

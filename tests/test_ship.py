@@ -328,7 +328,8 @@ def test_the_readmes_table_of_readers_is_backed_by_tests_that_exist():
 
 
 @pytest.mark.parametrize("name, said", [
-    ("pokcet", "no base model 'pokcet'"), ("owner/nothing-here", "not on this machine"), ("file", "single file")])
+    ("pokcet", "no base model 'pokcet'"), ("owner/nothing-here", "not on this machine"),
+    ("file", "no Stable Diffusion checkpoint")])
 def test_a_base_that_cannot_be_described_is_one_sentence(name, said, tmp_path):
     if name == "file":
         name = str(tmp_path / "model.safetensors")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from lib.adapter import read_adapter, to_kohya
 from lib.base import ROOT, load_base
 from lib.compose import MIXES, add_changes, check_name, mix, use
+from lib.export import export_lora
 from lib.extract import energy_by_rank, extract, low_rank, spectrum
 from lib.kohya_data import from_kohya
 from lib.kohya_data import to_kohya as data_to_kohya
@@ -391,3 +392,23 @@ def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, datase
     assert "| DINO to held-out photos | 0.710 |" in Path(write_card(run, tmp_path / "card")).read_text()
 
 
+
+
+@pytest.mark.parametrize("family", PIPES)
+def test_a_single_file_is_a_base_too(tiny, family, tmp_path):  # noqa: F811
+    folder, *_ = tiny(family)
+    adapter = adapter_for(folder)
+    source = written(adapter, tmp_path / "a.safetensors")
+    one = merge(source, "checkpoint", tmp_path / "one.safetensors", base=str(folder), weights=[0.0]).path
+    there, here = read_target(str(folder)), read_target(str(one))
+    assert here.shapes == {part: {n: s for n, s in names.items()} for part, names in there.shapes.items()} and here.family == there.family
+    for part, names in there.shapes.items():
+        assert all(torch.equal(here.read(part, n), there.read(part, n).half()) for n in names), part
+    done = export_lora(source, "kohya", tmp_path / "k.safetensors", base=str(one))
+    assert not done.readers["Kohya"][1] and not done.read_back and "not read back" in list(done.lines())[-1]
+    merge(source, "checkpoint", tmp_path / "from_file.safetensors", base=str(one))
+    merge(source, "checkpoint", tmp_path / "from_folder.safetensors", base=str(folder))
+    made, wanted = (load_file(tmp_path / f"from_{what}.safetensors") for what in ("file", "folder"))
+    assert made.keys() == wanted.keys() and all(torch.allclose(made[k], wanted[k], atol=2e-3) for k in wanted)
+    with pytest.raises(BadInput, match="no tokenizer"):
+        merge(source, "diffusers", tmp_path / "folder", base=str(one))
