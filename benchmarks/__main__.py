@@ -49,7 +49,7 @@ def measure(rounds, steps):
         data = str(draw_class_images(base, prepare(ROOT / "data" / "subjects" / "character", Path(work) / "data")).root)
         for k in range(rounds):
             for method in ("lora", "dreambooth"):
-                run = train(Settings.preset(method, data=data, output=f"{work}/{method}", steps=steps, sample_every=0))
+                run = train(Settings.preset(method, data=data, output=f"{work}/{method}_{k}", steps=steps, sample_every=0))
                 result = read_json(run / "metrics.json")
                 found[method].append(result["seconds_per_step"])
                 peaks[method] = {key: result[key] for key in ("peak_bytes", "peak_by_category", "file_bytes", "trainable_parameters")}
@@ -59,7 +59,7 @@ def measure(rounds, steps):
             found["picture"].append((time.perf_counter() - start) / 8)
             if k < 3:
                 start = time.perf_counter()
-                code = COLD.format(method="lora", data=data, output=f"{work}/cold")
+                code = COLD.format(method="lora", data=data, output=f"{work}/cold_{k}")
                 subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
                 found["cold start"].append(time.perf_counter() - start)
         device = device_name(base.device)

@@ -26,8 +26,6 @@ DOCUMENTED = {"lora": {"rate": 1e-4, "steps": 500}, "dreambooth": {"rate": 5e-6,
 RANK = 4  # their default, on attention alone
 LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
 SUBJECT = ROOT / "data" / "subjects" / "character"
-# Worker processes of their data loader at "best flags": the fastest of 0, 2 and 4 on two CPU cores, tried beforehand.
-WORKERS = {"small": 0, "large": 2}
 FAVOURS = (
     "their scripts are started without `accelerate launch`, whose own start would come on top",
     "torchvision, where it is missing, is a stand-in of `benchmarks/torchvision_standin.py`, which loads faster",
@@ -39,7 +37,10 @@ FAVOURS = (
 
 @dataclass(frozen=True)
 class Field:
-    """What all contestants share: the base's folder, our prepared data sets and their photo folders by kind, their class images."""
+    """What all contestants share: the base's folder, our prepared data sets and their photo folders by kind, their class images.
+
+    `workers`: by kind, the processes of their data loader at best flags, as `race.tune` found them.
+    """
 
     base: Path
     data: dict
@@ -48,6 +49,7 @@ class Field:
     instance_prompt: str
     class_prompt: str
     prepare_seconds: dict
+    workers: dict
 
 
 def lay_out(work, base, resolution=64, **sampling):
@@ -87,7 +89,7 @@ def lay_out(work, base, resolution=64, **sampling):
     classes.mkdir()
     for k, picture in enumerate(base.generate([plain] * CLASS_IMAGES, range(20_000, 20_000 + CLASS_IMAGES), **sampling)):
         picture.save(classes / f"{k:03d}.png")
-    return Field(folder, data, photos, classes, prompts(subject), plain, seconds)
+    return Field(folder, data, photos, classes, prompts(subject), plain, seconds, dict.fromkeys(photos, 0))
 
 
 def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=None, resolution=64, batch=4):
@@ -119,7 +121,7 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
     }
     flags = ["--with_prior_preservation"]
     if tier != "documented":
-        command["dataloader_num_workers"] = WORKERS[kind]
+        command["dataloader_num_workers"] = field.workers[kind]
         flags += ["--pre_compute_text_embeddings", "--allow_tf32"]
         flags += ["--set_grads_to_none"] if method == "dreambooth" else []  # their LoRA script always does
     known = script.read_text("utf-8")
@@ -139,9 +141,7 @@ RECIPES = {
 def ours(field, method, kind, recipe, steps, output, **changes):
     """Settings of our training by a recipe of `RECIPES`, with checkpoints every 500 steps as theirs has them."""
     changes = {"sample_every": 0, "save_every": 500} | RECIPES[method][recipe] | changes
-    family = "pocket" if field.data[kind].resolution == 64 else "other"
-    preset = Settings.preset(method, family, data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
-    return preset.replace(base=str(field.base))
+    return Settings.preset(method, str(field.base), data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
 
 
 def load_result(folder, base):

@@ -34,7 +34,7 @@ def real(tensors, device):
 def shapes(settings):
     """The step's inputs and the cached latents of `settings`, as meta tensors."""
     with fake_device("cuda"):
-        found = hollow_inputs(hollow_base(settings.base), settings, None, (6, 40))
+        found = hollow_inputs(hollow_base(settings.base), settings)
     return tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta") if torch.is_tensor(t) else t, found)
 
 

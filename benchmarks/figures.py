@@ -49,14 +49,16 @@ def section(rows, made):
     devices = ", ".join(sorted({row["device"] for row in rows if row.get("device")}))
     stack = ", ".join(sorted({f"torch {row['torch']}" for row in rows if row.get("torch")}))
     runs = len({row.get("settings_hash") or id(row) for row in rows})
-    lines = [
-        f"{bench_figures.size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
-        "subject that neither base nor judge has met, each method at its own best learning rate, "
-        f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
-        "Means over subjects; intervals: 95 %, bootstrap over subjects. Rows: `data/results/pocketbench.csv`.",
-        "",
-        bench_figures.main_table(rows).markdown(),
-    ]
+    main, lines = bench_figures.main_table(rows), ["The main comparison has not been run yet: `make pocketbench`."]
+    if main.rows:
+        lines = [
+            f"{bench_figures.size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
+            "subject that neither base nor judge has met, each method at its own best learning rate, "
+            f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
+            "Means over subjects; intervals: 95 %, bootstrap over subjects. Rows: `data/results/pocketbench.csv`.",
+            "",
+            main.markdown(),
+        ]
     for name, figure in made.items():
         lines += ["", f"**{figure.caption}**" + ("" if name in SHOWN else f" ([figure]({file(name)}))"), ""]
         if name in SHOWN:

@@ -119,7 +119,9 @@ def against(machine, profile):
 
 
 def figures(found):
-    """The profile as Markdown."""
+    """The profile as Markdown; None is one that was not made."""
+    if found is None:
+        return "Not measured on this version yet: `python -m benchmarks.floor`.\n"
     m = found["machine"]
     lines = [
         f"On {found['device']}, torch {found['versions']['torch']}: {m['bf16'] / 1e9:.0f} GFLOP a second in bf16, "

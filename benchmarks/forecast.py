@@ -9,10 +9,10 @@ Rows of the ladder as it is that were made with the versions installed are kept;
 import sys
 
 from lib.cards import RESULTS, key, stored
-from lib.forecast import forecast, resolution_of
+from lib.forecast import forecast, plan
 from lib.ladder import recipes
 from lib.record import versions
-from lib.settings import METHODS, Settings, write_json
+from lib.settings import METHODS, write_json
 
 BASES = ("pocket", "sd15", "sdxl")
 
@@ -22,14 +22,14 @@ def wanted(bases=BASES):
     for base in bases:
         for method in METHODS:
             for prior_weight in (1.0, 0.0):
-                yield from recipes(Settings.preset(method, base=base, data="-", output="-", prior_weight=prior_weight))
+                yield from recipes(plan(method, base, prior_weight=prior_weight))
 
 
 if __name__ == "__main__":
-    now = [key(settings, resolution_of(settings.base)) for settings, _ in wanted()]
+    now = [key(settings) for settings, _ in wanted()]
     rows = [row for row in stored() if row["recipe"] in now]
     for settings, words in wanted(sys.argv[1:] or BASES):
-        recipe = key(settings, resolution_of(settings.base))
+        recipe = key(settings)
         if all(row["recipe"] != recipe for row in rows):
             found = forecast(settings)
             rows.append({"recipe": recipe, "given_up": list(words), "bytes": found.bytes, "by_category": found.by_category})

@@ -13,8 +13,9 @@ from lib.base import ROOT
 from lib.settings import METHODS
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
-RATES = {"lora": (2e-3, 4e-3, 8e-3), "dreambooth": (4e-4, 8e-4, 1.6e-3)}
-SUBJECTS = ("character", "product", "clothing")
+RATES = {"lora": (2e-3, 4e-3, 8e-3), "dreambooth": (2e-4, 4e-4, 8e-4, 1.6e-3)}
+# (subject, variant): the last is the first with captions that name no place, as most people's photos come.
+SUBJECTS = (("character", "good"), ("product", "good"), ("clothing", "good"), ("character", "uncaptioned"))
 
 
 def both(likeness, obedience):
@@ -33,15 +34,16 @@ def curves(rows):
     model's; both are means over subjects of means over seeds, and `both` joins them.
     """
     rows = [row for row in rows if row["study"] == "rate"]
-    base, result = {row["subject"]: row for row in rows if row["method"] == "base"}, {}
+    base, result = {(row["subject"], row["variant"]): row for row in rows if row["method"] == "base"}, {}
     for method in METHODS:
         groups = defaultdict(lambda: defaultdict(list))
         for row in rows:
-            if row["method"] == method and row["subject"] in base:
-                floor = base[row["subject"]]
+            subject = row["subject"], row["variant"]
+            if row["method"] == method and subject in base:
+                floor = base[subject]
                 likeness = (row["dino"] - floor["dino"]) / (floor["dino_real"] - floor["dino"])
                 scores = (likeness, row["clip_t"] / floor["clip_t"], row["dino"], row["clip_t"])
-                groups[row["learning_rate"]][row["subject"]].append(scores)
+                groups[row["learning_rate"]][subject].append(scores)
         result[method] = []
         for rate, subjects in sorted(groups.items()):
             mean = np.mean([np.mean(runs, axis=0) for runs in subjects.values()], axis=0)

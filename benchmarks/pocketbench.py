@@ -28,7 +28,7 @@ from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_ro
 from lib.judge import FOLDER as JUDGE
 from lib.lesson import draw_class_images
 from lib.methods import load_run
-from lib.photos import KINDS, load_dataset, prepare, prompts
+from lib.photos import KINDS, load_dataset, prepare, prompts, read_subject
 from lib.pocket.objects import CLASSES
 from lib.pocket.places import PHRASES
 from lib.pocket.subjects import bench_subjects
@@ -60,14 +60,14 @@ def job(subject, method, seed=0, variant="good", **changes):
 def studies(subjects, seeds):
     """{study: its jobs}: which question each run belongs to. A run may belong to several; it is made once."""
     some, few = subjects[:12], subjects[:6]
-    both = [(s, m) for s in some for m in METHODS]
+    both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
     return {
         "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
         "rank": [job(s, "lora", rank=rank) for rank in RANKS for s in some],
         "prior": [job(s, m, **changes) for changes in ({}, {"prior_weight": 0.0}) for s, m in both],
         "again": [job(s, m, seed=100) for s, m in both],  # a part of the main study on another training seed: do its effects agree?
-        "rate": [job(s, "base") for s in learning_rates.SUBJECTS]
-        + [job(s, m, learning_rate=rate) for s in learning_rates.SUBJECTS for m in METHODS for rate in learning_rates.RATES[m]],
+        "rate": [job(s, "base", variant=v) for s, v in tuning]
+        + [job(s, m, variant=v, learning_rate=rate) for s, v in tuning for m in METHODS for rate in learning_rates.RATES[m]],
         "identifier": [job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS],
         "careless": [job(s, m, variant=v) for v in ("good", "duplicates", "one_background") for s in few for m in METHODS],
         "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
@@ -119,7 +119,8 @@ def make_data(jobs, subjects):
                 photos(by_name[some["subject"]], some["variant"], drawn)
             else:
                 drawn = ROOT / "data" / "subjects" / some["subject"]
-            draw_class_images(base, prepare(drawn, folder))
+            plain = [{"file": entry.name, "caption": prompts(read_subject(drawn))} for entry in sorted(drawn.glob("*.png"))]
+            draw_class_images(base, prepare(drawn, folder, edits=plain if some["variant"] == "uncaptioned" else None))
 
 
 def bench_prompts(subject, with_identifier=True):
@@ -158,6 +159,7 @@ def work(job, folder):
     if job["method"] != "base":
         chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "cooldown", "seed") if key in job}
         settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
+        shutil.rmtree(folder / "run", ignore_errors=True)  # of an attempt that failed: its curve would lack what is not trained again
         curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
         run = train(settings, base, [curve])
         base, row = load_run(run, load_base()), {key: read_json(run / "metrics.json")[key] for key in COSTS} | along(curve.points, ceiling)

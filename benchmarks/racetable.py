@@ -3,6 +3,7 @@
 import re
 
 from lib.base import ROOT
+from lib.settings import read_json
 
 README = ROOT / "README.md"
 UNMEASURED = "Not measured on this version yet: `make race SCRIPTS=path/to/examples/dreambooth`.\n"
@@ -40,7 +41,8 @@ def figures(found):
     rounds = max(c["step"]["rounds"] for c in found["cells"] if "step" in c)
     lines = [
         f"Measured on {found['device']}, torch {found['versions']['torch']}, diffusers {found['versions']['diffusers']}: median "
-        f"(smallest to largest) of {rounds} rounds turn about; seconds of 500 steps {found['whole_is']}.",
+        f"(smallest to largest) of {rounds} rounds turn about. Seconds of 500 steps are {found['whole_is']}; ours hold "
+        "the preparation of the photos, once.",
         "",
         "| | photos | steps a second | seconds to the end of step 1 | seconds of 500 steps | bytes of the step, MiB | resident, MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -52,7 +54,8 @@ def figures(found):
         else:
             lines.append(f"| {name} | {spread(c['steps_per_second'])} | {spread(c['first'], 1)} | {c['whole']['median']:.0f} | "
                          f"{mib(c['peak_bytes'])} | {mib(c['resident_bytes'])} |")
-    lines += ["", "Ours over theirs, in the same round:", "", "| | photos | steps a second | seconds to step 1 | bytes of the step |",
+    lines += ["", "Ours over theirs, in the same round (more is better for steps a second, less for the rest):", "",
+              "| | photos | steps a second | seconds to step 1 | bytes of the step |",
               "| --- | --- | ---: | ---: | ---: |"]
     for r in found["ratios"]:
         peak = f"{r['peak_bytes']:.2f}" if r["peak_bytes"] else "-"
@@ -81,6 +84,11 @@ def learning(found):
         lines.append(f"| {NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} | {last['dino']:.3f} | "
                      f"{last['clip_t']:.3f} | {last['loss_held_out']:.4f} |")
     return lines
+
+
+def read(path):
+    """A result's JSON, or None where nothing was measured yet."""
+    return read_json(path) if path.is_file() else None
 
 
 def section(path, name):

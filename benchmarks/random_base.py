@@ -66,6 +66,7 @@ def race(work, args):
     if args.base == "sdxl":
         cells = [c for c in cells if c[0] == "lora" or c[2] in ("like", "thrifty")]
     size = {"resolution": RESOLUTION[args.base], "batch": 1}
+    run.tune(work, field, args.scripts, "lora", ("small",), args.steps, **size)
     found = run.measure(work, field, args.scripts, args.rounds, args.steps, cells, args.full, **size)
     result = run.facts(args, run.summary(found, field), run.ratios(found)) | {"base": args.base, "size": size}
     if args.base == "sd15":

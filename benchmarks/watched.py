@@ -29,7 +29,7 @@ class Watch:
     """Called after each optimiser step: `ends` (time of each), `peak` (bytes of all live tensors at the worst moment of step 2)."""
 
     def __init__(self, steps, count=True):
-        self.steps, self.count, self.ends, self.peak, self.memory = steps, count, [], None, None
+        self.steps, self.count, self.ends, self.peak, self.categories, self.memory = steps, count, [], None, None, None
 
     def __call__(self, *_):
         step = len(self.ends) + 1
@@ -51,6 +51,7 @@ class Watch:
         weights = [t for t in alive if issubclass(type(t), torch.nn.Parameter)]
         everything = SimpleNamespace(parameters=lambda: weights, buffers=lambda: [])
         self.memory = PeakMemory(everything, None, alive).__enter__()
+        self.memory.inputs = ()  # or gradients that step 2 frees would live on here
 
     def end(self):
         """The worst moment since `begin`."""
@@ -58,7 +59,7 @@ class Watch:
             self.peak = torch.cuda.max_memory_allocated()
             return
         self.memory.__exit__(None, None, None)
-        self.peak, self.memory = self.memory.bytes, None
+        self.peak, self.categories, self.memory = self.memory.bytes, self.memory.by_category, None
 
 
 def watch_ours(watch):
@@ -89,7 +90,8 @@ def main():
         watch_ours(watch)
         without = False
         runpy.run_module(program, run_name="__main__", alter_sys=True)
-    found = {"ends": watch.ends, "peak_bytes": watch.peak, "resident_bytes": resident_bytes(), "standin": without}
+    peak = {"peak_bytes": watch.peak, "peak_by_category": watch.categories, "resident_bytes": resident_bytes()}
+    found = peak | {"ends": watch.ends, "standin": without}
     Path(result).write_text(json.dumps(found), "utf-8")
 
 

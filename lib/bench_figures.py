@@ -107,10 +107,25 @@ def _quarters(rows, where, *measures):
 
 def prior(rows):
     """What prior preservation does: scores with it minus without it, for both methods."""
-    found = _dots({f"{SCORES[m]}, {name}": effect(rows, m, "prior", where | {"prior_weight": 1.0}, where | {"prior_weight": 0.0})
+    weight = max((r["prior_weight"] for r in rows if r.get("study") == "prior" and r["method"] != "base"), default=0)
+    found = _dots({f"{SCORES[m]}, {name}": effect(rows, m, "prior", where | {"prior_weight": weight}, where | {"prior_weight": 0})
                    for m in ("dino", "clip_t", "pres", "memorising") for name, where in WHO.items()})
-    about = f"With prior preservation minus without, {size(rows, 'prior')}; the band counts as the same"
+    about = f"With prior preservation (weight {weight:g}) minus without, {size(rows, 'prior')}; the band counts as the same"
     return intervals(found, "difference of cosines", about, around=0, margin=COSINE) if found else None
+
+
+def again(rows):
+    """A part of the main comparison on other training seeds, beside the same subjects of the main one: do the effects agree?"""
+    some = common(rows, [("again", LORA), ("again", FULL)], seeds=False)
+    found, agree = {}, []
+    for m, name in SCORES.items():
+        first, second = effect(some, m), effect(some, m, "again")
+        if MEASURES[m][2] == COSINE and first.subjects and second.subjects:
+            found |= {f"{name}, main": first, f"{name}, again": second}
+            agree.append(second.low is not None and second.low <= first.value <= second.high)
+    lie = f"{sum(agree)} of {len(agree)} effects lie in the repetition's interval"
+    about = f"DreamBooth minus LoRA, the same subjects on other seeds ({size(rows, 'again')}): {lie}"
+    return intervals(_dots(found), "difference of cosines", about, around=0, margin=COSINE) if found else None
 
 
 def memorising(rows):
@@ -126,12 +141,12 @@ def ranked(rows):
     return sorted({int(r["rank"]) for r in rows if r.get("study") == "rank" and r.get("rank") is not None})
 
 
-def common(rows, wanted):
-    """The rows of those subjects and seeds that have a run in each of `wanted`: pairs (study, columns that match)."""
+def common(rows, wanted, seeds=True):
+    """The rows of those subjects (and seeds) that have a run in each of `wanted`: pairs (study, columns that match)."""
     there = [[r for r in rows if r.get("study") == study and of.items() <= r.items()] for study, of in wanted]
     subjects = set.intersection(*({r["subject"] for r in some} for some in there))
-    seeds = set.intersection(*({r["seed"] for r in some} for some, (_, of) in zip(there, wanted) if of != BASE))
-    return [r for r in rows if r["subject"] in subjects and (r["method"] == "base" or r["seed"] in seeds)]
+    kept = [{r["seed"] for r in some} for some, (_, of) in zip(there, wanted) if seeds and of != BASE]
+    return [r for r in rows if r["subject"] in subjects and (r["method"] == "base" or all(r["seed"] in each for each in kept))]
 
 
 def size(rows, study="main"):
@@ -147,4 +162,4 @@ def steps(rows, study="main"):
 
 
 FIGURES = {"scores": scores, "costs": costs, "pareto": pareto, "path": path, "forgetting": forgetting, "rank": rank_curve, "prior": prior,
-           "memorising": memorising}
+           "memorising": memorising, "again": again}

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 
 from .base import ROOT
 from .figure import Table
-from .forecast import forecast, resolution_of
+from .forecast import BASES, forecast, plan, side
 from .ladder import choose, recipes
 from .record import versions
 from .settings import METHODS, BadInput, Settings, read_json
@@ -23,8 +23,8 @@ from .tables import NAMES
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
 TAKEN, SLACK = 0.8 * 2**30, 1.08
 # Settings that no byte of a step depends on, or that `key` says in another way.
-WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "sample_every",
-              "sample_steps", "guidance", "save_every", "resolution")
+WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "cooldown",
+              "sample_every", "sample_steps", "guidance", "save_every", "resolution")
 RESULTS = ROOT / "data" / "results" / "forecast.json"
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
@@ -42,11 +42,11 @@ def usable(card):
     return int((card * 2**30 - TAKEN) / SLACK)
 
 
-def key(settings, resolution):
+def key(settings):
     """What a forecast depends on, as it stands in data/results/forecast.json: settings that weigh something and are not the default."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS}
     given = {f.name: values[f.name] for f in fields(settings) if f.name in values and values[f.name] != f.default}
-    return given | {"class_images": settings.prior_weight > 0, "resolution": resolution}
+    return given | {"class_images": settings.prior_weight > 0, "resolution": side(settings)}
 
 
 def stored():
@@ -57,19 +57,19 @@ def stored():
     return found["rows"] if found["versions"] == versions() else []
 
 
-def weigh(settings, resolution=None, device="cuda", rows=None):
+def weigh(settings, device="cuda", rows=None):
     """{"bytes", "by_category"} of a recipe: one of the `rows` of data/results/forecast.json, or a new forecast."""
-    wanted = key(settings, resolution or resolution_of(settings.base))
+    wanted = key(settings)
     for row in (stored() if rows is None else rows) if device == "cuda" else ():
         if row["recipe"] == wanted:
             return {"bytes": row["bytes"], "by_category": row["by_category"]}
-    return asdict(forecast(settings, resolution, device))
+    return asdict(forecast(settings, device))
 
 
-def ladder(settings, resolution=None, device="cuda"):
+def ladder(settings, device="cuda"):
     """The forecasts of all recipes from `settings` down: [{"words", "settings", "bytes", "by_category"}], the least slow first."""
     rows = stored()
-    return [{"words": list(words), "settings": s} | weigh(s, resolution, device, rows) for s, words in recipes(settings)]
+    return [{"words": list(words), "settings": s} | weigh(s, device, rows) for s, words in recipes(settings)]
 
 
 def pick(weighed, card):
@@ -82,9 +82,10 @@ def name(words):
     return "; ".join(w.split(",")[0] for w in words) or "plain"
 
 
-def which_fits(base="sd15", resolution=None, **changes):
+def which_fits(base="sd15", **changes):
     """A `Table` for notebooks: for each common card the least slow recipe of both methods that fits, with its peak in GiB."""
-    both = {m: ladder(Settings.preset(m, base=base, data="-", output="-", **changes), resolution) for m in METHODS}
+    asked = {m: plan(m, base, **changes) for m in METHODS}
+    both = {m: ladder(asked[m]) for m in METHODS}
     rows = []
     for card in CARDS:
         row = [f"{card} GB", usable(card) / 2**30]
@@ -93,7 +94,7 @@ def which_fits(base="sd15", resolution=None, **changes):
             row += [name(found["words"]), found["bytes"] / 2**30] if found else ["none", None]
         rows.append(row)
     columns = ["card", "to be had, GiB", *(c for m in METHODS for c in (NAMES[m], f"{NAMES[m]}: peak, GiB"))]
-    return Table(rows, columns, f"Forecast for {base} at {resolution or resolution_of(base)} pixels: the least slow recipe that fits")
+    return Table(rows, columns, f"Forecast for {base} at {side(asked['lora'])} pixels: the least slow recipe that fits")
 
 
 def published():
@@ -114,7 +115,7 @@ def for_guide(rows=None):
 def read_arguments(argv=None):
     """(the arguments, the `Settings` that they name). Raises BadInput."""
     parser = argparse.ArgumentParser(prog="python -m lib.memory", description="Forecast the peak memory of a training step.")
-    parser.add_argument("--base", default="sd15", help="pocket, sd15, sd21, sdxl, or a diffusers folder")
+    parser.add_argument("--base", default="sd15", help=f"{', '.join(BASES)}, or any base model on this machine")
     parser.add_argument("--method", default="lora", help="lora or dreambooth")
     parser.add_argument("--resolution", type=int, help="pixels a side; the base's own if not given")
     parser.add_argument("--card", type=float, help="GB of the card to choose for; the one in this machine, or 8, if not given")
@@ -134,7 +135,7 @@ def read_arguments(argv=None):
             raise BadInput(f"--set {pair} is no setting with its value: write it as in --set rank=32 or checkpointing=true.") from None
     if given.card is not None and not 0 < given.card <= 1000:
         raise BadInput(f"--card is {given.card}: give the card's memory in GB, such as 8.")
-    return given, Settings.preset(given.method, base=given.base, data="-", output="-", **changes)
+    return given, plan(given.method, given.base, **{"resolution": given.resolution} | changes)
 
 
 def report(given, settings):
@@ -142,7 +143,7 @@ def report(given, settings):
     import torch
 
     card = given.card or (round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if torch.cuda.is_available() else 8)
-    weighed = ladder(settings, given.resolution, given.device)
+    weighed = ladder(settings, given.device)
     sizes = {recipe["settings"]: recipe["bytes"] for recipe in weighed}
     choose(settings, usable(max(CARDS)), sizes.get, f"any common card, {max(CARDS)} GB the largest")
     try:
@@ -155,7 +156,7 @@ def report(given, settings):
         recipe = None if fits["words"] is None else name(fits["words"])
         cards.append({"card_gb": size, "usable_bytes": usable(size), "recipe": recipe, "bytes": fits["bytes"]})
     found = [{"recipe": name(w["words"]), "bytes": w["bytes"], "by_category": w["by_category"]} for w in weighed]
-    return {"base": settings.base, "method": settings.method, "resolution": given.resolution or resolution_of(settings.base),
+    return {"base": settings.base, "method": settings.method, "resolution": side(settings),
             "batch_size": settings.batch_size, "class_images": settings.prior_weight > 0, "device": given.device,
             "recipes": found, "cards": cards, "sentence": sentence}
 

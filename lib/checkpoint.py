@@ -86,6 +86,8 @@ class Checkpoints:
 
         Raises BadInput if all are damaged, or belong to another base model or to photos that have changed since, saying which.
         """
+        for part in self.folder.glob(".step_*"):  # a process was killed while it wrote that
+            shutil.rmtree(part, ignore_errors=True)
         found = self.all()
         for folder in found:
             try:

@@ -54,11 +54,15 @@ class Curve:
 
     def __call__(self, state):
         """What `train` calls after each step."""
+        if len(self.points) == 1 and (self.run / FILE).is_file():  # the training goes on after an interruption
+            self.points += [p for p in read_curve(self.run)["points"] if 0 < p["step"] < state.step]
         last = state.step >= state.steps or state.stopping
         if (state.step % self.every and not last) or state.step == self.points[-1]["step"]:
             return
         if not (self.run / "settings.json").is_file():
             raise BadInput(f"The curve is to be written to {self.run}, which is not the run being trained: give it the settings' output.")
+        if len(self.points) == 1 and (self.run / FILE).is_file():  # a training that goes on: its earlier points are there
+            self.points += [p for p in read_curve(self.run)["points"] if 0 < p["step"] < state.step]
         self._measure(state.step, state.seconds, time.perf_counter())
         write_json(self.run / FILE, self.record())
 
@@ -154,7 +158,7 @@ def read_curve(run):
     """What `run`/curve.json holds (see `Curve.record`). Raises BadInput if there is none, or a point in it is damaged."""
     path = Path(run) / FILE
     if not path.is_file():
-        raise BadInput(f"The run folder {run} has no {FILE}: train it with a `lib.curve.Curve` among the watchers.")
+        raise BadInput(f"The run folder {run} has no {FILE}: move it away, and train again with a `lib.curve.Curve` among the watchers.")
     record = read_json(path)
     points = record.get("points")
     for point in points if isinstance(points, list) and points else [None]:

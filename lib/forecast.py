@@ -1,6 +1,6 @@
 """Peak memory of a recipe before the fact: the real training step (`lib/step.py`) on tensors that have a shape and no memory.
 
-    forecast(Settings.preset("lora", base="sdxl", data="-", output="-"), resolution=1024)      # -> Forecast, in seconds, without weights
+    forecast(plan("lora", "sdxl", resolution=1024))      # -> Forecast, in seconds, without weights
 
 The step runs under PyTorch's FakeTensorMode, meta tensors that know a device, and `PeakMemory` follows their storages. Autograd, autocast,
 PEFT, checkpointing and the optimiser are the installed ones, so a copy that they keep is a copy that is counted.
@@ -10,18 +10,19 @@ slack, workspaces of cuBLAS and cuDNN; `lib/cards.py` leaves room for them.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from .base import LARGEST_BATCH, POCKET, ROOT, Base
+from .families import family_of
 from .hollow import SCRATCH, fake_device
+from .locate import locate
 from .memory import PeakMemory
-from .settings import BadInput, read_json
+from .settings import METHODS, PRESETS, BadInput, Settings, read_json
 
 SHAPES = ROOT / "data" / "shapes"
-BASES = ("pocket", "sd15", "sd21", "sdxl")
+BASES = {"pocket": "pocket", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}  # known without their weights -> family
 PICTURES = (6, 40)  # instance and class images whose latents wait on the device
 
 @dataclass(frozen=True)
@@ -32,17 +33,19 @@ class Forecast:
     by_category: dict
 
 
-def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=True):
+def forecast(settings, device="cuda", pictures=PICTURES, bf16=True):
     """The `Forecast` of a training step of `settings`, whose base is one of `BASES` or a diffusers folder (its weights are not read).
 
-    resolution: side of the pictures in pixels, the base's own if None. device: "cuda" or "cpu". pictures: how many instance and class
-    images are cached. bf16: whether the device multiplies bf16 fast, which is what precision "auto" asks. Raises BadInput.
+    device: "cuda" or "cpu". pictures: how many instance and class images are cached. bf16: whether the device multiplies bf16 fast, which
+    is what precision "auto" asks. Raises BadInput.
     """
     from .step import Step
 
+    if settings.text_encoder_rate > 0:
+        raise BadInput("The forecast does not know text encoders that train: set text_encoder_rate to 0, and leave a GiB or two for them.")
     with fake_device(device):
         base = hollow_base(settings.base, torch.bfloat16 if device == "cuda" else torch.float32, bf16)
-        inputs, sources = hollow_inputs(base, settings, resolution, pictures)
+        inputs, sources = hollow_inputs(base, settings, pictures)
         step = Step(base, settings)
         _fill_optimizer(step)
         with PeakMemory(step.unet, step.optimizer, sources, SCRATCH.get(device)) as peak:
@@ -50,18 +53,29 @@ def forecast(settings, resolution=None, device="cuda", pictures=PICTURES, bf16=T
     return Forecast(peak.bytes, dict(peak.by_category))
 
 
+def plan(method, base, **changes):
+    """The `Settings` of a method's preset on a base, for a forecast: neither weights nor data need be there."""
+    kind = BASES[base] if base in BASES else family_of(base).name
+    if (method, kind) not in PRESETS:
+        raise BadInput(f"Setting 'method' is {method!r}: it must be one of {', '.join(METHODS)}.")
+    values = PRESETS[method, kind] | {name: value for name, value in changes.items() if value is not None}
+    return Settings.from_dict({"method": method, "base": base, "data": "-", "output": "-"} | values)
+
+
 def folder_of(base):
-    """The folder with the configuration of `base`. Raises BadInput if there is none."""
-    folder = POCKET if base == "pocket" else SHAPES / base if base in BASES else Path(base).expanduser()
-    if not (folder / "unet" / "config.json").is_file():
-        raise BadInput(f"Nothing is known of the shape of base '{base}': use {', '.join(BASES)}, or a diffusers folder.")
-    return folder
+    """The folder with the configuration of a base: one of `BASES`, or what `locate` finds. Raises BadInput if there is none."""
+    if base not in BASES:
+        path = locate(base)
+        if path.is_dir():
+            return path
+        base = {kind: shape for shape, kind in BASES.items()}[family_of(base).name]
+    return POCKET if base == "pocket" else SHAPES / base
 
 
-def resolution_of(base):
-    """The side of a base's pictures in pixels."""
-    unet, vae = (read_json(folder_of(base) / part / "config.json") for part in ("unet", "vae"))
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+def side(settings):
+    """The side in pixels of the pictures that train: the settings', or else the base's own."""
+    unet, vae = (read_json(folder_of(settings.base) / part / "config.json") for part in ("unet", "vae"))
+    return settings.resolution or unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def hollow_base(name, dtype=torch.bfloat16, bf16=True):
@@ -76,15 +90,15 @@ def hollow_base(name, dtype=torch.bfloat16, bf16=True):
     return Base(SimpleNamespace(unet=unet, scheduler=scheduler), str(name), torch.device("cpu"), bf16)
 
 
-def hollow_inputs(base, settings, resolution, pictures):
+def hollow_inputs(base, settings, pictures=PICTURES):
     """(the step's inputs: latents, noise, timesteps, conditions; the cached latents and embeddings they come from)."""
     config, folder = base.unet.config, folder_of(base.name)
     vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     least = factor * 2 ** (len(config.block_out_channels) - 1)
-    resolution = resolution_of(base.name) if resolution is None else resolution
-    if type(resolution) is not int or resolution % least or not least <= resolution <= 4096:
-        raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least} up to 4096.")
+    resolution = side(settings)
+    if resolution % least:
+        raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least}.")
 
     def conditions(rows):
         told = {"encoder_hidden_states": torch.empty(rows, text["max_position_embeddings"], config.cross_attention_dim)}
@@ -108,20 +122,19 @@ def _fill_optimizer(step):
     step.optimizer.step()
 
 
-def caching(base, resolution=None, at_once=LARGEST_BATCH, device="cuda"):
+def caching(settings, at_once=LARGEST_BATCH, device="cuda"):
     """Bytes at the worst moment of caching latents before training: `at_once` pictures through the VAE, the whole pipeline loaded."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder, low = folder_of(base), torch.bfloat16 if device == "cuda" else torch.float32
+    folder, low = folder_of(settings.base), torch.bfloat16 if device == "cuda" else torch.float32
     with fake_device(device), torch.no_grad():
-        loaded = hollow_base(base, low).unet
+        loaded = hollow_base(settings.base, low).unet
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
             texts = [CLIPTextModel(CLIPTextConfig(**read_json(path))) for path in folder.glob("text_encoder*/config.json")]
         vae, texts = vae.to_empty(device="cpu").to(low), [t.to_empty(device="cpu").to(low) for t in texts]
-        side = resolution or resolution_of(base)
-        pixels = torch.empty(at_once, 3, side, side, dtype=low)
+        pixels = torch.empty(at_once, 3, side(settings), side(settings), dtype=low)
         with PeakMemory(torch.nn.ModuleList([loaded, vae, *texts]), None, pixels, SCRATCH.get(device)) as peak:
             vae.encode(pixels)
     return peak.bytes

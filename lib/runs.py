@@ -9,7 +9,7 @@ from pathlib import Path
 from .captions import class_caption
 from .methods import weight_bytes
 from .record import say
-from .settings import BadInput, Settings, read_json
+from .settings import BadInput, read_json
 
 # These change where a run lies or how safe it is, not what it learns. The data set is compared by its content.
 ELSEWHERE = ("output", "data", "save_every")
@@ -63,18 +63,19 @@ def data_hash(dataset):
 
 def _look(run, settings, data):
     """(trained by the same settings, finished on the same data, holding something that someone may want)."""
-    try:
-        old, new = (asdict(s) for s in (Settings.load(run / "settings.json"), settings))
-        same = all(old[name] == new[name] for name in new if name not in ELSEWHERE)
-    except BadInput:  # of another version of this project
-        same = False
-    try:
-        found = read_json(run / "metrics.json")
-    except BadInput:
-        found = {}
+    old, found = (_read(run / name) for name in ("settings.json", "metrics.json"))
+    # A setting that an older version of this project did not know may have had another value than today's default.
+    same = all(name in old and old[name] == value for name, value in asdict(settings).items() if name not in ELSEWHERE)
     weights = weight_bytes(run)
     finished = bool(weights) and found.get("data_sha256") == data and not found.get("stopped_early")
     return same, finished, bool(weights or found) or any((run / "checkpoint").glob("step_*"))
+
+
+def _read(path):
+    try:
+        return read_json(path)
+    except BadInput:  # none, or a broken one
+        return {}
 
 
 def _set_aside(run):

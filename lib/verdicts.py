@@ -50,7 +50,7 @@ CLAIMS = (
         for label, sign in OVERFITS.items()),
       *(Part(f"DreamBooth's memorising with {variant.replace('_', ' ')} over good data", "memorising", 1, "careless",
              FULL | {"variant": variant}, FULL | {"variant": "good"}) for variant in POOR["variant"])]),
-    (14, "DreamBooth takes longer to tune", "seconds of one training; beside it the sweep of learning rates (LoRA 4, DreamBooth 5)",
+    (14, "DreamBooth takes longer to tune", "seconds of one training; beside it the whole sweep of learning rates",
      [Part("", "train_seconds"), Part("the sweep", "train_seconds", 0, "sweep")]),
     (15, "LoRA learns subjects of every kind", "LoRA's DINO over base, one subject a kind",
      [Part(kind, "dino", 1, "kinds", LORA | {"subject": kind}, BASE, ()) for kind in "character style clothing product pose".split()]),
@@ -106,22 +106,32 @@ def shipped_bytes(base, method, rank):
 
 
 def read_forecast(path=FORECAST):
-    """{(base, method): bytes at the peak of training} of the forecast; where it was not made: none, and a line that says so."""
+    """{(base, method): bytes at the peak} of the smallest recipe of training; where no forecast was made: none, and a line that says so."""
     if not path.is_file():
         print(f"There is no forecast of memory for Stable Diffusion here ({path} is missing).")
         return {}
-    return {(base, method): value for base, found in read_json(path).items() for method, value in found.items()}
+    from .cards import for_guide
+
+    return for_guide(read_json(path)["rows"])
 
 
 def _beyond(measure, forecast):
     """What a cost is on Stable Diffusion, as text: memory by forecast, a file's bytes computed; nothing for other measures."""
-    rank, texts = PRESETS["lora", "other"]["rank"], []
+    texts, rank = [], next(preset["rank"] for (method, family), preset in PRESETS.items() if method == "lora" and family != "pocket")
     for base in SHAPES:
         both = [forecast.get((base, m)) if measure == "peak_bytes" else shipped_bytes(base, m, rank) for m in ("lora", "dreambooth")]
         if None not in both:
-            texts.append(f"{base} LoRA {large(both[0])}, DreamBooth {large(both[1])} (x {both[1] / both[0]:.3g})")
-    how = "forecast" if measure == "peak_bytes" else f"computed, rank {rank}, fp16"
+            cards = f", cards of {_card(both[0])} and {_card(both[1])}" if measure == "peak_bytes" else ""
+            texts.append(f"{base} LoRA {large(both[0])}, DreamBooth {large(both[1])} (x {both[1] / both[0]:.3g}{cards})")
+    how = "forecast, smallest recipe" if measure == "peak_bytes" else f"computed, rank {rank}, fp16"
     return f"{how}: {', '.join(texts)}" if texts else "Stable Diffusion: no forecast here yet"
+
+
+def _card(peak):
+    """The smallest common card on which a peak of so many bytes fits, such as "6 GB"."""
+    from .cards import CARDS, usable
+
+    return next((f"{card} GB" for card in CARDS if peak <= usable(card)), f"more than {CARDS[-1]} GB")
 
 
 def large(value):
@@ -157,7 +167,7 @@ if __name__ == "__main__":
     from .sweep import read_table
 
     try:
-        rows = verdict_table(read_table((sys.argv[1:] or ["data/results/pocketbench.csv"])[0]))
+        rows = verdict_table(read_table((sys.argv[1:] or [BENCH])[0]), None, read_forecast())
         print(*(f"| {' | '.join(line)} |" for line in (HEADINGS, ["---"] * len(HEADINGS), *rows)), "", CAPTION, sep="\n")
     except BadInput as error:
         sys.exit(str(error))

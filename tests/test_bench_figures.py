@@ -23,7 +23,8 @@ def whole():
     rows = main + [dict(r, clip_t=0.5, dino_real=0.95) for r in base_rows(main)]
     ranked = bench(study="rank", methods=["lora"], seeds=1)
     rows += [dict(r, rank=rank, dino=r["dino"] - less) for rank, less in RANKS.items() for r in ranked]
-    rows += [dict(r, prior_weight=w, pres=r["pres"] - w / 10) for w in (0.0, 1.0) for r in bench(study="prior", seeds=1)]
+    rows += [dict(r, prior_weight=w, pres=r["pres"] - w / 3) for w in (0.0, 0.3) for r in bench(study="prior", seeds=1)]
+    rows += [dict(r, seed=100) for r in bench(subjects=8, seeds=1, study="again", seed=2, dino=0.05, clip_t=0.2)]
     swept = bench(subjects=3, seeds=1, study="rate")
     rows += [dict(r, learning_rate=rate * (5 if r["method"] == "lora" else 1), dino=r["dino"] - abs(rate - 2e-4) * 1e3)
              for rate in (1e-4, 2e-4, 4e-4) for r in swept]
@@ -38,7 +39,7 @@ def made():
 
 
 def test_every_figure_is_made_and_says_what_it_rests_on(made):
-    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "rates"]
+    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "again", "rates"]
     assert "12 subjects x 3 seeds" in made["scores"].caption and "3 subjects x 1 seed" in made["rates"].caption
     for figure in made.values():
         assert len(figure.alt) > 40 and figure.table.rows
@@ -80,6 +81,21 @@ def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     assert ranks[0][2] == round(effect(whole(), "dino", "rank", LORA | {"rank": 1}, None, ()).value, 3)
 
 
+def test_prior_preservation_is_compared_with_none(made):
+    assert "(weight 0.3)" in made["prior"].caption
+    lines = {row[0]: row[1] for row in made["prior"].table.rows}
+    assert lines["PRES - base, LoRA"] == lines["PRES - base, DreamBooth"] == pytest.approx(-0.1) and lines["DINO, LoRA"] == 0
+
+
+def test_a_repetition_on_other_seeds_stands_beside_the_same_subjects(made):
+    lines = {row[0]: row[1] for row in made["again"].table.rows}
+    eight = [r for r in whole() if r["study"] == "main" and r["subject"] < "s08"]
+    assert lines["DINO, main"] == round(effect(eight, "dino").value, 3) and lines["CLIP-T, again"] == pytest.approx(0.2, abs=0.01)
+    agree = sum(second.low <= effect(eight, m).value <= second.high for m, second in ((m, effect(whole(), m, "again")) for m in (
+        "dino", "clip_i", "clip_t", "dino_train", "memorising", "nearest", "pres")))
+    assert f"8 subjects x 1 seed): {agree} of 7 effects" in made["again"].caption and agree < 7, "CLIP-T was made to differ"
+
+
 def test_the_training_is_drawn_quarter_by_quarter(made):
     assert [row[0] for row in made["path"].table.rows] == [f"{name}, {k}/4" for name in ("LoRA", "DreamBooth") for k in range(5)]
     assert made["forgetting"].table.rows[2][1::2] == [0.2, 0.2]
@@ -90,6 +106,12 @@ def test_the_section_links_every_figure_and_shows_some(made):
     for name in made:
         assert f"]({file(name)})" in text and ("![" in text.split(f"]({file(name)})")[0].splitlines()[-1]) == (name in SHOWN)
     assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text
+
+
+def test_a_bench_that_has_only_begun_has_a_section_too():
+    rows = [row for row in whole() if row["study"] == "rate"]
+    text = section(rows, figures(rows))
+    assert text.startswith("The main comparison has not been run yet") and "0 subjects" not in text and "bench_rates.png" in text
 
 
 def test_the_readme_has_the_marks_between_which_the_section_is_written():

@@ -35,7 +35,8 @@ def test_the_preset_is_the_best_rate_of_the_sweep(method):
 
 def test_a_rate_is_best_where_the_subject_is_learned_and_the_prompt_followed():
     def row(method, subject, dino, clip_t, **more):
-        return {"study": "rate", "subject": subject, "method": method, "dino": dino, "clip_t": clip_t, "dino_real": 0.9} | more
+        who = {"study": "rate", "subject": subject, "variant": "good", "method": method}
+        return who | {"dino": dino, "clip_t": clip_t, "dino_real": 0.9} | more
 
     rows = [row("base", s, 0.1, 0.5) for s in "ab"]
     rows += [row("lora", s, dino, clip_t, learning_rate=rate) for s in "ab" for rate, dino, clip_t in

@@ -101,6 +101,20 @@ def test_seconds_to_a_set_fidelity():
     assert seconds_to(points, 0.1) == 0.0 and seconds_to(points, 0.9) is None and seconds_to([], 0.1) is None
 
 
+def test_a_training_that_goes_on_keeps_its_earlier_points(dataset, judge, tiny_folder, tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    make = dict(every=2, prompts=[("a zwx robot", "a robot")], steps=2, class_pictures=0)
+    base = load_base(tiny_folder, "cpu")
+    first = Curve(base, dataset, judge, tmp_path, **make)
+    for step in (1, 2, 3, 4):
+        first(state(step))
+    second = Curve(base, dataset, judge, tmp_path, **make)  # after a kill, from the checkpoint of step 3
+    for step in (4, 5, 6):
+        second(state(step, steps=6))
+    assert [p["step"] for p in read_curve(tmp_path)["points"]] == [0, 2, 4, 6]
+    assert read_curve(tmp_path)["points"][1] == first.points[1]
+
+
 def test_what_learning_took():
     measured = ((0, 0.0, 0.2), (50, 10.0, 0.6), (99, 20.0, 0.5))
     points = [{"step": k, "seconds": s, "dino": d, "reference": "held-out photos"} for k, s, d in measured]
@@ -183,3 +197,12 @@ def test_bad_input_is_refused_in_one_sentence(dataset, judge, tiny_folder, tmp_p
     (tmp_path / FILE).write_text(json.dumps({"points": [point]})[:-3])
     with pytest.raises(BadInput, match="cannot be read as JSON"):
         read_curve(tmp_path)
+
+
+def test_a_curve_goes_on_with_a_training_that_was_interrupted(dataset, judge, tiny_folder, tmp_path):
+    settings = Settings.preset("lora", base=tiny_folder, data=str(dataset.root), output=str(tmp_path / "run"), steps=4, sample_every=0)
+    for stop in (3, None):
+        base = load_base(tiny_folder, "cpu")
+        curve = Curve(base, dataset, judge, settings.output, every=2, prompts=[("a zwx robot", "a robot")], **QUICK)
+        train(settings, base, [curve, lambda state, stop=stop: state.stop() if state.step == stop else None])
+    assert [p["step"] for p in read_curve(settings.output)["points"]] == [0, 2, 4]

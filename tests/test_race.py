@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import contestants, floor, race, racetable, random_base
 from benchmarks import torchvision_standin as standin
-from lib.settings import BadInput, read_json
+from lib.settings import BadInput
 
 TINY = """
 import sys, torch
@@ -24,8 +24,8 @@ for _ in range(int(sys.argv[1])):
 
 
 def test_the_readmes_print_what_was_measured():
-    assert racetable.section(racetable.README, "race") == racetable.figures(race.read()), "run `make race` again"
-    measured = floor.figures(read_json(floor.RESULTS))
+    assert racetable.section(racetable.README, "race") == racetable.figures(racetable.read(race.RESULTS)), "run `make race` again"
+    measured = floor.figures(racetable.read(floor.RESULTS))
     assert racetable.section(floor.README, "floor") == measured, "run `python -m benchmarks.floor` again"
 
 
@@ -33,8 +33,8 @@ def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
     script = tmp_path / "tiny.py"
     script.write_text(TINY)
     found = contestants.run(tmp_path, "tiny", [script, 7], 7)
-    size = 4 * 500 * 500  # weights, gradient, two moments; AdamW makes at least one passing result, and two at most
-    assert 4 * size < found["peak_bytes"] < 7 * size
+    size = 4 * 500 * 500  # weights, gradient, two moments, and what AdamW makes in passing; last step's gradient is gone by then
+    assert 5 * size <= found["peak_bytes"] < 6.5 * size
     assert 0 < found["step"] < found["first"] < found["whole"] and found["resident_bytes"] > 10 * size
     script.write_text("raise SystemExit('no luck')")
     with pytest.raises(BadInput, match="no luck"):
@@ -50,17 +50,19 @@ def test_the_steady_state_is_the_long_run_less_the_short_one():
 
 def test_scripts_get_only_flags_that_they_know(tmp_path):
     (tmp_path / "train_dreambooth.py").write_text('"--with_prior_preservation" "--set_grads_to_none" "--allow_tf32"')
-    field = SimpleNamespace(base=tmp_path, photos={"small": "p"}, class_images="c", instance_prompt="a zwx robot", class_prompt="a robot")
+    field = SimpleNamespace(base=tmp_path, photos={"small": "p"}, class_images="c", instance_prompt="a zwx robot", class_prompt="a robot",
+                            workers={"small": 2})
     words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "documented", 9, "o")
     assert "--set_grads_to_none" not in words and environment == {}
     assert words[words.index("--learning_rate") + 1] == "5e-06" and words[words.index("--max_train_steps") + 1] == "9"
     words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "inductor", 9, "o", rate=8e-4)
     assert "--set_grads_to_none" in words and "--pre_compute_text_embeddings" not in words
+    assert words[words.index("--dataloader_num_workers") + 1] == "2"
     assert environment == {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} and words[words.index("--learning_rate") + 1] == "0.0008"
 
 
 def result(step, peak):
-    return {"first": 4.0, "step": step, "whole": 9.0, "tail": 1.0, "peak_bytes": peak, "resident_bytes": 5e8}
+    return {"first": 4.0, "step": step, "whole": 9.0, "tail": 1.0, "peak_bytes": peak, "peak_by_category": {}, "resident_bytes": 5e8}
 
 
 def test_ratios_are_of_the_same_round_and_whole_runs_hold_the_preparation():

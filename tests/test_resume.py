@@ -71,7 +71,8 @@ def kill(*_):
     "method, changes",
     [
         ("lora", {}),
-        ("lora", LOW),
+        ("lora", LOW | {"dropout": 0.2}),
+        ("lora", {"text_encoder_rate": 1e-4, "prior": "teacher"}),
         ("lora", {"quantize": "nf4", "optimizer": "adamw8bit"}),
         ("dreambooth", {}),
         ("dreambooth", {"optimizer": "adamw8bit"}),
@@ -166,6 +167,15 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     write_json(tmp_path / "moved" / "dataset.json", record | {"notes": ["another data set"]})
     train.train(make(seed=3, data=str(tmp_path / "moved")))
     assert (tmp_path / "lora_before_2" / "adapter.safetensors").is_file()
+
+
+def test_a_run_of_a_version_that_did_not_know_a_setting_is_not_taken_for_todays(make, tmp_path):
+    run = train.train(make(steps=2))
+    old = json.loads((run / "settings.json").read_text())
+    assert old.pop("cooldown") == make().cooldown, "today's default, but without that setting the rate never fell"
+    write_json(run / "settings.json", old)
+    train.train(make(steps=2))
+    assert (tmp_path / "lora_before_1" / "metrics.json").is_file() and len(losses(run)) == 2
 
 
 def test_changed_pictures_are_refused_when_a_training_goes_on(make, dataset, tmp_path):

@@ -11,7 +11,7 @@ from bench_rows import COSTS, base_rows, bench
 from lib.compare import Comparison
 from lib.effects import FULL, NOT_MEASURED, effect
 from lib.settings import BadInput
-from lib.verdicts import CLAIMS, HEADINGS, verdict_table
+from lib.verdicts import CLAIMS, HEADINGS, read_forecast, verdict_table
 
 
 def table(rows, own=None):
@@ -184,8 +184,15 @@ def test_memory_and_files_of_stable_diffusion_stand_beside_the_pocket_bases():
     assert "sd15 LoRA 3.04 MiB, DreamBooth 1.6 GiB" in without[3][HEADINGS[3]] and "sdxl" in without[3][HEADINGS[3]]
     forecast = {("sd15", "lora"): 3.3 * 2**30, ("sd15", "dreambooth"): 9.9 * 2**30, ("sdxl", "lora"): 8 * 2**30}
     said = {int(line[0]): dict(zip(HEADINGS, line)) for line in verdict_table(bench(), None, forecast)}[2]
-    assert said[HEADINGS[3]].endswith("forecast: sd15 LoRA 3.3 GiB, DreamBooth 9.9 GiB (x 3)"), "a base with one figure alone is left out"
+    said_of_memory = "smallest recipe: sd15 LoRA 3.3 GiB, DreamBooth 9.9 GiB (x 3, cards of 6 GB and 12 GB)"
+    assert said[HEADINGS[3]].endswith(said_of_memory), "a base with one figure alone is left out"
     assert said["verdict"] == without[2]["verdict"], "the verdict is the measurement's"
+
+
+def test_a_forecast_that_was_not_made_is_said_and_the_one_that_ships_is_read(tmp_path, capsys):
+    assert read_forecast(tmp_path / "none.json") == {} and "no forecast of memory" in capsys.readouterr().out
+    found = read_forecast()
+    assert all(2**30 < found[base, "lora"] < found[base, "dreambooth"] for base in ("sd15", "sdxl"))
 
 
 def test_the_rows_are_not_touched():
