@@ -47,12 +47,15 @@ def entries(methods=METHODS, kinds=("small", "large"), inductor=False, learn=Tru
     found = []
     for method in methods:
         for kind in kinds:
-            found += [(method, kind, who) for who in ("like", "documented", "best")]
-        if learn and method == "lora":
-            found.append((method, "small", "preset"))
-        found.append((method, "small", "thrifty"))
-        found += [(method, "small", "inductor")] if inductor else []
+            more = ["preset"] * (learn and method == "lora") + ["thrifty"] + ["inductor"] * inductor if kind == "small" else []
+            found += [(method, kind, who) for who in ["like", "documented", "best", *more]]
     return found
+
+
+def in_turn(cells, k):
+    """The cells of round `k`: rivals stay beside each other, and nobody always runs after the same one."""
+    groups = [[c for c in cells if c[:2] == pair] for pair in dict.fromkeys(c[:2] for c in cells)]
+    return [group[(i + k) % len(group)] for group in groups for i in range(len(group))]
 
 
 def tune(work, field, scripts, method, kinds, steps, **size):
@@ -72,8 +75,7 @@ def measure(work, field, scripts, rounds, steps, cells, full=False, **size):
     """{cell: [what `contestants.run` found, one a round]}; a contestant that cannot run here has a sentence in place of the list."""
     found = {cell: [] for cell in cells}
     for k in range(rounds):
-        turn = [cells[(i + k) % len(cells)] for i in range(len(cells))]  # nobody always runs after the same one
-        for method, kind, who in turn:
+        for method, kind, who in in_turn(cells, k):
             if isinstance(found[method, kind, who], str) or k and who == "thrifty":  # that one is here for its bytes
                 continue
             name = f"{method}_{kind}_{who}_{k}"
@@ -101,7 +103,7 @@ def _ordered(command, steps):
     return command[0], steps, command[1]
 
 
-def summary(found, field):
+def summary(found, field, full=False):
     """The cells of race.json: medians with spread over rounds; whole seconds of `FULL` steps with preparing the photos for ours."""
     cells = []
     for (method, kind, who), runs in found.items():
@@ -110,7 +112,7 @@ def summary(found, field):
             cells.append(cell | {"failed": runs})
             continue
         prepare = field.prepare_seconds[kind] if who in contestants.RECIPES[method] else 0.0
-        whole = [r["first"] + (FULL - 1) * r["step"] + r["tail"] + prepare for r in runs]
+        whole = [prepare + (r["whole"] if full else r["first"] + (FULL - 1) * r["step"] + r["tail"]) for r in runs]
         cells.append(cell | {
             "steps_per_second": middle([1 / r["step"] for r in runs]),
             "step": middle([r["step"] for r in runs]),
@@ -199,7 +201,7 @@ def race(work, args):
     del base
     tried = tune(work, field, args.scripts, "lora", ("small", "large"), args.steps)
     found = measure(work, field, args.scripts, args.rounds, args.steps, entries(inductor=args.inductor), args.full)
-    cells = summary(found, field)
+    cells = summary(found, field, args.full)
     result = facts(args, cells, ratios(found)) | {"workers": field.workers, "workers_tried": tried}
     if not args.no_learning:
         from .learning import learn

@@ -68,11 +68,11 @@ def race(work, args):
     size = {"resolution": RESOLUTION[args.base], "batch": 1}
     run.tune(work, field, args.scripts, "lora", ("small",), args.steps, **size)
     found = run.measure(work, field, args.scripts, args.rounds, args.steps, cells, args.full, **size)
-    result = run.facts(args, run.summary(found, field), run.ratios(found)) | {"base": args.base, "size": size}
+    result = run.facts(args, run.summary(found, field, args.full), run.ratios(found)) | {"base": args.base, "size": size}
     if args.base == "sd15":
         size = size | {"batch": 4}
         more = Path(work) / "batch_4"
         more.mkdir()
         found = run.measure(more, field, args.scripts, args.rounds, args.steps, cells, args.full, **size)
-        result["batch_4"] = {"cells": run.summary(found, field), "ratios": run.ratios(found)}
+        result["batch_4"] = {"cells": run.summary(found, field, args.full), "ratios": run.ratios(found)}
     return result

@@ -59,10 +59,17 @@ def gib(size):
     return f"{size / 2**30:.1f} GiB"
 
 
-def step_down(settings):
-    """(settings one rung lower, what that means in words), or None at the foot of the ladder."""
+def step_down(settings, device=None):
+    """(settings one rung lower, what that means in words), or None at the foot of the ladder.
+
+    Rungs that `device`, where one is given, cannot take (no bitsandbytes) are passed over.
+    """
+    from .recipes import settle
+
     for changes, words in RUNGS[settings.method]:
         lower = settings.replace(**changes)
+        if device is not None:
+            lower = settle(lower, device)
         if lower != settings:
             return lower, words
     return None

@@ -2,7 +2,7 @@
 
     python -m lib.shipping        # prints the three claims
 
-The subject is the independent unit here too: seeds are averaged within it, and whole subjects drawn anew (lib/verdicts.py).
+The subject is the independent unit here too: seeds are averaged within it, and whole subjects drawn anew (lib/effects.py).
 """
 
 from collections import defaultdict
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import ROOT
+from .effects import ENOUGH, interval
 from .rows import read_table
 from .settings import BadInput
 
@@ -54,8 +55,6 @@ def claim_rows(path=RESULTS):
     7: survival of three concepts, adapters at the best of the measured weights or mixes against checkpoints averaged or added. 8: seconds
     to change concept. 16: what the tests hold (every export against every tool's scheme) and what the machine measured.
     """
-    from .verdicts import ENOUGH, interval
-
     rows = rows_of(path)
     three = [r for r in rows if r["study"] == "compose" and r["concepts"] == 3]
     found = {16: ("every key of an export is held against the schemes of ComfyUI, Forge, WebUI, Kohya, diffusers and PEFT, and read back",

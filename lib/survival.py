@@ -13,6 +13,7 @@ import numpy as np
 
 from .compose import check_name
 from .dataset import Dataset
+from .effects import COSINE
 from .fidelity import similarity
 from .lesson import course_prompts
 from .photos import prepare, prompts
@@ -72,8 +73,11 @@ def likeness_together(base, concepts, judge, seeds=(4000, 4001), places=("", "in
 
 
 def survives(score, floor, alone):
-    """The share of a concept that is left: (score - floor) / (alone - floor); None where alone it is no better than the base."""
-    return (score - floor) / (alone - floor) if alone > floor else None
+    """The share of a concept that is left: (score - floor) / (alone - floor); None where alone it is no better than the base.
+
+    "Better" is by more than `COSINE`: of a smaller difference every share would be noise.
+    """
+    return (score - floor) / (alone - floor) if alone - floor > COSINE else None
 
 
 def shares(scores, floor, alone):

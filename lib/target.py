@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .base import POCKET
 from .keys import PARTS, attended_blocks, full_name, short_name
+from .locate import locate
 from .safefile import open_weights, some
 from .settings import BadInput, read_json
 from .single import read_single
@@ -100,7 +100,7 @@ def read_target(name="pocket", run=None):
     With `run`, parts that the run has tuned (folders unet, text_encoder, text_encoder_2) stand in for the base's. Raises BadInput if the
     base is not there, its files are damaged or pickles, or the run's parts are of another shape.
     """
-    folder, shapes, places = _folder(name), {}, {}
+    folder, shapes, places = locate(name), {}, {}
     if folder.is_file():
         shapes, places = read_single(folder)
     for part in (*PARTS, "vae"):
@@ -197,22 +197,6 @@ def _name(part, key):
         piece = key.rsplit(".", 2)
         return ".".join([piece[0], OLD_ATTENTION.get(piece[1], piece[1]), piece[2]])
     return full_name(part, short_name(part, key)) if part.startswith("text") and not key.startswith("text_projection") else key
-
-
-def _folder(name):
-    """The diffusers folder or single file of a base model: here, or in the hub's cache; nothing is downloaded."""
-    folder = POCKET if name == "pocket" else Path(name).expanduser()
-    if (folder / "model_index.json").is_file() or folder.is_file():
-        return folder
-    if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise BadInput(f"There is no base model '{name}' (no model_index.json there): use 'pocket', a diffusers folder or a hub name.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except Exception as error:
-        raise BadInput(f"Base model '{name}' is not on this machine ({type(error).__name__}): load it once with WORKBENCH_DOWNLOAD=1, or "
-                       "name a folder that holds it.") from None
 
 
 def _raw(path):

@@ -133,7 +133,7 @@ def train(settings, base=None, watchers=()):
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                lower = step_down(recipe)
+                lower = step_down(recipe, base.device)
                 if lower is None:
                     raise BadInput(
                         f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower batch_size "

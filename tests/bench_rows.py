@@ -20,12 +20,12 @@ def bench(subjects=12, seeds=3, study="main", noise=0.005, methods=("lora", "dre
                 full = method == "dreambooth"
                 scores = {m: v + level + (gaps.get(m, 0) if full else 0) + draw.normal(0, noise) for m, v in SCORES.items()}
                 costs = {m: v * math.exp(level) * ((ratios or {}).get(m, 1) if full else 1) for m, v in COSTS.items()}
-                rows.append({"study": study, "subject": f"s{s:02}", "method": method, "seed": k, "rank": None if full else 16,
-                             "base_hash": "b", "judge": "pocket", "device": "CPU", **costs, **scores})
+                rows.append({"study": study, "subject": f"s{s:02}", "variant": "good", "method": method, "seed": k,
+                             "rank": None if full else 16, "base_hash": "b", "judge": "pocket", "device": "CPU", **costs, **scores})
     return rows
 
 
 def base_rows(rows, dino=0.1):
     """The untouched base model's rows: no seed, no costs."""
-    return [{"study": study, "subject": s, "method": "base", "seed": None, "dino": dino, "base_hash": None, "judge": "pocket",
-             "device": "CPU", "train_seconds": None} for study, s in sorted({(r["study"], r["subject"]) for r in rows})]
+    return [{"study": study, "subject": s, "variant": "good", "method": "base", "seed": None, "dino": dino, "base_hash": None,
+             "judge": "pocket", "device": "CPU", "train_seconds": None} for study, s in sorted({(r["study"], r["subject"]) for r in rows})]

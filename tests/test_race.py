@@ -82,6 +82,14 @@ def test_ratios_are_of_the_same_round_and_whole_runs_hold_the_preparation():
     assert "does not run here: it does not compile" in table
 
 
+def test_rivals_run_beside_each_other_in_a_new_order_each_round():
+    cells = race.entries(inductor=True)
+    for k in range(3):
+        turn = race.in_turn(cells, k)
+        assert sorted(turn) == sorted(cells) and len({c[:2] for c in turn}) == 1 + sum(a[:2] != b[:2] for a, b in zip(turn, turn[1:]))
+    assert race.in_turn(cells, 0)[0] != race.in_turn(cells, 1)[0]
+
+
 def arguments(**changes):
     return SimpleNamespace(**{"scripts": ROOT / "tests", "base": "pocket", "device": "cpu"} | changes)
 

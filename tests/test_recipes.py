@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from lib import recipes
 from lib.base import load_base
+from lib.ladder import step_down
 from lib.memory import PeakMemory
 from lib.methods import as_saved, load_run
 from lib.optimizer import Optimizer, dense, round_stochastically
@@ -131,6 +132,16 @@ def test_what_the_device_cannot_do_falls_back_and_is_said_once(make, monkeypatch
         assert recipes.settle(settings, torch.device("cpu")) == settings.replace(optimizer="adamw")
     assert capsys.readouterr().out.count("no kernel image") == 1
     recipes.works.cache_clear()
+
+
+def test_the_step_down_passes_over_what_the_device_cannot_do(make, monkeypatch):
+    full = make("dreambooth")
+    assert step_down(full)[0] == step_down(full, torch.device("cpu"))[0] == full.replace(optimizer="adamw8bit")
+    monkeypatch.setattr(recipes, "works", lambda what, device: False)
+    seen = [full]
+    while lower := step_down(seen[-1], torch.device("cpu")):
+        seen.append(lower[0])
+    assert {s.optimizer for s in seen} == {"adamw"} and seen[-1].checkpointing and seen[-1].fused_backward and len(seen) == 4
 
 
 @pytest.mark.parametrize(

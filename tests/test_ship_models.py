@@ -292,7 +292,7 @@ def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):  # noq
 
 
 def test_what_survives_lies_between_the_base_and_the_concept_alone():
-    assert survives(0.7, 0.5, 0.9) == pytest.approx(0.5) and survives(0.5, 0.5, 0.5) is None
+    assert survives(0.7, 0.5, 0.9) == pytest.approx(0.5) and survives(0.9, 0.5, 0.51) is None
     found = shares({"a": 0.9, "b": 0.5}, {"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.9})
     assert found == pytest.approx({"a": 1.0, "b": 0.0, "mean": 0.5})
 
