@@ -25,10 +25,10 @@ def whole():
     rows += [dict(r, rank=rank, dino=r["dino"] - less) for rank, less in RANKS.items() for r in ranked]
     rows += [dict(r, prior_weight=w, pres=r["pres"] - w / 3) for w in (0.0, 0.3) for r in bench(study="prior", seeds=1)]
     rows += [dict(r, seed=100) for r in bench(subjects=8, seeds=1, study="again", seed=2, dino=0.05, clip_t=0.2)]
-    swept = bench(subjects=3, seeds=1, study="rate")
+    swept = [dict(r, variant="good") for r in bench(subjects=3, seeds=1, study="rate")]
     rows += [dict(r, learning_rate=rate * (5 if r["method"] == "lora" else 1), dino=r["dino"] - abs(rate - 2e-4) * 1e3)
              for rate in (1e-4, 2e-4, 4e-4) for r in swept]
-    rows += [dict(r, dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
+    rows += [dict(r, variant="good", dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
     careless = bench(subjects=6, seeds=1, study="careless")
     return rows + [dict(r, variant=v) for v in ("good", "duplicates", "one_background") for r in careless]
 
