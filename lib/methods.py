@@ -162,6 +162,8 @@ def load_run(run, base=None):
         else:
             for name, old in tuned_parts(base, settings).items():
                 new = type(old).from_pretrained(run / name, use_safetensors=True, dtype=old.dtype)
+                if [p.shape for p in new.parameters()] != [p.shape for p in old.parameters()]:
+                    raise ValueError(f"its {name} has layers of other sizes than '{base.name}'")
                 setattr(base.pipe, name, new.to(base.device).requires_grad_(False))
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise BadInput(f"The weights of run {run} cannot be loaded ({str(error).splitlines()[0]}): train the run again.") from None

@@ -192,7 +192,7 @@ def test_what_fits_no_card_is_refused(monkeypatch):
 @pytest.mark.parametrize("arguments, said", [
     (["--base", "sd99"], "There is no base model 'sd99'"),
     (["--method", "lore"], "Setting 'method' is 'lore'"),
-    (["--resolution", "500"], "choose a multiple of 64"),
+    (["--resolution", "520"], "choose a multiple of 64"),
     (["--set", "rank=many"], "--set rank=many is no setting with its value"),
     (["--set", "rnk=8"], "did you mean 'rank'"),
     (["--card", "-3"], "--card is -3.0"),
