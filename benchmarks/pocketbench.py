@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import learning_rates
 from lib.base import POCKET, ROOT, load_base
-from lib.curve import Curve, seconds_to
+from lib.curve import Curve, costs_along
 from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_row
 from lib.judge import FOLDER as JUDGE
@@ -178,12 +178,9 @@ def work(job, folder):
 
 
 def along(points, ceiling):
-    """A curve as flat columns: dino, clip_t, pres and drift at each of `POINTS` parts of the training, and the seconds to half likeness.
-
-    Half likeness is half the way in DINO from the untouched base (the curve's step 0) to the real photos; None where it was not reached.
-    """
+    """A curve as flat columns: dino, clip_t, pres and drift at each of `POINTS` parts of the training, and what `costs_along` says."""
     row = {f"{key}_{k}_of_{POINTS}": p[key] for k, p in enumerate(points) for key in ("dino", "clip_t", "pres", "drift")}
-    return row | {"seconds_to_half": seconds_to(points, (points[0]["dino"] + ceiling["dino_real"]) / 2)}
+    return row | costs_along(points, ceiling["dino_real"])
 
 
 def shipped():

@@ -144,10 +144,12 @@ def verdict_table(rows, own=None, forecast=None):
 
     `forecast`: {(base, method): bytes of memory}, as of `read_forecast`. Raises BadInput as `effect` does.
     """
-    rows, lines = _derived(rows), []
+    from .shipping import claim_rows
+
+    rows, lines, shipped = _derived(rows), [], claim_rows()
     mine = own and [_derived([{"study": "your own", "method": m} | own.rows.get(m, {})])[0] for m in ("lora", "dreambooth")]
     for count, claim, how, parts in CLAIMS:
-        run, effects, verdict = [], "-", parts
+        run, (effects, verdict) = [], shipped.get(count, ("-", parts))
         if not isinstance(parts, str):
             effects, verdict = _said([(part, effect(rows, part.measure, *part[3:])) for part in parts], rows)
             for part in parts if mine else ():

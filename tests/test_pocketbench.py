@@ -59,7 +59,7 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     base, lora = rows
     assert base["pres"] == base["drift"] == 0 and lora["drift"] > 0
     curve = {f"{key}_{k}_of_4" for key in ("dino", "clip_t", "pres", "drift") for k in range(5)}
-    assert set(lora) - set(base) == {*bench.COSTS, *curve, "seconds_to_half"}
+    assert set(lora) - set(base) == {*bench.COSTS, *curve, "seconds_to_half", "seconds_to_best"}
     assert all(math.isfinite(v) for row in rows for v in row.values() if not isinstance(v, str | None))
     assert lora["dino_0_of_4"] != lora["dino_4_of_4"] and lora["drift_0_of_4"] == 0 < lora["drift_4_of_4"]
     assert not (tmp_path / "lora" / "run").exists() and len(list((tmp_path / "lora").glob("*.png"))) >= 1

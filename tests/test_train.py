@@ -116,7 +116,7 @@ def test_a_run_leaves_what_the_rest_of_the_project_reads(make):
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == list(range(1, 7))
     assert all(np.isfinite([r["loss"], r["instance_loss"], r["prior_loss"]]).all() for r in rows)
-    assert rows[0]["loss"] == pytest.approx(rows[0]["instance_loss"] + rows[0]["prior_loss"])
+    assert rows[0]["loss"] == pytest.approx(rows[0]["instance_loss"] + 0.3 * rows[0]["prior_loss"])  # the preset's prior_weight
     found = json.loads((run / "metrics.json").read_text())
     assert found["steps"] == 6 and found["file_bytes"] == weight_bytes(run)
     assert found["peak_bytes"] == sum(found["peak_by_category"].values()) > found["file_bytes"]
