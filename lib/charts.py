@@ -170,7 +170,7 @@ def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None
         ticks = sorted({p[1] for found in series.values() for p in found})
         if len(ticks) <= 6:
             axes.set_xticks(ticks, [number(t) for t in ticks])
-            axes.minorticks_off()
+        axes.minorticks_off()  # their labels run into each other
     axes.legend(frameon=False)
     keep = [c for c in range(5) if c not in (2, 4) or any(r[c] for r in rows)]
     columns = ["", x, "95 %", y, "95 % "]
