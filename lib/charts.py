@@ -47,7 +47,7 @@ def curves(series, x="step", y="loss", smooth=1, caption="", alt=None, log_x=Fal
         words.append(f"{name} goes from {number(line[0])} at {number(xs[0])} to {number(line[-1])} at {number(xs[-1])}, "
                      f"lowest {number(line[low[0]])} at {number(xs[low[0]])}, highest {number(line[low[1]])} at {number(xs[low[1]])}")
     if log_x:
-        axes.set_xscale("log")
+        _log(axes)
     if log_y:
         axes.set_yscale("log")
     _label_ends(chart, axes, ends)
@@ -166,7 +166,7 @@ def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None
             rows.append([f"{name}, {label}" if str(label) not in ("", number(a)) else name, a, _ends(across), b, _ends(up)])
         words.append(f"{name}: " + ", ".join(f"{label} at {number(a)}, {number(b)}".strip() for label, a, b, *_ in found))
     if log_x:
-        axes.set_xscale("log")
+        _log(axes)
         ticks = sorted({p[1] for found in series.values() for p in found})
         if len(ticks) <= 6:
             axes.set_xticks(ticks, [number(t) for t in ticks])
@@ -218,6 +218,16 @@ def _axes(caption, x, y, height=3.4):
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return chart, axes
+
+
+def _log(axes):
+    """A logarithmic x axis, labelled at 1, 2 and 5 of each power of ten: matplotlib's own labels between the powers run together."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(value))))
+    axes.minorticks_off()
 
 
 def _label_ends(chart, axes, ends):
