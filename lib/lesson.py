@@ -101,11 +101,9 @@ def class_prompts(dataset, count=CLASS_IMAGES):
 
 def course_prompts(subject, base):
     """The short list of evaluation prompts for `subject` on `base`: pairs (with the identifier, with the class noun only)."""
-    from .settings import read_json
+    from .compare import protocol
 
-    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
-    listed = read_json(ROOT / "data" / "prompts" / ("pocket.json" if base.resolution == 64 else "stable-diffusion.json"))
-    return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed["kinds"][subject.kind]["course"]]
+    return protocol(subject, base, "course")
 
 
 def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None, **sampling):

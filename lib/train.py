@@ -189,6 +189,8 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
         if step.taken < settings.steps:
             say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
             checkpoints.write(step, log, clock, peak)
+            if settings.sample_every and not state.samples:  # stopped before the first were due: something to look at all the same
+                state.samples.append((step.taken, sample(base, dataset, step, run)))
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
     found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)

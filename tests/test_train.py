@@ -143,8 +143,9 @@ def test_a_watcher_can_stop_with_a_usable_result(make, tiny_folder):
         if state.step == 2:
             state.stop()
 
-    run = train(make(steps=50), watchers=[watch])
+    run = train(make(steps=50, sample_every=50, sample_steps=2), watchers=[watch])
     assert seen == [1, 2] and json.loads((run / "metrics.json").read_text())["stopped_early"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step_0002_{k}.png" for k in range(4)], "something to look at"
     load_run(run, load_base(tiny_folder))
 
 
