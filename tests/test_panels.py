@@ -105,14 +105,15 @@ TRAINING = """
 import os, time; os.environ["WORKBENCH_HEADLESS"] = "0"
 from lib.panels import training_panel
 from lib.settings import Settings
-from lib.train import State
+from lib.train import State, stops_gently
 panel, state = training_panel(Settings.preset("lora", data="d", output="o"), edit=False), State(2000)
-while state.step < state.steps and not state.stopping:
-    state.step += 1
-    panel(state)
-    if state.step == 1:
-        print("started", panel.stop_button.comm.comm_id, flush=True)
-    time.sleep(0.05)
+with stops_gently(state):  # as train does around its loop
+    while state.step < state.steps and not state.stopping:
+        state.step += 1
+        time.sleep(0.05)  # the step itself, within which the signal comes
+        panel(state)
+        if state.step == 1:
+            print("started", panel.stop_button.comm.comm_id, flush=True)
 print("ended gently", 0 < state.step < state.steps, panel.stop_button.disabled)
 """
 
