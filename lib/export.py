@@ -7,9 +7,6 @@ training settings, content hashes. Numbers that no run recorded are left out, ne
 """
 
 import json
-import os
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +14,7 @@ from pathlib import Path
 
 from .adapter import one_alpha, read_adapter, to_diffusers, to_kohya, to_peft
 from .readers import check_back, load_back, readers
-from .safefile import content_hash, open_weights, save_weights_file
+from .safefile import content_hash, open_weights, save_weights_file, size_of, takes_place
 from .settings import BadInput, read_json
 from .target import check_fit, read_target
 
@@ -62,9 +59,8 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
     check_fit(adapter, target, other_base)
     started = time.perf_counter()
     adapter = replace(adapter, metadata=adapter.metadata | header(target, known, title or out.stem, adapter))
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        part, names = work / out.name, []
+    with takes_place(out) as part:
+        names = []
         if to == "peft":
             for name, (tensors, metadata, config) in to_peft(adapter).items():
                 save_weights_file(part / name / "adapter_model.safetensors", tensors, metadata | hashes(tensors))
@@ -81,13 +77,7 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
             raise BadInput(f"{out} was not written: {len(bad)} of its keys would not load in {tool} ({bad[0]}): export in another form.")
         if target.folder:
             check_back(one_alpha(adapter) if to == "kohya" else adapter, load_back(part, to, target), out)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
-    return Exported(out, to, size, seconds, known_to, bool(target.folder))
+    return Exported(out, to, size_of(out), seconds, known_to, bool(target.folder))
 
 
 def with_base(source, base=None, known=None):

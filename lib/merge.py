@@ -6,9 +6,7 @@
 One tensor at a time is in memory, so a checkpoint of any size passes.
 """
 
-import os
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from .adapter import read_adapter
 from .export import check_out, facts, header, with_base
 from .keys import PARTS
 from .original import layout
-from .safefile import write_weights
+from .safefile import size_of, takes_place, write_weights
 from .settings import BadInput, read_json, write_json
 from .target import check_fit, read_target
 
@@ -71,18 +69,10 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     read = reader(target, adapters)
     merged_from = ", ".join([target.name, *(Path(source).name for source in sources)])
     metadata = header(read_target(target.name), known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        part = work / out.name
+    with takes_place(out) as part:
         count = (_one_file if to == "checkpoint" else _folder)(part, target, read, metadata)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
     changed = sum(len(target.shapes[part]) for part in target.tuned) or len({(p, n) for a, _ in adapters for p, n, _ in a})
-    return Merged(out, to, size, time.perf_counter() - started, count, changed)
+    return Merged(out, to, size_of(out), time.perf_counter() - started, count, changed)
 
 
 def reader(target, adapters=()):

@@ -9,7 +9,10 @@ A checkpoint of gigabytes passes through here with one tensor in memory (format:
 import hashlib
 import json
 import os
+import shutil
 import struct
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -126,6 +129,24 @@ def content_hash(tensors):
 def save_weights_file(path, tensors, metadata=None):
     """Write tensors from memory, as they are; whole or not at all. Returns as `write_weights`."""
     return write_weights(path, {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, tensors.__getitem__, metadata)
+
+
+@contextmanager
+def takes_place(out):
+    """A path beside `out`, for a file or folder that takes its place when the block ends well, and vanishes when it does not."""
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield work / out.name
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(work / out.name, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def size_of(path):
+    """Bytes of a file, or of all files in a folder."""
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def some(names, most=5):
