@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 from PIL import Image
 
+from .buckets import bucket
 from .families import family_of, family_of_pipeline
 from .locate import POCKET, ROOT, header, locate
 from .pipeline import quiet, read_pipeline
@@ -81,8 +82,8 @@ class Base:
     def conditions(self, prompts, sizes=None, encoded=True):
         """What the U-Net is told beside picture and timestep, by its argument's name: tensors (or dicts of them) with a row a prompt.
 
-        `sizes`: (width, height) of each prompt's picture as it was, for families that are told; else the size drawn. With encoded=False
-        the prompts stay token ids, which `predict` encodes each time: for text encoders that train.
+        `sizes`: six numbers a prompt for families that are told, as `Family.encode` has them; else those of a whole square picture. With
+        encoded=False the prompts stay token ids, which `predict` encodes each time: for text encoders that train.
         """
         self.wake()
         ids = []
@@ -90,7 +91,7 @@ class Base:
             tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
             ids.append(tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device))
         side = self.resolution
-        rows = [(height, width, 0, 0, side, side) for width, height in sizes or [(side, side)] * len(prompts)]
+        rows = sizes or [(side, side, 0, 0, side, side)] * len(prompts)
         told = {"ids": ids, "sizes": torch.tensor(rows, dtype=torch.float32, device=self.device)}
         if not encoded:
             return told
@@ -104,25 +105,26 @@ class Base:
         return self.unet(noisy, timesteps, **conditions).sample
 
     def encode_images(self, images):
-        """Mean and deviation of the latents of PIL images at the base's resolution, both [N, C, h, w], already scaled."""
+        """Mean and deviation of the latents of PIL images of one aspect, at the base's resolution, both [N, C, h, w], already scaled."""
         self.wake()
-        side, vae = self.resolution, self.pipe.vae
-        images = [i if i.size == (side, side) else i.resize((side, side), Image.Resampling.LANCZOS) for i in images]
+        size, vae = bucket(images[0].size, self.resolution), self.pipe.vae
+        images = [i if i.size == size else i.resize(size, Image.Resampling.LANCZOS) for i in images]
         pixels = self.pipe.image_processor.preprocess(images).to(self.device, vae.dtype)
         with torch.no_grad():
             latents = [vae.encode(part).latent_dist for part in pixels.split(LARGEST_BATCH)]
         scale = vae.config.scaling_factor
         return (torch.cat([d.mean for d in latents]).float() * scale, torch.cat([d.std for d in latents]).float() * scale)
 
-    def generate(self, prompts, seeds, steps=25, guidance=4.0, adapter_weight=None, progress=None):
+    def generate(self, prompts, seeds, steps=25, guidance=4.0, adapter_weight=None, progress=None, size=None):
         """One picture per (prompt, seed) pair, as PIL images. A pair gives the same picture whatever stands beside it in the batch.
 
         `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is called after each batch.
+        `size`: (width, height) in pixels, if not the base's square.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt")
         self.wake()
-        images = []
+        images, (width, height) = [], size or (self.resolution, self.resolution)
         extra = {} if adapter_weight is None else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
         self.pipe.set_progress_bar_config(disable=True)
         for start in range(0, len(prompts), LARGEST_BATCH):
@@ -133,8 +135,8 @@ class Base:
                     generator=noise,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
-                    height=self.resolution,
-                    width=self.resolution,
+                    height=height,
+                    width=width,
                     output_type="latent" if self.family.vae_in_fp32 else "pil",
                     **extra,
                 ).images

@@ -1,6 +1,7 @@
 """Which recipe fits which card, before anything is downloaded. `python -m lib.memory` prints it:
 
     python -m lib.memory --base sdxl --method dreambooth --resolution 1024 [--card 12] [--set prior_weight=0] [--json]
+    python -m lib.memory --base sd15 --set data=runs/mine/data      # for the largest of a data set's pictures
 
 A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context, the workspaces of cuBLAS and cuDNN (together about
 0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
@@ -14,7 +15,7 @@ from dataclasses import asdict, fields
 
 from .base import ROOT
 from .figure import Table
-from .forecast import BASES, forecast, plan, side
+from .forecast import BASES, forecast, largest, plan, side
 from .ladder import choose, recipes
 from .record import versions
 from .settings import METHODS, BadInput, Settings, read_json
@@ -46,7 +47,8 @@ def key(settings):
     """What a forecast depends on, as it stands in data/results/forecast.json: settings that weigh something and are not the default."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS}
     given = {f.name: values[f.name] for f in fields(settings) if f.name in values and values[f.name] != f.default}
-    return given | {"class_images": settings.prior_weight > 0, "resolution": side(settings)}
+    pixels = largest(settings)
+    return given | {"class_images": settings.prior_weight > 0, "resolution": pixels[0] if pixels[0] == pixels[1] else list(pixels)}
 
 
 def stored():
@@ -156,7 +158,7 @@ def report(given, settings):
         recipe = None if fits["words"] is None else name(fits["words"])
         cards.append({"card_gb": size, "usable_bytes": usable(size), "recipe": recipe, "bytes": fits["bytes"]})
     found = [{"recipe": name(w["words"]), "bytes": w["bytes"], "by_category": w["by_category"]} for w in weighed]
-    return {"base": settings.base, "method": settings.method, "resolution": side(settings),
+    return {"base": settings.base, "method": settings.method, "resolution": key(settings)["resolution"],
             "batch_size": settings.batch_size, "class_images": settings.prior_weight > 0, "device": given.device,
             "recipes": found, "cards": cards, "sentence": sentence}
 
@@ -171,7 +173,8 @@ def main(argv=None):
     if given.json:
         return print(json.dumps(found, indent=1))
     pictures = f"batch {found['batch_size']}{' and as many class images' if found['class_images'] else ''}"
-    title = f"{NAMES[found['method']]} on {found['base']} at {found['resolution']} pixels, {pictures}: peak of the training step, GiB"
+    at = found["resolution"] if isinstance(found["resolution"], int) else "{} x {}".format(*found["resolution"])
+    title = f"{NAMES[found['method']]} on {found['base']} at {at} pixels, {pictures}: peak of the training step, GiB"
     kinds = list(found["recipes"][0]["by_category"])
     rows = [[gib(r["bytes"]), *(gib(r["by_category"][k]) for k in kinds), r["recipe"]] for r in found["recipes"]]
     print(Table(rows, ["peak", *kinds, "recipe"], title), end="\n\n")

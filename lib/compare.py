@@ -8,6 +8,7 @@ Every row is made from the same prompts and seeds; the base model is the floor a
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,32 +143,44 @@ def protocol(subject, base, which="full"):
     return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
 
 
-def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None):
+def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None, other=None):
     """Evaluate the base model, the real photos and every run in `folders` on the same prompts and seeds; a `Comparison`.
 
     `judge` is a `Judge`, or the name of one for `choose_judge`; `prompts` are those of `protocol` unless given. `progress` is called
-    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. Raises BadInput as `read_run`,
-    `same_ground` and `read_curve` do.
+    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. `other`: a LoRA from elsewhere, such as Kohya's
+    trainer (a file or folder as of `read_adapter`), that becomes a row of its own, "kohya_lora", without costs of training. Raises BadInput
+    as `read_run`, `same_ground`, `read_adapter`, `check_fit` and `read_curve` do, before anything is drawn.
     """
+    from .adapter import read_adapter
     from .base import load_base
+    from .compose import use
     from .curve import FILE, costs_along, read_curve
     from .drift import prediction_cache, prediction_drift
     from .fidelity import evaluate, prior_similarity, real_row
     from .methods import load_run
     from .photos import prompts as wording
+    from .safefile import size_of
+    from .target import check_fit, read_target
 
     runs, say = [read_run(folder) for folder in folders], progress or (lambda line: None)
     if not runs or len({r.method for r in runs}) < len(runs):
         raise BadInput("The comparison takes one run folder for each method: give one of LoRA, one of DreamBooth.")
     dataset = same_ground(runs)
+    if other:
+        target = read_target(runs[0].settings["base"])
+        check_fit(adapter := read_adapter(other, target.layers), target)
     if judge is None or isinstance(judge, str):
         judge = choose_judge(judge, runs[0].settings["base"])
     name, class_prompt = runs[0].settings["base"], wording(dataset.subject, with_identifier=False)
     result, sampling = Comparison({}, {}, runs=runs), {"steps": steps, "guidance": guidance}
-    for key, run in [("base_model", None)] + [(r.method, r) for r in runs]:
+    for key, run in [("base_model", None), *((r.method, r) for r in runs), *[("kohya_lora", None)] * bool(other)]:
         base = load_base(name)  # afresh each time, so that nothing of one run can stay in the next
+        base.side = runs[0].settings.get("resolution", 0)
         if run:
             base = load_run(run.folder, base)
+        elif key == "kohya_lora":
+            use(base, {key: adapter})
+            say(_words(adapter, dataset.subject))
         else:
             prompts = prompts or protocol(dataset.subject, base)
             kept = class_pictures and prediction_cache(base, [class_prompt] * class_pictures, **sampling)
@@ -182,6 +195,8 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
             row |= {k: run.metrics[k] for k in MEASURED}
             if (run.folder / FILE).is_file():
                 row |= costs_along(read_curve(run.folder)["points"], result.rows["real_photos"]["dino"])
+        elif key == "kohya_lora":
+            row["file_bytes"] = size_of(Path(other).expanduser())
         result.rows[key] = row
         if key == "base_model":
             result.rows["real_photos"] = real_row(judge, dataset)
@@ -191,6 +206,14 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
                     "reference": reference, "photos": {"train": len(dataset.train), "held_out": len(dataset.test)}, **judge.describe(),
                     "prompts": [p for p, _ in prompts], "seeds": list(seeds), **sampling, "unlike": unlike(runs)}
     return result
+
+
+def _words(adapter, subject):
+    """A line on the words that a LoRA from elsewhere was trained with, by its header, beside those that it is asked with."""
+    folders = re.findall(r'"\d+_([^"]+)":', adapter.metadata.get("ss_dataset_dirs", ""))  # Kohya's: {"10_zwx robot": ...}
+    words = adapter.metadata.get("modelspec.trigger_phrase") or ", ".join(folders)
+    said = f"trained with '{words}', says its header" if words else "its header does not say with which words it was trained"
+    return f"{adapter.source}: {said}; it is asked for '{subject.identifier} {subject.class_noun}'"
 
 
 def add_shares(rows):

@@ -1,6 +1,7 @@
 """A prepared data set on disk, in the Hugging Face imagefolder form: written whole or not at all, checked when loaded.
 
-    <folder>/train/  000.png ... metadata.jsonl      instance images; a line of metadata: {"file_name": "000.png", "text": "a zwx toy"}
+    <folder>/train/  000.png ... metadata.jsonl      instance images; a line of metadata: {"file_name": "000.png", "text": "a zwx toy"},
+                                                     and "shown" where pictures keep their photo's aspect (see `Item`)
              test/   the same                        held-out photos, where there are any
              class/  the same                        class images, once `add_class_images` was called
              dataset.json                            subject, plan, notes, and the SHA-256 of every other file
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from .captions import Subject, check_caption
 from .settings import BadInput
 
@@ -23,15 +26,24 @@ FORMAT, VERSION = "lora-dreambooth-workbench data set", 1
 
 @dataclass(frozen=True)
 class Item:
-    """One square picture of a data set, and its caption."""
+    """One picture of a data set, and its caption. `shown`, where pictures need not be square: height and width in pixels of the photo
+    that it was cut from, top and left of the cut, in pixels of the picture."""
 
     path: Path
     caption: str
+    shown: tuple[int, ...] = ()
+
+    @property
+    def size(self):
+        """(width, height) in pixels."""
+        with Image.open(self.path) as image:
+            return image.size
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set. `resolution` is the side of every picture in pixels; `notes` are the sentences said about the photos."""
+    """A prepared data set. `resolution` is the side of every picture in pixels, or of a square of as many where they keep their photo's
+    aspect; `notes` are the sentences said about the photos."""
 
     root: Path
     subject: Subject
@@ -40,6 +52,11 @@ class Dataset:
     class_images: list[Item]
     resolution: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def sizes(self):
+        """(width, height) of each picture trained on, in order."""
+        return sorted(item.size for item in self.train)
 
 
 def load_dataset(folder):
@@ -57,22 +74,24 @@ def load_dataset(folder):
             raise BadInput(f"data set {folder} is damaged or was edited: {name} is not as it was written; prepare it again")
         if path.name == "metadata.jsonl":
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            items[path.parent.name] = [Item(path.parent / line["file_name"], line["text"]) for line in lines]
+            items[path.parent.name] = [Item(path.parent / line["file_name"], line["text"], tuple(line.get("shown", ()))) for line in lines]
     subject, notes = Subject(**record["subject"]), tuple(record["notes"])
     return Dataset(folder, subject, items["train"], items["test"], items["class"], record["resolution"], notes)
 
 
 def add_class_images(dataset, images, captions):
-    """Write class images (RGB PIL pictures of the data set's resolution) with their captions, in place of any from before.
+    """Write class images (RGB PIL pictures of a size that photos have) with their captions, in place of any from before.
 
     Returns the new `Dataset`. Raises `BadInput` when their number or size does not fit.
     """
     images, captions = list(images), [check_caption(f"class image {i}", text) for i, text in enumerate(captions)]
     if len(images) != len(captions) or not images:
         raise BadInput(f"{len(images)} class images came with {len(captions)} captions; give one caption for each, and at least one")
+    sizes = list(dict.fromkeys(dataset.sizes))
     for i, image in enumerate(images):
-        if image.size != (dataset.resolution,) * 2:
-            raise BadInput(f"class image {i} is {image.width} x {image.height} pixels; make it {dataset.resolution} x {dataset.resolution}")
+        if image.size not in sizes:
+            fit = " or ".join(f"{width} x {height}" for width, height in sizes)
+            raise BadInput(f"class image {i} is {image.width} x {image.height} pixels; make it {fit}")
     record = read_record(dataset.root)
     if record is None:
         raise BadInput(f"{dataset.root} is no prepared data set any more; prepare it again with notebook 01")
@@ -119,14 +138,15 @@ def write_record(folder, record):
 
 
 def write_split(root, split, pictures):
-    """Write (function that makes the picture, caption) pairs to `root`/`split`. Returns {file: SHA-256}, files relative to `root`."""
+    """Write pictures, each (function that makes it, caption, more metadata if any), to `root`/`split`. Returns {file: SHA-256}, files
+    relative to `root`."""
     folder = root / split
     folder.mkdir()
     lines = []
-    for i, (picture, caption) in enumerate(pictures):
+    for i, (picture, caption, *more) in enumerate(pictures):
         name = f"{i:03d}.png"
         picture().convert("RGB").save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": caption}, ensure_ascii=False) + "\n")
+        lines.append(json.dumps({"file_name": name, "text": caption} | dict(*more), ensure_ascii=False) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     return {f"{split}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 

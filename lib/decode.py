@@ -71,15 +71,15 @@ def open_photo(path, size=None, side=None):
 
 
 def cut(path, crop, size):
-    """The square `crop` (left, top, right, bottom in upright pixels) of a photo as a `size` x `size` RGB picture. Raises `BadInput`."""
+    """The `crop` (left, top, right, bottom in upright pixels) of a photo as an RGB picture of `size` (width, height). Raises `BadInput`."""
     # Twice the pixels wanted leave the resampling filter enough to work on.
-    rgb, (width, height), *_ = open_photo(path, size=2 * size, side=crop[2] - crop[0])
+    rgb, (width, height), *_ = open_photo(path, size=2 * size[0], side=crop[2] - crop[0])
     x, y = rgb.width / width, rgb.height / height
     left, top, right, bottom = crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y
     # Cut first: resize alone would let what lies beside the crop, such as a black bar, bleed into its edge.
     rgb = rgb.crop((int(left), int(top), math.ceil(right), math.ceil(bottom)))
     box = (left - int(left), top - int(top), right - int(left), bottom - int(top))
-    return rgb.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    return rgb.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
 def _refuse_format(path, name):

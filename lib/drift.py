@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from PIL import ImageOps
 from torch.utils._pytree import tree_map
 
 from .base import LARGEST_BATCH
@@ -57,13 +58,14 @@ def at_rest(base):
 def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
     """Noise N pictures (PIL or paths, with their N prompts) once and for all: `draws` times in each of `bins` equal parts of the schedule.
 
-    A picture's timesteps are stratified within each bin too. Everything random comes from `seed`. Raises BadInput without pictures.
+    A picture's timesteps are stratified within each bin too. Everything random comes from `seed`. Of pictures that are not square the
+    middle is taken, as the judge does. Raises BadInput without pictures.
     """
     if not pictures or len(pictures) != len(texts):
         raise BadInput(f"{len(pictures)} pictures came with {len(texts)} prompts to be noised: give one prompt for each, and at least one.")
     generator = torch.Generator().manual_seed(seed)
     with at_rest(base):
-        mean, std = base.encode_images([upright(p) for p in pictures])
+        mean, std = base.encode_images([_middle(upright(p)) for p in pictures])
     n, rounds = len(pictures), bins * draws
     shape = (rounds * n, *mean.shape[1:])
     wobble, noise = (torch.randn(shape, generator=generator).to(base.device) for _ in range(2))
@@ -73,6 +75,11 @@ def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
     latents = mean.repeat(rounds, 1, 1, 1) + std.repeat(rounds, 1, 1, 1) * wobble
     timesteps = (when * base.pipe.scheduler.config.num_train_timesteps).long().to(base.device)
     return FixedNoise(latents, noise, timesteps, list(texts) * rounds, bins)
+
+
+def _middle(image):
+    side = min(image.size)
+    return image if image.width == image.height else ImageOps.fit(image, (side, side))
 
 
 def _measure(base, fixed, function):

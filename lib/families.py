@@ -166,5 +166,9 @@ def config_folder(path, family):
     try:
         return hub_folder(family.configs, weights=False)
     except BadInput as error:
-        raise BadInput(f"{path} is a model of {family.title}, and a single file holds no configurations and tokenizer: put a diffusers "
-                       f"folder of that family beside it as {beside.name}/ (its weights are not read). {error}") from None
+        towers = [name.replace("text_encoder", kind) for name in family.towers for kind in ("text_encoder", "tokenizer")]
+        reason, _, remedy = str(error).partition(" (")[2].partition("): ")
+        raise BadInput(f"{path} is a single file of {family.title}, which holds neither configurations nor a tokenizer: put "
+                       f"model_index.json and the .json and .txt files of {', '.join(['unet', 'vae', *towers])} and scheduler of any "
+                       f"diffusers folder of that family (a few MB, no weights) into {beside}/, or let them come from the hub's "
+                       f"{family.configs} ({reason}: {remedy.rstrip('.')}).") from None

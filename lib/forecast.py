@@ -9,12 +9,16 @@ PEFT, checkpointing and the optimiser are the installed ones, so a copy that the
 slack, workspaces of cuBLAS and cuDNN; `lib/cards.py` leaves room for them.
 """
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from .base import LARGEST_BATCH, POCKET, ROOT, Base
+from .buckets import bucket
+from .dataset import load_dataset
 from .families import family_of
 from .hollow import SCRATCH, fake_device
 from .locate import locate
@@ -72,8 +76,16 @@ def folder_of(base):
     return POCKET if base == "pocket" else SHAPES / base
 
 
+def largest(settings):
+    """(width, height) in pixels of the largest pictures that train: those of the settings' data set where it is there, else a square."""
+    pixels = side(settings)
+    if not (Path(settings.data) / "dataset.json").is_file():
+        return pixels, pixels
+    return max((bucket(size, pixels) for size in load_dataset(settings.data).sizes), key=math.prod)
+
+
 def side(settings):
-    """The side in pixels of the pictures that train: the settings', or else the base's own."""
+    """The side in pixels of the square pictures that train: the settings', or else the base's own."""
     unet, vae = (read_json(folder_of(settings.base) / part / "config.json") for part in ("unet", "vae"))
     return settings.resolution or unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
@@ -96,7 +108,7 @@ def hollow_inputs(base, settings, pictures=PICTURES):
     vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     least = factor * 2 ** (len(config.block_out_channels) - 1)
-    resolution = side(settings)
+    resolution, (width, height) = side(settings), largest(settings)
     if resolution % least:
         raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least}.")
 
@@ -107,7 +119,7 @@ def hollow_inputs(base, settings, pictures=PICTURES):
             told["added_cond_kwargs"] = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)}
         return told
 
-    shape = (config.in_channels, resolution // factor, resolution // factor)
+    shape = (config.in_channels, height // factor, width // factor)
     sources = [(torch.empty(n, *shape), torch.empty(n, *shape), conditions(n)) for n in pictures[: 1 + (settings.prior_weight > 0)]]
     rows = settings.batch_size * len(sources)
     return (torch.empty(rows, *shape), torch.empty(rows, *shape), torch.zeros(rows, dtype=torch.long), conditions(rows)), sources
@@ -134,7 +146,7 @@ def caching(settings, at_once=LARGEST_BATCH, device="cuda"):
             vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
             texts = [CLIPTextModel(CLIPTextConfig(**read_json(path))) for path in folder.glob("text_encoder*/config.json")]
         vae, texts = vae.to_empty(device="cpu").to(low), [t.to_empty(device="cpu").to(low) for t in texts]
-        pixels = torch.empty(at_once, 3, side(settings), side(settings), dtype=low)
+        pixels = torch.empty(at_once, 3, *largest(settings)[::-1], dtype=low)
         with PeakMemory(torch.nn.ModuleList([loaded, vae, *texts]), None, pixels, SCRATCH.get(device)) as peak:
             vae.encode(pixels)
     return peak.bytes

@@ -109,12 +109,17 @@ def course_prompts(subject, base):
 def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None, **sampling):
     """Let the untouched base model draw the class images of a data set, and add them to it. Returns the new `Dataset`.
 
-    `progress` and `sampling` (steps, guidance) go to `Base.generate`.
+    They have the sizes of the photos, in proportion, since both train in one batch. `progress(done, total)` is called after each batch;
+    `sampling` (steps, guidance) goes to `Base.generate`.
     """
     from .photos import add_class_images
 
-    texts = class_prompts(dataset, count)
-    images = base.generate(texts, [10_000 + seed * count + i for i in range(count)], progress=progress, **sampling)
+    texts, seeds, images = class_prompts(dataset, count), [10_000 + seed * count + i for i in range(count)], []
+    sizes = [dataset.sizes[i * len(dataset.train) // count] for i in range(count)]
+    for size in dict.fromkeys(sizes):
+        start, end = len(images), len(images) + sizes.count(size)
+        tell = progress and (lambda done, _, start=start: progress(start + done, count))
+        images += base.generate(texts[start:end], seeds[start:end], progress=tell, size=size, **sampling)
     return add_class_images(dataset, images, texts)
 
 

@@ -107,6 +107,8 @@ class Optimizer:
         self.generator.set_state(found["rounding"].cpu())
         for k, weight in enumerate(self.weights):
             mine = {name.split(".", 1)[1]: t.to(weight.device) for name, t in found.items() if name.startswith(f"{k}.")}
+            if not mine:  # it has had no gradient yet: SDXL does not ask the last layer of its first text encoder
+                continue
             part, key = (self.parts[0], weight) if self.stands is None else (self.parts[k], self.stands[k])
             part.state[key] = self._eight_bit(part, mine) if self.settings.optimizer == "adamw8bit" else self._plain(weight, mine)
 

@@ -4,6 +4,8 @@ import copy
 from html import escape
 from pathlib import Path
 
+from PIL import ImageOps
+
 from . import show
 from .captions import check_caption
 from .decode import SMALLEST, open_photo, printable
@@ -68,8 +70,10 @@ class PhotosPanel:
             widget.disabled = broken
         self.use.value, self.caption.value, self.message.value = entry["use"], entry["caption"], ""
         if not broken:
-            left, top, right, _ = entry["crop"]
-            shorter = min(entry["width"], entry["height"])
+            left, top, right, bottom = entry["crop"]
+            wide, high = right - left, bottom - top
+            self.ratio = 1 if abs(wide - high) < 2 else high / wide  # of a crop that keeps its photo's aspect
+            shorter = min(entry["width"], int(entry["height"] / self.ratio))
             self.side.min, self.side.max = 0, shorter
             self.side.min, self.side.value = min(SMALLEST, shorter), right - left
             self._place(left, top)
@@ -78,9 +82,15 @@ class PhotosPanel:
 
     def _place(self, left, top):
         """Put the crop at left, top, as far as it fits into the photo."""
-        for slider, value, room in ((self.left, left, self.entry["width"]), (self.top, top, self.entry["height"])):
-            slider.max = max(0, room - self.side.value)
+        wide, high = self.entry["width"] - self.side.value, self.entry["height"] - self.high
+        for slider, value, room in ((self.left, left, wide), (self.top, top, high)):
+            slider.max = max(0, room)
             slider.value = min(max(0, value), slider.max)
+
+    @property
+    def high(self):
+        """Pixels of the crop from top to bottom; `side` has those from left to right."""
+        return round(self.side.value * self.ratio)
 
     def changed(self, change):
         """A widget was changed: so is the entry, if what it says can be used."""
@@ -90,8 +100,8 @@ class PhotosPanel:
         try:
             if change["owner"] is self.side:  # grow and shrink about the middle
                 moved = change["old"] // 2 - change["new"] // 2  # so, many small steps add up to the large one
-                self._place(self.left.value + moved, self.top.value + moved)
-            crop = [self.left.value, self.top.value, self.left.value + self.side.value, self.top.value + self.side.value]
+                self._place(self.left.value + moved, self.top.value + round(moved * self.ratio))
+            crop = [self.left.value, self.top.value, self.left.value + self.side.value, self.top.value + self.high]
             self.entry.update(use=self.use.value, caption=check_caption(self.entry["file"], self.caption.value))
             if change["owner"] in (self.left, self.top, self.side):
                 self.entry["crop"] = crop
@@ -113,7 +123,7 @@ class PhotosPanel:
             cut = self.photo.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
             tiles = [show.framed(self.photo, entry, TILE)] + ([cut] if entry["use"] != "out" and min(cut.size) else [])
             labels = ["the photo with its crop", "the crop"][:len(tiles)]
-            tiles = [[tile.resize((TILE, TILE)) for tile in tiles]]
+            tiles = [[ImageOps.pad(tile, (TILE, TILE), color="white") for tile in tiles]]
             self.picture.value = show.grid(tiles, columns=labels, scale=1, alt=f"{name}, {show.USES[entry['use']]}")._repr_html_()
         self.found.value = escape(f"This photo is {TOLD[entry['use']]}. Found: {'; '.join(entry['findings']) or 'nothing to mend'}.")
         uses = [e["use"] for e in self.plan]

@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+from .buckets import ASPECTS, bucket, trimmed
 from .captions import KINDS, Subject, as_dict, check_caption, prompts, read_subject
 from .dataset import FORMAT, VERSION, Dataset, Item, add_class_images, check_output, load_dataset, write_record, write_split, written_whole
 from .decode import SMALLEST, cut, open_photo, printable
@@ -54,11 +55,12 @@ def plan(photos, subject, held_out=2, seed=0):
     return entries
 
 
-def prepare(folder, output, class_noun=None, identifier=None, resolution=64, kind=None, edits=None, held_out=2, seed=0):
+def prepare(folder, output, class_noun=None, identifier=None, resolution=64, kind=None, edits=None, held_out=2, seed=0, aspect="square"):
     """Check, crop and caption the photos in `folder` and write the data set to `output`. Returns its `Dataset`.
 
     `class_noun`, `identifier` and `kind` (one of `KINDS`) come from the folder's `subject.json` where they are not given; `edits` is
     a changed `plan`, or only its changed entries (`file` and what differs). `resolution`: side of the pictures in pixels.
+    `aspect`: "square", or "photo" to keep each crop's aspect, nearly, at as many pixels (`lib/buckets.py`).
     The photos are only read. `output` is written whole or not at all and replaces nothing but an earlier data set of this function; the
     same inputs give the same bytes. Raises `BadInput` before anything is written: bad words or settings first, then bad photos.
     """
@@ -66,12 +68,14 @@ def prepare(folder, output, class_noun=None, identifier=None, resolution=64, kin
     for name, value, low, high in (("resolution", resolution, 32, 2048), ("held_out", held_out, 0, 1000), ("seed", seed, 0, 2 ** 63)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise BadInput(f"{name} is {value!r}; give a whole number from {low} to {high}")
+    if aspect not in ASPECTS:
+        raise BadInput(f"aspect is {aspect!r}; choose {' or '.join(ASPECTS)}")
     if resolution % 8:
         raise BadInput(f"resolution is {resolution}; give a multiple of 8, such as {max(32, resolution // 8 * 8)}")
     folder, output = Path(folder).expanduser().resolve(), Path(output).expanduser().resolve()
     check_output(folder, output)
-    photos = scan(folder, resolution, subject.kind)
-    entries = _edited(plan(photos, subject, held_out, seed), edits or [])
+    photos = scan(folder, resolution, subject.kind, aspect)
+    entries = _edited(plan(photos, subject, held_out, seed), edits or [], aspect)
     _check_plan(folder, photos, entries)
     notes = _notes(photos, entries, resolution)
     record = {"format": FORMAT, "version": VERSION, "subject": as_dict(subject), "resolution": resolution, "notes": notes, "photos": []}
@@ -79,7 +83,10 @@ def prepare(folder, output, class_noun=None, identifier=None, resolution=64, kin
     for e in entries:
         record["photos"].append({key: e[key] for key in ("file", "use", "crop", "caption")} | {"sha256": digests[e["file"]]})
         if e["use"] != "out":
-            written[e["use"]].append((lambda e=e: cut(folder / e["file"], e["crop"], resolution), e["caption"]))
+            crop = trimmed(e["crop"], resolution) if aspect == "photo" else e["crop"]
+            size = bucket((crop[2] - crop[0], crop[3] - crop[1]), resolution) if aspect == "photo" else (resolution, resolution)
+            shown = {"shown": _shown(e, crop, size)} if aspect == "photo" else {}
+            written[e["use"]].append((lambda e=e, crop=crop, size=size: cut(folder / e["file"], crop, size), e["caption"], shown))
     with written_whole(output) as temporary:
         record["files"] = {}
         for split, pictures in written.items():
@@ -94,7 +101,13 @@ def _same(name):
     return unicodedata.normalize("NFC", name)
 
 
-def _edited(entries, edits):
+def _shown(entry, crop, size):
+    """What `Item.shown` says of a crop that becomes a picture of `size`."""
+    scale = size[0] / (crop[2] - crop[0])
+    return [entry["height"], entry["width"], round(crop[1] * scale), round(crop[0] * scale)]
+
+
+def _edited(entries, edits, aspect):
     """`entries` with the user's changes. Raises `BadInput` for what cannot be done."""
     by_name = {e["file"]: e for e in entries}
     for edit in edits:
@@ -111,21 +124,22 @@ def _edited(entries, edits):
             if not entry["width"]:
                 raise BadInput(f"{shown}: {entry['findings'][0]}")
             entry["caption"] = check_caption(shown, edit.get("caption", entry["caption"]))
-            entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), entry["width"], entry["height"])
+            entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), entry["width"], entry["height"], aspect)
         entry["use"] = use
     return entries
 
 
-def _check_crop(name, crop, width, height):
+def _check_crop(name, crop, width, height, aspect):
     try:
         left, top, right, bottom = (round(v) for v in crop)
     except (TypeError, ValueError) as error:
         raise BadInput(f"plan of {name}: crop is {crop!r}; give [left, top, right, bottom] in pixels") from error
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise BadInput(f"plan of {name}: crop {crop} is not within the photo's {width} x {height} pixels; move it inside")
-    if abs((right - left) - (bottom - top)) > 1 or right - left < SMALLEST:
-        size = f"{right - left} x {bottom - top}"
-        raise BadInput(f"plan of {name}: crop {crop} is {size} pixels; make it square, at least {SMALLEST} x {SMALLEST}")
+    square = aspect == "photo" or abs((right - left) - (bottom - top)) <= 1
+    if not square or min(right - left, bottom - top) < SMALLEST:
+        size, form = f"{right - left} x {bottom - top}", "square, " * (aspect == "square")
+        raise BadInput(f"plan of {name}: crop {crop} is {size} pixels; make it {form}at least {SMALLEST} x {SMALLEST}")
     return [left, top, right, bottom]
 
 
@@ -148,9 +162,9 @@ def _check_plan(folder, photos, entries):
 def _notes(photos, entries, resolution):
     notes = [f"{p.name}: {said}" for p, e in zip(photos, entries) for said in e["findings"]]
     for p, e in zip(photos, entries):
-        side = e["crop"][2] - e["crop"][0]
-        if e["use"] != "out" and side < resolution and list(p.crop) != e["crop"]:
-            notes.append(f"{p.name}: the crop of {side} x {side} pixels is enlarged to {resolution}; make it larger if you can")
+        wide, high = e["crop"][2] - e["crop"][0], e["crop"][3] - e["crop"][1]
+        if e["use"] != "out" and wide * high < resolution**2 and list(p.crop) != e["crop"]:
+            notes.append(f"{p.name}: the crop of {wide} x {high} pixels is enlarged to {resolution}; make it larger if you can")
     test = [p.name for p, e in zip(photos, entries) if e["use"] == "test"]
     if test:
         notes.append(f"held out of training, to measure fidelity on: {listed(test)}")

@@ -26,6 +26,13 @@ def open_run(settings, dataset):
             f"Data set {dataset.root} has no class images, which prior_weight {settings.prior_weight} needs: "
             "make them in notebook 01, set prior_weight to 0, or, for LoRA, prior to 'teacher'."
         )
+    if settings.prior_weight > 0 and settings.prior == "images":
+        have, wanted = ({item.size for item in items} for items in (dataset.class_images, dataset.train))
+        if missing := sorted(wanted - have):
+            raise BadInput(
+                f"Data set {dataset.root} has photos of {missing[0][0]} x {missing[0][1]} pixels and no class image of that size, which "
+                "train in one batch: draw them again in notebook 01, as many as photos or more."
+            )
     run = Path(settings.output)
     if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
         raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")

@@ -62,12 +62,12 @@ def listed(names, most=4):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def scan(folder, resolution=64, kind=None):
+def scan(folder, resolution=64, kind=None, aspect="square"):
     """Look at all photos in `folder` (its subfolders are not entered). Returns `Photos`, a list of `Photo`.
 
     `resolution` is the side in pixels that training will use; of a subject of `kind` "style" or "lighting" the background is part,
-    so it may be the same everywhere. Raises `BadInput` when the folder is missing, is no folder or holds
-    no file that could be a photo. One bad photo does not raise: its `error` says what is wrong with it.
+    so it may be the same everywhere. `aspect`: "square", or "photo" for crops of the whole picture. Raises `BadInput` when the folder is
+    missing, is no folder or holds no file that could be a photo. One bad photo does not raise: its `error` says what is wrong with it.
     """
     folder = Path(folder).expanduser()
     if not folder.exists():
@@ -79,7 +79,7 @@ def scan(folder, resolution=64, kind=None):
     photos, thumbs, ignored = Photos(), [], []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if _is_candidate(path):
-            photo, thumb = _look(path, resolution)
+            photo, thumb = _look(path, resolution, aspect)
             photos.append(photo)
             thumbs.append(thumb)
         elif path.name != "subject.json":
@@ -112,7 +112,7 @@ def _is_candidate(path):
     return path.suffix.lower() in (*READABLE, *REFUSED) and not path.name.startswith(".") and (path.is_file() or path.is_symlink())
 
 
-def _look(path, resolution):
+def _look(path, resolution, aspect):
     """One photo as a `Photo` not yet compared with others, and its thumbnail (None when it cannot be used)."""
     try:
         picture, (width, height), kind, mode, said = open_photo(path, size=LOOK)
@@ -123,15 +123,17 @@ def _look(path, resolution):
     if box != (0, 0, *picture.size):
         findings.append("has black bars, which the proposed crop leaves out; keep them out if you move the crop")
     content = picture.crop(box)
-    crop = [round(v * scale) for v in _square(content, box)]
-    side = min(crop[2] - crop[0], crop[3] - crop[1])
-    left, top = min(crop[0], width - side), min(crop[1], height - side)
-    if side < resolution:
-        findings.append(f"gives only {side} x {side} pixels and is enlarged to {resolution}, so it will look soft; use a larger photo")
-    if side / max(width, height) < 0.5:
+    crop = [round(v * scale) for v in (_square(content, box) if aspect == "square" else box)]
+    wide, high = min(crop[2] - crop[0], width), min(crop[3] - crop[1], height)
+    if aspect == "square":
+        wide = high = min(wide, high)
+    left, top = min(crop[0], width - wide), min(crop[1], height - high)
+    if wide * high < resolution**2:
+        findings.append(f"gives only {wide} x {high} pixels and is enlarged to {resolution}, so it will look soft; use a larger photo")
+    if aspect == "square" and wide / max(width, height) < 0.5:
         findings.append(f"is {width} x {height} pixels, so the square crop loses most of it; check that it holds the subject")
     findings += _looks(content)
-    photo = Photo(path, width, height, kind, mode, _sha256(path), tuple(findings), crop=(left, top, left + side, top + side))
+    photo = Photo(path, width, height, kind, mode, _sha256(path), tuple(findings), crop=(left, top, left + wide, top + high))
     return photo, thumbnail(content)
 
 

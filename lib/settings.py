@@ -72,7 +72,7 @@ class Settings:
     dropout: share of the adapter's inputs left out while it trains. dora: give the adapter a magnitude of its own (arXiv 2402.09353).
     text_encoder_rate: peak rate of the text encoders, which train by the same method; 0 leaves them frozen. diffusers' README trains
     SD 1.x's at 2e-6 with all weights; its LoRA scripts default to 5e-6.
-    resolution: side in pixels of the pictures trained on and sampled; 0 is the base's own.
+    resolution: side in pixels of the pictures trained on (of those that keep their aspect: about as many) and sampled; 0 is the base's own.
     batch_size: instance images a step; the same number of class images joins them when prior_weight > 0.
     prior_weight: lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves it out. prior: what it holds on to, "images"
     (class images) or "teacher" (what the model predicts without its adapter, on the photos noised and with class prompts; LoRA alone).

@@ -10,7 +10,8 @@ from pathlib import Path
 from .settings import read_json, write_json
 
 CERTIFICATE = Path(__file__).resolve().parent.parent / "data" / "judge" / "identity" / "certificate.json"
-NAMES = {"base_model": "base model (floor)", "real_photos": "real photos (ceiling)", "lora": "LoRA", "dreambooth": "DreamBooth"}
+NAMES = {"base_model": "base model (floor)", "real_photos": "real photos (ceiling)", "lora": "LoRA", "dreambooth": "DreamBooth",
+         "kohya_lora": "Kohya's LoRA"}
 # column: heading, how to print it, what it means; the order is the table's
 COLUMNS = {
     "seconds_per_step": ("s/step", "{:.3f}", "seconds for one training step, mean of the run"),

@@ -8,12 +8,11 @@ import sys
 import threading
 from contextlib import contextmanager, nullcontext
 
-import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch.utils._pytree import tree_map
 
 from .base import load_base
+from .batches import batches, cache_latents, gather
 from .checkpoint import Checkpoints, fingerprint, resume
 from .dataset import read_record
 from .ladder import out_of_memory, step_down
@@ -50,55 +49,6 @@ class State:
     def stop(self):
         """End the training after this step; what was learnt is saved and usable."""
         self.stopping = True
-
-
-def cache_latents(base, items, encoded=True):
-    """Latents and conditions of a list of items, encoded once: (mean, deviation, conditions, index of each item's row in them).
-
-    With encoded=False the captions stay token ids, for text encoders that train (see `Base.conditions`).
-    """
-    images = [Image.open(item.path).convert("RGB") for item in items]
-    mean, std = base.encode_images(images)
-    for item, latent in zip(items, mean):
-        if not latent.isfinite().all():
-            raise BadInput(f"The VAE of '{base.name}' makes no finite latent of {item.path}: take that picture out, or repair the base.")
-    said = [(item.caption, image.size) for item, image in zip(items, images)]
-    rows = sorted(set(said))
-    conditions = base.conditions([text for text, _ in rows], [size for _, size in rows], encoded)
-    return mean, std, conditions, torch.tensor([rows.index(one) for one in said], device=base.device)
-
-
-def gather(base, sources, batch, train_steps):
-    """A batch of `batches` on the device, as a step takes it: (latents, noise, timesteps, conditions), instance images first."""
-    pinned = base.device.type == "cuda"  # from pinned memory the copy waits for nothing
-    *chosen, wobble, noise, when = (t.pin_memory().to(base.device, non_blocking=True) if pinned else t for t in (*batch[0], *batch[1:]))
-    mean, std = (torch.cat([s[k][c] for s, c in zip(sources, chosen)]) for k in (0, 1))
-    rows = [tree_map(lambda t, at=s[3][c]: t[at], s[2]) for s, c in zip(sources, chosen)]
-    return mean + std * wobble, noise, (when * train_steps).long(), tree_map(lambda *parts: torch.cat(parts), *rows)
-
-
-def batches(settings, sizes, latent_shape):
-    """Endless (indices per source, posterior noise, diffusion noise, timesteps in [0, 1)), all from the seed alone.
-
-    Each source's pictures pass in a fresh order, none again before all have passed; timesteps are stratified over the batch,
-    which lowers the variance of the loss (Kingma et al. 2021, appendix I.1).
-    """
-    generator = torch.Generator().manual_seed(settings.seed)
-    waiting = [torch.empty(0, dtype=torch.long) for _ in sizes]
-    while True:
-        chosen = []
-        for k, size in enumerate(sizes):
-            while len(waiting[k]) < settings.batch_size:
-                waiting[k] = torch.cat([waiting[k], torch.randperm(size, generator=generator)])
-            chosen.append(waiting[k][: settings.batch_size])
-            waiting[k] = waiting[k][settings.batch_size :]
-        shape = (settings.batch_size * len(sizes), *latent_shape)
-        strata = [
-            (torch.randperm(settings.batch_size, generator=generator) + torch.rand(settings.batch_size, generator=generator))
-            / settings.batch_size
-            for _ in sizes
-        ]
-        yield chosen, torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), torch.cat(strata)
 
 
 def train(settings, base=None, watchers=()):
@@ -151,25 +101,28 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     items, sources = zip(*sources)
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
-    clock, peak, rows = Clock(base.device), None, []
+    clock, peak, rows, largest = Clock(base.device), None, [], 0
     if kept:
         record, weights, moments = kept
         resume(step, weights, moments)
         step.taken, rows, peak = record["step"], record["rows"], record["peak"]
+        largest = float("inf") if peak else 0
         clock.resume(rows, record["peak_cuda"])
         say(f"{settings.method}: going on after step {step.taken}, where the training was interrupted")
     state.resume(step.taken, clock.total, rows, run)
-    stream, first = batches(settings, [len(s[0]) for s in sources], sources[0][0].shape[1:]), step.taken
+    stream, first = batches(settings, [[mean.shape for mean in s[0]] for s in sources]), step.taken
     for _ in range(first):
         next(stream)
     with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:
         while step.taken < settings.steps and not state.stopping:
             batch = next(stream)
-            # Memory is measured in the second step: by then the optimiser's state is there.
-            measured = PeakMemory(step.parts, step.optimizer, sources) if peak is None and step.taken == first + 1 else None
+            # Memory is measured in the second step, when the optimiser's state is there, and again where a batch has larger pictures.
+            worth = step.taken > first and batch[1].numel() > largest
+            measured = PeakMemory(step.parts, step.optimizer, sources) if worth else None
             with clock, measured or nullcontext():
                 numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))
-            peak = measured.by_category if measured else peak
+            if measured:
+                peak, largest = measured.by_category, batch[1].numel()
             log.add(numbers, batch[0])
             state.step, state.seconds = step.taken, clock.total
             try:

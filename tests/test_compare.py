@@ -235,6 +235,32 @@ def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path,
     assert "drift" in table(result) or "drift" in cells(result)[0]
 
 
+def test_a_lora_in_kohyas_form_becomes_a_row_that_equals_the_run_it_came_from(tmp_path, data, tiny_folder):
+    from lib.export import export_lora
+    from lib.settings import Settings
+    from lib.train import train
+
+    make = {"base": tiny_folder, "data": str(data), "steps": 3, "batch_size": 2, "sample_every": 0, "prior_weight": 0.0, "rank": 4}
+    run = train(Settings.preset("lora", output=str(tmp_path / "lora"), alpha=2.0, learning_rate=1e-2, **make))
+    file, lines = export_lora(run, "kohya", tmp_path / "robot.safetensors").path, []
+    asked = [run], "pocket", [("a zwx cat", "a cat")], (7, 8), 2, 2, 4.0, lines.append
+    result = compare(*asked, other=file)
+    ours, theirs, base = (result.rows[key] for key in ("lora", "kohya_lora", "base_model"))
+    for key in ("dino", "clip_i", "clip_t", "pres", "drift", "memorising", "nearest", "consistency", "dino_share"):
+        assert theirs[key] == pytest.approx(ours[key], abs=1e-6), key
+    assert ours["dino"] != base["dino"] and theirs["file_bytes"] == file.stat().st_size and "seconds_per_step" not in theirs
+    assert [np.array_equal(a, b) for a, b in zip(result.images["lora"], result.images["kohya_lora"])] == [True, True]
+    last = cells(result)[1][-1]
+    assert last[0] == "Kohya's LoRA" and last[1:4] == ["-", "-", "-"], "no costs of a training that was not seen"
+    assert any("trained with 'zwx cat', says its header; it is asked for 'zwx cat'" in line for line in lines)
+    kinds = {"a": "a", "data/adapters/lighting.safetensors": "do not fit"}
+    for name, said in kinds.items():
+        lines.clear()
+        with pytest.raises(BadInput, match="There is no file a" if name == "a" else said):
+            compare(*asked, other=name)
+        assert not lines, "refused before anything is drawn"
+
+
 def test_the_certificate_is_a_table_beside_what_published_encoders_manage():
     rows = {row[0]: row[1:] for row in certificate_rows()}
     nearid = next(row for name, row in rows.items() if "NearID" in name)

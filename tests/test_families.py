@@ -69,7 +69,7 @@ def test_the_family_is_read_from_the_files(folders, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_conditions_are_those_of_the_pipeline(folders, family):
     base = load_base(folders[family])
-    told = base.conditions(["a red robot", "a cat"], [(640, 480), (64, 64)])
+    told = base.conditions(["a red robot", "a cat"], [(480, 640, 0, 0, 64, 64), (64, 64, 0, 0, 64, 64)])
     with torch.no_grad():
         theirs = base.pipe.encode_prompt(["a red robot", "a cat"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     assert torch.equal(told["encoder_hidden_states"], theirs[0])
@@ -79,7 +79,7 @@ def test_the_conditions_are_those_of_the_pipeline(folders, family):
         width = base.pipe.text_encoder_2.config.projection_dim
         ids = base.pipe._get_add_time_ids((480, 640), (0, 0), (SIDE, SIDE), torch.float32, width)
         assert torch.equal(added["time_ids"][:1], ids), "height before width: as it was, crop, as it is drawn"
-    raw = base.conditions(["a red robot", "a cat"], [(640, 480), (64, 64)], encoded=False)
+    raw = base.conditions(["a red robot", "a cat"], [(480, 640, 0, 0, 64, 64), (64, 64, 0, 0, 64, 64)], encoded=False)
     x, when = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():
         assert torch.equal(base.predict(x, when, told), base.predict(x, when, raw)), "token ids must lead to the same"
@@ -291,7 +291,14 @@ def test_a_single_file_without_configurations_says_where_to_put_them(folders, tm
     path = write_original(load_base(folders["sdxl"]).pipe, tmp_path / "model.safetensors")
     with pytest.raises(BadInput) as caught:
         load_base(path)
-    sentence(caught, "Stable Diffusion XL", "model/", "WORKBENCH_DOWNLOAD")
+    sentence(caught, "Stable Diffusion XL", "of unet, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2 and scheduler of any",
+             f"into {tmp_path / 'model'}/", "not on this machine: set WORKBENCH_DOWNLOAD=1")
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"):
+        for file in (*Path(folders["sdxl"], part).glob("*.json"), *Path(folders["sdxl"], part).glob("*.txt")):
+            (tmp_path / "model" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, tmp_path / "model" / part / file.name)
+    shutil.copyfile(Path(folders["sdxl"], "model_index.json"), tmp_path / "model" / "model_index.json")
+    assert load_base(path).family.name == "sdxl", "what the sentence asks for is enough"
 
 
 def test_a_single_file_that_lacks_weights_is_refused(folders, tmp_path):

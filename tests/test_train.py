@@ -71,19 +71,19 @@ def test_saved_weights_draw_what_the_trained_model_draws(tiny_folder, make, meth
 
 
 def test_both_methods_see_the_same_batches(make):
-    one, two = (batches(make(m), [6, 4], (12, 16, 16)) for m in ("lora", "dreambooth"))
+    one, two = (batches(make(m), [[(12, 16, 16)] * 6, [(12, 16, 16)] * 4]) for m in ("lora", "dreambooth"))
     for _ in range(3):
         for a, b in zip(next(one), next(two)):
             assert all(torch.equal(x, y) for x, y in zip(a, b)) if isinstance(a, list) else torch.equal(a, b)
 
 
 def test_batches_show_every_picture_before_any_again_and_spread_the_timesteps(make):
-    stream = batches(make(batch_size=3), [6, 4], (1, 1, 1))
+    stream = batches(make(batch_size=3), [[(1, 1, 1)] * 6, [(1, 1, 1)] * 4])
     draws = [next(stream) for _ in range(2)]
     assert sorted(torch.cat([d[0][0] for d in draws]).tolist()) == list(range(6))
     when = draws[0][3]
     assert sorted((when[:3] * 3).int().tolist()) == [0, 1, 2] and when.max() < 1
-    other = next(batches(make(batch_size=3, seed=1), [6, 4], (1, 1, 1)))
+    other = next(batches(make(batch_size=3, seed=1), [[(1, 1, 1)] * 6, [(1, 1, 1)] * 4]))
     assert not torch.equal(other[1], draws[0][1]), "another seed, other noise"
 
 

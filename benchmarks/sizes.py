@@ -1,0 +1,211 @@
+"""Files of Stable Diffusion 1.5's size: seconds and memory to export, import, merge and extract, with random weights in its shape.
+
+    python -m benchmarks.sizes                       # about 15 GB of disk and 10 minutes; benchmarks/results/sizes.json
+    python -m benchmarks.sizes --width 64            # a U-Net a fifth as wide: half a minute, to see that it runs; writes no result
+
+Each case runs in a Python of its own, imports before the clock starts. "Resident" is the operating system's figure at the peak, with the
+interpreter, the libraries and every page of the files that were read, which it would give back; "own" leaves these pages out. The base is
+in fp32 as published (4.3 GB), what is written in fp16 (2.1 GB); the LoRA has rank 32 beside all linear layers of U-Net and text encoder.
+
+Predictions, written before the measurement, for two cores: a LoRA exported in 4 s (of which most builds a U-Net without memory to read it
+back into), imported in 1 s, two merged into one in 4 s; a LoRA merged into its base in 30 s, DreamBooth written as one file in 20 s, both
+bound by SHA-256 and the disk; a single file loaded in 20 s; a LoRA of rank 32 extracted in 75 s, since the randomised SVD passes over a
+matrix eight times for 42 directions, 0.6 TFLOP in all. Own memory stays below 1.5 GiB wherever tensors are streamed; resident goes past
+twice the checkpoint where the fp32 base is read from end to end.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from lib.base import POCKET, ROOT
+from lib.keys import full_name
+from lib.memory import resident_bytes
+from lib.record import device_name, versions
+from lib.safefile import write_weights
+from lib.settings import Settings, read_json, write_json
+
+from .racetable import into_file
+
+RESULTS, README = ROOT / "benchmarks" / "results" / "sizes.json", ROOT / "benchmarks" / "README.md"
+SHAPES, WIDTH, RANK = ROOT / "data" / "shapes" / "sd15", 320, 32
+# case: (what it is, seconds wanted, rounds)
+CASES = {
+    "export": ("a LoRA to Kohya's form, keys checked and read back", 5, 3),
+    "import": ("a LoRA from Kohya's form", 5, 3),
+    "add": ("two LoRAs merged into one", 5, 3),
+    "merge": ("a LoRA merged into its base, one file", 60, 1),
+    "dreambooth": ("DreamBooth's weights, one file", 60, 1),
+    "load": ("one file loaded as a base model", 60, 1),
+    "extract": (f"a LoRA of rank {RANK} extracted from DreamBooth's weights", 600, 1),
+}
+STREAMED = ("merge", "dreambooth")  # of these the memory shall stay below twice the checkpoint's size
+
+
+def build(work, width):
+    """Write the base, a DreamBooth run and two LoRA runs of random weights into `work`."""
+    import diffusers
+    import transformers
+
+    from lib.adapter import Adapter, Layer, to_diffusers
+    from lib.methods import LINEAR, TEXT_ATTENTION
+    from lib.safefile import save_weights_file
+    from lib.target import read_target
+
+    base = work / "base"
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        shutil.copytree(SHAPES / part, base / part)
+    config = read_json(base / "unet" / "config.json")
+    write_json(base / "unet" / "config.json", config | {"block_out_channels": [c * width // WIDTH for c in config["block_out_channels"]]})
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__, "safety_checker": [None, None],
+             "feature_extractor": [None, None], "requires_safety_checker": False, "scheduler": ["diffusers", "PNDMScheduler"],
+             "tokenizer": ["transformers", "CLIPTokenizer"]}
+    transformers.CLIPTokenizer.from_pretrained(POCKET / "tokenizer", model_max_length=77).save_pretrained(base / "tokenizer")
+    for part, kind in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("text_encoder", "CLIPTextModel")):
+        index[part] = ["transformers" if part == "text_encoder" else "diffusers", kind]
+        config = read_json(base / part / "config.json")
+        with torch.device("meta"):
+            if part == "text_encoder":
+                told = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+                model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**told))
+            else:
+                model = getattr(diffusers, kind).from_config(config)
+        shapes = {full_name(part, name): ("F32", tuple(t.shape)) for name, t in model.state_dict().items() if "position_ids" not in name}
+        file = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+        write_weights(base / part / file, shapes, lambda name, shapes=shapes: torch.randn(shapes[name][1]) / 50, {"format": "pt"})
+    write_json(base / "model_index.json", index)
+    target = read_target(str(base))
+    run = work / "dreambooth"
+    shapes = {name: ("F16", shape) for name, shape in target.shapes["unet"].items()}
+    write_weights(run / "unet" / "diffusion_pytorch_model.safetensors", shapes,
+                  lambda name: target.read("unet", name) + torch.randn(shapes[name][1]) / 1000, {"format": "pt"})
+    shutil.copyfile(base / "unet" / "config.json", run / "unet" / "config.json")
+    Settings.preset("dreambooth", str(base), data="-", output=str(run)).save(run / "settings.json")
+    for name in ("lora", "other"):
+        layers = {}
+        for part, ends in (("unet", LINEAR), ("text_encoder", [*TEXT_ATTENTION, "fc1", "fc2"])):
+            beside = {n: s for n, s in target.layer_shapes(part).items() if n.endswith(tuple(f".{end}" for end in ends))}
+            layers[part] = {n: Layer(torch.randn(RANK, *s[1:]).half(), torch.randn(s[0], RANK, *[1] * (len(s) - 2)).half() / 100, RANK / 2)
+                            for n, s in beside.items()}
+        save_weights_file(work / name / "adapter.safetensors", *to_diffusers(Adapter(layers)))
+        Settings.preset("lora", str(base), data="-", output=str(work / name), rank=RANK).save(work / name / "settings.json")
+
+
+def prepared(case, work):
+    """The call that is measured, a function without arguments, with everything that it needs imported and in place."""
+    from lib.base import load_base
+    from lib.compose import mix
+    from lib.export import export_lora
+    from lib.merge import merge
+    from lib.ship import extract_to, import_lora
+
+    load_base()  # imports what drawing takes
+    base, file, one = str(work / "base"), work / "kohya.safetensors", work / "one.safetensors"
+    if case == "load" and not (work / "one").exists():
+        shutil.copytree(work / "base", work / "one", ignore=shutil.ignore_patterns("*.safetensors"))
+    calls = {"export": lambda: export_lora(work / "lora", "kohya", file),
+             "import": lambda: import_lora(file, fresh(work / "imported"), base),
+             "add": lambda: mix({"one": work / "lora", "two": work / "other"}, "cat", base=base),
+             "merge": lambda: merge(work / "lora", "checkpoint", work / "merged.safetensors"),
+             "dreambooth": lambda: merge(work / "dreambooth", "checkpoint", one),
+             "load": lambda: load_base(str(one), "cpu"),
+             "extract": lambda: extract_to(work / "dreambooth", RANK, "kohya", work / "extracted.safetensors")}
+    return calls[case]
+
+
+def fresh(folder):
+    """`folder`, with nothing there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+class Own:
+    """The largest memory of this process's own in the block, in `bytes`: pages of files that it has read are not counted (Linux)."""
+
+    def __enter__(self):
+        self.bytes, self.over = 0, threading.Event()
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *error):
+        self.over.set()
+        self.watcher.join()
+
+    def _watch(self):
+        while not self.over.wait(0.02):
+            said = Path("/proc/self/status").read_text()
+            self.bytes = max(self.bytes, 1024 * int(said.partition("RssAnon:")[2].split()[0]))
+
+
+def child(case, work):
+    """Measure a case in this process, and print it as JSON."""
+    call, seconds = prepared(case, work), []
+    before = resident_bytes()
+    with Own() as own:
+        for _ in range(CASES[case][2]):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": statistics.median(seconds), "rounds": len(seconds), "resident": resident_bytes(), "own": own.bytes,
+                      "resident_before": before}))
+
+
+def figures(found):
+    """What was measured as Markdown; None is nothing yet."""
+    if found is None:
+        return "Not measured on this version yet: `python -m benchmarks.sizes`.\n"
+    size, gib = found["checkpoint_bytes"], 2**30
+    lines = [f"On {found['device']}, torch {found['versions']['torch']}: a U-Net of {found['parameters']:,} random weights, a LoRA of rank "
+             f"{found['rank']} ({found['lora_bytes'] / 2**20:.0f} MiB), one file of {size / gib:.2f} GiB in fp16 made from a base of "
+             f"{found['base_bytes'] / gib:.2f} GiB in fp32.", "",
+             "| | wanted, s | seconds | own memory at the peak, GiB | times the file | resident, GiB |",
+             "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for case, (what, wanted, _) in CASES.items():
+        row = found["cases"][case]
+        times = f"{row['own'] / size:.2f}{' (2 wanted)' if case in STREAMED else ''}"
+        lines.append(f"| {what} | {wanted} | {row['seconds']:.1f} | {row['own'] / gib:.2f} | {times} | {row['resident'] / gib:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=WIDTH, help="channels of the U-Net's first block, a multiple of 32 (default: 320)")
+    parser.add_argument("--work", type=Path, help="a folder with 15 GB of room (default: the system's temporary one)")
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "WORK"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child[0], Path(args.child[1]))
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        work = Path(work)
+        build(work, args.width)
+        cases = {}
+        for case in CASES:
+            said = subprocess.run([sys.executable, "-m", "benchmarks.sizes", "--child", case, str(work)], check=True, cwd=ROOT,
+                                  stdout=subprocess.PIPE, text=True)
+            cases[case] = json.loads(said.stdout.splitlines()[-1])
+            print(case, cases[case], flush=True)
+        from lib.target import read_target
+
+        weights = sum(torch.Size(shape).numel() for shape in read_target(str(work / "base")).shapes["unet"].values())
+        found = {"cases": cases, "rank": RANK, "parameters": weights, "checkpoint_bytes": (work / "one.safetensors").stat().st_size,
+                 "lora_bytes": (work / "kohya.safetensors").stat().st_size,
+                 "base_bytes": sum(f.stat().st_size for f in (work / "base").rglob("*.safetensors")),
+                 "device": device_name(torch.device("cpu")), "versions": versions()}
+    if args.width == WIDTH:
+        write_json(RESULTS, found)
+        into_file(README, "sizes", figures(found))
+    print(figures(found))
+
+
+if __name__ == "__main__":
+    main()
