@@ -14,15 +14,16 @@ from .settings import BadInput
 def cache_latents(base, items, encoded=True):
     """Latents and conditions of a list of items, encoded once: (means, deviations, conditions, index of each item's row in them).
 
-    Means and deviations are lists of [C, h, w], one an item. With encoded=False the captions stay token ids, for text encoders that
+    Means and deviations are lists of [1, C, h, w], one an item. With encoded=False the captions stay token ids, for text encoders that
     train (see `Base.conditions`).
     """
     images = [Image.open(item.path).convert("RGB") for item in items]
     mean, std, said = [None] * len(items), [None] * len(items), []
     for size in dict.fromkeys(image.size for image in images):
         where = [k for k, image in enumerate(images) if image.size == size]
-        for k, *found in zip(where, *base.encode_images([images[k] for k in where])):
-            mean[k], std[k] = found
+        for found, into in zip(base.encode_images([images[k] for k in where]), (mean, std)):
+            for k, one in zip(where, found.split(1)):
+                into[k] = one
     for item, image, latent in zip(items, images, mean):
         if not latent.isfinite().all():
             raise BadInput(f"The VAE of '{base.name}' makes no finite latent of {item.path}: take that picture out, or repair the base.")
@@ -37,7 +38,7 @@ def gather(base, sources, batch, train_steps):
     """A batch of `batches` on the device, as a step takes it: (latents, noise, timesteps, conditions), instance images first."""
     pinned = base.device.type == "cuda"  # from pinned memory the copy waits for nothing
     *rows, wobble, noise, when = (t.pin_memory().to(base.device, non_blocking=True) if pinned else t for t in (*batch[0], *batch[1:]))
-    mean, std = (torch.stack([s[k][i] for s, some in zip(sources, batch[0]) for i in some.tolist()]) for k in (0, 1))
+    mean, std = (torch.cat([s[k][i] for s, some in zip(sources, batch[0]) for i in some.tolist()]) for k in (0, 1))
     told = [tree_map(lambda t, at=s[3][c]: t[at], s[2]) for s, c in zip(sources, rows)]
     return mean + std * wobble, noise, (when * train_steps).long(), tree_map(lambda *parts: torch.cat(parts), *told)
 

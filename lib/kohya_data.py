@@ -45,11 +45,12 @@ def to_kohya(data, out, repeats=10):
     return out
 
 
-def from_kohya(folder, out, resolution=64, kind=None, class_noun=None, identifier=None):
+def from_kohya(folder, out, resolution=64, kind=None, class_noun=None, identifier=None, aspect="square"):
     """Prepare a data set in `out` from a folder of Kohya's form: of `N_identifier class` folders, or with them in `train` or `img`.
 
     Pictures without a caption file get the folder's words, as in Kohya's trainer. What is in `held_out` is held out; else nothing is held
-    back but what `prepare` chooses. `reg` becomes class images, cropped to the middle. Returns (the `Dataset`, notes of what did not fit).
+    back but what `prepare` chooses. `aspect`: as there ("photo" is what Kohya's trainer calls buckets). `reg` becomes class images, cropped
+    to the middle, each to the nearest size that photos have. Returns (the `Dataset`, notes of what did not fit).
     Raises BadInput if there is no such folder, folders disagree on the words, or as `prepare` does.
     """
     folder, notes = Path(folder).expanduser(), []
@@ -79,10 +80,10 @@ def from_kohya(folder, out, resolution=64, kind=None, class_noun=None, identifie
         words = {"kind": kind or told.get("kind", KINDS[0]), "class_noun": class_noun, "identifier": identifier, "held_out": held_out,
                  "captions": captions, "license": told.get("license", "")}
         write_json(Path(scratch) / "subject.json", words)
-        dataset = prepare(scratch, out, resolution=resolution)
+        dataset = prepare(scratch, out, resolution=resolution, aspect=aspect)
     regular = [(picture, name) for _, name, where in _folders(folder / "reg") for picture in _pictures(where)]
     if regular:
-        images = [_square(picture, resolution) for picture, _ in regular]
+        images = [_fitted(picture, dataset.sizes) for picture, _ in regular]
         dataset = add_class_images(dataset, images, [_caption(picture) or f"a {name}" for picture, name in regular])
     return dataset, [*notes, *dataset.notes]
 
@@ -110,10 +111,12 @@ def _caption(picture):
     return ""
 
 
-def _square(path, side):
+def _fitted(path, sizes):
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(open_photo(path)[0].convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    picture = open_photo(path)[0].convert("RGB")
+    size = min(sizes, key=lambda size: abs(size[0] / size[1] - picture.width / picture.height))
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def _json(path):

@@ -128,6 +128,7 @@ def main(arguments=None):
             command.add_argument("--data", help="a data set to judge it by")
         if name == "from-kohya":
             command.add_argument("--resolution", type=int, default=64, help="side of the pictures (default: the pocket base's 64)")
+            command.add_argument("--aspect", default="square", help="square (default), or photo: as the pictures are, in buckets")
     given = parser.parse_args(arguments)
     try:
         for line in _run(given):
@@ -145,7 +146,7 @@ def _run(given):
     elif given.command == "to-kohya":
         yield f"written: {to_kohya(given.source, given.out)}"
     elif given.command == "from-kohya":
-        dataset, notes = from_kohya(given.source, given.out, given.resolution)
+        dataset, notes = from_kohya(given.source, given.out, given.resolution, aspect=given.aspect)
         yield from notes
         yield f"{len(dataset.train)} pictures to train on, {len(dataset.test)} held out, {len(dataset.class_images)} of the class"
         yield f"written: {dataset.root}"

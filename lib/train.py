@@ -110,7 +110,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
         clock.resume(rows, record["peak_cuda"])
         say(f"{settings.method}: going on after step {step.taken}, where the training was interrupted")
     state.resume(step.taken, clock.total, rows, run)
-    stream, first = batches(settings, [[mean.shape for mean in s[0]] for s in sources]), step.taken
+    stream, first = batches(settings, [[mean.shape[1:] for mean in s[0]] for s in sources]), step.taken
     for _ in range(first):
         next(stream)
     with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:

@@ -14,7 +14,9 @@ from lib.buckets import bucket, buckets, trimmed
 from lib.cards import key
 from lib.drift import fixed_noise
 from lib.forecast import forecast, largest
+from lib.kohya_data import from_kohya, to_kohya
 from lib.lesson import draw_class_images
+from lib.photo_panel import PhotosPanel
 from lib.photos import add_class_images, plan, prepare, scan
 from lib.settings import Settings, read_json
 from tests.test_resume import losses, same, stop_at
@@ -92,6 +94,24 @@ def test_a_square_data_set_says_nothing_of_aspects(folder, tmp_path):
     assert [e["crop"] for e in plan(scan(folder, aspect="photo"), made.subject)][:2] == [[0, 0, 300, 400], [0, 0, 306, 400]]
 
 
+def test_kohyas_folders_may_keep_their_pictures_aspect(folder, dataset, tmp_path):
+    kohya = to_kohya(dataset.root, tmp_path / "kohya")
+    back, _ = from_kohya(kohya, tmp_path / "back", aspect="photo")
+    assert Counter(back.sizes) + Counter(i.size for i in back.test) == Counter(dataset.sizes)
+    assert {item.size for item in back.class_images} == set(back.sizes)
+
+
+def test_a_crop_in_the_panel_keeps_its_aspect(folder, dataset, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    entries = plan(scan(folder, aspect="photo"), dataset.subject)
+    panel = PhotosPanel(entries, folder)
+    assert (panel.side.max, panel.side.value, panel.left.max, panel.top.max) == (300, 300, 0, 0)
+    panel.side.value = 150
+    assert entries[0]["crop"] == [75, 100, 225, 300], "half as wide and half as high, about the same middle"
+    panel.top.value = 400
+    assert panel.top.value == 200 and entries[0]["crop"] == [75, 200, 225, 400]
+
+
 def test_class_images_have_the_photos_sizes_in_proportion(dataset, tmp_path):
     assert Counter(item.size for item in dataset.class_images) == {(56, 72): 6, (72, 48): 2, (64, 64): 2}
     assert "56 x 72 or 64 x 64 or 72 x 48" in refusal(add_class_images, dataset, [Image.new("RGB", (64, 40))], ["a robot"])
@@ -129,7 +149,7 @@ def test_sdxl_is_told_the_photos_size_the_crop_and_what_is_drawn(dataset, xl):
     told = conditions["added_cond_kwargs"]["time_ids"][rows].int().tolist()
     for item, latent, deviation, said in zip(dataset.train, mean, std, told):
         width, height = item.size
-        assert said == [*item.shown, height, width] and latent.shape == deviation.shape == (4, height // 8, width // 8)
+        assert said == [*item.shown, height, width] and latent.shape == deviation.shape == (1, 4, height // 8, width // 8)
     drawn = cache_latents(base, dataset.class_images)
     assert {tuple(row) for row in drawn[2]["added_cond_kwargs"]["time_ids"][drawn[3]].int().tolist()} == {
         (h, w, 0, 0, h, w) for w, h in SIZES.values()}
