@@ -79,7 +79,8 @@ def build(work, width):
                 model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**told))
             else:
                 model = getattr(diffusers, kind).from_config(config)
-        shapes = {full_name(part, name): ("F32", tuple(t.shape)) for name, t in model.state_dict().items() if "position_ids" not in name}
+        names = {name: full_name(part, name) if part == "text_encoder" else name for name in model.state_dict()}  # as published
+        shapes = {names[name]: ("F32", tuple(t.shape)) for name, t in model.state_dict().items()}
         file = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
         write_weights(base / part / file, shapes, lambda name, shapes=shapes: torch.randn(shapes[name][1]) / 50, {"format": "pt"})
     write_json(base / "model_index.json", index)
