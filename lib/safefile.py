@@ -41,6 +41,8 @@ class open_weights:
             self.metadata = dict(self._file.metadata() or {})
             self.names = list(self._file.keys())
             self._infos = {name: self._file.get_slice(name) for name in self.names}
+            raw, self._start, self._header = raw_header(path)
+            raw.close()
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInput(f"{path} is no whole safetensors file ({_plain(error)}): it is cut off, too long or its header is wrong; "
                            "copy or download it again.") from None
@@ -61,11 +63,29 @@ class open_weights:
 
     def read(self, name):
         """The tensor, on the CPU. Raises BadInput if it holds a value that is no number."""
-        tensor = self._file.get_tensor(name)
+        tensor = self._read(name)
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise BadInput(f"{self.path} holds values that are not numbers (in {name}): the training diverged or the file is damaged; "
                            "take another file or train again with a smaller learning rate.")
         return tensor
+
+    def _read(self, name):
+        """By reading: of a file mapped into memory, as safetensors does, all pages that were read count as this process's memory."""
+        begin, end = self._header[name]["data_offsets"]
+        if begin == end or self.dtype(name) not in TYPES:
+            return self._file.get_tensor(name)
+        data = bytearray(end - begin)
+        with open(self.path, "rb") as file:
+            file.seek(self._start + begin)
+            file.readinto(data)
+        return torch.frombuffer(data, dtype=TYPES[self.dtype(name)]).reshape(self.shape(name))
+
+
+def raw_header(path):
+    """(the open file, where its tensors begin, the header as JSON) of a safetensors file."""
+    file = open(path, "rb")
+    size = int.from_bytes(file.read(8), "little")
+    return file, 8 + size, json.loads(file.read(size))
 
 
 def refuse_pickle(path):

@@ -6,14 +6,13 @@ Nothing is loaded: gigabytes of Stable Diffusion are described in a fraction of 
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from .keys import PARTS, attended_blocks, full_name, short_name
 from .locate import locate
-from .safefile import open_weights, some
+from .safefile import open_weights, raw_header, some
 from .settings import BadInput, read_json
 from .single import read_single
 
@@ -84,7 +83,7 @@ class Target:
         """16 hex digits of the U-Net's names, shapes and a sample of each tensor, in which two base models differ."""
         digest, files = hashlib.sha256(), {}
         for name, (path, key, _) in sorted(self.places["unet"].items()):
-            files[path] = files.get(path) or _raw(path)
+            files[path] = files.get(path) or raw_header(path)
             file, start, header = files[path]
             begin, end = header[key]["data_offsets"]
             file.seek(start + begin)
@@ -197,9 +196,3 @@ def _name(part, key):
         piece = key.rsplit(".", 2)
         return ".".join([piece[0], OLD_ATTENTION.get(piece[1], piece[1]), piece[2]])
     return full_name(part, short_name(part, key)) if part.startswith("text") and not key.startswith("text_projection") else key
-
-
-def _raw(path):
-    file = open(path, "rb")
-    size = int.from_bytes(file.read(8), "little")
-    return file, 8 + size, json.loads(file.read(size))
