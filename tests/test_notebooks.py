@@ -161,8 +161,8 @@ def test_01_keeps_the_photos_aspect_where_it_is_asked_to(tmp_path):
     (tmp_path / "photos").mkdir()
     for k in range(5):
         picture(k, (400, 300) if k else (300, 400)).save(tmp_path / "photos" / f"{k}.png")
-    execute("01_dataset_prep", tmp_path / "out", tmp_path, subject=str(tmp_path / "photos"), class_noun="toy", aspect="photo", class_images=10,
-            held_out=0, **FEW)
+    own = {"subject": str(tmp_path / "photos"), "class_noun": "toy", "aspect": "photo", "class_images": 10, "held_out": 0}
+    execute("01_dataset_prep", tmp_path / "out", tmp_path, **own, **FEW)
     dataset = load_dataset(tmp_path / "out" / "data")
     assert set(dataset.sizes) == {item.size for item in dataset.class_images} == {(72, 56), (56, 72)}
 
@@ -174,9 +174,11 @@ def test_04_draws_kohyas_lora_as_a_third_row(course, tmp_path):
     course("03_dreambooth_training")
     shutil.copytree(course.output, tmp_path / "out")
     file = export_lora(tmp_path / "out" / "lora", "kohya", tmp_path / "theirs.safetensors").path
-    text = printed(execute("04_comparison", tmp_path / "out", tmp_path, kohya_lora=str(file), **SMALL["04_comparison"] | {"prompts": "course"}))
+    third = SMALL["04_comparison"] | {"prompts": "course", "kohya_lora": str(file)}
+    text = printed(execute("04_comparison", tmp_path / "out", tmp_path, **third))
     rows = read_json(tmp_path / "out" / "summary.json")
-    assert "trained with 'zwx robot', says its header" in text and rows["kohya_lora"]["dino"] == pytest.approx(rows["lora"]["dino"], abs=1e-6)
+    assert "trained with 'zwx robot', says its header" in text
+    assert rows["kohya_lora"]["dino"] == pytest.approx(rows["lora"]["dino"], abs=1e-6)
 
 
 @pytest.mark.slow
