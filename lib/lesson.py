@@ -115,7 +115,8 @@ def draw_class_images(base, dataset, count=CLASS_IMAGES, seed=0, progress=None, 
     from .photos import add_class_images
 
     texts, seeds, images = class_prompts(dataset, count), [10_000 + seed * count + i for i in range(count)], []
-    sizes = [dataset.sizes[i * len(dataset.train) // count] for i in range(count)]
+    wanted = dataset.sizes
+    sizes = [wanted[i * len(wanted) // count] for i in range(count)]
     for size in dict.fromkeys(sizes):
         start, end = len(images), len(images) + sizes.count(size)
         tell = progress and (lambda done, _, start=start: progress(start + done, count))
