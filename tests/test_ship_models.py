@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.adapter import read_adapter, to_kohya
 from lib.base import ROOT, load_base
-from lib.compose import MIXES, add_changes, check_name, mix, use
+from lib.compose import MIXES, add_changes, check_name, fused, mix, use
 from lib.export import export_lora
 from lib.extract import energy_by_rank, extract, low_rank, spectrum
 from lib.kohya_data import from_kohya
@@ -237,8 +237,7 @@ def test_extraction_refuses_a_lora_a_rank_of_none_and_an_untouched_model(tiny, t
 
 
 def weights_with(folder, sources, weights):
-    base = use(load_base(str(folder)), sources, weights)
-    base.pipe.fuse_lora()
+    base = fused(load_base(str(folder)), sources, weights)
     return {n.replace(".base_layer", ""): w.detach().clone() for n, w in base.unet.named_parameters() if "lora_" not in n}
 
 
