@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import torch
 
 from lib.memory import PeakMemory
@@ -48,3 +51,16 @@ def test_activations_grow_with_the_batch_and_are_released():
         peaks.append(peak.by_category["activations"])
         assert peak.now["activations"] < 2 * x.nbytes + 1024, "five steps must leave no activations behind"
     assert peaks[1] > 3 * peaks[0]
+
+
+def test_a_model_that_was_measured_is_freed_with_its_moments():
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with PeakMemory(model, optimizer, torch.ones(8, 64)) as peak:
+        model(peak.inputs).sum().backward()
+        optimizer.step()
+    gone = weakref.ref(model), weakref.ref(next(iter(optimizer.state.values()))["exp_avg"])
+    assert peak.bytes > 3 * 64 * 64 * 4
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None] and not peak.alive
