@@ -28,7 +28,7 @@ class BadInput(ValueError):
 _LORA = {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1}
 _FULL = {"learning_rate": 5e-6, "steps": 800, "batch_size": 1}
 PRESETS = {
-    ("lora", "pocket"): {"learning_rate": 2e-3, "rank": 16, "targets": "all", "prior_weight": 0.3},
+    ("lora", "pocket"): {"learning_rate": 2.8e-3, "rank": 16, "targets": "all", "prior_weight": 0.3},
     ("dreambooth", "pocket"): {"learning_rate": 8e-4, "prior_weight": 0.3},
     ("lora", "sd1"): _LORA | {"guidance": 7.5},
     ("dreambooth", "sd1"): _FULL | {"guidance": 7.5},
