@@ -29,6 +29,7 @@ COLUMNS = {
     "seconds_to_half": ("s to half", "{:.0f}", "seconds of training to half of the way from the base model's dino to the real photos'"),
     "seconds_to_best": ("s to best", "{:.0f}", "seconds of training to the step with the highest dino of the curve"),
     "diversity": ("diversity", "{:.3f}", "mean 1 - CLIP cosine between pictures of one prompt (a stand-in for LPIPS)"),
+    "lpips": ("LPIPS", "{:.3f}", "mean LPIPS between pictures of one prompt, where it can be had; higher is more diverse"),
 }
 
 
