@@ -86,7 +86,7 @@ def rank_curve(rows):
         return None
     found = {name: [(r, r, value, None, ends) for r in ranked(rows) for value, *ends in [level(rows, m, "rank", LORA | {"rank": r})]]
              for m, name in (("dino", "DINO"), ("clip_t", "CLIP-T"))}
-    return points(found, "rank", "cosine", f"What rank buys, {size(rows, 'rank')}", log_x=True)
+    return points(found, "rank", "cosine", f"What rank buys at the one learning rate of all, {size(rows, 'rank')}", log_x=True)
 
 
 def path(rows):

@@ -181,7 +181,11 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
         if run:
             row |= {k: run.metrics[k] for k in MEASURED}
             if (run.folder / FILE).is_file():
-                row |= costs_along(read_curve(run.folder)["points"], result.rows["real_photos"]["dino"])
+                curve = read_curve(run.folder)
+                alike = curve.get("dino") == judge.describe()["dino"]
+                row |= costs_along(curve["points"], result.rows["real_photos"]["dino"] if alike else None)
+                if not alike:
+                    say(f"{NAMES[key]}: another encoder measured its curve, so half of the way to the real photos is not read off it")
         result.rows[key] = row
         if key == "base_model":
             result.rows["real_photos"] = real_row(judge, dataset)

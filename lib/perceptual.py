@@ -23,8 +23,8 @@ def load_lpips(device="cpu"):
     try:
         import lpips
         from torchvision.models import AlexNet_Weights
-    except ImportError as error:
-        return None, f"the package {error.name} is not installed"
+    except (ImportError, RuntimeError) as error:  # not installed; or a torchvision for another torch
+        return None, f"the packages lpips and torchvision cannot be imported ({str(error).splitlines()[0]})"
     url = AlexNet_Weights.DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not file.is_file():

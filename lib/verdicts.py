@@ -187,7 +187,9 @@ def verdict_table(rows, own=None, forecast=None):
                 lora, full = (row.get(part.measure) for row in mine)
                 if part[3:6] == ("main", FULL, LORA) and None not in (lora, full):
                     unit = MEASURES[part.measure][1]
-                    run.append(f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}".strip())
+                    judge = own.about.get("clip" if part.measure.startswith(("clip", "diversity")) else "dino")
+                    by = f" (by {judge['encoder']})" if judge and unit == "cosine" else ""
+                    run.append(f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}{by}".strip())
         if count in (2, 3):
             effects += f"; {_beyond(parts[0].measure, forecast or {})}"
         lines.append([str(count), claim, how, effects, verdict + (f"; the rest is {LATER}" if count == 15 else ""), "; ".join(run) or "-"])

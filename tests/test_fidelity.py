@@ -304,7 +304,7 @@ def test_without_lpips_the_stand_in_is_named_with_the_reason(lpips_here, monkeyp
     monkeypatch.setattr(sys.modules["lpips"], "LPIPS", fetch)
     assert "cannot be loaded" in load_judge().describe()["lpips"]
     monkeypatch.setitem(sys.modules, "lpips", None)
-    assert "is not installed" in load_judge().describe()["lpips"]
+    assert "lpips and torchvision cannot be imported" in load_judge().describe()["lpips"]
 
 
 def test_area_under_curve_counts_pairs():

@@ -199,10 +199,11 @@ def test_claim_17_shows_the_cost_beside_the_gap():
 
 def test_the_readers_own_run_stands_beside_and_changes_nothing():
     row = {"dino": 0.5, "clip_i": 0.6, "clip_t": 0.3, "memorising": None} | COSTS
-    own = Comparison({"base_model": {"dino": 0.1}, "real_photos": {"dino": 0.8}, "lora": row, "dreambooth": row | {"dino": 0.9}}, {})
+    own = Comparison({"base_model": {"dino": 0.1}, "real_photos": {"dino": 0.8}, "lora": row, "dreambooth": row | {"dino": 0.9}},
+                     {"dino": {"encoder": "facebook/dino-vits16"}})
     rows = bench()
     with_own, without = table(rows, own), table(rows)
-    assert with_own[6]["your own run"].startswith("DINO LoRA 0.500, DreamBooth 0.900")
+    assert with_own[6]["your own run"].startswith("DINO LoRA 0.500, DreamBooth 0.900 (by facebook/dino-vits16)")
     assert with_own[3]["your own run"] == "LoRA 2.38 MiB, DreamBooth 2.38 MiB"
     assert with_own[12]["your own run"] == "-" and "memorising" not in with_own[13]["your own run"]
     assert with_own[14]["your own run"] == "LoRA 40 s, DreamBooth 40 s" and with_own[15]["your own run"] == "-"
