@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from bench_rows import base_rows, bench
 
-from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, section
-from lib.bench_figures import SCORES, again, common, level, main_table, pareto, rank_curve, size
+from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, rates, section
+from lib.bench_figures import NOT_AGAIN, SCORES, again, common, level, main_table, pareto, rank_curve, size
 from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
@@ -78,6 +78,8 @@ def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     assert figure.caption.endswith("LoRA 0.001, DreamBooth 0.0002")
     assert [row[1] for row in figure.table.rows] == [5e-4, 1e-3, 2e-3, 1e-4, 2e-4, 4e-4]
     assert sum(line.get_markersize() > 10 for line in figure.chart.axes[0].lines) == 2
+    cut = rates([r for r in whole() if r.get("learning_rate") != 4e-4])
+    assert cut.caption.endswith("LoRA 0.001, DreamBooth 0.0002 (at the end of what was tried)"), "a best rate may lie beyond the grid"
     ranks = made["rank"].table.rows
     assert [row[:2] for row in ranks[:3]] == [["DINO", 1], ["DINO", 16], ["DINO", 64]]
     assert ranks[0][2] == round(effect(whole(), "dino", "rank", LORA | {"rank": 1}, None, ()).value, 3)
@@ -121,13 +123,14 @@ def test_the_section_links_every_figure_and_shows_some(made):
     text = section(whole(), made)
     for name in made:
         assert f"]({file(name)})" in text and ("![" in text.split(f"]({file(name)})")[0].splitlines()[-1]) == (name in SHOWN)
-    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text
+    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text and NOT_AGAIN not in text
 
 
 def test_a_bench_that_has_only_begun_has_a_section_too():
     rows = [row for row in whole() if row["study"] == "rate"]
     text = section(rows, figures(rows))
     assert text.startswith("The main comparison has not been run yet") and "0 subjects" not in text and "bench_rates.png" in text
+    assert NOT_AGAIN in text
 
 
 def test_the_readme_has_the_marks_between_which_the_section_is_written():
