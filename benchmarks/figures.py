@@ -9,7 +9,7 @@ import sys
 from benchmarks import learning_rates
 from lib import bench_figures, show
 from lib.charts import NAMES
-from lib.effects import BENCH, read_bench
+from lib.effects import BENCH, COSINE, COST, ENOUGH, POWER, SPREAD, read_bench
 from lib.settings import BadInput
 
 ROOT = BENCH.parents[2]
@@ -57,10 +57,11 @@ def section(rows, made):
             f"{bench_figures.size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
             "subject that neither base nor judge has met, each method at its own best learning rate, "
             f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
-            "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed; intervals: 95 %, "
-            "bootstrap over subjects, none below six, each by itself. They speak of other subjects, not of other prompts or another judge, "
-            "and by those of single methods, in the charts, two methods can't be compared. Seconds were taken beside other work: the "
-            "quiet ones stand further up. Rows: `data/results/pocketbench.csv`.",
+            "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed. Intervals: 95 %, "
+            f"bootstrap over subjects, none below {ENOUGH}, each by itself. The same: the whole interval lies within {COSINE} of a cosine, "
+            f"{COST:.0%} of a cost, {SPREAD} of diversity and consistency, {POWER} of drift. Intervals speak of other subjects, not of other "
+            "prompts or another judge; by those of single methods, in the charts, two methods can't be compared. Seconds were taken beside "
+            "other work: the quiet ones stand further up. Rows: `data/results/pocketbench.csv`.",
             "",
             main.markdown(),
         ]
