@@ -59,9 +59,9 @@ def section(rows, made):
             f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
             "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed. Intervals: 95 %, "
             f"bootstrap over subjects, none below {ENOUGH}, each by itself. The same: the whole interval lies within {COSINE} of a cosine, "
-            f"{COST:.0%} of a cost, {SPREAD} of diversity and consistency, {POWER} of drift. Intervals speak of other subjects, not of other "
-            "prompts or another judge; by those of single methods, in the charts, two methods can't be compared. Seconds were taken beside "
-            "other work: the quiet ones stand further up. Rows: `data/results/pocketbench.csv`.",
+            f"{COST:.0%} of a cost, {SPREAD} of diversity and consistency, {POWER} of drift. Intervals speak of other subjects, not of "
+            "other prompts or another judge; by those of single methods, in the charts, two methods can't be compared. Seconds were "
+            "taken beside other work: the quiet ones stand further up. Rows: `data/results/pocketbench.csv`.",
             "",
             main.markdown(),
         ]
