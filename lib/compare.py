@@ -176,7 +176,7 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
             prompts = prompts or protocol(dataset.subject, base)
             kept = class_pictures and prediction_cache(base, [class_prompt] * class_pictures, **sampling)
         say(f"{NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts")
-        row = evaluate(base, dataset, judge, prompts, seeds, **sampling, masks=masks)
+        row = evaluate(base.only_draw(), dataset, judge, prompts, seeds, **sampling, masks=masks)
         result.images[key], result.scores[key], reference = row.pop("images"), row.pop("pictures"), row.pop("reference")
         result.asked = [(s["asked"], s["seed"]) for s in result.scores[key]]
         if class_pictures:
