@@ -142,12 +142,13 @@ def protocol(subject, base, which="full"):
     return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
 
 
-def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None):
+def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None, masks=None):
     """Evaluate the base model, the real photos and every run in `folders` on the same prompts and seeds; a `Comparison`.
 
     `judge` is a `Judge`, or the name of one for `choose_judge`; `prompts` are those of `protocol` unless given. `progress` is called
-    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. Raises BadInput as `read_run`,
-    `same_ground` and `read_curve` do.
+    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. `masks`: a folder with a mask for every photo
+    that is scored against, named as in the data set (test/000.png), for scores of the subject alone beside those of the whole picture
+    (see `lib.fidelity.evaluate`). Raises BadInput as `read_run`, `same_ground`, `evaluate` and `read_curve` do.
     """
     from .base import load_base
     from .curve import FILE, costs_along, read_curve
@@ -164,6 +165,9 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
         judge = choose_judge(judge, runs[0].settings["base"])
     name, class_prompt = runs[0].settings["base"], wording(dataset.subject, with_identifier=False)
     result, sampling = Comparison({}, {}, runs=runs), {"steps": steps, "guidance": guidance}
+    masks = masks and {path.relative_to(masks).as_posix(): path for path in Path(masks).rglob("*.png")}
+    if masks == {}:
+        raise BadInput("The folder of masks holds no .png file: give one for each photo that is scored against, such as test/000.png.")
     for key, run in [("base_model", None)] + [(r.method, r) for r in runs]:
         base = load_base(name)  # afresh each time, so that nothing of one run can stay in the next
         if run:
@@ -172,7 +176,7 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
             prompts = prompts or protocol(dataset.subject, base)
             kept = class_pictures and prediction_cache(base, [class_prompt] * class_pictures, **sampling)
         say(f"{NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts")
-        row = evaluate(base, dataset, judge, prompts, seeds, **sampling)
+        row = evaluate(base.only_draw(), dataset, judge, prompts, seeds, **sampling, masks=masks)
         result.images[key], result.scores[key], reference = row.pop("images"), row.pop("pictures"), row.pop("reference")
         result.asked = [(s["asked"], s["seed"]) for s in result.scores[key]]
         if class_pictures:
@@ -181,10 +185,14 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
         if run:
             row |= {k: run.metrics[k] for k in MEASURED}
             if (run.folder / FILE).is_file():
-                row |= costs_along(read_curve(run.folder)["points"], result.rows["real_photos"]["dino"])
+                curve = read_curve(run.folder)
+                alike = curve.get("dino") == judge.describe()["dino"]
+                row |= costs_along(curve["points"], result.rows["real_photos"]["dino"] if alike else None)
+                if not alike:
+                    say(f"{NAMES[key]}: another encoder measured its curve, so half of the way to the real photos is not read off it")
         result.rows[key] = row
         if key == "base_model":
-            result.rows["real_photos"] = real_row(judge, dataset)
+            result.rows["real_photos"] = real_row(judge, dataset, masks)
     add_shares(result.rows)
     subject = dataset.subject
     result.about = {"class_noun": subject.class_noun, "identifier": subject.identifier, "kind": subject.kind, "base": name,
