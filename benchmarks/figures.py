@@ -9,7 +9,7 @@ import sys
 from benchmarks import learning_rates
 from lib import bench_figures, show
 from lib.charts import NAMES
-from lib.effects import BENCH, read_bench
+from lib.effects import BENCH, COSINE, COST, ENOUGH, POWER, SPREAD, read_bench
 from lib.settings import BadInput
 
 ROOT = BENCH.parents[2]
@@ -24,8 +24,10 @@ def rates(rows):
     if not found:
         return None
     best = {NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
+    ends = {NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)] for m, points in found.items()}
+    chosen = ", ".join(f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items())
     lines = {NAMES[m]: [(f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points] for m, points in found.items()}
-    about = f"Each method's learning rate, {bench_figures.size(rows, 'rate')}; chosen: {', '.join(f'{n} {r}' for n, r in best.items())}"
+    about = f"Each method's learning rate, {bench_figures.size(rows, 'rate')}; chosen: {chosen}"
     figure = show.points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
     columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
     body = [[NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points]
@@ -55,7 +57,11 @@ def section(rows, made):
             f"{bench_figures.size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
             "subject that neither base nor judge has met, each method at its own best learning rate, "
             f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
-            "Means over subjects; intervals: 95 %, bootstrap over subjects. Rows: `data/results/pocketbench.csv`.",
+            "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed. Intervals: 95 %, "
+            f"bootstrap over subjects, none below {ENOUGH}, each by itself. The same: the whole interval lies within {COSINE} of a cosine, "
+            f"{COST:.0%} of a cost, {SPREAD} of diversity and consistency, {POWER} of drift. Intervals speak of other subjects, not of "
+            "other prompts or another judge; by those of single methods, in the charts, two methods can't be compared. Seconds were "
+            "taken beside other work: the quiet ones stand further up. Rows: `data/results/pocketbench.csv`.",
             "",
             main.markdown(),
         ]
@@ -65,6 +71,8 @@ def section(rows, made):
             lines += [f"![{figure.alt}]({file(name)})", ""]
         if name not in ("scores", "costs"):  # whose numbers are the main table's
             lines += [figure.table.markdown()]
+    if "again" not in made:
+        lines += ["", f"{bench_figures.NOT_AGAIN}."]
     return "\n".join(lines) + "\n"
 
 

@@ -12,14 +12,14 @@ from lib.base import load_base
 from lib.curve import seconds_to
 from lib.drift import at_rest, fixed_noise, fixed_noise_loss
 from lib.fidelity import evaluate, evaluation_prompts, load_judge, real_row
-from lib.settings import PRESETS
+from lib.settings import PRESETS, Settings
 from lib.train import SAMPLE_PLACES, train
 
 from .contestants import DOCUMENTED, load_result, ours, run, theirs
 
 LEVEL = 0.5  # the set fidelity: this share of the way from the untouched base to the real photos' own score
 SEEDS, SAMPLING = (700, 701), {"steps": 15, "guidance": 4.0}
-STEPS, EVERY = 200, 20  # of ours, and of theirs at our rates
+STEPS, EVERY = Settings.steps, 20  # of ours, and of theirs at our rates
 AT_MOST = 500  # steps of theirs as documented; their README's 800 for DreamBooth are not waited for
 
 

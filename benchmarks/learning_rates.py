@@ -13,9 +13,9 @@ from lib.base import ROOT
 from lib.settings import METHODS
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
-RATES = {"lora": (2e-3, 4e-3, 8e-3), "dreambooth": (2e-4, 4e-4, 8e-4, 1.6e-3)}
-# (subject, variant): the last is the first with captions that name no place, as most people's photos come.
-SUBJECTS = (("character", "good"), ("product", "good"), ("clothing", "good"), ("character", "uncaptioned"))
+RATES = {"lora": (1e-3, 2e-3, 2.8e-3, 4e-3), "dreambooth": (4e-4, 5.6e-4, 8e-4, 1.6e-3)}
+# (subject, variant): each with captions that name the place, and with ones that don't, as most people's photos come.
+SUBJECTS = tuple((subject, variant) for variant in ("good", "uncaptioned") for subject in ("character", "product", "clothing"))
 
 
 def both(likeness, obedience):

@@ -41,7 +41,7 @@ from lib.train import train
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
 RANKS = (1, 4, 16, 64)
 SEEDS = (1000, 1001, 1002, 1003)
-STEPS, POINTS = 200, 4  # of every training; measurements along it
+STEPS, POINTS = Settings.steps, 4  # of every training, the presets'; measurements along it
 COLUMNS = tuple("study subject class_noun variant method rank targets prior_weight learning_rate steps cooldown seed".split())
 SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")

@@ -29,7 +29,7 @@ from lib.sweep import name, sweep, write_table
 from lib.train import train
 
 RESULTS, WORK = ROOT / "data" / "results" / "shipping.csv", ROOT / "runs" / "shipbench"
-OTHERS, STEPS, RANKS = ("clothing", "lighting"), 200, (1, 2, 4, 8, 16, 32, 64)
+OTHERS, STEPS, RANKS = ("clothing", "lighting"), Settings.steps, (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("study", "subject", "seed", "how", "method", "concepts", "weight", "rank")
 # How several concepts come into one model: by adapters together, adapters mixed, checkpoints added or averaged, one model trained on all.
 WAYS = ("adapters", *(f"mix {how}" for how in MIXES if how != "cat"), "checkpoints averaged", "checkpoints added", "trained on all, LoRA",

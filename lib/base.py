@@ -176,6 +176,13 @@ class Base:
             setattr(self.pipe, name, getattr(fresh, name))
         self.unet.register_to_config(sample_size=size)  # a single file's may differ from its configuration's
 
+    def only_draw(self):
+        """Cast the U-Net's layers to bf16 once where autocast would at every step: the same pictures, sooner. Not for a model to train."""
+        for layer in self.unet.modules() if self.bf16 else ():
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                layer.to(torch.bfloat16)
+        return self
+
     def autocast(self, enabled=None):
         """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere; weights keep their own precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 if enabled is None else enabled)

@@ -3,14 +3,17 @@
 `rows` are dicts, one a run, as in `lib.effects`. A figure for which the rows hold no run is None.
 """
 
+from collections import defaultdict
+
 from .charts import intervals, points
-from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, PARTS, decide, effect, shown
+from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, PARTS, decide, effect, repeated, shown
 from .figure import Table
 
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino_train": "DINO, training photos", "memorising": "train - held-out",
           "nearest": "nearest photo", "pres": "PRES - base", "drift": "drift", "diversity": "diversity", "consistency": "consistency"}
 COSTS = {"seconds_per_step": "seconds a step", "train_seconds": "seconds of training", "peak_bytes": "peak memory", "file_bytes": "file"}
 WHO = {"LoRA": LORA, "DreamBooth": FULL}
+NOT_AGAIN = "The repetition on another training seed has not been run yet: `python -m benchmarks.pocketbench --studies again`"
 
 
 def level(rows, measure, study="main", of=FULL):
@@ -39,8 +42,8 @@ def main_table(rows):
         if found.subjects:
             ends = [level(rows, m, of=BASE)[0] if m in MEASURES else None for m in (measure, f"{measure}_real")]
             texts = ["-" if value is None else shown(value, unit) for value in (*ends, found.against, found.of)]
-            lines.append([name, *texts, found.text().split(", ")[0], said(found)])
-    return Table(lines, ["", "base", "real photos", "LoRA", "DreamBooth", "DreamBooth against LoRA (95 %)", "so DreamBooth has"])
+            lines.append([name, *texts, *found.text().split(", "), said(found)])
+    return Table(lines, ["", "base", "real photos", "LoRA", "DreamBooth", "DreamBooth against LoRA (95 %)", "of", "so DreamBooth has"])
 
 
 def scores(rows):
@@ -83,7 +86,7 @@ def rank_curve(rows):
         return None
     found = {name: [(r, r, value, None, ends) for r in ranked(rows) for value, *ends in [level(rows, m, "rank", LORA | {"rank": r})]]
              for m, name in (("dino", "DINO"), ("clip_t", "CLIP-T"))}
-    return points(found, "rank", "cosine", f"What rank buys, {size(rows, 'rank')}", log_x=True)
+    return points(found, "rank", "cosine", f"What rank buys at the one learning rate of all, {size(rows, 'rank')}", log_x=True)
 
 
 def path(rows):
@@ -115,17 +118,25 @@ def prior(rows):
 
 
 def again(rows):
-    """A part of the main comparison on other training seeds, beside the same subjects of the main one: do the effects agree?"""
-    some = common(rows, [("again", LORA), ("again", FULL)], seeds=False)
-    found, agree = {}, []
-    for m, name in SCORES.items():
-        first, second = effect(some, m), effect(some, m, "again")
-        if MEASURES[m][2] == COSINE and first.subjects and second.subjects:
-            found |= {f"{name}, main": first, f"{name}, again": second}
-            agree.append(second.low is not None and second.low <= first.value <= second.high)
-    lie = f"{sum(agree)} of {len(agree)} effects lie in the repetition's interval"
-    about = f"DreamBooth minus LoRA, the same subjects on other seeds ({size(rows, 'again')}): {lie}"
-    return intervals(_dots(found), "difference of cosines", about, around=0, margin=COSINE) if found else None
+    """A part of the main comparison on another training seed against the same subjects of the main one: by how much the effects differ."""
+    some, found = common(rows, [("again", LORA), ("again", FULL)], seeds=False), {m: repeated(rows, m) for m in SCORES}
+    found, lines, kinds = {m: e for m, e in found.items() if e.subjects}, [], []
+    for m, e in found.items():
+        kind, detail = decide(e)
+        kinds.append(kind)
+        word = {"holds": "differs", "does not hold": "differs", "no difference": "agrees", "no difference found": "agrees"}.get(kind, kind)
+        lines.append([SCORES[m], *(effect(some, m, study).text().split(", ")[0] for study in ("main", "again")), *e.text().split(", "),
+                      f"{word} ({detail})" if detail and kind in ("no difference", "no difference found") else word])
+    if not found:
+        return None
+    same = kinds.count("no difference")
+    about = (f"The effect of DreamBooth against LoRA on another training seed minus the main one's, same subjects ({size(rows, 'again')}): "
+             f"{same + kinds.count('no difference found')} of {len(kinds)} agree within their intervals, {same} of them within the margin; "
+             "1 in 20 would not by chance")
+    dots = _dots({SCORES[m]: e for m, e in found.items() if MEASURES[m][2] == COSINE})
+    figure = intervals(dots, "difference of the effects, cosines", about, around=0, margin=COSINE)
+    figure.table = Table(lines, ["", "main, these subjects (95 %)", "again (95 %)", "again minus main (95 %)", "of", "so it"])
+    return figure
 
 
 def memorising(rows):
@@ -150,10 +161,15 @@ def common(rows, wanted, seeds=True):
 
 
 def size(rows, study="main"):
-    """What a study rests on, such as "30 subjects x 3 seeds"."""
-    some = [r for r in rows if r.get("study") == study and r.get("method") != "base"]
-    counts = (len({r["subject"] for r in some}), "subject"), (len({r.get("seed") for r in some}), "seed")
-    return " x ".join(f"{n} {noun}{'s' * (n != 1)}" for n, noun in counts)
+    """What a study rests on, such as "30 subjects x 3 seeds", or "x 1 to 3" while some lack runs: seeds that every method of it has run."""
+    some, there, seeds = [r for r in rows if r.get("study") == study and r.get("method") != "base"], defaultdict(set), defaultdict(set)
+    for r in some:
+        there[r["subject"], r.get("seed")].add(r["method"])
+    for (subject, seed), methods in there.items():
+        if methods == {r["method"] for r in some}:
+            seeds[subject].add(seed)
+    few, most = (pick(map(len, seeds.values()), default=0) for pick in (min, max))
+    return f"{len(seeds)} subject{'s' * (len(seeds) != 1)} x {f'{few} to ' * (few < most)}{most} seed{'s' * (most != 1)}"
 
 
 def steps(rows, study="main"):

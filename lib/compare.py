@@ -143,13 +143,16 @@ def protocol(subject, base, which="full"):
     return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
 
 
-def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None, other=None):
+def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_pictures=8, steps=25, guidance=4.0, progress=None, masks=None,
+            other=None):
     """Evaluate the base model, the real photos and every run in `folders` on the same prompts and seeds; a `Comparison`.
 
     `judge` is a `Judge`, or the name of one for `choose_judge`; `prompts` are those of `protocol` unless given. `progress` is called
-    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. `other`: a LoRA from elsewhere, such as Kohya's
-    trainer (a file or folder as of `read_adapter`), that becomes a row of its own, "kohya_lora", without costs of training. Raises BadInput
-    as `read_run`, `same_ground`, `read_adapter`, `check_fit` and `read_curve` do, before anything is drawn.
+    with one line of text before each part. `class_pictures` 0 leaves PRES and drift out. `masks`: a folder with a mask for every photo
+    that is scored against, named as in the data set (test/000.png), for scores of the subject alone beside those of the whole picture
+    (see `lib.fidelity.evaluate`). `other`: a LoRA from elsewhere, such as Kohya's trainer (a file or folder as of `read_adapter`), that
+    becomes a row of its own, "kohya_lora", without costs of training. Raises BadInput as `read_run`, `same_ground`, `read_adapter`,
+    `check_fit`, `evaluate` and `read_curve` do.
     """
     from .adapter import read_adapter
     from .base import load_base
@@ -173,6 +176,9 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
         judge = choose_judge(judge, runs[0].settings["base"])
     name, class_prompt = runs[0].settings["base"], wording(dataset.subject, with_identifier=False)
     result, sampling = Comparison({}, {}, runs=runs), {"steps": steps, "guidance": guidance}
+    masks = masks and {path.relative_to(masks).as_posix(): path for path in Path(masks).rglob("*.png")}
+    if masks == {}:
+        raise BadInput("The folder of masks holds no .png file: give one for each photo that is scored against, such as test/000.png.")
     for key, run in [("base_model", None), *((r.method, r) for r in runs), *[("kohya_lora", None)] * bool(other)]:
         base = load_base(name)  # afresh each time, so that nothing of one run can stay in the next
         base.side = runs[0].settings.get("resolution", 0)
@@ -185,7 +191,7 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
             prompts = prompts or protocol(dataset.subject, base)
             kept = class_pictures and prediction_cache(base, [class_prompt] * class_pictures, **sampling)
         say(f"{NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts")
-        row = evaluate(base, dataset, judge, prompts, seeds, **sampling)
+        row = evaluate(base.only_draw(), dataset, judge, prompts, seeds, **sampling, masks=masks)
         result.images[key], result.scores[key], reference = row.pop("images"), row.pop("pictures"), row.pop("reference")
         result.asked = [(s["asked"], s["seed"]) for s in result.scores[key]]
         if class_pictures:
@@ -194,12 +200,16 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
         if run:
             row |= {k: run.metrics[k] for k in MEASURED}
             if (run.folder / FILE).is_file():
-                row |= costs_along(read_curve(run.folder)["points"], result.rows["real_photos"]["dino"])
+                curve = read_curve(run.folder)
+                alike = curve.get("dino") == judge.describe()["dino"]
+                row |= costs_along(curve["points"], result.rows["real_photos"]["dino"] if alike else None)
+                if not alike:
+                    say(f"{NAMES[key]}: another encoder measured its curve, so half of the way to the real photos is not read off it")
         elif key == "kohya_lora":
             row["file_bytes"] = size_of(Path(other).expanduser())
         result.rows[key] = row
         if key == "base_model":
-            result.rows["real_photos"] = real_row(judge, dataset)
+            result.rows["real_photos"] = real_row(judge, dataset, masks)
     add_shares(result.rows)
     subject = dataset.subject
     result.about = {"class_noun": subject.class_noun, "identifier": subject.identifier, "kind": subject.kind, "base": name,

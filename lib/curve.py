@@ -96,7 +96,7 @@ class Curve:
             point |= {"pres": None, "drift": None, "loss_train": None, "loss_held_out": None}
             if self.class_texts:
                 point["pres"] = self._alike(self._class_pictures()) - self.prior if step else 0.0
-                point["drift"] = prediction_drift(self.base, self.cache)["mean"]
+                point["drift"] = prediction_drift(self.base, self.cache)["mean"] if step else 0.0  # from itself
             for name, fixed in self.photos.items():
                 loss = fixed_noise_loss(self.base, fixed)
                 point |= {name: loss["mean"], f"{name}_bins": loss["bins"]}

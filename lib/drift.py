@@ -90,10 +90,10 @@ def _measure(base, fixed, function):
     with at_rest(base):
         conditions = base.conditions(words)  # afresh each time: a text encoder may have trained too
         found = []
-        for part in torch.arange(len(fixed.texts), device=base.device).split(LARGEST_BATCH):
-            said = torch.tensor([words.index(fixed.texts[k]) for k in part.tolist()], device=base.device)
-            told = tree_map(lambda t, at=said: t[at], conditions)
-            with base.autocast():
+        with base.autocast():  # around all batches, so that fp32 weights are cast once
+            for part in torch.arange(len(fixed.texts), device=base.device).split(LARGEST_BATCH):
+                said = torch.tensor([words.index(fixed.texts[k]) for k in part.tolist()], device=base.device)
+                told = tree_map(lambda t, at=said: t[at], conditions)
                 found.append(function(scheduler, fixed.latents[part], fixed.noise[part], fixed.timesteps[part], told))
         return torch.cat(found)
 

@@ -60,9 +60,9 @@ def score(judge, pictures, prompts, real, identifier=None, train=()):
 
     Returns, each averaged per prompt and then over prompts (arXiv 2208.12242, section 4.1):
     dino, clip_i: mean cosine of a picture with all M photos. clip_t: plain cosine of a picture and its prompt.
-    diversity: mean of 1 - cosine of CLIP between pictures of one prompt, a stand-in for DreamBooth's DIV, whose LPIPS needs weights of
-    its own. consistency: standard deviation of dino (n - 1 in the denominator) between pictures of one prompt, so over seeds; smaller
-    is more consistent. Both are None with one picture a prompt.
+    diversity: mean of 1 - cosine of CLIP between pictures of one prompt, which stands in for DreamBooth's DIV; lpips: that itself, None
+    where `judge.lpips` cannot be had. consistency: standard deviation of dino (n - 1 in the denominator) between pictures of one prompt,
+    so over seeds; smaller is more consistent. All three are None with one picture a prompt.
     Where `train`, the photos trained on, is given too: dino_train and clip_i_train, the same against these, and nearest_raw, a
     picture's largest DINO cosine to any one of them.
     pictures: a dict for each picture with its prompt and scores; nearest_photo is the index in `train` of the photo it comes nearest to.
@@ -88,8 +88,10 @@ def score(judge, pictures, prompts, real, identifier=None, train=()):
     means = {name: float(np.mean([np.mean([rows[i][name] for i in g]) for g in groups.values()])) for name in columns}
     several = [g for g in groups.values() if len(g) > 1]
     spread = [1 - similarity_within(clip[g]) for g in several]
+    lpips = judge.lpips[0] if several else None
+    distance = [finite("lpips", lpips([pictures[i] for i in g])) for g in several] if lpips else None
     wobble = [np.std([rows[i]["dino"] for i in g], ddof=1) for g in several]
-    return means | {"diversity": float(np.mean(spread)) if several else None,
+    return means | {"diversity": float(np.mean(spread)) if several else None, "lpips": float(np.mean(distance)) if distance else None,
                     "consistency": float(np.mean(wobble)) if several else None, "pictures": rows}
 
 

@@ -7,6 +7,7 @@ hub's cache, never from the network. Pictures are embedded in batches, each dist
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -144,9 +145,19 @@ class Judge:
 
     def describe(self):
         """What a result must name: both encoders, image size and resize rule. Scores of two judges never share a column."""
-        parts = {"dino": self.identity, "clip": self.clip_images}
-        return {"judge": self.name, **{part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()},
-                "diversity": "1 - cosine of CLIP between pictures of one prompt, in place of LPIPS"}
+        parts, patch = {"dino": self.identity, "clip": self.clip_images}, getattr(self.identity.model.config, "patch_size", None)
+        found = {part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()}
+        found["dino"] |= {"patch": patch} if patch else {}  # ViT-S/8 and S/16 lie in folders of any name
+        return {"judge": self.name, **found,
+                "diversity": "1 - cosine of CLIP between pictures of one prompt",
+                "lpips": "LPIPS 0.1 with AlexNet" if self.lpips[0] else f"not measured, diversity stands in: {self.lpips[1]}"}
+
+    @cached_property
+    def lpips(self):
+        """(function of pictures, "") or (None, why not), as `lib.perceptual.load_lpips` gives; loaded when first asked for."""
+        from .perceptual import load_lpips
+
+        return load_lpips(self.identity.model.device)
 
     def clip_texts(self, texts):
         """Unit rows [N, D] for N texts."""

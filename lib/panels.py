@@ -22,7 +22,7 @@ __all__ = ["Models", "explorer", "headless", "photos_panel", "training_panel"]
 # What one changes first, with the reason for its value.
 REASONS = {
     "steps": "How long it trains. Too few and the subject is missing, too many and only its photos are left: look at the samples.",
-    "learning_rate": "How far a step goes. The preset is the best of a sweep; an adapter takes about ten times the rate of all weights.",
+    "learning_rate": "How far a step goes. The preset is the best of a sweep; an adapter takes several times the rate of all weights.",
     "rank": "How many directions the adapter has in a layer: more hold more, in a larger file. Alpha follows, so that the scale stays.",
     "batch_size": "Instance pictures a step, and as many of the class. More means a calmer and slower step.",
     "prior_weight": "How much the class images count. 0 leaves them out, and the class may turn into the subject.",

@@ -1,6 +1,6 @@
 """The settings of one run: typed, frozen, checked before anything loads, saved beside what they made.
 
-    Settings.preset("lora", data="runs/course/data", output="runs/course/lora", steps=200)
+    Settings.preset("lora", data="runs/course/data", output="runs/course/lora", steps=300)
 
 Notebooks make `Settings` from their parameters cell, panels edit the same object, `train` reads nothing else.
 """
@@ -28,8 +28,8 @@ class BadInput(ValueError):
 _LORA = {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1}
 _FULL = {"learning_rate": 5e-6, "steps": 800, "batch_size": 1}
 PRESETS = {
-    ("lora", "pocket"): {"learning_rate": 4e-3, "rank": 16, "targets": "all", "prior_weight": 0.3},
-    ("dreambooth", "pocket"): {"learning_rate": 4e-4, "prior_weight": 0.3},
+    ("lora", "pocket"): {"learning_rate": 2.8e-3, "rank": 16, "targets": "all", "prior_weight": 0.3},
+    ("dreambooth", "pocket"): {"learning_rate": 8e-4, "prior_weight": 0.3},
     ("lora", "sd1"): _LORA | {"guidance": 7.5},
     ("dreambooth", "sd1"): _FULL | {"guidance": 7.5},
     ("lora", "sd2"): _LORA | {"guidance": 7.5},
@@ -95,7 +95,7 @@ class Settings:
     output: str
     base: str = "pocket"
     seed: int = 0
-    steps: int = 200
+    steps: int = 300
     learning_rate: float = 1e-4
     rank: int = 16
     alpha: float = 16.0

@@ -21,6 +21,8 @@ COLUMNS = {
     "dino": ("DINO", "{:.3f}", "mean cosine of the judge's identity encoder, pictures x reference photos; higher is more alike, 1 at most"),
     "dino_share": ("of ceiling", "{:.0%}", "share of the way from the base model's dino (0) to the real photos' (1)"),
     "clip_i": ("CLIP-I", "{:.3f}", "mean cosine of the judge's CLIP, pictures x reference photos"),
+    "dino_subject": ("DINO, subject", "{:.3f}", "dino against the photos' subjects alone, on grey; for comparing methods, not with dino"),
+    "clip_i_subject": ("CLIP-I, subject", "{:.3f}", "clip_i against the photos' subjects alone, on grey"),
     "clip_t": ("CLIP-T", "{:.3f}", "mean plain cosine of picture and prompt (class noun only) in the judge's CLIP"),
     "pres": ("PRES - base", "{:+.3f}", "dino of class pictures against the subject minus the base model's; 0 is an untouched prior"),
     "memorising": ("train - held-out", "{:+.3f}", "dino against training photos minus dino against held-out photos"),
@@ -30,6 +32,7 @@ COLUMNS = {
     "seconds_to_half": ("s to half", "{:.0f}", "seconds of training to half of the way from the base model's dino to the real photos'"),
     "seconds_to_best": ("s to best", "{:.0f}", "seconds of training to the step with the highest dino of the curve"),
     "diversity": ("diversity", "{:.3f}", "mean 1 - CLIP cosine between pictures of one prompt (a stand-in for LPIPS)"),
+    "lpips": ("LPIPS", "{:.3f}", "mean LPIPS between pictures of one prompt, where it can be had; higher is more diverse"),
 }
 
 

@@ -7,6 +7,8 @@
 
 from collections import defaultdict, namedtuple
 
+import numpy as np
+
 from .effects import BASE, BENCH, COSINE, COST, FULL, LORA, MEASURES, NOT_MEASURED, PARTS, RESAMPLES, SPREAD, decide, effect, number, shown
 from .settings import PRESETS, BadInput, read_json
 
@@ -18,9 +20,10 @@ FORECAST = BENCH.with_name("forecast.json")
 LATER, NOT_THERE = "measured in notebook 05", "no figure in these rows"
 
 HEADINGS = ["claim", "in words", "measurement", "effect of DreamBooth against LoRA (95 % interval)", "verdict", "your own run"]
-CAPTION = (f"Means over subjects of paired differences, or ratios (x); intervals: bootstrap over subjects, {RESAMPLES:,} resamples, each "
-           f"claim by itself. Counts as the same: {COSINE} of a cosine, {COST:.0%} of a cost, {SPREAD} of diversity and consistency. "
-           "Your own run is one subject and one seed: no interval, no verdict.")
+CAPTION = (f"Means over subjects of paired differences, or geometric means of ratios (x). Intervals: 95 %, bootstrap over subjects, "
+           f"{RESAMPLES:,} resamples, each by itself; a verdict that would fall if all that are judged were to be right at once "
+           f"(Bonferroni) says so. The same: the whole interval lies within {COSINE} of a cosine, {COST:.0%} of a cost, {SPREAD} of "
+           "diversity and consistency. Your own run is one subject and one seed: no interval, no verdict.")
 # One measurement of a claim: `sign` 1 or -1 is the direction claimed, 0 shows the effect without judging by it.
 Part = namedtuple("Part", "label measure sign study of against pair", defaults=(1, "main", FULL, LORA, ("seed",)))
 RARE, POOR, OVERFITS = {"variant": "rare"}, {"variant": ("duplicates", "one_background")}, {"memorising": 1, "PRES": 1, "diversity": -1}
@@ -32,8 +35,9 @@ CLAIMS = (
     (3, "LoRA's file is smaller", "bytes as shipped, pocket base; beside it Stable Diffusion, computed", [Part("", "file_bytes")]),
     (4, "LoRA is easier to share", "upload at 20 Mbit/s, computed; 1 file against 2; tools: notebook 05", [Part("", "transfer_seconds")]),
     (5, "LoRA is quicker to try again", f"training and one sample of {SAMPLE_SECONDS} s", [Part("", "iteration_seconds")]),
-    (6, "DreamBooth is more faithful", "likeness to held-out photos, each method at its own best rate, equal steps",
+    (6, "DreamBooth is more faithful", "likeness to held-out photos, each method at its own best rate, equal steps; beside it on the curve",
      [Part("DINO", "dino"), Part("CLIP-I", "clip_i"), Part("beside it CLIP-T", "clip_t", 0),
+      Part("DINO when the quicker one ends", "dino_equal_time", 0), Part("DINO at each one's best point", "dino_best", 0),
       *(Part(f"{name} over base, DINO", "dino", 0, "main", of, BASE, ()) for name, of in (("LoRA", LORA), ("DreamBooth", FULL)))]),
     (7, "LoRAs combine, checkpoints hardly", "what survives of each of three concepts", LATER),
     (8, "LoRA is more flexible in production", "seconds to switch, concepts a GB, pictures a second", LATER),
@@ -51,7 +55,7 @@ CLAIMS = (
       *(Part(f"DreamBooth's memorising with {variant.replace('_', ' ')} over good data", "memorising", 1, "careless",
              FULL | {"variant": variant}, FULL | {"variant": "good"}) for variant in POOR["variant"])]),
     (14, "DreamBooth takes longer to tune", "seconds of one training; beside it the whole sweep of learning rates",
-     [Part("", "train_seconds"), Part("the sweep", "train_seconds", 0, "sweep")]),
+     [Part("", "train_seconds"), Part("the sweep", "train_seconds", 0, "sweep", pair=("seed", "variant"))]),
     (15, "LoRA learns subjects of every kind", "LoRA's DINO over base, one subject a kind",
      [Part(kind, "dino", 1, "kinds", LORA | {"subject": kind}, BASE, ()) for kind in "character style clothing product pose".split()]),
     (16, "LoRA files load in every tool", "exported files checked key by key and loaded back", LATER),
@@ -62,7 +66,7 @@ CLAIMS = (
 
 def _derived(rows):
     """Copies of the rows, checked, with costs computed from others; and every whole sweep of learning rates as a row of its own."""
-    rows, sweeps = [dict(row) for row in rows], defaultdict(list)
+    rows, sweeps, paths = [dict(row) for row in rows], defaultdict(list), defaultdict(list)
     for row in rows:
         for key in [key for key in row if key in MEASURES or isinstance(row[key], float)]:
             number(row, key)
@@ -70,26 +74,50 @@ def _derived(rows):
         row |= {"iteration_seconds": train and train + SAMPLE_SECONDS, "transfer_seconds": size and size * 8 / BANDWIDTH}
         path = [row.get(f"dino_{k}_of_{PARTS}") for k in range(PARTS + 1)]
         if train and None not in path:     # its first best point; None for step 0, where training did not help
-            row["seconds_to_best"] = train * path.index(max(path)) / PARTS or None
+            row |= {"seconds_to_best": train * path.index(max(path)) / PARTS or None, "dino_best": max(path)}
+            paths[row.get("study"), row["subject"], row.get("seed"), row.get("device")].append((row, path))
         if row.get("study") == "rate" and train:
-            sweeps[row["method"], row["subject"], row.get("seed"), row.get("device")].append(row)
+            sweeps[row["method"], row["subject"], row.get("variant"), row.get("seed"), row.get("device")].append(row)
+    for (study, *_), pair in paths.items():
+        end = min(row["train_seconds"] for row, _ in pair)
+        for row, path in pair if study == "main" else ():
+            row["dino_equal_time"] = float(np.interp(PARTS * end / row["train_seconds"], range(PARTS + 1), path))
     for (method, *_), runs in sweeps.items():
         if len(runs) == max(len(others) for key, others in sweeps.items() if key[0] == method):  # unfinished sweeps are shorter by chance
             rows.append(runs[0] | {"study": "sweep", "train_seconds": sum(run["train_seconds"] for run in runs)})
     return rows
 
 
-def _said(found, rows):
-    """(effects, verdict) as text of [(part, effect)]: a claim that holds for some of its parts depends on what is measured."""
+def _judge(e, sign, count):
+    """`decide`'s (verdict, detail), with a word more where the verdict would fall if all `count` judged were to be right at once."""
+    kind, detail = decide(e, sign)
+    falls = kind in ("holds", "does not hold", "no difference") and decide(e.beside(count), sign)[0] != kind
+    return kind, "; ".join(filter(None, [detail, f"by itself, not with all {count} at once" * falls]))
+
+
+def _never(rows, part):
+    """How many runs never got to where `seconds_to_half` is read, as text: pairs with one of them are missing from its ratio."""
+    counts = {}
+    for name, where in (("LoRA", part.against), ("DreamBooth", part.of)) if part.measure == "seconds_to_half" else ():
+        runs = [row.get(part.measure) for row in rows if row.get("study") == part.study and where.items() <= row.items()]
+        counts[name] = f"{name} {runs.count(None)} of {len(runs)}"
+    return f", never got there: {', '.join(counts.values())}" if counts else ""
+
+
+def _said(found, rows, count):
+    """(effects, verdict) as text of [(part, effect)]: a claim that holds for some of its parts depends on what is measured.
+
+    `count`: the comparisons that are judged in the whole table.
+    """
     groups, texts = defaultdict(list), []
     for part, e in found:
         if part.sign:
             study = [row for row in rows if row.get("study") == part.study]
             never = study and all(row.get(part.measure) is None for row in study)
-            groups[(NOT_THERE, "") if never else decide(e, part.sign)].append(part.label)
+            groups[(NOT_THERE, "") if never else _judge(e, part.sign, count)].append(part.label)
         if e.subjects:
             costs = f", LoRA {shown(e.against, e.unit)}, DreamBooth {shown(e.of, e.unit)}" if e.kind == "ratio" else ""
-            texts.append(f"{part.label} {e.text()}{costs}".strip())
+            texts.append(f"{part.label} {e.text()}{costs}{_never(rows, part)}".strip())
     if len(groups) == 1:
         (kind, detail), = groups
         return "; ".join(texts) or "-", f"{kind} ({detail})" if detail else kind
@@ -148,15 +176,20 @@ def verdict_table(rows, own=None, forecast=None):
 
     rows, lines, shipped = _derived(rows), [], claim_rows()
     mine = own and [_derived([{"study": "your own", "method": m} | own.rows.get(m, {})])[0] for m in ("lora", "dreambooth")]
+    measured = {count: parts for count, *_, parts in CLAIMS if not isinstance(parts, str)}
+    found = {count: [(part, effect(rows, part.measure, *part[3:])) for part in parts] for count, parts in measured.items()}
+    judged = sum(part.sign != 0 and e.low is not None for some in found.values() for part, e in some)
     for count, claim, how, parts in CLAIMS:
         run, (effects, verdict) = [], shipped.get(count, ("-", parts))
-        if not isinstance(parts, str):
-            effects, verdict = _said([(part, effect(rows, part.measure, *part[3:])) for part in parts], rows)
+        if count in found:
+            effects, verdict = _said(found[count], rows, judged)
             for part in parts if mine else ():
                 lora, full = (row.get(part.measure) for row in mine)
                 if part[3:6] == ("main", FULL, LORA) and None not in (lora, full):
                     unit = MEASURES[part.measure][1]
-                    run.append(f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}".strip())
+                    judge = own.about.get("clip" if part.measure.startswith(("clip", "diversity")) else "dino")
+                    by = f" (by {judge['encoder']})" if judge and unit == "cosine" else ""
+                    run.append(f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}{by}".strip())
         if count in (2, 3):
             effects += f"; {_beyond(parts[0].measure, forecast or {})}"
         lines.append([str(count), claim, how, effects, verdict + (f"; the rest is {LATER}" if count == 15 else ""), "; ".join(run) or "-"])

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from lib.base import load_base, locate
-from lib.settings import BadInput
+from lib.methods import trainable
+from lib.settings import BadInput, Settings
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,20 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny):
     difference = np.abs(np.asarray(alone, int) - np.asarray(among[1], int))
     assert difference.max() <= 8, "only bf16 rounding may differ"
     assert np.abs(np.asarray(among[1], int) - np.asarray(among[2], int)).mean() > 2
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_model_that_only_draws_draws_the_same_pictures(tiny_folder, adapter):
+    base = load_base(tiny_folder, "cpu")
+    base.bf16 = True  # as on a processor that has it
+    if adapter:
+        trainable(base, Settings.preset("lora", data="-", output="-", targets="all"))
+        for p in base.unet.parameters():
+            p.data = p.data.float() + 0.01 * p.requires_grad  # B starts at zero: let the adapter do something
+    before = base.generate(["a robot", "a cat"], [5, 6], steps=3)
+    after = base.only_draw().generate(["a robot", "a cat"], [5, 6], steps=3)
+    assert {layer.weight.dtype for layer in base.unet.modules() if isinstance(layer, torch.nn.Conv2d)} == {torch.bfloat16}
+    assert all(np.array_equal(one, two) for one, two in zip(before, after)), "to the pixel"
 
 
 def test_latents_are_what_the_pipeline_decodes(tiny):

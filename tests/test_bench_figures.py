@@ -3,11 +3,12 @@
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 from bench_rows import base_rows, bench
 
-from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, section
-from lib.bench_figures import common, level, main_table, pareto, rank_curve
+from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, rates, section
+from lib.bench_figures import NOT_AGAIN, SCORES, again, common, level, main_table, pareto, rank_curve, size
 from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
@@ -55,8 +56,9 @@ def test_what_was_not_run_has_no_figure():
 
 def test_the_main_table_has_levels_effects_and_what_they_allow_to_say():
     lines = {line[0]: line for line in main_table(whole()).rows}
-    assert lines["DINO"][1:3] == ["0.100", "0.950"] and lines["DINO"][5].startswith("+0.0") and lines["DINO"][6] == "more"
-    assert lines["CLIP-I"][2] == "-" and lines["CLIP-I"][6] == "no difference (the same within 0.02)"
+    assert lines["DINO"][1:3] == ["0.100", "0.950"] and lines["DINO"][5].startswith("+0.0") and lines["DINO"][7] == "more"
+    assert lines["CLIP-I"][2] == "-" and lines["CLIP-I"][7] == "no difference (the same within 0.02)"
+    assert {line[6] for line in lines.values()} == {"12 subjects x 3 seeds"}
     assert lines["file"][5].startswith("x 8.00") and lines["file"][1] == "-"
     assert main_table([]).rows == []
 
@@ -76,6 +78,8 @@ def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     assert figure.caption.endswith("LoRA 0.001, DreamBooth 0.0002")
     assert [row[1] for row in figure.table.rows] == [5e-4, 1e-3, 2e-3, 1e-4, 2e-4, 4e-4]
     assert sum(line.get_markersize() > 10 for line in figure.chart.axes[0].lines) == 2
+    cut = rates([r for r in whole() if r.get("learning_rate") != 4e-4])
+    assert cut.caption.endswith("LoRA 0.001, DreamBooth 0.0002 (at the end of what was tried)"), "a best rate may lie beyond the grid"
     ranks = made["rank"].table.rows
     assert [row[:2] for row in ranks[:3]] == [["DINO", 1], ["DINO", 16], ["DINO", 64]]
     assert ranks[0][2] == round(effect(whole(), "dino", "rank", LORA | {"rank": 1}, None, ()).value, 3)
@@ -87,13 +91,27 @@ def test_prior_preservation_is_compared_with_none(made):
     assert lines["PRES - base, LoRA"] == lines["PRES - base, DreamBooth"] == pytest.approx(-0.1) and lines["DINO, LoRA"] == 0
 
 
-def test_a_repetition_on_other_seeds_stands_beside_the_same_subjects(made):
-    lines = {row[0]: row[1] for row in made["again"].table.rows}
+def test_a_repetition_on_other_seeds_is_held_against_the_same_subjects(made):
+    lines = {row[0]: row[1:] for row in made["again"].table.rows}
     eight = [r for r in whole() if r["study"] == "main" and r["subject"] < "s08"]
-    assert lines["DINO, main"] == round(effect(eight, "dino").value, 3) and lines["CLIP-T, again"] == pytest.approx(0.2, abs=0.01)
-    agree = sum(second.low <= effect(eight, m).value <= second.high for m, second in ((m, effect(whole(), m, "again")) for m in (
-        "dino", "clip_i", "clip_t", "dino_train", "memorising", "nearest", "pres")))
-    assert f"8 subjects x 1 seed): {agree} of 7 effects" in made["again"].caption and agree < 7, "CLIP-T was made to differ"
+    assert lines["DINO"][:2] == [effect(some, "dino", study).text().split(", ")[0] for some, study in ((eight, "main"), (whole(), "again"))]
+    assert lines["DINO"][3:] == ["8 subjects x 1 seed", "agrees (the same within 0.02)"]
+    assert lines["CLIP-T"][2].startswith("+0.20") and lines["CLIP-T"][4] == "differs", "CLIP-T was made to differ"
+    said = [line[4].split(" (")[0] for line in lines.values()]
+    assert f"8 subjects x 1 seed): {said.count('agrees')} of 10 agree within their intervals" in made["again"].caption
+    assert [row[0] for row in made["again"].table.rows] == list(SCORES.values())
+    noisy = again([r | {"dino": r["dino"] + 0.1 * np.sin(k)} for k, r in enumerate(whole())])
+    assert noisy.table.rows[0][5].startswith("agrees (cannot exclude up to 0.")
+    few = again([r for r in whole() if r["subject"] < "s05"])
+    assert few.table.rows[0][5] == "not enough subjects" and "0 of 10 agree" in few.caption
+
+
+def test_what_a_study_rests_on_is_what_both_methods_have_run():
+    rows = bench(subjects=4)
+    assert size(rows) == "4 subjects x 3 seeds" and size([]) == "0 subjects x 0 seeds"
+    cut = [r for r in rows if not (r["subject"] == "s00" and r["seed"] and r["method"] == "lora")]
+    assert size(cut) == "4 subjects x 1 to 3 seeds"
+    assert size([r for r in cut if r["subject"] != "s01" or r["method"] == "lora"]) == "3 subjects x 1 to 3 seeds"
 
 
 def test_the_training_is_drawn_quarter_by_quarter(made):
@@ -105,13 +123,14 @@ def test_the_section_links_every_figure_and_shows_some(made):
     text = section(whole(), made)
     for name in made:
         assert f"]({file(name)})" in text and ("![" in text.split(f"]({file(name)})")[0].splitlines()[-1]) == (name in SHOWN)
-    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text
+    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text and NOT_AGAIN not in text
 
 
 def test_a_bench_that_has_only_begun_has_a_section_too():
     rows = [row for row in whole() if row["study"] == "rate"]
     text = section(rows, figures(rows))
     assert text.startswith("The main comparison has not been run yet") and "0 subjects" not in text and "bench_rates.png" in text
+    assert NOT_AGAIN in text
 
 
 def test_the_readme_has_the_marks_between_which_the_section_is_written():

@@ -226,11 +226,24 @@ def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path,
         folders.append(train(Settings.preset(method, data=str(data), output=str(tmp_path / method), **make | {"base": tiny_folder})))
     point = {"seconds": 0.0, "dino": -1.0, "reference": "held-out photos"}
     track = [point | {"step": 0}, point | {"step": 2, "seconds": 4.0, "dino": 2.0}]
-    (folders[0] / "curve.json").write_text(json.dumps({"points": track}))
-    result = compare(folders, "pocket", [("a zwx cat", "a cat")], (7, 8), class_pictures=2, steps=2)
+    encoder = {"encoder": "data/judge/identity", "resize": "short side 64 bicubic, centre crop 64"}
+    (folders[0] / "curve.json").write_text(json.dumps({"points": track, "dino": encoder}))
+    (folders[1] / "curve.json").write_text(json.dumps({"points": track, "dino": encoder | {"encoder": "facebook/dino-vits16"}}))
+    said = []
+    with pytest.raises(BadInput, match="folder of masks holds no .png"):
+        compare(folders, "pocket", masks=tmp_path / "none")
+    for photo in (data / "test").glob("*.png"):
+        (tmp_path / "masks" / "test").mkdir(parents=True, exist_ok=True)
+        Image.new("L", Image.open(photo).size, 255).save(tmp_path / "masks" / "test" / photo.name)  # all of it is subject
+    asked = {"class_pictures": 2, "steps": 2, "progress": said.append, "masks": tmp_path / "masks"}
+    result = compare(folders, "pocket", [("a zwx cat", "a cat")], (7, 8), **asked)
     lora, full, base = (result.rows[key] for key in ("lora", "dreambooth", "base_model"))
+    assert all(row["dino_subject"] == pytest.approx(row["dino"]) for row in result.rows.values()) and "DINO, subject" in table(result)
     assert base["drift"] == base["pres"] == 0 and lora["drift"] > 0 and full["drift"] > 0
-    assert lora["seconds_to_best"] == 4.0 and 0 < lora["seconds_to_half"] < 4.0 and "seconds_to_best" not in full
+    assert lora["seconds_to_best"] == 4.0 and 0 < lora["seconds_to_half"] < 4.0
+    assert full["seconds_to_best"] == 4.0 and full["seconds_to_half"] is None, "two encoders' cosines are never held together"
+    assert [line for line in said if "another encoder" in line] == [
+        "DreamBooth: another encoder measured its curve, so half of the way to the real photos is not read off it"]
     assert lora["file_bytes"] < full["file_bytes"] and lora["consistency"] is not None and result.about["judge"] == "pocket"
     assert "drift" in table(result) or "drift" in cells(result)[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -53,6 +54,7 @@ class Vectors:
         return torch.tensor([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in things])
 
     clip_images = identity
+    lpips = None, "vectors have none"
 
     def clip_texts(self, texts):
         return torch.tensor([[1.0, 0.0]] * len(texts)).double()
@@ -204,12 +206,12 @@ def test_missing_encoders_are_named_with_the_remedy_without_asking_the_network(t
         load_identity(tmp_path)
 
 
-def save_vit(folder):
+def save_vit(folder, patch=32):
     """A small ViT with random weights, published as DINO is; returns the model."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
-    small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=32)
+    small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=patch)
     vit = ViTModel(small, add_pooling_layer=False)
     vit.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": 224, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
@@ -243,6 +245,66 @@ def test_results_name_their_encoders(judge):
     about = judge.describe()
     assert about["dino"] == {"encoder": "data/judge/identity", "resize": "short side 64 bicubic, centre crop 64"}
     assert about["clip"]["encoder"] == "data/judge/clip" and judge.image_size == 64
+
+
+def test_vits_of_other_patches_are_told_apart_in_folders_of_one_name(judge, tmp_path):
+    described = []
+    for patch in (16, 8):
+        save_vit(tmp_path / "dino", patch)
+        described.append(replace(judge, identity=load_identity(tmp_path / "dino")).describe()["dino"])
+    assert [d["patch"] for d in described] == [16, 8] and described[0]["encoder"] == described[1]["encoder"], "S/8 is never S/16's column"
+
+
+@pytest.fixture
+def lpips_here(monkeypatch, tmp_path):
+    """The packages that LPIPS takes, with a network whose answer is known: mean difference of pixels, which run from -1 to 1."""
+    class Network(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            assert net == "alex" and weights.is_file()
+
+        def forward(self, one, other):
+            assert one.min() == -1 and other.max() == 1
+            return (one - other).abs().mean((1, 2, 3), keepdim=True)
+
+    weights = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    url = SimpleNamespace(DEFAULT=SimpleNamespace(url=f"https://download.pytorch.org/models/{weights.name}"))
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
+    monkeypatch.setitem(sys.modules, "torchvision.models", SimpleNamespace(AlexNet_Weights=url))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.delenv("WORKBENCH_DOWNLOAD", raising=False)
+    return weights
+
+
+def grey(*levels):
+    return [Image.new("RGB", (8, 8), (v, 0, 255)) for v in levels]
+
+
+def test_lpips_is_the_mean_over_pairs_of_different_pictures_of_a_prompt(lpips_here):
+    lpips_here.parent.mkdir()
+    lpips_here.touch()
+    judge = load_judge()
+    found = score(judge, grey(0, 255, 255, 0, 51), ["a cat"] * 3 + ["a dog"] * 2, grey(0))
+    assert same(found["lpips"], np.mean([2 / 3 * 2 / 3, 2 / 3 * 0.2])), "0, 2/3, 2/3 for three pictures; a prompt counts once"
+    assert found["diversity"] not in (None, found["lpips"]), "the stand-in keeps its own column"
+    assert judge.describe()["lpips"] == "LPIPS 0.1 with AlexNet" and score(judge, grey(0), ["a cat"], grey(0))["lpips"] is None
+
+
+def test_without_lpips_the_stand_in_is_named_with_the_reason(lpips_here, monkeypatch, capsys):
+    judge = load_judge()
+    assert score(judge, grey(0, 255), ["a cat"] * 2, grey(0))["lpips"] is None
+    assert re.search("diversity stands in: .*alexnet-owt.* is missing: WORKBENCH_DOWNLOAD=1 fetches it", judge.describe()["lpips"])
+    monkeypatch.setenv("WORKBENCH_DOWNLOAD", "1")
+    lpips_here.parent.mkdir()
+
+    def fetch(net, verbose):
+        assert "233 MB, licence BSD-3-Clause" in capsys.readouterr().out, "said before it is fetched"
+        raise OSError("no network")
+
+    monkeypatch.setattr(sys.modules["lpips"], "LPIPS", fetch)
+    assert "cannot be loaded" in load_judge().describe()["lpips"]
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    assert "lpips and torchvision cannot be imported" in load_judge().describe()["lpips"]
 
 
 def test_area_under_curve_counts_pairs():

@@ -22,6 +22,7 @@ def owl(tmp_path_factory):
     floor = evaluate(load_base(), dataset, judge, evaluation_prompts(dataset.subject), seeds=(1000,))["dino"]
     return dataset, judge, floor
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
 def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(method, owl, tmp_path):
@@ -34,5 +35,5 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(meth
     seen = [scene["place"] for scene in read_scene(judge, found["images"])]
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
 
-    assert found["dino"] > floor + 0.2, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
+    assert found["dino"] > floor + 0.4, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
     assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"

@@ -34,6 +34,18 @@ def test_each_side_is_judged_by_its_best_way_and_a_verdict_takes_six_subjects(tm
     assert "no interval" in effect and verdict.startswith("not enough subjects (2")
 
 
+def test_the_way_is_chosen_on_other_subjects(tmp_path):
+    """Six ways of the adapters, each lucky with one subject: better than the checkpoints by hindsight alone."""
+    rows = [SWITCH]
+    for k in range(6):
+        ways = [(f"mix {w}", 0.49 + 0.3 * (w == k)) for w in range(6)] + [("checkpoints averaged", 0.5)]
+        rows += [{"study": "compose", "subject": f"s{k}", "seed": 0, "how": how, "concepts": 3, "weight": 1.0, "survives": share}
+                 for how, share in ways]
+    write_table(tmp_path / "shipping.csv", rows)
+    effect, verdict = claim_rows(tmp_path / "shipping.csv")[7]
+    assert verdict == "does not hold" and "adapters minus checkpoints -0.01" in effect
+
+
 def test_switching_says_which_way_it_came_out(tmp_path):
     effect, verdict = claim_rows(table(tmp_path, 1))[8]
     assert "0.004 s among loaded" in effect and "410 against 45" in effect and verdict.startswith("holds")
