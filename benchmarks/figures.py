@@ -7,6 +7,7 @@ import re
 import sys
 
 from benchmarks import learning_rates
+from benchmarks.studies import studies
 from lib import bench_figures, show
 from lib.charts import NAMES
 from lib.effects import BENCH, read_bench
@@ -16,6 +17,12 @@ ROOT = BENCH.parents[2]
 README = ROOT / "README.md"
 SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- end of bench -->)", re.S)
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
+NOTES = {
+    "recipes": "All but the plain one run at precision auto, which is bf16 arithmetic on this device. Gradient checkpointing alone is not "
+    "run: it gives the same numbers bit for bit (`tests/test_recipes.py`); where it stands above it is one of several changes.",
+    "text_encoder": "The U-Net trains at the preset's rate throughout. The text encoder trains by the same method: LoRA beside its "
+    "attention, DreamBooth all of its weights.",
+}
 
 
 def rates(rows):
@@ -64,7 +71,10 @@ def section(rows, made):
         if name in SHOWN:
             lines += [f"![{figure.alt}]({file(name)})", ""]
         if name not in ("scores", "costs"):  # whose numbers are the main table's
-            lines += [figure.table.markdown()]
+            lines += [figure.table.markdown(), *(["", NOTES[name]] if name in NOTES else [])]
+    missing = [study for study in studies(["-"], 1) if not any(row.get("study") == study for row in rows)]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)} (`make pocketbench`)."]
     return "\n".join(lines) + "\n"
 
 

@@ -81,13 +81,19 @@ def interval(values, seed=0):
     Percentiles of bootstrap means: not 2.5 and 97.5, which are too narrow for few values (twelve cover 91 %), but as far out as Student's
     interval is for normal data (Hesterberg 2015, arXiv 1411.5279; t after Abramowitz and Stegun 26.7.5).
     """
-    n, v, z = len(values), len(values) - 1, NormalDist().inv_cdf(0.975)
+    n = len(values)
     if n < FEWEST:
         return None, None
-    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    tail = NormalDist().cdf(-t * math.sqrt(n / v))
+    tail = NormalDist().cdf(-student(n - 1) * math.sqrt(n / (n - 1)))
     means = np.asarray(values, float)[np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))].mean(1)
     return tuple(np.quantile(means, [tail, 1 - tail]).tolist())
+
+
+def student(v):
+    """The 97.5 % point of Student's t with `v` degrees of freedom, 2 or more."""
+    z = NormalDist().inv_cdf(0.975)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2) + third
 
 
 def number(row, measure):
@@ -135,6 +141,22 @@ def effect(rows, measure, study="main", of=FULL, against=LORA, pair=("seed",)):
     gaps = means[:, 0] - means[:, 1] if against else means[:, 0]
     found = [v if v is None else float(np.exp(v) if ratio else v) for v in (gaps.mean(), *interval(gaps), *means.mean(0))]
     return Effect(*found[:3], len(subjects), min(map(len, seeds.values())), unit, kind, margin, *found[3:])
+
+
+def swing(rows, measure, study, of, subjects):
+    """How far another seed alone moves a mean over so many `subjects`, 95 times in 100; None where too few runs tell.
+
+    The runs of a study that match `of` are of one recipe on several seeds. Their variance within a subject, pooled, is that of one run;
+    the difference of two means of `subjects` runs has 2 / subjects of it (Student 1908, Biometrika 6).
+    """
+    runs = defaultdict(list)
+    for row in rows:
+        if row.get("study") == study and of.items() <= row.items() and number(row, measure) is not None:
+            runs[row["subject"]].append(row[measure])
+    free = sum(len(values) - 1 for values in runs.values())
+    if free < FEWEST or not subjects:
+        return None
+    return student(free) * math.sqrt(sum(np.var(values) * len(values) for values in runs.values()) / free * 2 / subjects)
 
 
 def decide(effect, sign=1):
