@@ -82,6 +82,8 @@ class PeakMemory(TorchDispatchMode):
     def __exit__(self, *error):
         for hook in self._hooks:
             hook.remove()
+        # What lives on keeps this object until it is freed, so this must not keep it in turn.
+        self.model, self.optimizer, self.inputs = None, None, ()
         return super().__exit__(*error)
 
     def _peak(self, scratch=0):

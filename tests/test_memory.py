@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import torch
 
 from lib.memory import PeakMemory
@@ -48,3 +51,16 @@ def test_activations_grow_with_the_batch_and_are_released():
         peaks.append(peak.by_category["activations"])
         assert peak.now["activations"] < 2 * x.nbytes + 1024, "five steps must leave no activations behind"
     assert peaks[1] > 3 * peaks[0]
+
+
+def test_what_was_measured_is_free_afterwards():
+    """A finaliser for each storage knows its `PeakMemory`: did that know the model, neither would ever go."""
+    model = torch.nn.Linear(64, 64)
+    optimizer, x = torch.optim.AdamW(model.parameters()), torch.randn(4, 64)
+    step(model, optimizer, x)
+    with PeakMemory(model, optimizer, x) as peak:
+        step(model, optimizer, x)
+    gone = [weakref.ref(part) for part in (model, optimizer, x)]
+    del model, optimizer, x
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3 and peak.bytes > 4 * 64 * 64 * 4
