@@ -7,15 +7,23 @@ import re
 import sys
 
 from benchmarks import learning_rates
+from benchmarks.studies import studies
 from lib import bench_figures, show
 from lib.charts import NAMES
 from lib.effects import BENCH, COSINE, COST, ENOUGH, POWER, SPREAD, read_bench
 from lib.settings import BadInput
+from lib.study_rows import size, steps
 
 ROOT = BENCH.parents[2]
 README = ROOT / "README.md"
 SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- end of bench -->)", re.S)
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
+NOTES = {
+    "recipes": "All but the plain one run at precision auto, which is bf16 arithmetic on this device. Gradient checkpointing alone is not "
+    "run: it gives the same numbers bit for bit (`tests/test_recipes.py`); where it stands above it is one of several changes.",
+    "text_encoder": "The U-Net trains at the preset's rate throughout. The text encoder trains by the same method: LoRA beside its "
+    "attention, DreamBooth all of its weights.",
+}
 
 
 def rates(rows):
@@ -27,7 +35,7 @@ def rates(rows):
     ends = {NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)] for m, points in found.items()}
     chosen = ", ".join(f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items())
     lines = {NAMES[m]: [(f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points] for m, points in found.items()}
-    about = f"Each method's learning rate, {bench_figures.size(rows, 'rate')}; chosen: {chosen}"
+    about = f"Each method's learning rate, {size(rows, 'rate')}; chosen: {chosen}"
     figure = show.points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
     columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
     body = [[NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points]
@@ -54,9 +62,9 @@ def section(rows, made):
     main, lines = bench_figures.main_table(rows), ["The main comparison has not been run yet: `make pocketbench`."]
     if main.rows:
         lines = [
-            f"{bench_figures.size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
+            f"{size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
             "subject that neither base nor judge has met, each method at its own best learning rate, "
-            f"{bench_figures.steps(rows)} steps ({devices}; {stack}). "
+            f"{steps(rows)} steps ({devices}; {stack}). "
             "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed. Intervals: 95 %, "
             f"bootstrap over subjects, none below {ENOUGH}, each by itself. The same: the whole interval lies within {COSINE} of a cosine, "
             f"{COST:.0%} of a cost, {SPREAD} of diversity and consistency, {POWER} of drift. Intervals speak of other subjects, not of "
@@ -70,9 +78,10 @@ def section(rows, made):
         if name in SHOWN:
             lines += [f"![{figure.alt}]({file(name)})", ""]
         if name not in ("scores", "costs"):  # whose numbers are the main table's
-            lines += [figure.table.markdown()]
-    if "again" not in made:
-        lines += ["", f"{bench_figures.NOT_AGAIN}."]
+            lines += [figure.table.markdown(), *(["", NOTES[name]] if name in NOTES else [])]
+    missing = [study for study in studies(["-"], 1) if not any(row.get("study") == study for row in rows)]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)} (`make pocketbench`)."]
     return "\n".join(lines) + "\n"
 
 

@@ -21,6 +21,7 @@ from functools import cache
 import torch
 
 from benchmarks import learning_rates
+from benchmarks.studies import SELDOM, WORDS, studies
 from lib.base import POCKET, ROOT, load_base
 from lib.curve import Curve, costs_along
 from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
@@ -28,59 +29,21 @@ from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_ro
 from lib.judge import FOLDER as JUDGE
 from lib.lesson import draw_class_images
 from lib.methods import load_run
-from lib.photos import KINDS, load_dataset, prepare, prompts, read_subject
-from lib.pocket.objects import CLASSES
+from lib.photos import load_dataset, prepare, prompts, read_subject
 from lib.pocket.places import PHRASES
 from lib.pocket.subjects import bench_subjects
 from lib.pocket.world import render
 from lib.record import device_name, versions
-from lib.settings import METHODS, BadInput, Settings, read_json, write_json
+from lib.settings import BadInput, Settings, read_json, write_json
 from lib.sweep import name, read_table, sweep, write_table
 from lib.train import train
 
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
-RANKS = (1, 4, 16, 64)
 SEEDS = (1000, 1001, 1002, 1003)
-STEPS, POINTS = Settings.steps, 4  # of every training, the presets'; measurements along it
+POINTS = 4  # measurements along a training
 COLUMNS = tuple("study subject class_noun variant method rank targets prior_weight learning_rate steps cooldown seed".split())
 SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
-
-
-def job(subject, method, seed=0, variant="good", **changes):
-    """One run as a flat dict: every setting that the studies vary, as the preset has it unless changed."""
-    if method == "base":
-        return {"subject": subject, "variant": variant, "method": method}
-    s = Settings.preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
-    own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
-    common = {"prior_weight": s.prior_weight, "learning_rate": s.learning_rate, "steps": s.steps, "cooldown": s.cooldown, "seed": seed}
-    return {"subject": subject, "variant": variant, "method": method} | own | common
-
-
-def studies(subjects, seeds):
-    """{study: its jobs}: which question each run belongs to. A run may belong to several; it is made once."""
-    some, few = subjects[:12], subjects[:6]
-    both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
-    return {
-        "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
-        "rank": [job(s, "lora", rank=rank) for rank in RANKS for s in some],
-        "prior": [job(s, m, **changes) for changes in ({}, {"prior_weight": 0.0}) for s, m in both],
-        "again": [job(s, m, seed=100) for s, m in both],  # a part of the main study on another training seed: do its effects agree?
-        "rate": [job(s, "base", variant=v) for s, v in tuning]
-        + [job(s, m, variant=v, learning_rate=rate) for s, v in tuning for m in METHODS for rate in learning_rates.RATES[m]],
-        "identifier": [job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS],
-        "careless": [job(s, m, variant=v) for v in ("good", "duplicates", "one_background") for s in few for m in METHODS],
-        "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
-    }
-
-
-# What stands for the subject in the study "identifier", beside a rare word and the right noun (variant "good", there called "rare").
-WORDS = {
-    "common": lambda noun: (noun, "toy"),
-    "wrong_noun": lambda noun: (list(CLASSES)[(list(CLASSES).index(noun) + 5) % len(CLASSES)], "zwx"),
-    "no_noun": lambda noun: ("thing", "zwx"),  # the world's word for anything
-    "without_identifier": lambda noun: (noun, "zwx"),  # trained with it, asked without it
-}
 
 
 def photos(subject, variant, folder):
@@ -157,12 +120,17 @@ def work(job, folder):
     prior = prior_similarity(base, data, judge(), noun, range(2000, 2008))
     ceiling = {f"{key}_real": value for key, value in real_row(judge(), data).items() if key in ("dino", "clip_i")}
     if job["method"] != "base":
-        chosen = {key: job[key] for key in ("rank", "targets", "prior_weight", "learning_rate", "steps", "cooldown", "seed") if key in job}
+        own = ("rank", "targets", "prior_weight", "learning_rate", "steps", "cooldown", "seed", *SELDOM)
+        chosen = {key: job[key] for key in own if key in job}
         settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
         shutil.rmtree(folder / "run", ignore_errors=True)  # of an attempt that failed: its curve would lack what is not trained again
         curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
         run = train(settings, base, [curve])
-        base, row = load_run(run, load_base()), {key: read_json(run / "metrics.json")[key] for key in COSTS} | along(curve.points, ceiling)
+        found = read_json(run / "metrics.json")
+        for key, used in found["recipe"].items():
+            if used != getattr(settings, key):  # where bitsandbytes cannot run, training goes without and says so
+                raise BadInput(f"This device trained with {key} {used!r} instead of {getattr(settings, key)!r}: run that study elsewhere.")
+        base, row = load_run(run, load_base()), {key: found[key] for key in COSTS} | along(curve.points, ceiling)
     found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")

@@ -25,8 +25,15 @@ from .locate import POCKET, ROOT, header, locate
 from .pipeline import quiet, read_pipeline
 from .settings import BadInput
 
-__all__ = ["LARGEST_BATCH", "POCKET", "ROOT", "Base", "load_base", "quiet"]
+__all__ = ["LARGEST_BATCH", "POCKET", "ROOT", "Base", "at_once", "load_base", "quiet"]
 LARGEST_BATCH = 8  # pictures sampled at once
+# What passes at once in pixels: the VAE's activations, a KiB a pixel in bf16, must stay below what a step takes; the U-Net's are few.
+VAE_PIXELS, UNET_PIXELS = 2 * 512**2, 8 * 512**2
+
+
+def at_once(pixels, most=None):
+    """How many pictures of so many `pixels` pass at once: as many as have `most` (the VAE's), at least one and at most eight."""
+    return max(1, min(LARGEST_BATCH, (most or VAE_PIXELS) // pixels))
 
 
 @dataclass
@@ -90,8 +97,7 @@ class Base:
         for name in self.family.towers:
             tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
             ids.append(tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device))
-        side = self.resolution
-        rows = sizes or [(side, side, 0, 0, side, side)] * len(prompts)
+        rows = sizes or [[self.resolution * part for part in (1, 1, 0, 0, 1, 1)]] * len(prompts)
         told = {"ids": ids, "sizes": torch.tensor(rows, dtype=torch.float32, device=self.device)}
         if not encoded:
             return told
@@ -109,45 +115,48 @@ class Base:
         self.wake()
         size, vae = bucket(images[0].size, self.resolution), self.pipe.vae
         images = [i if i.size == size else i.resize(size, Image.Resampling.LANCZOS) for i in images]
-        pixels = self.pipe.image_processor.preprocess(images).to(self.device, vae.dtype)
+        some, latents = at_once(size[0] * size[1]), []
         with torch.no_grad():
-            latents = [vae.encode(part).latent_dist for part in pixels.split(LARGEST_BATCH)]
+            for start in range(0, len(images), some):
+                pixels = self.pipe.image_processor.preprocess(images[start : start + some]).to(self.device, vae.dtype)
+                latents.append(vae.encode(pixels).latent_dist)
         scale = vae.config.scaling_factor
         return (torch.cat([d.mean for d in latents]).float() * scale, torch.cat([d.std for d in latents]).float() * scale)
 
     def generate(self, prompts, seeds, steps=25, guidance=4.0, adapter_weight=None, progress=None, size=None):
         """One picture per (prompt, seed) pair, as PIL images. A pair gives the same picture whatever stands beside it in the batch.
 
-        `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is called after each batch.
-        `size`: (width, height) in pixels, if not the base's square.
+        `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is called after each batch. `size`: (width,
+        height) in pixels, if not the base's square.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt")
         self.wake()
         images, (width, height) = [], size or (self.resolution, self.resolution)
+        some, decoded = at_once(width * height, UNET_PIXELS), at_once(width * height)
         extra = {} if adapter_weight is None else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
         self.pipe.set_progress_bar_config(disable=True)
-        for start in range(0, len(prompts), LARGEST_BATCH):
-            noise = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[start : start + LARGEST_BATCH]]
+        for start in range(0, len(prompts), some):
+            noise = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[start : start + some]]
+            ours = self.family.vae_in_fp32 or len(noise) > decoded  # the pipeline would decode all at once, in the U-Net's precision
             with torch.inference_mode(), self.autocast():
                 drawn = self.pipe(
-                    list(prompts[start : start + LARGEST_BATCH]),
+                    list(prompts[start : start + some]),
                     generator=noise,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
-                    height=height,
-                    width=width,
-                    output_type="latent" if self.family.vae_in_fp32 else "pil",
+                    height=height, width=width,
+                    output_type="latent" if ours else "pil",
                     **extra,
                 ).images
-            images += self._decode(drawn) if self.family.vae_in_fp32 else drawn
+            images += [image for part in drawn.split(decoded) for image in self._decode(part)] if ours else drawn
             if progress:
                 progress(len(images), len(prompts))
         return images
 
     def _decode(self, latents):
-        """PIL images of scaled latents [N, C, h, w], in the VAE's own precision."""
-        with torch.inference_mode():
+        """PIL images of scaled latents [N, C, h, w]; in the VAE's own precision where its family asks for that."""
+        with torch.inference_mode(), self.autocast(False if self.family.vae_in_fp32 else None):
             pixels = self.pipe.vae.decode(latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor).sample
         return self.pipe.image_processor.postprocess(pixels)
 

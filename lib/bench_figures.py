@@ -3,17 +3,21 @@
 `rows` are dicts, one a run, as in `lib.effects`. A figure for which the rows hold no run is None.
 """
 
-from collections import defaultdict
+import math
 
 from .charts import intervals, points
-from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, PARTS, decide, effect, repeated, shown
+from .effects import BASE, COSINE, COST, FULL, LORA, MEASURES, PARTS, decide, effect, repeated, shown, swing
 from .figure import Table
+from .study_rows import common, ranked, size
 
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino_train": "DINO, training photos", "memorising": "train - held-out",
           "nearest": "nearest photo", "pres": "PRES - base", "drift": "drift", "diversity": "diversity", "consistency": "consistency"}
 COSTS = {"seconds_per_step": "seconds a step", "train_seconds": "seconds of training", "peak_bytes": "peak memory", "file_bytes": "file"}
 WHO = {"LoRA": LORA, "DreamBooth": FULL}
 NOT_AGAIN = "The repetition on another training seed has not been run yet: `python -m benchmarks.pocketbench --studies again`"
+# The columns of the study "recipes" in which one differs from plain training, each in words.
+RECIPES = {"optimizer": "8-bit moments", "weights": "bf16 weights", "quantize": "{} base", "fused_backward": "fused update",
+           "checkpointing": "checkpointing"}
 
 
 def level(rows, measure, study="main", of=FULL):
@@ -147,35 +151,78 @@ def memorising(rows):
     return intervals(found, "difference of cosines", about, around=0, margin=COSINE) if found else None
 
 
-def ranked(rows):
-    """The ranks of the study of ranks, in order."""
-    return sorted({int(r["rank"]) for r in rows if r.get("study") == "rank" and r.get("rank") is not None})
+def recipes(rows):
+    """Low-memory recipes against plain fp32 training: DINO drawn, the rest in the table, beside what another seed alone does."""
+    dots, lines, measures = {}, [], ("dino", "clip_t", "drift")
+    for who, where in WHO.items():
+        plain = where | {"precision": "fp32"}
+        size_of = effect(rows, "dino", "recipes", plain, None, ()).subjects
+        moves = {m: swing(rows, m, "recipes", plain, size_of) for m in measures}
+        if size_of:
+            lines += [_levels(rows, "recipes", f"{who}, plain fp32", plain, (*measures, "peak_bytes")) + ["-"],
+                      [f"{who}, another seed", *("-" if v is None else f"up to {v:.3f}" for v in moves.values()), "-", "-"]]
+            dots |= {f"{who}, another seed": (0.0, -moves["dino"], moves["dino"])} if moves["dino"] else {}
+        for words, of in _given_up(rows, where).items():
+            found = {m: effect(rows, m, "recipes", of, plain) for m in (*measures, "peak_bytes")}
+            if found["dino"].subjects:
+                moves = {m: swing(rows, m, "recipes", plain, found[m].subjects) for m in measures}
+                beyond = [SCORES[m] for m in measures if moves[m] is not None and abs(found[m].value) > moves[m]]
+                lines.append([f"{who}, {words}", *map(_ends, found.values()),
+                              "-" if None in moves.values() else f"no: {', '.join(beyond)}" if beyond else "yes"])
+                dots[f"{who}, {words}"] = (found["dino"].value, found["dino"].low, found["dino"].high)
+    about = (f"Low-memory recipes minus plain fp32 training, {size(rows, 'recipes')}, each against the same seed; another seed: how far "
+             "that alone moves such a mean, 95 times in 100; the band counts as the same")
+    return _with_table(dots, lines, "difference of DINO", about, ["DINO", "CLIP-T", "drift", "peak memory", "within another seed's reach"])
 
 
-def common(rows, wanted, seeds=True):
-    """The rows of those subjects (and seeds) that have a run in each of `wanted`: pairs (study, columns that match)."""
-    there = [[r for r in rows if r.get("study") == study and of.items() <= r.items()] for study, of in wanted]
-    subjects = set.intersection(*({r["subject"] for r in some} for some in there))
-    kept = [{r["seed"] for r in some} for some, (_, of) in zip(there, wanted) if seeds and of != BASE]
-    return [r for r in rows if r["subject"] in subjects and (r["method"] == "base" or all(r["seed"] in each for each in kept))]
+def text_encoder(rows):
+    """What it does to train the text encoder too, at several rates, against leaving it frozen."""
+    dots, lines, measures = {}, [], ("dino", "clip_t", "drift", "pres", "peak_bytes", "file_bytes")
+    rates = sorted({r["text_encoder_rate"] for r in rows if r.get("study") == "text_encoder" and r.get("text_encoder_rate")})
+    for who, where in WHO.items():
+        frozen = where | {"text_encoder_rate": None}
+        if effect(rows, "dino", "text_encoder", frozen, None, ()).subjects:
+            lines.append(_levels(rows, "text_encoder", f"{who}, frozen", frozen, measures))
+        for rate in rates:
+            found = {m: effect(rows, m, "text_encoder", where | {"text_encoder_rate": rate}, frozen) for m in measures}
+            if found["dino"].subjects:
+                lines.append([f"{who}, trained at {rate:g}", *map(_ends, found.values())])
+                dots |= {f"{SCORES[m]}, {who}, {rate:g}": (e.value, e.low, e.high) for m, e in found.items() if m in ("dino", "clip_t")}
+    about = f"Text encoder trained, at learning rates of its own, minus frozen, {size(rows, 'text_encoder')}; the band counts as the same"
+    return _with_table(dots, lines, "difference of cosines", about, ["DINO", "CLIP-T", "drift", "PRES - base", "peak memory", "file"])
 
 
-def size(rows, study="main"):
-    """What a study rests on, such as "30 subjects x 3 seeds", or "x 1 to 3" while some lack runs: seeds that every method of it has run."""
-    some, there, seeds = [r for r in rows if r.get("study") == study and r.get("method") != "base"], defaultdict(set), defaultdict(set)
-    for r in some:
-        there[r["subject"], r.get("seed")].add(r["method"])
-    for (subject, seed), methods in there.items():
-        if methods == {r["method"] for r in some}:
-            seeds[subject].add(seed)
-    few, most = (pick(map(len, seeds.values()), default=0) for pick in (min, max))
-    return f"{len(seeds)} subject{'s' * (len(seeds) != 1)} x {f'{few} to ' * (few < most)}{most} seed{'s' * (most != 1)}"
+def _given_up(rows, where):
+    """{a recipe in words: the columns it matches} of the study "recipes", in the order of the words."""
+    found = {}
+    for row in rows:
+        if row.get("study") == "recipes" and row.get("precision") is None and where.items() <= row.items():
+            words = [told.format(row[name]) for name, told in RECIPES.items() if row.get(name)]
+            found[" + ".join(words) or "precision auto"] = where | {name: row.get(name) for name in ("precision", *RECIPES)}
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("+"), item[0])))
 
 
-def steps(rows, study="main"):
-    """The training steps of a study as text."""
-    return " or ".join(str(n) for n in sorted({r["steps"] for r in rows if r.get("study") == study and r.get("steps")}))
+def _levels(rows, study, name, of, measures):
+    """A line of a table: the means of the runs that match `of`, by themselves."""
+    found = [effect(rows, m, study, of, None, ()) for m in measures]
+    return [name, *("-" if e.value is None else shown(e.value, e.unit) for e in found)]
+
+
+def _ends(found):
+    """An effect as a cell: its value and interval; of a ratio the value alone, where every subject has the same."""
+    text = found.text().split(", ")[0]
+    return text.split(" (")[0] if found.kind == "ratio" and found.low and math.isclose(found.low, found.high, rel_tol=0.01) else text
+
+
+def _with_table(dots, lines, x, about, columns):
+    """A figure of intervals whose table says more than it draws; None without any."""
+    if not dots:
+        return None
+    rounded = {name: tuple(v if v is None else round(v, 3) + 0.0 for v in ends) for name, ends in dots.items()}
+    figure = intervals(rounded, x, about, around=0, margin=COSINE)
+    figure.table = Table(lines, ["", *columns])
+    return figure
 
 
 FIGURES = {"scores": scores, "costs": costs, "pareto": pareto, "path": path, "forgetting": forgetting, "rank": rank_curve, "prior": prior,
-           "memorising": memorising, "again": again}
+           "memorising": memorising, "again": again, "recipes": recipes, "text_encoder": text_encoder}

@@ -5,7 +5,8 @@
 
 A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context, the workspaces of cuBLAS and cuDNN (together about
 0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
-A T4, sold as 16 GB, has 14.7 GiB. Counted is the training step; VAE and text encoders have left the card by then.
+A T4, sold as 16 GB, has 14.7 GiB. Counted is the training step; VAE and text encoders have left the card by then. What loading the base
+and encoding the pictures take before is said beside it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from dataclasses import asdict, fields
 
 from .base import ROOT
 from .figure import Table
-from .forecast import BASES, forecast, largest, plan, side
+from .forecast import BASES, caching, forecast, largest, plan, side
 from .ladder import choose, recipes
 from .record import versions
 from .settings import METHODS, BadInput, Settings, read_json
@@ -160,7 +161,7 @@ def report(given, settings):
     found = [{"recipe": name(w["words"]), "bytes": w["bytes"], "by_category": w["by_category"]} for w in weighed]
     return {"base": settings.base, "method": settings.method, "resolution": key(settings)["resolution"],
             "batch_size": settings.batch_size, "class_images": settings.prior_weight > 0, "device": given.device,
-            "recipes": found, "cards": cards, "sentence": sentence}
+            "recipes": found, "cards": cards, "sentence": sentence, "caching_bytes": caching(settings, given.device)}
 
 
 def main(argv=None):
@@ -181,6 +182,7 @@ def main(argv=None):
     rows = [[f"{c['card_gb']} GB", gib(c["usable_bytes"]), gib(c["bytes"]), c["recipe"] or "none"] for c in found["cards"]]
     print(Table(rows, ["card", "to be had", "peak", "the least slow recipe that fits"]), end="\n\n")
     print(found["sentence"])
+    print(f"Before the first step, while the whole base is loaded and pictures are encoded: {gib(found['caching_bytes'])} GiB.")
 
 
 def gib(size):

@@ -36,17 +36,15 @@ class Checkpoints:
 
     def check_room(self, step, shipped):
         """Raise BadInput if the disk has no room for the checkpoints of `step` and `shipped` bytes of weights, before the first step."""
-        if not self.every:
-            return
         weights = sum(w.numel() * w.element_size() for w in step.weights)
         moments = sum(w.numel() for w in step.weights) * (2 if step.settings.optimizer == "adamw8bit" else 8)
         there = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()) if self.folder.is_dir() else 0
-        needed = (KEPT + 1) * (weights + moments) + shipped - there
+        needed = (KEPT + 1) * (weights + moments) * bool(self.every) + shipped - there
         free = shutil.disk_usage(self.folder.parent).free
         if needed > free:
             raise BadInput(
-                f"The disk of {self.folder.parent} has {free / 2**30:.1f} GiB left, and the run with its checkpoints takes up to "
-                f"{needed / 2**30:.1f} GiB: free some space, choose another output, or set save_every to 0 (no checkpoints)."
+                f"The disk of {self.folder.parent} has {free / 2**30:.1f} GiB left, and the run takes up to {needed / 2**30:.1f} GiB"
+                f"{' with its checkpoints, which save_every 0 leaves out' * bool(self.every)}: free some space or choose another output."
             )
 
     def due(self, step, clock):
@@ -150,9 +148,11 @@ def random_states():
     return found | {"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else found
 
 
-def fingerprint(unet):
-    """A hash that tells base models apart without reading all of one: names, shapes and the first numbers of every weight."""
+def fingerprint(base):
+    """A hash that tells base models apart without reading all of one: names, shapes and the first numbers of every weight of all parts."""
+    base.wake()
     total = hashlib.sha256()
-    for name, weight in unet.named_parameters():
-        total.update(f"{name} {tuple(weight.shape)}".encode() + weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    for part in (base.unet, base.pipe.vae, *base.text_encoders.values()):
+        for name, weight in part.named_parameters():
+            total.update(f"{name} {tuple(weight.shape)}".encode() + weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return total.hexdigest()

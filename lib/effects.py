@@ -181,6 +181,22 @@ def _means(rows, measure, study, of, against, pair):
     return {s: np.mean(subjects[s], axis=0) for s in sorted(subjects, key=str)}, seeds
 
 
+def swing(rows, measure, study, of, subjects):
+    """How far another seed alone moves a mean over so many `subjects`, 95 times in 100; None where too few runs tell.
+
+    The runs of a study that match `of` are of one recipe on several seeds. Their variance within a subject, pooled, is that of one run;
+    the difference of two means of `subjects` runs has 2 / subjects of it (Student 1908, Biometrika 6).
+    """
+    runs = defaultdict(list)
+    for row in rows:
+        if row.get("study") == study and of.items() <= row.items() and number(row, measure) is not None:
+            runs[row["subject"]].append(row[measure])
+    free = sum(len(values) - 1 for values in runs.values())
+    if free < ENOUGH or not subjects:
+        return None
+    return student(0.025, free) * math.sqrt(sum(np.var(values) * len(values) for values in runs.values()) / free * 2 / subjects)
+
+
 def decide(effect, sign=1):
     """(verdict, detail) on the claim that the effect is upwards (`sign` 1) or downwards (-1): what the interval allows, and no more."""
     if effect.subjects < ENOUGH:

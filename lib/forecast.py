@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 import torch
 
-from .base import LARGEST_BATCH, POCKET, ROOT, Base
+from .base import POCKET, ROOT, Base, at_once
 from .buckets import bucket
 from .dataset import load_dataset
-from .families import family_of
+from .families import FAMILIES, family_of
 from .hollow import SCRATCH, fake_device
 from .locate import locate
 from .memory import PeakMemory
@@ -45,14 +45,12 @@ def forecast(settings, device="cuda", pictures=PICTURES, bf16=True):
     """
     from .step import Step
 
-    if settings.text_encoder_rate > 0:
-        raise BadInput("The forecast does not know text encoders that train: set text_encoder_rate to 0, and leave a GiB or two for them.")
     with fake_device(device):
-        base = hollow_base(settings.base, torch.bfloat16 if device == "cuda" else torch.float32, bf16)
+        base = hollow_base(settings.base, torch.bfloat16 if device == "cuda" else torch.float32, bf16, settings.text_encoder_rate > 0)
         inputs, sources = hollow_inputs(base, settings, pictures)
         step = Step(base, settings)
         _fill_optimizer(step)
-        with PeakMemory(step.unet, step.optimizer, sources, SCRATCH.get(device)) as peak:
+        with PeakMemory(step.parts, step.optimizer, sources, SCRATCH.get(device)) as peak:
             step(*inputs)
     return Forecast(peak.bytes, dict(peak.by_category))
 
@@ -90,16 +88,26 @@ def side(settings):
     return settings.resolution or unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
-def hollow_base(name, dtype=torch.bfloat16, bf16=True):
-    """A `Base` of fake tensors as `load_base` gives it: its U-Net, of `dtype`, and its scheduler. Call inside `fake_device`."""
-    from diffusers import UNet2DConditionModel
+def hollow_base(name, dtype=torch.bfloat16, bf16=True, reads=False):
+    """A `Base` of fake tensors as `load_base` gives it, of `dtype`: its U-Net and scheduler, and if it `reads` its text encoders.
 
-    folder = folder_of(name)
+    Call inside `fake_device`.
+    """
+    import diffusers
+    import transformers
+
+    folder, kind = folder_of(name), BASES[name] if name in BASES else family_of(name).name
+    base = Base(SimpleNamespace(), str(name), torch.device("cpu"), bf16)
+    base.family = next(f for f in FAMILIES if f.name == kind)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json"))
-    unet = unet.to_empty(device="cpu").to(dtype)
-    scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
-    return Base(SimpleNamespace(unet=unet, scheduler=scheduler), str(name), torch.device("cpu"), bf16)
+        base.pipe.unet = diffusers.UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json"))
+        for tower in base.family.towers if reads else ():
+            config = read_json(folder / tower / "config.json")
+            setattr(base.pipe, tower, getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config)))
+    for part, model in vars(base.pipe).items():
+        setattr(base.pipe, part, model.to_empty(device="cpu").to(dtype))
+    base.pipe.scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
+    return base
 
 
 def hollow_inputs(base, settings, pictures=PICTURES):
@@ -113,6 +121,9 @@ def hollow_inputs(base, settings, pictures=PICTURES):
         raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least}.")
 
     def conditions(rows):
+        if settings.text_encoder_rate > 0:  # token ids, which a step encodes
+            words = [torch.zeros(rows, text["max_position_embeddings"], dtype=torch.long) for _ in base.family.towers]
+            return {"ids": words, "sizes": torch.empty(rows, 6)}
         told = {"encoder_hidden_states": torch.empty(rows, text["max_position_embeddings"], config.cross_attention_dim)}
         if config.addition_embed_type == "text_time":
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -134,19 +145,18 @@ def _fill_optimizer(step):
     step.optimizer.step()
 
 
-def caching(settings, at_once=LARGEST_BATCH, device="cuda"):
-    """Bytes at the worst moment of caching latents before training: `at_once` pictures through the VAE, the whole pipeline loaded."""
+def caching(settings, device="cuda", some=None):
+    """Bytes at the worst moment before the first step: pictures, as many as `Base.encode_images` takes at once (or `some`), pass the VAE,
+    and the whole pipeline is loaded."""
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder, low = folder_of(settings.base), torch.bfloat16 if device == "cuda" else torch.float32
+    low, (width, height) = torch.bfloat16 if device == "cuda" else torch.float32, largest(settings)
     with fake_device(device), torch.no_grad():
-        loaded = hollow_base(settings.base, low).unet
+        base = hollow_base(settings.base, low, reads=True)
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-            texts = [CLIPTextModel(CLIPTextConfig(**read_json(path))) for path in folder.glob("text_encoder*/config.json")]
-        vae, texts = vae.to_empty(device="cpu").to(low), [t.to_empty(device="cpu").to(low) for t in texts]
-        pixels = torch.empty(at_once, 3, *largest(settings)[::-1], dtype=low)
-        with PeakMemory(torch.nn.ModuleList([loaded, vae, *texts]), None, pixels, SCRATCH.get(device)) as peak:
-            vae.encode(pixels)
+            vae = AutoencoderKL.from_config(read_json(folder_of(settings.base) / "vae" / "config.json"))
+        vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else low)
+        pictures = torch.empty(some or at_once(width * height), 3, height, width, dtype=vae.dtype)
+        with PeakMemory(torch.nn.ModuleList([base.unet, vae, *base.text_encoders.values()]), None, pictures, SCRATCH.get(device)) as peak:
+            vae.encode(pictures)
     return peak.bytes

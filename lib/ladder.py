@@ -79,6 +79,6 @@ def out_of_memory(error):
     """Whether an exception says that memory ran out, on a card or on the CPU."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
-    )
+    words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU's allocator, of CUDA, of cuBLAS and cuDNN
+    short = isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    return short or isinstance(error, torch.OutOfMemoryError | MemoryError)

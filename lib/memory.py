@@ -82,8 +82,8 @@ class PeakMemory(TorchDispatchMode):
     def __exit__(self, *error):
         for hook in self._hooks:
             hook.remove()
-        # The finalizers hold this object until the storages go, so it must not hold the storages, or neither would ever go.
-        self.model = self.optimizer = self.inputs = None
+        # What lives on keeps this object until it is freed, so this must not keep it in turn.
+        self.model, self.optimizer, self.inputs = None, None, ()
         return super().__exit__(*error)
 
     def _peak(self, scratch=0):

@@ -91,6 +91,8 @@ def save_weights(base, settings, folder):
     folder = Path(folder)
     part = folder / f".weights.{os.getpid()}"
     tuned = tuned_parts(base, settings)
+    for left in folder.glob(".weights.*"):  # by a process that was killed while it wrote them
+        shutil.rmtree(left, ignore_errors=True)
     try:
         if settings.method == "lora":
             from diffusers.training_utils import _collate_lora_metadata

@@ -83,6 +83,8 @@ class Optimizer:
     @torch.no_grad()
     def _update(self, k):
         weight, stand = self.weights[k], self.stands[k]
+        if weight.grad is None:  # nothing reads it: the last layer of SDXL's first text encoder
+            return
         flat, gradient = dense(weight), dense(weight.grad).contiguous()
         weight.grad = None
         stand.data, stand.grad = flat.float(), gradient.float()
@@ -107,7 +109,7 @@ class Optimizer:
         self.generator.set_state(found["rounding"].cpu())
         for k, weight in enumerate(self.weights):
             mine = {name.split(".", 1)[1]: t.to(weight.device) for name, t in found.items() if name.startswith(f"{k}.")}
-            if not mine:  # it has had no gradient yet: SDXL does not ask the last layer of its first text encoder
+            if not mine:  # it has had no gradient
                 continue
             part, key = (self.parts[0], weight) if self.stands is None else (self.parts[k], self.stands[k])
             part.state[key] = self._eight_bit(part, mine) if self.settings.optimizer == "adamw8bit" else self._plain(weight, mine)

@@ -68,10 +68,16 @@ def train(settings, base=None, watchers=()):
     base = base or load_base(settings.base)
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
-    checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base.unet))
+    checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base))
     held = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
-    sources = [(items, cache_latents(base, items, settings.text_encoder_rate == 0)) for items in (dataset.train, held) if items]
+    try:
+        sources = [(items, cache_latents(base, items, settings.text_encoder_rate == 0)) for items in (dataset.train, held) if items]
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise BadInput(f"Memory ran out while pictures of {base.resolution} pixels were encoded, before the first step: free memory that "
+                       "other programs hold, or lower the resolution.") from error
     recipe, state = settle(settings, base.device), State(settings.steps)
     with stops_gently(state):
         while True:
@@ -113,37 +119,37 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     stream, first = batches(settings, [[mean.shape[1:] for mean in s[0]] for s in sources]), step.taken
     for _ in range(first):
         next(stream)
-    with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:
-        while step.taken < settings.steps and not state.stopping:
-            batch = next(stream)
-            # Memory is measured in the second step, when the optimiser's state is there, and again where a batch has larger pictures.
-            worth = step.taken > first and batch[1].numel() > largest
-            measured = PeakMemory(step.parts, step.optimizer, sources) if worth else None
-            with clock, measured or nullcontext():
-                numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))
-            if measured:
-                peak, largest = measured.by_category, batch[1].numel()
-            log.add(numbers, batch[0])
-            state.step, state.seconds = step.taken, clock.total
-            try:
+    try:
+        with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:
+            while step.taken < settings.steps and not state.stopping:
+                batch = next(stream)
+                # Memory is measured in the second step, when the optimiser's state is there, and where a batch has larger pictures.
+                worth = step.taken > first and batch[1].numel() > largest
+                measured = PeakMemory(step.parts, step.optimizer, sources) if worth else None
+                with clock, measured or nullcontext():
+                    numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))
+                if measured:
+                    peak, largest = measured.by_category, batch[1].numel()
+                log.add(numbers, batch[0])
+                state.step, state.seconds = step.taken, clock.total
                 if step.taken % FLUSH == 0 or step.taken == settings.steps:
                     log.flush()
                 if checkpoints.due(step.taken, clock):
                     log.flush()
                     checkpoints.write(step, log, clock, peak)
-            except NotFinite as error:
-                raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
-            if settings.sample_every and step.taken % settings.sample_every == 0:
-                state.samples.append((step.taken, sample(base, dataset, step, run)))
-            for watch in watchers:
-                watch(state)
-            base.rest(tuned)
-        log.flush()
-        if step.taken < settings.steps:
-            say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
-            checkpoints.write(step, log, clock, peak)
-            if settings.sample_every and not state.samples:  # stopped before the first were due: something to look at all the same
-                state.samples.append((step.taken, sample(base, dataset, step, run)))
+                if settings.sample_every and step.taken % settings.sample_every == 0:
+                    state.samples.append((step.taken, sample(base, dataset, step, run)))
+                for watch in watchers:
+                    watch(state)
+                base.rest(tuned)
+            log.flush()
+            if step.taken < settings.steps:
+                say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
+                checkpoints.write(step, log, clock, peak)
+                if settings.sample_every and not state.samples:  # stopped before the first were due: something to look at all the same
+                    state.samples.append((step.taken, sample(base, dataset, step, run)))
+    except NotFinite as error:
+        raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
     found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)
@@ -178,10 +184,10 @@ def sample(base, dataset, step, run):
 
 @contextmanager
 def stops_gently(state):
-    """Let Ctrl-C (a notebook's stop button) end the training after the current step; a second one ends it at once."""
+    """Let Ctrl-C (a notebook's stop button) end the training after the current step; a second one, or one before any step, at once."""
 
     def stop(*_):
-        if state.stopping:
+        if state.stopping or not state.step:
             raise KeyboardInterrupt
         state.stop()
 
@@ -200,3 +206,5 @@ if __name__ == "__main__":
         print(train(Settings.load(sys.argv[1] if len(sys.argv) > 1 else "settings.json")))
     except (BadInput, NotFinite) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped; the same command goes on from the last checkpoint, or begins anew where there was none.")

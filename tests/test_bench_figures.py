@@ -8,8 +8,9 @@ import pytest
 from bench_rows import base_rows, bench
 
 from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, rates, section
-from lib.bench_figures import NOT_AGAIN, SCORES, again, common, level, main_table, pareto, rank_curve, size
-from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench
+from lib.bench_figures import SCORES, again, level, main_table, pareto, rank_curve, recipes
+from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench, swing
+from lib.study_rows import common, size
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
 
@@ -30,6 +31,13 @@ def whole():
     rows += [dict(r, learning_rate=rate * (5 if r["method"] == "lora" else 1), dino=r["dino"] - abs(rate - 2e-4) * 1e3)
              for rate in (1e-4, 2e-4, 4e-4) for r in swept]
     rows += [dict(r, variant="good", dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
+    plain = [dict(r, precision="fp32") for r in bench(subjects=6, study="recipes")]
+    for changes, less in (({}, 0.001), ({"quantize": "nf4"}, 0.2), ({"optimizer": "adamw8bit", "checkpointing": True}, 0.001)):
+        rows += [dict(r, precision=None, dino=r["dino"] - less, peak_bytes=r["peak_bytes"] / 2) | changes
+                 for r in plain if r["seed"] == 0 and (r["method"] == "lora" or "quantize" not in changes)]
+    rows += plain
+    rows += [dict(r, text_encoder_rate=rate, clip_t=r["clip_t"] - (rate or 0) * 100) for rate in (None, 2e-4, 4e-4)
+             for r in bench(subjects=6, seeds=1, study="text_encoder")]
     careless = bench(subjects=6, seeds=1, study="careless")
     return rows + [dict(r, variant=v) for v in ("good", "duplicates", "one_background") for r in careless]
 
@@ -40,7 +48,8 @@ def made():
 
 
 def test_every_figure_is_made_and_says_what_it_rests_on(made):
-    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "again", "rates"]
+    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "again", "recipes",
+                          "text_encoder", "rates"]
     assert "12 subjects x 3 seeds" in made["scores"].caption and "3 subjects x 1 seed" in made["rates"].caption
     for figure in made.values():
         assert len(figure.alt) > 40 and figure.table.rows
@@ -119,18 +128,37 @@ def test_the_training_is_drawn_quarter_by_quarter(made):
     assert made["forgetting"].table.rows[2][1::2] == [0.2, 0.2]
 
 
+def test_low_memory_recipes_stand_beside_what_another_seed_does(made):
+    lines = {line[0]: line[1:] for line in made["recipes"].table.rows}
+    assert list(lines)[:5] == ["LoRA, plain fp32", "LoRA, another seed", "LoRA, nf4 base", "LoRA, precision auto",
+                               "LoRA, 8-bit moments + checkpointing"]
+    assert lines["LoRA, nf4 base"][0].startswith("-0.200") and lines["LoRA, nf4 base"][3:] == ["x 0.50", "no: DINO"]
+    assert lines["LoRA, precision auto"][4] == lines["DreamBooth, 8-bit moments + checkpointing"][4] == "yes"
+    drawn = swing(whole(), "dino", "recipes", LORA | {"precision": "fp32"}, 6)
+    assert lines["LoRA, another seed"][0] == f"up to {drawn:.3f}"
+    part = [r for r in whole() if not (r.get("study") == "recipes" and r["seed"])]
+    assert {line[-1] for line in recipes(part).table.rows} == {"-"}, "one seed has no spread"
+    assert recipes([r for r in whole() if r["study"] != "recipes"]) is None
+
+
+def test_the_text_encoders_rates_are_compared_with_a_frozen_one(made):
+    lines = {line[0]: line[1:] for line in made["text_encoder"].table.rows}
+    assert list(lines)[:3] == ["LoRA, frozen", "LoRA, trained at 0.0002", "LoRA, trained at 0.0004"] and len(lines) == 6
+    assert lines["DreamBooth, trained at 0.0004"][1].startswith("-0.040") and lines["LoRA, trained at 0.0002"][4:] == ["x 1.00", "x 1.00"]
+
+
 def test_the_section_links_every_figure_and_shows_some(made):
     text = section(whole(), made)
     for name in made:
         assert f"]({file(name)})" in text and ("![" in text.split(f"]({file(name)})")[0].splitlines()[-1]) == (name in SHOWN)
-    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text and NOT_AGAIN not in text
+    assert "nan" not in text and "12 subjects x 3 seeds in the main comparison" in text
 
 
 def test_a_bench_that_has_only_begun_has_a_section_too():
     rows = [row for row in whole() if row["study"] == "rate"]
+    assert "Not run yet: main, rank, prior, again, identifier" in section(rows, figures(rows))
     text = section(rows, figures(rows))
     assert text.startswith("The main comparison has not been run yet") and "0 subjects" not in text and "bench_rates.png" in text
-    assert NOT_AGAIN in text
 
 
 def test_the_readme_has_the_marks_between_which_the_section_is_written():

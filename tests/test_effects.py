@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bench_rows import base_rows, bench
 
-from lib.effects import COSINE, ENOUGH, NOT_MEASURED, Effect, decide, effect, interval, read_bench, repeated, student
+from lib.effects import COSINE, ENOUGH, NOT_MEASURED, Effect, decide, effect, interval, read_bench, repeated, student, swing
 from lib.rows import write_table
 from lib.settings import BadInput
 
@@ -212,3 +212,13 @@ def made(value, low, high, kind="difference", margin=0.02, subjects=12):
 ])
 def test_what_an_interval_allows_to_say(found, sign, said):
     assert decide(found, sign) == said
+
+
+def test_another_seed_moves_a_mean_beyond_its_swing_in_a_twentieth_of_the_cases():
+    draw, beyond = np.random.default_rng(0), 0
+    for _ in range(2000):
+        scores = draw.normal(0, 1, (6, 1)) + draw.normal(0, 0.01, (6, 4))  # subjects differ widely; three seeds, and one more
+        rows = [{"study": "s", "method": "lora", "subject": k, "seed": s, "dino": float(scores[k, s])} for k in range(6) for s in range(3)]
+        beyond += abs((scores[:, 3] - scores[:, 0]).mean()) > swing(rows, "dino", "s", {"method": "lora"}, 6)
+    assert 0.03 < beyond / 2000 < 0.08
+    assert swing(rows[::3], "dino", "s", {"method": "lora"}, 6) is None, "one seed a subject has no spread"

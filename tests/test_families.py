@@ -128,6 +128,17 @@ def test_a_run_with_text_encoders_comes_back_from_its_folder(folders, make, fami
     assert loaded.generate(["a zwx robot"], [0], steps=1)[0].size == (SIDE, SIDE)
 
 
+@pytest.mark.parametrize("method, optimizer", [("lora", "adamw8bit"), ("dreambooth", "adamw"), ("dreambooth", "adamw8bit")])
+def test_text_encoders_of_sdxl_whose_last_layer_nobody_reads_train_and_resume(make, tmp_path, method, optimizer):
+    settings = make("sdxl", method, text_encoder_rate=1e-3, sample_every=0, steps=4, optimizer=optimizer)
+    whole = train(settings.replace(output=str(tmp_path / "whole")))
+    run = train(settings, watchers=[lambda state: state.stop() if state.step == 2 else None])
+    assert train(settings) == run
+    for file in whole.rglob("*.safetensors"):
+        one, other = (load_file(f) for f in (file, run / file.relative_to(whole)))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), file
+
+
 def test_a_lora_file_names_text_encoders_as_every_tool_does(make):
     run = train(make("sdxl", text_encoder_rate=1e-3, steps=1))
     with safe_open(run / "adapter.safetensors", "pt") as file:

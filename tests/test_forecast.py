@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from benchmarks.forecast import wanted
 from lib import cards
-from lib.base import has_fast_bf16, load_base, quiet
+from lib.base import at_once, has_fast_bf16, load_base, quiet
 from lib.forecast import PICTURES, caching, forecast, hollow_base, plan
 from lib.hollow import fake_device
 from lib.ladder import choose, recipes, step_down
@@ -37,9 +37,11 @@ def measured(recipe):
     ]
     step, rows = Step(base, recipe), recipe.batch_size * sources
     told = {"encoder_hidden_states": torch.randn(rows, 32, 128)}
+    if recipe.text_encoder_rate > 0:
+        told = base.conditions(["a robot"] * rows, encoded=False)
     inputs = torch.randn(rows, 12, 16, 16), torch.randn(rows, 12, 16, 16), torch.randint(0, 1000, (rows,)), told
     step(*inputs)
-    with PeakMemory(step.unet, step.optimizer, cached) as peak:
+    with PeakMemory(step.parts, step.optimizer, cached) as peak:
         step(*inputs)
     return peak
 
@@ -47,6 +49,8 @@ def measured(recipe):
 QUICK = [
     ("lora", {"checkpointing": True, "quantize": "nf4", "rank": 32, "batch_size": 2}),
     ("dreambooth", {"fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True, "batch_size": 1}),
+    ("lora", {"text_encoder_rate": 1e-4}),
+    ("dreambooth", {"text_encoder_rate": 1e-5}),
 ]
 MORE = [
     ("lora", {}),
@@ -60,7 +64,21 @@ MORE = [
     ("dreambooth", {"optimizer": "adamw8bit", "batch_size": 8}),
     ("dreambooth", {"fused_backward": True}),
     ("dreambooth", {"weights": "bf16"}),
+    ("lora", {"text_encoder_rate": 1e-4, "quantize": "nf4", "checkpointing": True, "precision": "fp32"}),
+    ("dreambooth", {"text_encoder_rate": 1e-5, "fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16"}),
 ]
+
+
+@pytest.mark.parametrize("base, towers", [("sd15", ["text_encoder"]), ("sdxl", ["text_encoder", "text_encoder_2"])])
+def test_text_encoders_that_train_are_counted_whole(base, towers):
+    """Their weights, fp32 with gradients and two moments under DreamBooth, as much a weight as the U-Net's."""
+    recipe = {"prior_weight": 0.0, "checkpointing": True}
+    frozen, trained = (forecast(plan("dreambooth", base, text_encoder_rate=rate, **recipe)) for rate in (0.0, 1e-6))
+    more = sum(PARAMETERS[base][tower] for tower in towers)
+    assert trained.by_category["weights"] - frozen.by_category["weights"] == pytest.approx(4 * more, rel=1e-5), "and their positions"
+    assert trained.by_category["optimiser"] - frozen.by_category["optimiser"] == pytest.approx(8 * more, rel=0.001)
+    adapter = forecast(plan("lora", base, text_encoder_rate=1e-6, **recipe))
+    assert 2 * more < adapter.bytes - forecast(plan("lora", base, **recipe)).bytes < 4 * more, "frozen in bf16, and what they keep"
 
 
 @pytest.mark.parametrize("method, changes", [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)])
@@ -111,10 +129,15 @@ def test_nothing_of_a_forecast_stays_behind():
         assert sum(p.numel() for p in hollow_base("sdxl").unet.parameters()) == PARAMETERS["sdxl"]["unet"]
 
 
-def test_caching_takes_more_the_more_pictures_pass_at_once():
-    one, eight = (caching(settings("lora", "sd15"), at_once=n) for n in (1, 8))
+def test_caching_takes_more_the_more_pictures_pass_at_once_and_large_ones_pass_alone():
+    one, eight = (caching(settings("lora", "sd15"), some=n) for n in (1, 8))
     whole = 2 * (859_520_964 + 83_653_863 + 123_060_480)
     assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
+    plain = forecast(settings("lora", "sd15", prior_weight=0.0)).bytes
+    assert one < caching(settings("lora", "sd15")) < plain < eight, "two at once stay below a step; eight would not"
+    assert [at_once(side**2) for side in (64, 256, 512, 768, 1024, 2048)] == [8, 8, 2, 1, 1, 1]
+    large = 2 * (PARAMETERS["sdxl"]["unet"] + PARAMETERS["sdxl"]["text_encoder"] + PARAMETERS["sdxl"]["text_encoder_2"])
+    assert 2 * 2**30 < caching(settings("lora", "sdxl")) - large - 4 * PARAMETERS["sdxl"]["vae"] < 3 * 2**30, "its VAE runs in fp32"
 
 
 def test_the_ladder_goes_down_rung_by_rung_and_ends():
@@ -177,6 +200,9 @@ def test_the_command_prints_and_gives_json(capsys):
     printed = capsys.readouterr().out
     assert "DreamBooth on sdxl at 1024 pixels" in printed and "24 GB" in printed
     assert "No recipe for dreambooth" in printed or "Chosen: " in printed
+    assert "pictures are encoded: 9." in printed
+    cards.main(["--base", "pocket", "--set", "text_encoder_rate=1e-5"])
+    assert "LoRA on pocket" in capsys.readouterr().out
     cards.main(["--base", "sd15", "--card", "6", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["recipes"][0]["bytes"] == sum(found["recipes"][0]["by_category"].values()) > 10**9

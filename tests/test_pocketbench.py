@@ -5,10 +5,12 @@ import math
 import pytest
 
 from benchmarks import pocketbench as bench
+from benchmarks import studies as plans
+from lib import recipes
 from lib.photos import load_dataset, prepare
 from lib.pocket.subjects import bench_subjects
-from lib.settings import read_json
-from lib.sweep import name
+from lib.settings import BadInput, read_json
+from lib.sweep import name, read_table
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +19,35 @@ def subjects():
 
 
 def test_runs_that_two_studies_ask_for_are_made_once(subjects):
-    plan = bench.studies([s.name for s in subjects], 3)
+    plan = plans.studies([s.name for s in subjects], 3)
     names = {study: {name(j) for j in jobs} for study, jobs in plan.items()}
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
     assert len(plan["main"]) == 13 * (1 + 2 * 3)
-    shared = [(study, len(names["main"] & names[study])) for study in ("rank", "prior", "again", "rate", "identifier", "careless", "kinds")]
-    assert shared == [("rank", 12), ("prior", 24), ("again", 0), ("rate", 0), ("identifier", 12), ("careless", 12), ("kinds", 0)]
+    shared = {study: len(names["main"] & some) for study, some in names.items() if study != "main"}
+    assert shared == {"rank": 12, "prior": 24, "again": 0, "rate": 0, "identifier": 12, "careless": 12, "kinds": 0, "recipes": 12,
+                      "text_encoder": 12}
+    assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
+
+
+def test_runs_that_ship_keep_their_names(monkeypatch):
+    """A setting that a later study varies is no part of the runs that leave it alone: what was run stays run."""
+    for row in read_table(bench.RESULTS):
+        varied = {key: bool(row[key]) if key in ("checkpointing", "fused_backward") else row[key]
+                  for key in ("rank", "targets", "prior_weight", "learning_rate", "cooldown", *plans.SELDOM) if row.get(key) is not None}
+        monkeypatch.setattr(plans, "STEPS", row["steps"])
+        variant = "good" if row["variant"] == "rare" else row["variant"]
+        assert name(plans.job(row["subject"], row["method"], row["seed"], variant, **varied)) == row["settings_hash"]
+    monkeypatch.setattr(plans, "STEPS", 200)
+    lora = plans.job("00-robot", "lora", learning_rate=4e-3)
+    assert name(lora) == "a54486143db5" and lora == plans.job("00-robot", "lora", learning_rate=4e-3, precision="auto", weights="fp32")
+
+
+def test_every_low_memory_recipe_is_a_run_of_its_own_that_names_what_it_changes():
+    for method, alone in (("lora", "quantize"), ("dreambooth", "fused_backward")):
+        found = [plans.job("s", method, **changes) for changes in plans.low_memory(method)]
+        assert len({name(j) for j in found}) == len(found) and not plans.SELDOM & set(found[0])
+        assert {alone, "optimizer", "checkpointing"} <= set(found[-1]), "the foot of the ladder"
+        assert plans.text_rates(method) == pytest.approx([s * found[0]["learning_rate"] for s in plans.TEXT_SHARES])
 
 
 @pytest.mark.parametrize("variant", ["good", "duplicates", "one_background", "common", "wrong_noun", "no_noun"])
@@ -46,10 +71,10 @@ def test_the_prompts_are_25_and_the_class_prompts_hold_no_identifier(dataset):
 @pytest.mark.slow
 def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "WORK", tmp_path)
-    monkeypatch.setattr(bench, "STEPS", 4)
+    monkeypatch.setattr(plans, "STEPS", 4)
     monkeypatch.setattr(bench, "SEEDS", (1000, 1001))
     monkeypatch.setattr(bench, "PLACES", ("in the snow",))
-    jobs = [bench.job(subjects[0].name, method) for method in ("base", "lora")]
+    jobs = [plans.job(subjects[0].name, method) for method in ("base", "lora")]
     bench.make_data(jobs, subjects)
     assert len(load_dataset(bench.data_folder(jobs[1])).train) == 6
     rows = []
@@ -63,6 +88,12 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     assert all(math.isfinite(v) for row in rows for v in row.values() if not isinstance(v, str | None))
     assert lora["dino_0_of_4"] != lora["dino_4_of_4"] and lora["drift_0_of_4"] == 0 < lora["drift_4_of_4"]
     assert not (tmp_path / "lora" / "run").exists() and len(list((tmp_path / "lora").glob("*.png"))) >= 1
+    foot = plans.job(subjects[0].name, "lora", text_encoder_rate=1e-3, **plans.low_memory("lora")[-1])
+    row = bench.work(foot, tmp_path / "lora")
+    assert set(row) == set(lora) and row["peak_bytes"] < lora["peak_bytes"] and row["file_bytes"] > lora["file_bytes"]
+    monkeypatch.setattr(recipes, "works", lambda what, device: what != "nf4")
+    with pytest.raises(BadInput, match="quantize 'none' instead of 'nf4'"):
+        bench.work(foot, tmp_path / "lora")
 
 
 def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkeypatch):
@@ -71,7 +102,7 @@ def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkey
     monkeypatch.setattr(bench, "hashes", lambda: ("b", "j"))
     monkeypatch.setattr(bench.learning_rates, "RESULTS", tmp_path / "rates.json")
     kept = {"base_hash": "b", "judge": "j"}
-    one, two, three = (bench.job("00-robot", m) for m in ("base", "lora", "dreambooth"))
+    one, two, three = (plans.job("00-robot", m) for m in ("base", "lora", "dreambooth"))
     rows = {name(j): j | kept | {"dino": 0.5, "settings_hash": name(j)} for j in (one, two, three)}
     bench.write_results({"main": [one, two], "identifier": [two]}, rows)
     assert [(r["study"], r["method"], r["variant"]) for r in bench.shipped()] == [

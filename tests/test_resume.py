@@ -74,6 +74,7 @@ def kill(*_):
         ("lora", LOW | {"dropout": 0.2}),
         ("lora", {"text_encoder_rate": 1e-4, "prior": "teacher"}),
         ("lora", {"quantize": "nf4", "optimizer": "adamw8bit"}),
+        ("lora", {"quantize": "int8"}),
         ("dreambooth", {}),
         ("dreambooth", {"optimizer": "adamw8bit"}),
         ("dreambooth", {"weights": "bf16"}),
@@ -151,6 +152,20 @@ def test_ctrl_c_ends_after_the_step_with_a_usable_result(make, tiny_folder):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_before_the_first_step_ends_at_once_and_nothing_is_lost(make, monkeypatch):
+    run_steps = train.run_steps
+    monkeypatch.setattr(train, "run_steps", lambda *inputs: (signal.raise_signal(signal.SIGINT), run_steps(*inputs)))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(make(steps=3))
+    monkeypatch.setattr(train, "run_steps", run_steps)
+    cut = train.train(make(steps=3), watchers=[stop_at(2)])
+    monkeypatch.setattr(train, "run_steps", lambda *inputs: (signal.raise_signal(signal.SIGINT), run_steps(*inputs)))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(make(steps=3))
+    monkeypatch.setattr(train, "run_steps", run_steps)
+    assert len(losses(train.train(make(steps=3)))) == 3 and weights(cut)
+
+
 def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_one(make, dataset, tmp_path, capsys):
     run = train.train(make())
     stamp, seen = (run / "adapter.safetensors").stat().st_mtime_ns, []
@@ -216,15 +231,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_none_whole_is_refu
         train.train(settings)
 
 
-def test_a_changed_base_model_is_refused_when_a_training_goes_on(make, tiny_folder, tmp_path):
+@pytest.mark.parametrize("part, layer", [("unet", "conv_in"), ("vae", "quant_conv")])
+def test_a_changed_base_model_is_refused_when_a_training_goes_on(make, tiny_folder, tmp_path, part, layer):
     mine = tmp_path / "base"
     shutil.copytree(tiny_folder, mine)
     settings = make(base=str(mine))
     train.train(settings, watchers=[stop_at(3)])
-    unet = load_base(str(mine)).unet
+    changed = getattr(load_base(str(mine)).pipe, part)
     with torch.no_grad():
-        unet.conv_in.weight.mul_(1.5)
-    unet.save_pretrained(mine / "unet")
+        getattr(changed, layer).weight.mul_(1.5)
+    changed.save_pretrained(mine / part)
     with pytest.raises(BadInput, match="base model has changed"):
         train.train(settings)
 
@@ -247,6 +263,23 @@ def test_a_picture_that_breaks_the_loss_is_named_and_the_last_good_state_saved(m
     assert f"{met[5]:03d}.png" in str(caught.value)
     assert all(torch.equal(v, weights(good)[k]) for k, v in weights(tmp_path / method).items())
     load_run(tmp_path / method, load_base(tiny_folder))
+
+
+def test_a_loss_that_breaks_just_before_a_stop_goes_back_too(make, tmp_path, monkeypatch):
+    loss = Step.loss
+    monkeypatch.setattr(Step, "loss", lambda self, *inputs: loss(self, *inputs) * (float("nan") if self.taken == 4 else 1))
+    with pytest.raises(NotFinite, match=r"step 5, for every picture.*until step 4 is saved"):
+        train.train(make(save_every=2, steps=20), watchers=[stop_at(5)])
+    assert weights(tmp_path / "lora")
+
+
+def test_memory_that_runs_out_before_the_first_step_is_told_in_one_sentence(make, monkeypatch):
+    def none_left(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "cache_latents", none_left)
+    with pytest.raises(BadInput, match="pictures of 64 pixels were encoded.*resolution"):
+        train.train(make())
 
 
 def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_path, monkeypatch, capsys):
@@ -283,8 +316,10 @@ def test_at_the_foot_of_the_ladder_the_error_stands(make, monkeypatch):
 def test_a_disk_too_small_is_told_before_the_first_step(make, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(Step, "loss", None)
-    with pytest.raises(BadInput, match="save_every to 0"):
+    with pytest.raises(BadInput, match="up to .* with its checkpoints, which save_every 0 leaves out: free"):
         train.train(make())
+    with pytest.raises(BadInput, match="takes up to [0-9.]+ GiB: free some space or choose another output"):
+        train.train(make(save_every=0))
 
 
 def test_a_disk_that_fills_up_costs_the_checkpoint_but_not_the_training(make, tmp_path, capfd):
