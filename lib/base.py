@@ -97,8 +97,8 @@ class Base:
         for name in self.family.towers:
             tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
             ids.append(tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device))
-        rows = sizes or [[self.resolution * part for part in (1, 1, 0, 0, 1, 1)]] * len(prompts)
-        told = {"ids": ids, "sizes": torch.tensor(rows, dtype=torch.float32, device=self.device)}
+        whole = [self.resolution * part for part in (1, 1, 0, 0, 1, 1)]
+        told = {"ids": ids, "sizes": torch.tensor(sizes or [whole] * len(prompts), dtype=torch.float32, device=self.device)}
         if not encoded:
             return told
         with torch.no_grad():
