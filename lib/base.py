@@ -126,8 +126,8 @@ class Base:
     def generate(self, prompts, seeds, steps=25, guidance=4.0, adapter_weight=None, progress=None, size=None):
         """One picture per (prompt, seed) pair, as PIL images. A pair gives the same picture whatever stands beside it in the batch.
 
-        `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is called after each batch. `size`: (width,
-        height) in pixels, if not the base's square.
+        `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is called after each batch. `size` is
+        (width, height) in pixels, if not the base's square.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt")
@@ -143,8 +143,7 @@ class Base:
                 drawn = self.pipe(
                     list(prompts[start : start + some]),
                     generator=noise,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
+                    num_inference_steps=steps, guidance_scale=guidance,
                     height=height, width=width,
                     output_type="latent" if ours else "pil",
                     **extra,
