@@ -118,7 +118,7 @@ def test_03_trains_every_weight_twice(course):
 def test_training_is_measured_along_the_way(course, name, method):
     text, curve = printed(course(name)), read_curve(course.output / method)
     points = curve["points"]
-    assert [p["step"] for p in points] == list(range(9)) and curve["dino"]["encoder"] == "data/judge/identity"
+    assert [p["step"] for p in points] == [0, 2, 4, 6, 8] and curve["dino"]["encoder"] == "data/judge/identity"
     assert all(math.isfinite(p[key]) for p in points for key in ("dino", "clip_t", "pres", "drift", "loss_train", "loss_held_out"))
     assert points[-1]["drift"] > points[0]["drift"] == 0 and points[-1]["loss_train"] < points[0]["loss_train"]
     assert f"best of the curve: step {curve['best_step']}," in text and "none of it counted as training" in text
