@@ -142,7 +142,8 @@ def test_a_whole_model_passes_tensor_by_tensor(tiny, tmp_path, monkeypatch):  # 
 
     class Seen(torch.Tensor):
         def __del__(self):
-            alive.remove(id(self))
+            if id(self) in alive:  # not of a copy that an operation made
+                alive.remove(id(self))
 
     def read(name):
         tensor = torch.zeros(64, 64, dtype=torch.float16).as_subclass(Seen)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -359,7 +360,9 @@ def test_the_command_ends_with_code_1_on_bad_input(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_the_command_stops_cleanly_at_an_interrupt(tiny, tmp_path):
     command = [sys.executable, "-m", "lib.sweep", str(tiny), "--set", "rank=1,2,3", "--set", "wait=300", f"--output={tmp_path / 'out'}"]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it, and so would this
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=hear)
     try:
         deadline = time.monotonic() + 60
         while not (kernels := list(tmp_path.glob("out/*/kernel"))) and time.monotonic() < deadline:
