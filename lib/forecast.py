@@ -11,6 +11,7 @@ slack, workspaces of cuBLAS and cuDNN; `lib/cards.py` leaves room for them.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,10 +77,16 @@ def folder_of(base):
 
 def largest(settings):
     """(width, height) in pixels of the largest pictures that train: those of the settings' data set where it is there, else a square."""
-    pixels = side(settings)
-    if not (Path(settings.data) / "dataset.json").is_file():
+    pixels, record = side(settings), Path(settings.data) / "dataset.json"
+    if not record.is_file():
         return pixels, pixels
-    return max((bucket(size, pixels) for size in load_dataset(settings.data).sizes), key=math.prod)
+    return max((bucket(size, pixels) for size in _sizes(settings.data, record.stat().st_mtime_ns)), key=math.prod)
+
+
+@cache
+def _sizes(data, stamp):
+    """The sizes of a data set whose record was written at `stamp`: every recipe asks for them, and loading reads all pictures."""
+    return load_dataset(data).sizes
 
 
 def side(settings):

@@ -83,9 +83,11 @@ def prepare(folder, output, class_noun=None, identifier=None, resolution=64, kin
     for e in entries:
         record["photos"].append({key: e[key] for key in ("file", "use", "crop", "caption")} | {"sha256": digests[e["file"]]})
         if e["use"] != "out":
-            crop = trimmed(e["crop"], resolution) if aspect == "photo" else e["crop"]
-            size = bucket((crop[2] - crop[0], crop[3] - crop[1]), resolution) if aspect == "photo" else (resolution, resolution)
-            shown = {"shown": _shown(e, crop, size)} if aspect == "photo" else {}
+            crop, size, shown = e["crop"], (resolution, resolution), {}
+            if aspect == "photo":
+                crop = trimmed(crop, resolution)
+                size = bucket((crop[2] - crop[0], crop[3] - crop[1]), resolution)
+                shown = {"shown": _shown(e, crop, size)}
             written[e["use"]].append((lambda e=e, crop=crop, size=size: cut(folder / e["file"], crop, size), e["caption"], shown))
     with written_whole(output) as temporary:
         record["files"] = {}
