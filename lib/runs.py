@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,28 @@ from .settings import BadInput, read_json
 
 # These change where a run lies or how safe it is, not what it learns. The data set is compared by its content.
 ELSEWHERE = ("output", "data", "save_every")
+
+
+@contextmanager
+def alone(output):
+    """Hold the run folder `output` against other processes that would train there. Raises BadInput while one does."""
+    from filelock import FileLock, Timeout
+
+    run = Path(output).resolve()
+    lock = FileLock(run.with_name(f".{run.name}.lock"))  # beside the folder, which may be set aside or made anew
+    with suppress(OSError):  # where nothing can be written, `open_run` returns a finished run or says so
+        run.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BadInput(f"Another training is writing to {output}: wait for it, stop it, or choose another output.") from None
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+        lock.release()
 
 
 def open_run(settings, dataset):

@@ -21,7 +21,7 @@ from .methods import as_saved, save_weights, tuned_parts
 from .photos import load_dataset, prompts
 from .recipes import settle
 from .record import FLUSH, Clock, Log, NotFinite, metrics, say
-from .runs import data_hash, open_run, prior_items
+from .runs import alone, data_hash, open_run, prior_items
 from .settings import BadInput, Settings, write_json
 from .step import Step
 
@@ -58,14 +58,17 @@ def train(settings, base=None, watchers=()):
     that was interrupted goes on from its last checkpoint, bit for bit. Ctrl-C ends the training after the current step with a usable
     result, which the same call would take further. When memory runs out, it goes on from the last checkpoint, a rung down `lib.ladder`.
 
-    Raises BadInput before anything slow if the settings, the data set, the base or the disk do not fit, and NotFinite when a loss or
-    gradient is no number; what was learnt until the last checkpoint is saved then.
+    Raises BadInput before anything slow if the settings, the data set, the base or the disk do not fit, or another process trains there,
+    and NotFinite when a loss or gradient is no number; what was learnt until the last checkpoint is saved then.
     """
     dataset = load_dataset(settings.data)
-    run, finished = open_run(settings, dataset)
-    if finished:
-        return run
-    base = base or load_base(settings.base)
+    with alone(settings.output):
+        run, finished = open_run(settings, dataset)
+        return run if finished else fit(settings, base or load_base(settings.base), dataset, run, watchers)
+
+
+def fit(settings, base, dataset, run, watchers):
+    """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
     checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base))

@@ -184,6 +184,20 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     assert (tmp_path / "lora_before_2" / "adapter.safetensors").is_file()
 
 
+def test_two_trainings_do_not_share_a_run_folder(make, tmp_path):
+    refused = []
+
+    def another(state):
+        with pytest.raises(BadInput, match="Another training is writing to .*lora: wait for it") as error:
+            train.train(make(seed=state.step))
+        refused.append(error)
+
+    run = train.train(make(steps=2), watchers=[another])
+    assert len(refused) == 2 and len(losses(run)) == 2 and [p.name for p in tmp_path.iterdir() if "lora" in p.name] == ["lora"]
+    killed = in_child(lambda: train.train(make(seed=1, steps=2), watchers=[kill]))
+    assert killed == -signal.SIGKILL and len(losses(train.train(make(seed=1, steps=2)))) == 2, "a dead process holds nothing"
+
+
 def test_a_run_of_a_version_that_did_not_know_a_setting_is_not_taken_for_todays(make, tmp_path):
     run = train.train(make(steps=2))
     old = json.loads((run / "settings.json").read_text())
