@@ -13,10 +13,12 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from statistics import mean, stdev
 
 import torch
 
@@ -25,7 +27,7 @@ from benchmarks.studies import SELDOM, WORDS, studies
 from lib.base import POCKET, ROOT, load_base
 from lib.curve import Curve, costs_along
 from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_row
+from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_row, score
 from lib.judge import FOLDER as JUDGE
 from lib.lesson import draw_class_images
 from lib.methods import load_run
@@ -43,6 +45,7 @@ SEEDS = (1000, 1001, 1002, 1003)
 POINTS = 4  # measurements along a training
 COLUMNS = tuple("study subject class_noun variant method rank targets prior_weight learning_rate steps cooldown seed".split())
 SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
+NEW = ("dino", "clip_t")  # of the pictures of prompts whose place no training photo shows, or that name none: columns dino_new, clip_t_new
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
 
@@ -110,7 +113,7 @@ def hashes():
 
 def work(job, folder):
     """Train one job (or take the base as it is), draw, score: a flat row."""
-    data, base, row = load_dataset(data_folder(job)), load_base(), {}
+    start, data, base, row = time.perf_counter(), load_dataset(data_folder(job)), load_base(), {}
     noun = prompts(data.subject, with_identifier=False)
     kept = prediction_cache(base, [prompts(data.subject, p, False) for p in PLACES])
     photo_sets = {
@@ -130,11 +133,11 @@ def work(job, folder):
         for key, used in found["recipe"].items():
             if used != getattr(settings, key):  # where bitsandbytes cannot run, training goes without and says so
                 raise BadInput(f"This device trained with {key} {used!r} instead of {getattr(settings, key)!r}: run that study elsewhere.")
-        base, row = load_run(run, load_base()), {key: found[key] for key in COSTS} | along(curve.points, ceiling)
+        base, row = load_run(run, load_base()).only_draw(), {key: found[key] for key in COSTS} | along(curve.points, ceiling)
     found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")
-    row |= {key: found[key] for key in SCORES} | ceiling
+    row |= {key: found[key] for key in SCORES} | by_prompt(found["pictures"], data.train) | ceiling | copies(judge(), data)
     row |= {"pres": prior_similarity(base, data, judge(), noun, range(2000, 2008)) - prior, "drift": prediction_drift(base, kept)["mean"]}
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
     shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
@@ -142,7 +145,24 @@ def work(job, folder):
     stack = versions()
     used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
     known = {"class_noun": data.subject.class_noun, "settings_hash": name(job), "base_hash": base_hash, "judge": judged_by}
-    return row | known | {"device": device_name(base.device)} | used
+    return row | known | {"device": device_name(base.device)} | used | {"cell_seconds": time.perf_counter() - start}
+
+
+def by_prompt(pictures, photos):
+    """What the mean over all pictures hides: means over prompts whose place no caption of `photos` names, so beyond what was shown, and
+    how dino differs between prompts (standard deviation of their means)."""
+    seen = [place for place in PLACES if any(place in photo.caption for photo in photos)]
+    new = [p for p in pictures if not any(place in p["prompt"] for place in seen)]
+    each = [[p["dino"] for p in pictures if p["prompt"] == prompt] for prompt in dict.fromkeys(p["prompt"] for p in pictures)]
+    return {f"{key}_new": mean(p[key] for p in new) for key in NEW} | {"prompt_spread": stdev(map(mean, each))}
+
+
+def copies(judge, data):
+    """What plain copies of the training photos score: the most that memorising can show with this judge on this subject."""
+    train, test = ([i.path for i in part] for part in (data.train, data.test))
+    found = score(judge, train, [prompts(data.subject, with_identifier=False)] * len(train), test, train=train)
+    real = float((judge.identity(test) @ judge.identity(train).T).max(1).values.mean())
+    return {"memorising_copies": found["dino_train"] - found["dino"], "nearest_copies": found["nearest_raw"] - real}
 
 
 def along(points, ceiling):
