@@ -111,7 +111,8 @@ def figures(found):
         f"| file as shipped, MiB | {memory['lora']['file_bytes'] / 2**20:.2f} | {memory['dreambooth']['file_bytes'] / 2**20:.2f} |",
         f"| weights that train | {memory['lora']['trainable_parameters']:,} | {memory['dreambooth']['trainable_parameters']:,} |",
         "",
-        f"A DreamBooth step takes {spread('ratio', 2)} times as long as a LoRA step. A picture of 25 guided steps takes "
+        f"A DreamBooth step takes {spread('ratio', 2)} times as long as a LoRA step, the two of a round held against each "
+        "other. A picture of 25 guided steps takes "
         f"{spread('picture', 2)} s; "
         f"a cold start to the end of the first step {spread('cold start', 1)} s.",
     ]

@@ -5,19 +5,29 @@
 
 import re
 import sys
+from statistics import median
 
 from benchmarks import learning_rates
 from benchmarks.studies import studies
-from lib import bench_figures, show
+from lib import bench_figures, show, study_figures
 from lib.charts import NAMES
-from lib.effects import BENCH, COSINE, COST, ENOUGH, POWER, SPREAD, read_bench
-from lib.settings import BadInput
-from lib.study_rows import size, steps
+from lib.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, shown
+from lib.settings import METHODS, BadInput
+from lib.study_rows import BUSY, read_bench, size, steps
 
 ROOT = BENCH.parents[2]
 README = ROOT / "README.md"
 SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- end of bench -->)", re.S)
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
+SUBJECTS = 30  # of the plan
+MEANT = (
+    "Train - held-out: DINO to the photos trained on minus DINO to held-out ones. Nearest photo: largest DINO to one training photo, "
+    "minus what held-out photos have. Losses are of noise that is the same for all; the loss gap is held-out minus training. PRES - base: "
+    "DINO of the plain class to the subject, minus the base's. Drift: change of what is predicted for the plain class, in eight places. "
+    "Diversity: 1 - cosine of CLIP between pictures of one prompt, which stands in for LPIPS. Consistency: standard deviation of DINO over "
+    "pictures of one prompt; spread over prompts: that of the prompts' means. New places: the seven prompts that name no place of the "
+    "training photos."
+)
 NOTES = {
     "recipes": "All but the plain one run at precision auto, which is bf16 arithmetic on this device. Gradient checkpointing alone is not "
     "run: it gives the same numbers bit for bit (`tests/test_recipes.py`); where it stands above it is one of several changes.",
@@ -35,7 +45,8 @@ def rates(rows):
     ends = {NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)] for m, points in found.items()}
     chosen = ", ".join(f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items())
     lines = {NAMES[m]: [(f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points] for m, points in found.items()}
-    about = f"Each method's learning rate, {size(rows, 'rate')}; chosen: {chosen}"
+    sets = len({(r["subject"], r["variant"]) for r in rows if r.get("study") == "rate"})
+    about = f"Each method's learning rate, {size(rows, 'rate')}, {sets} photo sets; chosen: {chosen}; neighbours are not told apart"
     figure = show.points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
     columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
     body = [[NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points]
@@ -45,13 +56,30 @@ def rates(rows):
 
 def figures(rows):
     """name -> `Figure`, those that the rows have runs for."""
-    made = {name: make(rows) for name, make in (bench_figures.FIGURES | {"rates": rates}).items()}
+    made = {name: make(rows) for name, make in (study_figures.FIGURES | {"rates": rates}).items()}
     return {name: figure for name, figure in made.items() if figure}
 
 
 def file(name):
     """Where a figure's picture lies, from the README."""
     return f"data/results/bench_{name}.png"
+
+
+def _copies(rows):
+    """What plain copies of the training photos would score: what the measures of memorising could show at most."""
+    found = {m: effect(rows, f"{m}_copies", "again", {"method": "lora"}, None, ()) for m in ("memorising", "nearest")}
+    if not all(e.subjects for e in found.values()):
+        return ""
+    one, other = (shown(e.value, e.unit) for e in found.values())
+    return (f" Plain copies of the training photos would score {one} in train - held-out and {other} in nearest photo: this judge was made "
+            "to read a subject in any place, so it hardly sees copying, and the loss gap is the measure to read.")
+
+
+def _cell(rows):
+    """How long a cell of both methods takes, where the rows say so."""
+    seconds = [[r["cell_seconds"] for r in rows if r.get("cell_seconds") and r["method"] == m and r["study"] == "again"] for m in METHODS]
+    both = sum(map(median, seconds)) if all(seconds) else 0
+    return f" To train both methods, draw 2 x 100 pictures and score them takes {both:.0f} s of one core." if both else ""
 
 
 def section(rows, made):
@@ -62,16 +90,22 @@ def section(rows, made):
     main, lines = bench_figures.main_table(rows), ["The main comparison has not been run yet: `make pocketbench`."]
     if main.rows:
         lines = [
-            f"{size(rows)} in the main comparison, {runs:,} runs in all, each scored on 25 prompts x 4 pictures of a "
-            "subject that neither base nor judge has met, each method at its own best learning rate, "
-            f"{steps(rows)} steps ({devices}; {stack}). "
+            f"{size(rows)} in the main comparison (of the plan's {SUBJECTS}), {runs:,} runs in all, {steps(rows)} steps each "
+            f"({devices}; {stack}), each method at the best of the learning rates that were tried, whose neighbours are not told apart. "
+            "Subjects are such that neither base nor judge has met. Each run is scored on 4 pictures of 25 prompts: eight places in three "
+            "wordings, and no place; 18 of them name places of the training photos, six word for word as captioned. DINO and CLIP-I are "
+            "the pocket judge's, its identity encoder and its CLIP at 64 pixels (`data/judge/README.md`): not to be held against published "
+            "ones.",
+            "",
             "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed. Intervals: 95 %, "
-            f"bootstrap over subjects, none below {ENOUGH}, each by itself. The same: the whole interval lies within {COSINE} of a cosine, "
-            f"{COST:.0%} of a cost, {SPREAD} of diversity and consistency, {POWER} of drift. Intervals speak of other subjects, not of "
-            "other prompts or another judge; by those of single methods, in the charts, two methods can't be compared. Seconds were "
-            "taken beside other work: the quiet ones stand further up. Rows: `data/results/pocketbench.csv`.",
+            f"bootstrap over subjects, {RESAMPLES:,} resamples, none below {ENOUGH}, each by itself. {SAME} Intervals speak of other "
+            "subjects, not of other prompts or another judge; by those of single methods, in the charts, two methods can't be compared. "
+            f"Seconds were taken two trainings side by side, without runs whose step took over {BUSY} times the usual; quiet ones stand "
+            f"further up.{_cell(rows)} Rows: `data/results/pocketbench.csv`.",
             "",
             main.markdown(),
+            "",
+            MEANT + _copies(rows),
         ]
     for name, figure in made.items():
         lines += ["", f"**{figure.caption}**" + ("" if name in SHOWN else f" ([figure]({file(name)}))"), ""]

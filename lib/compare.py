@@ -201,10 +201,10 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
             row |= {k: run.metrics[k] for k in MEASURED}
             if (run.folder / FILE).is_file():
                 curve = read_curve(run.folder)
-                alike = curve.get("dino") == judge.describe()["dino"]
-                row |= costs_along(curve["points"], result.rows["real_photos"]["dino"] if alike else None)
-                if not alike:
-                    say(f"{NAMES[key]}: another encoder measured its curve, so half of the way to the real photos is not read off it")
+                if curve.get("dino") == judge.describe()["dino"]:
+                    row |= costs_along(curve["points"], result.rows["real_photos"]["dino"])
+                else:
+                    say(f"{NAMES[key]}: another encoder measured its curve, so neither its best step nor half of the way is read off it")
         elif key == "kohya_lora":
             row["file_bytes"] = size_of(Path(other).expanduser())
         result.rows[key] = row

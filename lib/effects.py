@@ -14,7 +14,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .rows import read_table
 from .settings import BadInput
 
 BENCH = Path(__file__).resolve().parent.parent / "data" / "results" / "pocketbench.csv"
@@ -23,30 +22,29 @@ ENOUGH = 6              # subjects for an interval: it lies within its n values,
 # Equivalence margins: differences that are the same to whoever has to choose.
 COSINE = 0.02           # a fifth of the 0.1 of DINO that matters to people, by DreamBooth's own tables
 COST = 0.05             # one step timed again on one machine differs by more (README, Figures)
-SPREAD = 0.005          # diversity and consistency are themselves only some hundredths
-POWER = 0.01            # drift: a hundredth of the mean square of what the base model predicts
+SPREAD = 0.002          # diversity and consistency of a tuned model are themselves one or two hundredths
+POWER = 0.01            # drift and losses: a hundredth of the mean square of the noise to be predicted, a thirtieth of the base's loss
+# A fifth of what plain copies of the training photos score with the pocket judge (columns memorising_copies and nearest_copies): it is
+# made to read a subject whatever the place, so copying hardly shows in it.
+COPIED = {"memorising": 0.001, "nearest": 0.0025}
+SAME = (f"The same: the whole interval lies within {COSINE} of a cosine, {COST:.0%} of a cost, {SPREAD} of a diversity or spread, {POWER} "
+        "of drift and losses, a fifth of what plain copies of the training photos score in memorising.")
 # measure -> (kind, unit, margin). A "ratio" is averaged as its logarithm.
 MEASURES = {
     **dict.fromkeys(("seconds_per_step", "train_seconds", "seconds_to_half", "seconds_to_best"), ("ratio", "s", COST)),
     **dict.fromkeys(("iteration_seconds", "transfer_seconds"), ("ratio", "s", COST)),
     **dict.fromkeys(("peak_bytes", "file_bytes"), ("ratio", "bytes", COST)),
-    **dict.fromkeys("dino dino_train dino_real dino_equal_time dino_best clip_i clip_i_train clip_i_real clip_t memorising nearest pres"
+    **dict.fromkeys("dino dino_new dino_train dino_real dino_equal_time dino_best clip_i clip_i_train clip_i_real clip_t clip_t_new pres"
                     .split(), ("difference", "cosine", COSINE)),
-    **dict.fromkeys(("diversity", "consistency"), ("difference", "cosine", SPREAD)),
+    **{f"{m}{of}": ("difference", "cosine", margin) for m, margin in COPIED.items() for of in ("", "_copies")},
+    **dict.fromkeys(("diversity", "consistency", "prompt_spread"), ("difference", "cosine", SPREAD)),
+    **dict.fromkeys(("loss_train", "loss_held_out", "loss_gap"), ("difference", "mean squared error", POWER)),
     "drift": ("difference", "share of the base's mean square", POWER),
 }
 PARTS = 4               # of a training, at whose ends PocketBench's columns dino_0_of_4 to drift_4_of_4 are measured
 MEASURES |= {f"{m}_{k}_of_{PARTS}": MEASURES[m] for m in ("dino", "clip_t", "pres", "drift") for k in range(PARTS + 1)}
 LORA, FULL, BASE = {"method": "lora"}, {"method": "dreambooth"}, {"method": "base"}
 NOT_MEASURED = "not measured yet: make pocketbench"
-
-
-def read_bench(path=BENCH):
-    """PocketBench's rows. Where they were not made yet: none, and a line that says how to make them. Raises BadInput as `read_table`."""
-    if Path(path).is_file():
-        return read_table(path)
-    print(f"PocketBench has not been run here: `make pocketbench` makes {path}, and every figure and verdict that rests on it.")
-    return []
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,8 @@ def decide(effect, sign=1):
     ratio, low, high, edge = effect.kind == "ratio", effect.low, effect.high, effect.margin
     low, high, edge = (math.log(low), math.log(high), math.log1p(edge)) if ratio else (low, high, edge)
     if -edge <= low and high <= edge:
-        return "no difference", "the same within " + (f"{effect.margin:.0%}" if ratio else f"{effect.margin:g}")
+        side = "" if low <= 0 <= high else f"; {'more' if low > 0 else 'less'}, by less than that"
+        return "no difference", "the same within " + (f"{effect.margin:.0%}" if ratio else f"{effect.margin:g}") + side
     if low <= 0 <= high:
         most = max(-low, high)
         return "no difference found", f"cannot exclude up to {f'x {math.exp(most):.2f}' if ratio else f'{most:.3f}'}"

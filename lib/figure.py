@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 LARGEST = 120_000                       # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
 
@@ -72,8 +73,10 @@ class Figure:
         return "\n".join(filter(None, [self.caption, f"[{self.alt}]", self.table and self.table.text()]))
 
     def save(self, path):
-        """Write the picture to `path`, in the form that its ending names."""
-        self.image.save(path)
+        """Write the picture to `path` as PNG, with its alternative text inside, as PNG's own "Description"."""
+        inside = PngInfo()
+        inside.add_text("Description", self.alt)
+        self.image.save(path, "PNG", pnginfo=inside)
 
 
 def number(value):

@@ -1,8 +1,44 @@
-"""Which of PocketBench's rows may be compared, and what a study rests on: rows are dicts, one a run, as in `lib.effects`."""
+"""PocketBench's rows, read and made ready: which may be compared, and what a study rests on. `rows` are dicts, one a run."""
 
 from collections import defaultdict
+from pathlib import Path
+from statistics import median
 
-from .effects import BASE
+from .effects import BASE, BENCH
+from .rows import read_table
+
+BUSY = 1.5  # a run whose step took so many times the median of its like shared the machine with other work
+TIMES = ("seconds_per_step", "train_seconds", "seconds_to_half", "seconds_to_best")
+# What a step's time depends on, beside the method.
+RECIPE = ("device", "method", "rank", "targets", "prior_weight", "text_encoder_rate", "precision", "checkpointing", "optimizer", "weights",
+          "fused_backward", "quantize")
+
+
+def read_bench(path=BENCH):
+    """PocketBench's rows, with `loss_gap`, and without the times of runs that shared the machine (see `busy`), which are set to None.
+
+    Where they were not made yet: none, and a line that says how to make them. Raises BadInput as `read_table`.
+    """
+    if not Path(path).is_file():
+        print(f"PocketBench has not been run here: `make pocketbench` makes {path}, and every figure and verdict that rests on it.")
+        return []
+    rows = read_table(path)
+    slow = {id(row) for row in busy(rows)}
+    for row in rows:
+        if None not in (losses := [row.get(f"loss_{part}") for part in ("held_out", "train")]):
+            row["loss_gap"] = losses[0] - losses[1]
+        if id(row) in slow:
+            row |= {name: None for name in TIMES if name in row}
+    return rows
+
+
+def busy(rows):
+    """The rows whose seconds a step are more than `BUSY` times the median of the runs of the same recipe."""
+    like = defaultdict(list)
+    for row in rows:
+        if row.get("seconds_per_step") is not None:
+            like[tuple(row.get(name) for name in RECIPE)].append(row)
+    return [row for some in like.values() for row in some if row["seconds_per_step"] > BUSY * median(r["seconds_per_step"] for r in some)]
 
 
 def ranked(rows):

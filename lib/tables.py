@@ -14,7 +14,7 @@ NAMES = {"base_model": "base model (floor)", "real_photos": "real photos (ceilin
          "kohya_lora": "Kohya's LoRA"}
 # column: heading, how to print it, what it means; the order is the table's
 COLUMNS = {
-    "seconds_per_step": ("s/step", "{:.3f}", "seconds for one training step, mean of the run"),
+    "seconds_per_step": ("s/step", "{:.3f}", "seconds for one training step, median of the run"),
     "train_seconds": ("training s", "{:.0f}", "seconds of training, sampling and evaluation left out"),
     "peak_bytes": ("peak MiB", lambda v: f"{v / 2**20:.0f}", "bytes at the peak of training (the table: MiB)"),
     "file_bytes": ("file MiB", lambda v: f"{v / 2**20:.2f}", "bytes on disk of the weights as shipped (the table: MiB)"),

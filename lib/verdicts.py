@@ -9,10 +9,12 @@ from collections import defaultdict, namedtuple
 
 import numpy as np
 
-from .effects import BASE, BENCH, COSINE, COST, FULL, LORA, MEASURES, NOT_MEASURED, PARTS, RESAMPLES, SPREAD, decide, effect, number, shown
+from .captions import KINDS
+from .effects import BASE, BENCH, FULL, LORA, MEASURES, NOT_MEASURED, PARTS, RESAMPLES, SAME, decide, effect, number, shown
 from .settings import PRESETS, BadInput, read_json
+from .study_rows import BUSY, read_bench
 
-SAMPLE_SECONDS, BANDWIDTH = 0.2, 20e6   # a picture of 25 guided steps (benchmarks/results/pocket.json); bits a second, of claim 4
+SAMPLE_SECONDS, BANDWIDTH = 0.13, 20e6  # a picture of 25 guided steps (benchmarks/results/pocket.json); bits a second, of claim 4
 # base -> (parameters of its U-Net, parameters of an attention LoRA for each rank): 2 bytes a parameter, in fp16 as shipped. For each
 # attention block of width d with text of width c a rank takes 14 d + 2 c: c is 768 in Stable Diffusion 1.5, 2048 in SDXL.
 SHAPES = {"sd15": (859_520_964, 199_296), "sdxl": (2_567_463_684, 1_451_520)}
@@ -22,14 +24,18 @@ LATER, NOT_THERE = "measured in notebook 05", "no figure in these rows"
 HEADINGS = ["claim", "in words", "measurement", "effect of DreamBooth against LoRA (95 % interval)", "verdict", "your own run"]
 CAPTION = (f"Means over subjects of paired differences, or geometric means of ratios (x). Intervals: 95 %, bootstrap over subjects, "
            f"{RESAMPLES:,} resamples, each by itself; a verdict that would fall if all that are judged were to be right at once "
-           f"(Bonferroni) says so. The same: the whole interval lies within {COSINE} of a cosine, {COST:.0%} of a cost, {SPREAD} of "
-           "diversity and consistency. Your own run is one subject and one seed: no interval, no verdict.")
+           f"(Bonferroni) says so. {SAME} Seconds were taken two trainings side by side; runs whose step took over {BUSY} times the usual "
+           "are left out of them. Your own run is one subject and one seed: no interval, no verdict.")
 # One measurement of a claim: `sign` 1 or -1 is the direction claimed, 0 shows the effect without judging by it.
 Part = namedtuple("Part", "label measure sign study of against pair", defaults=(1, "main", FULL, LORA, ("seed",)))
-RARE, POOR, OVERFITS = {"variant": "rare"}, {"variant": ("duplicates", "one_background")}, {"memorising": 1, "PRES": 1, "diversity": -1}
+RARE, POOR = {"variant": "rare"}, {"variant": ("duplicates", "one_background")}
+OVERFITS = (("memorising", "memorising", 1), ("loss gap", "loss_gap", 1), ("PRES", "pres", 1), ("drift", "drift", 1),
+            ("diversity", "diversity", -1))
+WITHOUT = {"without_identifier": "asking without it", "common": "a common word", "wrong_noun": "a wrong noun", "no_noun": "no noun"}
 # Number, claim, how it is measured, and its parts; instead of parts, the verdict on what these rows cannot decide.
 CLAIMS = (
-    (1, "LoRA trains faster", "seconds: a step; half of the way from base to real photos (runs that get there); the best step of the curve",
+    (1, "LoRA trains faster", "seconds: a step; half of the way from base to real photos (runs that get there), and the best step, both "
+     "read off the curve's quarters, on straight lines between them",
      [Part("a step", "seconds_per_step"), Part("half of the way", "seconds_to_half"), Part("the best step", "seconds_to_best")]),
     (2, "DreamBooth needs more memory", "peak of training, pocket base; beside it Stable Diffusion, forecast", [Part("", "peak_bytes")]),
     (3, "LoRA's file is smaller", "bytes as shipped, pocket base; beside it Stable Diffusion, computed", [Part("", "file_bytes")]),
@@ -43,21 +49,25 @@ CLAIMS = (
     (8, "LoRA is more flexible in production", "seconds to switch, concepts a GB, pictures a second", LATER),
     (9, "LoRA for most, DreamBooth for some", "the decision guide (lib/guide.py)", "depends on your memory, disk, time, concepts, wishes"),
     (10, "LoRA leaves the base unchanged", "hash of the base's weights; adapter off", "holds: 0 bits differ, whenever notebook 02 runs"),
-    (11, "DreamBooth binds a rare word to the subject", "DINO with a rare identifier and the right noun, minus DINO of the others",
-     [*(Part(f"{who}{variant.replace('_', ' ')}", "dino", sign, "identifier", of | RARE, of | {"variant": variant})
-        for who, of, sign in (("", FULL, 1), ("beside it LoRA, ", LORA, 0))
-        for variant in ("without_identifier", "common", "wrong_noun", "no_noun"))]),
-    (12, "DreamBooth is more consistent", "standard deviation of DINO over seeds, smaller is better", [Part("", "consistency", -1)]),
-    (13, "DreamBooth overfits and memorises more", "train minus held-out DINO (memorising), PRES over base, diversity",
-     [*(Part(label, label.lower(), sign) for label, sign in OVERFITS.items()), Part("drift beside it", "drift", 0),
-      *(Part(f"{label} on careless data", label.lower(), sign, "careless", FULL | POOR, LORA | POOR, ("seed", "variant"))
-        for label, sign in OVERFITS.items()),
-      *(Part(f"DreamBooth's memorising with {variant.replace('_', ' ')} over good data", "memorising", 1, "careless",
-             FULL | {"variant": variant}, FULL | {"variant": "good"}) for variant in POOR["variant"])]),
+    (11, "DreamBooth binds a rare word to the subject", "DINO with a rare word and the right noun, minus DINO with what is named",
+     [*(Part(f"{who}{words}", "dino", sign, "identifier", of | RARE, of | {"variant": variant})
+        for who, of, sign in (("", FULL, 1), ("beside it LoRA, ", LORA, 0)) for variant, words in WITHOUT.items())]),
+    (12, "DreamBooth is more consistent", "standard deviation of DINO over pictures of one prompt, and over prompts; smaller is better",
+     [Part("spread over sampling seeds", "consistency", -1), Part("spread over prompts", "prompt_spread", -1)]),
+    (13, "DreamBooth overfits and memorises more", "at equal steps: train minus held-out DINO (memorising), held-out minus train loss "
+     "(loss gap), PRES over base, drift, diversity",
+     [*(Part(label, measure, sign) for label, measure, sign in OVERFITS),
+      *(Part(f"{label} on careless data", measure, sign, "careless", FULL | POOR, LORA | POOR, ("seed", "variant"))
+        for label, measure, sign in (*OVERFITS, ("CLIP-T", "clip_t", -1)) if measure != "drift"),
+      *(Part(f"DreamBooth's {label} with {variant.replace('_', ' ')} over good data", measure, sign, "careless",
+             FULL | {"variant": variant}, FULL | {"variant": "good"})
+        for label, measure, sign in (("loss gap", "loss_gap", 1), ("CLIP-T", "clip_t", -1)) for variant in POOR["variant"])]),
     (14, "DreamBooth takes longer to tune", "seconds of one training; beside it the whole sweep of learning rates",
      [Part("", "train_seconds"), Part("the sweep", "train_seconds", 0, "sweep", pair=("seed", "variant"))]),
-    (15, "LoRA learns subjects of every kind", "LoRA's DINO over base, one subject a kind",
-     [Part(kind, "dino", 1, "kinds", LORA | {"subject": kind}, BASE, ()) for kind in "character style clothing product pose".split()]),
+    (15, "LoRA learns subjects of every kind", "CLIP-I over base, one subject a kind, and all kinds together (the pocket judge's DINO "
+     "reads a subject, not a style, pose or light)",
+     [Part("LoRA, all kinds", "clip_i", 1, "kinds", LORA, BASE, ()), Part("beside it DreamBooth", "clip_i", 0, "kinds", FULL, BASE, ()),
+      *(Part(f"LoRA, {kind}", "clip_i", 0, "kinds", LORA | {"subject": kind}, BASE, ()) for kind in KINDS)]),
     (16, "LoRA files load in every tool", "exported files checked key by key and loaded back", LATER),
     (17, "DreamBooth for the highest fidelity", "DINO at tuned settings, its cost beside it: is there a gap worth it?",
      [Part("DINO", "dino"), Part("seconds", "seconds_per_step", 0), Part("memory", "peak_bytes", 0), Part("file", "file_bytes", 0)]),
@@ -99,7 +109,8 @@ def _never(rows, part):
     """How many runs never got to where `seconds_to_half` is read, as text: pairs with one of them are missing from its ratio."""
     counts = {}
     for name, where in (("LoRA", part.against), ("DreamBooth", part.of)) if part.measure == "seconds_to_half" else ():
-        runs = [row.get(part.measure) for row in rows if row.get("study") == part.study and where.items() <= row.items()]
+        timed = [row for row in rows if row.get("study") == part.study and where.items() <= row.items() and row.get("train_seconds")]
+        runs = [row.get(part.measure) for row in timed]
         counts[name] = f"{name} {runs.count(None)} of {len(runs)}"
     return f", never got there: {', '.join(counts.values())}" if counts else ""
 
@@ -192,17 +203,15 @@ def verdict_table(rows, own=None, forecast=None):
                     run.append(f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}{by}".strip())
         if count in (2, 3):
             effects += f"; {_beyond(parts[0].measure, forecast or {})}"
-        lines.append([str(count), claim, how, effects, verdict + (f"; the rest is {LATER}" if count == 15 else ""), "; ".join(run) or "-"])
+        lines.append([str(count), claim, how, effects, verdict, "; ".join(run) or "-"])
     return lines
 
 
 if __name__ == "__main__":
     import sys
 
-    from .sweep import read_table
-
     try:
-        rows = verdict_table(read_table((sys.argv[1:] or [BENCH])[0]), None, read_forecast())
+        rows = verdict_table(read_bench((sys.argv[1:] or [BENCH])[0]), None, read_forecast())
         print(*(f"| {' | '.join(line)} |" for line in (HEADINGS, ["---"] * len(HEADINGS), *rows)), "", CAPTION, sep="\n")
     except BadInput as error:
         sys.exit(str(error))

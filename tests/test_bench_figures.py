@@ -1,16 +1,17 @@
 """PocketBench's figures: they show the rows' numbers, leave out what was not run, and the README prints what the command makes."""
 
-import re
 from functools import cache
 
 import numpy as np
 import pytest
 from bench_rows import base_rows, bench
+from PIL import Image
 
 from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, rates, section
-from lib.bench_figures import SCORES, again, level, main_table, pareto, rank_curve, recipes
-from lib.effects import BASE, BENCH, FULL, LORA, effect, read_bench, swing
-from lib.study_rows import common, size
+from lib.bench_figures import SCORES, level, main_table, pareto
+from lib.effects import BASE, BENCH, FULL, LORA, effect, swing
+from lib.study_figures import again, careless, rank_curve, recipes
+from lib.study_rows import common, read_bench, size
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
 
@@ -48,7 +49,7 @@ def made():
 
 
 def test_every_figure_is_made_and_says_what_it_rests_on(made):
-    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "memorising", "again", "recipes",
+    assert list(made) == ["scores", "costs", "pareto", "path", "forgetting", "rank", "prior", "careless", "again", "recipes",
                           "text_encoder", "rates"]
     assert "12 subjects x 3 seeds" in made["scores"].caption and "3 subjects x 1 seed" in made["rates"].caption
     for figure in made.values():
@@ -84,20 +85,32 @@ def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
 
 def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     figure = made["rates"]
-    assert figure.caption.endswith("LoRA 0.001, DreamBooth 0.0002")
+    assert "3 photo sets; chosen: LoRA 0.001, DreamBooth 0.0002; neighbours" in figure.caption
     assert [row[1] for row in figure.table.rows] == [5e-4, 1e-3, 2e-3, 1e-4, 2e-4, 4e-4]
     assert sum(line.get_markersize() > 10 for line in figure.chart.axes[0].lines) == 2
     cut = rates([r for r in whole() if r.get("learning_rate") != 4e-4])
-    assert cut.caption.endswith("LoRA 0.001, DreamBooth 0.0002 (at the end of what was tried)"), "a best rate may lie beyond the grid"
+    assert "LoRA 0.001, DreamBooth 0.0002 (at the end of what was tried)" in cut.caption, "a best rate may lie beyond the grid"
     ranks = made["rank"].table.rows
-    assert [row[:2] for row in ranks[:3]] == [["DINO", 1], ["DINO", 16], ["DINO", 64]]
-    assert ranks[0][2] == round(effect(whole(), "dino", "rank", LORA | {"rank": 1}, None, ()).value, 3)
+    one, same, most = (row[3] for row in ranks)
+    assert [row[0] for row in ranks] == ["1", "16", "64"] and same == "-", "each rank is held against the preset's, subject by subject"
+    assert one == "-0.100 (-0.100 to -0.100): less" and most == "+0.020 (+0.020 to +0.020): more"
+    assert ranks[0][1].startswith(f"{effect(whole(), 'dino', 'rank', LORA | {'rank': 1}, None, ()).value:.3f} (")
 
 
 def test_prior_preservation_is_compared_with_none(made):
     assert "(weight 0.3)" in made["prior"].caption
-    lines = {row[0]: row[1] for row in made["prior"].table.rows}
-    assert lines["PRES - base, LoRA"] == lines["PRES - base, DreamBooth"] == pytest.approx(-0.1) and lines["DINO, LoRA"] == 0
+    lines = {row[0]: row[1:] for row in made["prior"].table.rows}
+    assert lines["PRES - base, LoRA"] == lines["PRES - base, DreamBooth"] == ["-0.100 (-0.100 to -0.100)", "12 subjects x 1 seed", "less"]
+    assert lines["DINO, LoRA"][0].startswith("+0.000") and lines["drift, LoRA"][2] == "no difference (the same within 0.01)"
+
+
+def test_careless_data_are_held_against_good_data(made):
+    lines = {row[0]: row[1:] for row in made["careless"].table.rows}
+    assert list(lines)[::2] == ["good, LoRA", "duplicates, LoRA", "one background, LoRA"] and lines["good, LoRA"][1:] == ["-"] * 5
+    worse = [r | {"loss_gap": r["loss_gap"] + 0.1} if (r["variant"], r["method"]) == ("duplicates", "dreambooth") else r for r in whole()]
+    lines = {row[0]: row[1:] for row in careless(worse).table.rows}
+    assert lines["duplicates, DreamBooth"][1] == "+0.100 (+0.100 to +0.100): more" and lines["duplicates, LoRA"][1].startswith("+0.000")
+    assert lines["one background, DreamBooth"][1].endswith("no difference (the same within 0.01)")
 
 
 def test_a_repetition_on_other_seeds_is_held_against_the_same_subjects(made):
@@ -107,12 +120,12 @@ def test_a_repetition_on_other_seeds_is_held_against_the_same_subjects(made):
     assert lines["DINO"][3:] == ["8 subjects x 1 seed", "agrees (the same within 0.02)"]
     assert lines["CLIP-T"][2].startswith("+0.20") and lines["CLIP-T"][4] == "differs", "CLIP-T was made to differ"
     said = [line[4].split(" (")[0] for line in lines.values()]
-    assert f"8 subjects x 1 seed): {said.count('agrees')} of 10 agree within their intervals" in made["again"].caption
+    assert f"8 subjects x 1 seed): {said.count('agrees')} of 16 agree within their intervals" in made["again"].caption
     assert [row[0] for row in made["again"].table.rows] == list(SCORES.values())
     noisy = again([r | {"dino": r["dino"] + 0.1 * np.sin(k)} for k, r in enumerate(whole())])
     assert noisy.table.rows[0][5].startswith("agrees (cannot exclude up to 0.")
     few = again([r for r in whole() if r["subject"] < "s05"])
-    assert few.table.rows[0][5] == "not enough subjects" and "0 of 10 agree" in few.caption
+    assert few.table.rows[0][5] == "not enough subjects" and "0 of 16 agree" in few.caption
 
 
 def test_what_a_study_rests_on_is_what_both_methods_have_run():
@@ -143,8 +156,9 @@ def test_low_memory_recipes_stand_beside_what_another_seed_does(made):
 
 def test_the_text_encoders_rates_are_compared_with_a_frozen_one(made):
     lines = {line[0]: line[1:] for line in made["text_encoder"].table.rows}
-    assert list(lines)[:3] == ["LoRA, frozen", "LoRA, trained at 0.0002", "LoRA, trained at 0.0004"] and len(lines) == 6
-    assert lines["DreamBooth, trained at 0.0004"][1].startswith("-0.040") and lines["LoRA, trained at 0.0002"][4:] == ["x 1.00", "x 1.00"]
+    assert list(lines)[:3] == ["LoRA, frozen (level)", "LoRA, trained at 0.0002 (change)", "LoRA, trained at 0.0004 (change)"]
+    assert len(lines) == 6 and lines["DreamBooth, trained at 0.0004 (change)"][1] == "-0.040 (-0.040 to -0.040): less"
+    assert [cell.split(":")[0] for cell in lines["LoRA, trained at 0.0002 (change)"][4:]] == ["x 1.00", "x 1.00"]
 
 
 def test_the_section_links_every_figure_and_shows_some(made):
@@ -170,5 +184,7 @@ def test_the_readme_prints_what_the_command_makes():
     found, rows = SECTION.search(README.read_text("utf-8")), read_bench()
     made = figures(rows)
     assert found[0].removeprefix(found[1]).removesuffix(found[2]) == section(rows, made), "run `python -m benchmarks.figures` again"
-    for linked in re.findall(r"\((data/results/bench_\w+\.png)\)", found[0]):
-        assert (ROOT / linked).is_file(), f"{linked} is not there: run `python -m benchmarks.figures` again"
+    for name, figure in made.items():
+        assert f"({file(name)})" in found[0]
+        with Image.open(ROOT / file(name)) as picture:  # the numbers that it was drawn from are written in it
+            assert picture.text["Description"] == figure.alt, f"{file(name)} is old: run `python -m benchmarks.figures` again"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from bench_rows import base_rows, bench
 
-from lib.effects import COSINE, ENOUGH, NOT_MEASURED, Effect, decide, effect, interval, read_bench, repeated, student, swing
+from lib.effects import COSINE, ENOUGH, NOT_MEASURED, Effect, decide, effect, interval, repeated, student, swing
 from lib.rows import write_table
 from lib.settings import BadInput
+from lib.study_rows import busy, read_bench
 
 # --- effects -------------------------------------------------------------------------------------------------------------------------
 
@@ -102,9 +103,22 @@ def test_a_bench_that_was_not_run_is_said_and_one_that_was_is_read(tmp_path, cap
     assert read_bench(tmp_path / "none.csv") == [] and "`make pocketbench` makes" in capsys.readouterr().out
     write_table(tmp_path / "some.csv", [{"study": "main", "dino": 0.5}])
     assert read_bench(tmp_path / "some.csv") == [{"study": "main", "dino": 0.5}] and not capsys.readouterr().out
+    write_table(tmp_path / "some.csv", [{"study": "main", "loss_train": 0.1, "loss_held_out": 0.3}, {"study": "main"}])
+    assert [r.get("loss_gap") for r in read_bench(tmp_path / "some.csv")] == [pytest.approx(0.2), None]
     (tmp_path / "some.csv").write_text("study,dino\nmain,nan\n")
     with pytest.raises(BadInput, match="not finite"):
         read_bench(tmp_path / "some.csv")
+
+
+def test_runs_that_shared_the_machine_lose_their_times_and_nothing_else(tmp_path):
+    rows = [r | {"seconds_per_step": 0.2, "train_seconds": 40.0} for r in bench(ratios={"seconds_per_step": 1.0})]
+    slow = [r | {"seconds_per_step": 0.4, "train_seconds": 80.0} if r["subject"] == "s00" and r["seed"] == 0 else r for r in rows]
+    other = [r | {"study": "rank", "rank": 64, "seconds_per_step": 0.5} for r in rows if r["method"] == "lora"]  # slower by its recipe
+    assert len(busy(slow + other)) == 2 and not busy(rows)
+    write_table(tmp_path / "some.csv", slow + other)
+    read = read_bench(tmp_path / "some.csv")
+    assert [r["seconds_per_step"] for r in read].count(None) == [r["train_seconds"] for r in read].count(None) == 2
+    assert effect(read, "dino").value == effect(slow, "dino").value and effect(read, "seconds_per_step").value == 1
 
 
 def test_times_are_compared_on_one_device_only():
@@ -199,7 +213,8 @@ def made(value, low, high, kind="difference", margin=0.02, subjects=12):
     (made(-0.05, -0.07, -0.03), -1, ("holds", "")),
     (made(0.03, 0.01, 0.05), 1, ("holds", "")),
     (made(0.001, -0.01, 0.015), 1, ("no difference", "the same within 0.02")),
-    (made(0.01, 0.005, 0.015), 1, ("no difference", "the same within 0.02")),
+    (made(0.01, 0.005, 0.015), 1, ("no difference", "the same within 0.02; more, by less than that")),
+    (made(-0.01, -0.015, -0.005), 1, ("no difference", "the same within 0.02; less, by less than that")),
     (made(0.01, -0.03, 0.05), 1, ("no difference found", "cannot exclude up to 0.050")),
     (made(0.01, -0.06, 0.05), 1, ("no difference found", "cannot exclude up to 0.060")),
     (made(1.5, 1.3, 1.7, "ratio", 0.05), 1, ("holds", "")),
