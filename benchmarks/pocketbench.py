@@ -24,6 +24,7 @@ import torch
 
 from benchmarks import learning_rates
 from benchmarks.studies import SELDOM, WORDS, studies
+from benchmarks.studies import job as preset_job
 from lib.base import POCKET, ROOT, load_base
 from lib.curve import Curve, costs_along
 from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
@@ -127,13 +128,14 @@ def work(job, folder):
         chosen = {key: job[key] for key in own if key in job}
         settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
         shutil.rmtree(folder / "run", ignore_errors=True)  # of an attempt that failed: its curve would lack what is not trained again
-        curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
-        run = train(settings, base, [curve])
+        plain = job == preset_job(job["subject"], job["method"], job["seed"])  # of these alone figures show the way
+        curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS) if plain else None
+        run = train(settings, base, [curve] if plain else [])
         found = read_json(run / "metrics.json")
         for key, used in found["recipe"].items():
             if used != getattr(settings, key):  # where bitsandbytes cannot run, training goes without and says so
                 raise BadInput(f"This device trained with {key} {used!r} instead of {getattr(settings, key)!r}: run that study elsewhere.")
-        base, row = load_run(run, load_base()).only_draw(), {key: found[key] for key in COSTS} | along(curve.points, ceiling)
+        base, row = load_run(run, load_base()).only_draw(), {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if plain else {})
     found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")

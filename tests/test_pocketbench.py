@@ -90,7 +90,8 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     assert not (tmp_path / "lora" / "run").exists() and len(list((tmp_path / "lora").glob("*.png"))) >= 1
     foot = plans.job(subjects[0].name, "lora", text_encoder_rate=1e-3, **plans.low_memory("lora")[-1])
     row = bench.work(foot, tmp_path / "lora")
-    assert set(row) == set(lora) and row["peak_bytes"] < lora["peak_bytes"] and row["file_bytes"] > lora["file_bytes"]
+    assert set(lora) - set(row) == curve | {"seconds_to_half", "seconds_to_best"}, "only of the preset's runs the way is measured"
+    assert row["peak_bytes"] < lora["peak_bytes"] and row["file_bytes"] > lora["file_bytes"]
     monkeypatch.setattr(recipes, "works", lambda what, device: what != "nf4")
     with pytest.raises(BadInput, match="quantize 'none' instead of 'nf4'"):
         bench.work(foot, tmp_path / "lora")
