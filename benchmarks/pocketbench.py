@@ -135,7 +135,8 @@ def work(job, folder):
         for key, used in found["recipe"].items():
             if used != getattr(settings, key):  # where bitsandbytes cannot run, training goes without and says so
                 raise BadInput(f"This device trained with {key} {used!r} instead of {getattr(settings, key)!r}: run that study elsewhere.")
-        base, row = load_run(run, load_base()).only_draw(), {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if plain else {})
+        base = load_run(run, load_base()).only_draw()
+        row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if plain else {})
     found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")
