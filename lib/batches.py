@@ -40,11 +40,16 @@ def gather(base, sources, batch, train_steps):
     *rows, wobble, noise, when = (t.pin_memory().to(base.device, non_blocking=True) if pinned else t for t in (*batch[0], *batch[1:]))
     mean, std = (torch.cat([s[k][i] for s, some in zip(sources, batch[0]) for i in some.tolist()]) for k in (0, 1))
     told = [tree_map(lambda t, at=s[3][c]: t[at], s[2]) for s, c in zip(sources, rows)]
-    return mean + std * wobble, noise, (when * train_steps).long(), tree_map(lambda *parts: torch.cat(parts), *told)
+    return mean + std * wobble, noise, at_steps(when, train_steps), tree_map(lambda *parts: torch.cat(parts), *told)
+
+
+def at_steps(when, train_steps):
+    """Timesteps as whole numbers, of moments in [0, 1]: a stratum's sum may round up to 1 in fp32, which is the schedule's last step."""
+    return (when * train_steps).long().clamp(max=train_steps - 1)
 
 
 def batches(settings, shapes):
-    """Endless (indices per source, posterior noise, diffusion noise, timesteps in [0, 1)), all from the seed alone.
+    """Endless (indices per source, posterior noise, diffusion noise, timesteps in [0, 1]), all from the seed alone.
 
     `shapes`: for each source the latent shape of every picture. A batch takes the first source's next picture and the next ones of its
     shape, from all sources. Each source's pictures pass in a fresh order, none of a shape again before all of that shape have passed, and

@@ -13,6 +13,7 @@ from PIL import ImageOps
 from torch.utils._pytree import tree_map
 
 from .base import LARGEST_BATCH
+from .batches import at_steps
 from .fidelity import finite
 from .judge import upright
 from .settings import BadInput
@@ -73,7 +74,7 @@ def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
     when = torch.cat([(k // draws + part) / bins for k, part in enumerate(strata)])
     # The VAE's own noise is drawn as training draws it, once.
     latents = mean.repeat(rounds, 1, 1, 1) + std.repeat(rounds, 1, 1, 1) * wobble
-    timesteps = (when * base.pipe.scheduler.config.num_train_timesteps).long().to(base.device)
+    timesteps = at_steps(when, base.pipe.scheduler.config.num_train_timesteps).to(base.device)
     return FixedNoise(latents, noise, timesteps, list(texts) * rounds, bins)
 
 

@@ -50,6 +50,12 @@ class Fake(torch.nn.Module):
         return SimpleNamespace(sample=self.rule(noisy, timesteps))
 
 
+def test_fixed_noise_stays_within_the_schedule_at_the_largest_random_number(pocket, pictures, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, generator=None: torch.full(size, 1 - 2**-24))
+    assert fixed_noise(pocket, pictures[:1], ["a robot"], bins=1, draws=1).timesteps.tolist() == [999]
+    assert fixed_noise(pocket, pictures, ["a robot"] * 3).timesteps.max() == 999
+
+
 def fake(pocket, rule, kind="epsilon"):
     """The pocket base with another U-Net and scheduler."""
     base = copy.copy(pocket)
