@@ -12,7 +12,6 @@ a scheduler that DDIM can stand in for. tests/tiny.py makes a tiny one of each f
 loading, training by both methods, saving and drawing: add yours there. Loop, notebooks and measures need no line.
 """
 
-import gc
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +21,7 @@ from PIL import Image
 from .buckets import bucket
 from .families import family_of, family_of_pipeline
 from .locate import POCKET, ROOT, header, locate
+from .memory import reclaim
 from .pipeline import quiet, read_pipeline
 from .settings import BadInput
 
@@ -175,9 +175,7 @@ class Base:
         size = self.unet.config.sample_size
         for name in names:
             setattr(self.pipe, name, None)  # so that no two are in memory
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        reclaim(self.device)
         with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
             fresh = read_pipeline(locate(self.name), self.family, self.device, names)
         for name in names:

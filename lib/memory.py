@@ -10,6 +10,7 @@ Every storage that an operation makes is counted until it is freed, so the figur
 neither the allocator's slack nor scratch space inside kernels. On CUDA the figure to hold against it is `torch.cuda.max_memory_allocated`.
 """
 
+import gc
 import weakref
 
 import torch
@@ -107,6 +108,13 @@ def _scales(state):
             yield value
         elif type(value) is type(state):
             yield from _scales(value)
+
+
+def reclaim(device):
+    """Give back what nothing refers to any more: to Python, and to a card whatever its allocator keeps for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def resident_bytes():

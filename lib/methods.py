@@ -124,9 +124,9 @@ def as_saved(weights):
     """The weights as `save_weights` would write them now, rounded to fp16; the exact ones wait on the CPU and come back bit for bit."""
     exact = [w.detach().to("cpu", copy=True) for w in weights]
     with torch.no_grad():
-        for w in weights:
-            w.copy_(w.half())
         try:
+            for w in weights:
+                w.copy_(w.half())
             yield
         finally:
             for w, value in zip(weights, exact):

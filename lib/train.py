@@ -16,7 +16,7 @@ from .batches import batches, cache_latents, gather
 from .checkpoint import Checkpoints, fingerprint, resume
 from .dataset import read_record
 from .ladder import out_of_memory, step_down
-from .memory import PeakMemory
+from .memory import PeakMemory, reclaim
 from .methods import as_saved, save_weights, tuned_parts
 from .photos import load_dataset, prompts
 from .recipes import settle
@@ -32,7 +32,8 @@ class State:
     """What a watcher sees after each step: `step`, `steps`, `losses` (so far), `seconds` of training, `samples` [(step, images)]."""
 
     def __init__(self, steps):
-        self.steps, self.step, self.seconds, self.losses, self.samples, self.stopping = steps, 0, 0.0, [], [], False
+        self.steps, self.step, self.seconds, self.losses, self.samples = steps, 0, 0.0, [], []
+        self.stopping, self.draws = False, True  # to end after this step; to draw samples, until memory does not suffice for that
 
     def resume(self, step, seconds, rows, run):
         """Stand where a checkpoint stands, with its losses and the samples drawn until then."""
@@ -92,13 +93,14 @@ def fit(settings, base, dataset, run, watchers):
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                lower = step_down(recipe, base.device)
-                if lower is None:
-                    raise BadInput(
-                        f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower batch_size "
-                        f"({recipe.batch_size}), or free memory that other programs hold and train again by the same settings to go on."
-                    ) from error
-            recipe, words = lower  # here the failed step's memory is free again
+            reclaim(base.device)  # only here, where the error is gone, is the failed step's memory free for what `step_down` tries out
+            lower = step_down(recipe, base.device)
+            if lower is None:
+                raise BadInput(
+                    f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower batch_size "
+                    f"({recipe.batch_size}), or free memory that other programs hold and train again by the same settings to go on."
+                )
+            recipe, words = lower
             say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
             base.renew(list(tuned_parts(base, recipe)))  # names alone: the parts themselves must go
 
@@ -141,7 +143,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                     log.flush()
                     checkpoints.write(step, log, clock, peak)
                 if settings.sample_every and step.taken % settings.sample_every == 0:
-                    state.samples.append((step.taken, sample(base, dataset, step, run)))
+                    draw(base, dataset, step, run, state)
                 for watch in watchers:
                     watch(state)
                 base.rest(tuned)
@@ -150,7 +152,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                 say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
                 checkpoints.write(step, log, clock, peak)
                 if settings.sample_every and not state.samples:  # stopped before the first were due: something to look at all the same
-                    state.samples.append((step.taken, sample(base, dataset, step, run)))
+                    draw(base, dataset, step, run, state)
     except NotFinite as error:
         raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
     step.close()
@@ -173,13 +175,30 @@ def back_to_last_good(step, checkpoints, run):
     return f"What was learnt until step {kept[0]['step']} is saved in {run}."
 
 
+def draw(base, dataset, step, run, state):
+    """Add `sample` to the state's; where memory does not suffice for drawing, none are drawn any more, and the training goes on."""
+    if not state.draws:
+        return
+    try:
+        state.samples.append((step.taken, sample(base, dataset, step, run)))
+    except (RuntimeError, MemoryError, BadInput) as error:
+        if not out_of_memory(error):
+            raise
+        state.draws = False
+        say(f"memory does not suffice to draw samples at step {step.taken}: the training goes on without them")
+    if not state.draws:
+        reclaim(base.device)
+
+
 def sample(base, dataset, step, run):
     """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would be saved now. Off the clock."""
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
     step.parts.eval()
-    with as_saved(step.weights):
-        images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
-    step.parts.train()
+    try:
+        with as_saved(step.weights):
+            images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
+    finally:
+        step.parts.train()
     for k, image in enumerate(images):
         image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
     return images

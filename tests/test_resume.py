@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lib import checkpoint, train
 from lib.base import Base, load_base
-from lib.methods import load_run
+from lib.methods import as_saved, load_run
 from lib.photos import load_dataset
 from lib.record import NotFinite
 from lib.settings import BadInput, write_json
@@ -316,6 +316,49 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_
     said = capsys.readouterr().out
     assert "memory ran out at step 5" in said and "gradient checkpointing" in said and "after step 3" in said
     assert same(whole, run) and json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"]
+
+
+def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, monkeypatch):
+    step_down, steps, tried = train.step_down, [], []
+
+    def short(self, *inputs):
+        steps.append(weakref.ref(self))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Step, "loss", short)
+    monkeypatch.setattr(train, "step_down", lambda *inputs: (tried.append(steps[-1]()), step_down(*inputs))[1])
+    with pytest.raises(BadInput, match="no smaller recipe is left"):
+        train.train(make(optimizer="adamw8bit"))
+    assert tried == [None] * 3 and len(steps) == 3
+
+
+def test_memory_that_does_not_suffice_for_samples_costs_the_samples_alone(make, tmp_path, monkeypatch, capsys):
+    whole, tries = train.train(make("dreambooth", output=str(tmp_path / "whole"))), []
+
+    def none_left(self, *inputs, **others):
+        tries.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Base, "generate", none_left)
+    run = train.train(make("dreambooth", sample_every=2))
+    said = capsys.readouterr().out
+    assert len(tries) == said.count("does not suffice to draw samples at step 2") == 1 and "going on from the last checkpoint" not in said
+    assert same(whole, run) and not list((run / "samples").iterdir())
+    assert json.loads((run / "metrics.json").read_text())["recipe"]["optimizer"] == "adamw"
+
+
+def test_weights_are_exact_again_where_memory_runs_out_while_they_are_rounded(monkeypatch):
+    weights, half = [torch.full((3,), 0.1), torch.full((3,), 0.7)], torch.Tensor.half
+
+    def short(tensor):
+        if tensor is weights[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return half(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "half", short)
+    with pytest.raises(torch.OutOfMemoryError), as_saved(weights):
+        pass
+    assert torch.equal(weights[0], torch.full((3,), 0.1))
 
 
 def test_at_the_foot_of_the_ladder_the_error_stands(make, monkeypatch):
