@@ -58,7 +58,8 @@ class Checkpoints:
         part = self.folder / f".{target.name}.{os.getpid()}.part"
         try:
             part.mkdir(parents=True, exist_ok=True)
-            weights = {name: p.detach().contiguous() for name, p in step.named_weights()}
+            # To the CPU first: there, what is made contiguous takes nothing of the card.
+            weights = {name: p.detach().cpu().contiguous() for name, p in step.named_weights()}
             files = {}
             for name, tensors in (("weights", weights), ("optimizer", step.optimizer.tensors() | random_states())):
                 save_file(tensors, part / f"{name}.safetensors")
@@ -152,7 +153,7 @@ def fingerprint(base):
     """A hash that tells base models apart without reading all of one: names, shapes and the first numbers of every weight of all parts."""
     base.wake()
     total = hashlib.sha256()
-    for part in (base.unet, base.pipe.vae, *base.text_encoders.values()):
+    for part in (base.pipe.unet, base.pipe.vae, *base.text_encoders.values()):
         for name, weight in part.named_parameters():
             total.update(f"{name} {tuple(weight.shape)}".encode() + weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return total.hexdigest()

@@ -101,7 +101,7 @@ class Optimizer:
             for name, value in state.items():
                 if not name.startswith("qmap"):  # the table of 8-bit codes, a constant
                     value = value if torch.is_tensor(value) else torch.tensor(value)
-                    found[f"{k}.{name}"] = dense(value).contiguous()
+                    found[f"{k}.{name}"] = dense(value).cpu().contiguous()
         return found
 
     def load(self, found):
