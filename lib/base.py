@@ -20,9 +20,9 @@ from PIL import Image
 
 from .buckets import bucket
 from .families import family_of, family_of_pipeline
-from .locate import POCKET, ROOT, header, locate
+from .locate import POCKET, ROOT, locate
 from .memory import reclaim
-from .pipeline import quiet, read_pipeline
+from .pipeline import has_fast_bf16, quiet, read_pipeline, set_prediction
 from .settings import BadInput
 
 __all__ = ["LARGEST_BATCH", "POCKET", "ROOT", "Base", "at_once", "load_base", "quiet"]
@@ -51,6 +51,11 @@ class Base:
 
     @property
     def unet(self):
+        """The U-Net, on the device: it goes there when it is first needed, so that pictures are encoded before without it."""
+        first = next(self.pipe.unet.parameters(), None)
+        if first is not None and first.device.type != self.device.type:
+            with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
+                self.pipe.unet.to(self.device)
         return self.pipe.unet
 
     @cached_property
@@ -132,6 +137,7 @@ class Base:
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt")
         self.wake()
+        _ = self.unet  # the pipeline finds it on the device
         images, (width, height) = [], size or (self.resolution, self.resolution)
         some, decoded = at_once(width * height, UNET_PIXELS), at_once(width * height)
         extra = {} if adapter_weight is None else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
@@ -162,25 +168,30 @@ class Base:
     def rest(self, keep=("unet",)):
         """Free the memory of VAE and text encoders but those named in `keep`: training does without what is cached."""
         for name in {"vae", *self.family.towers} - set(keep):
-            getattr(self.pipe, name).to("meta")
+            if not self._rests(name):
+                getattr(self.pipe, name).to("meta")
+
+    def _rests(self, name):
+        part = getattr(self.pipe, name)
+        return part is None or next(part.parameters()).is_meta  # None: memory ran out while it was loaded
 
     def wake(self):
         """Load again from disk what `rest` freed, if it did; whatever encodes or draws calls this first."""
-        resting = [name for name in ("vae", *self.family.towers) if getattr(self.pipe, name).device.type == "meta"]
+        resting = [name for name in ("vae", *self.family.towers) if self._rests(name)]
         if resting:
             self.renew(resting)
 
-    def renew(self, names):
-        """Load parts of the pipeline, untouched ones, again from disk."""
-        size = self.unet.config.sample_size
+    def renew(self, names, dtype=None):
+        """Load parts of the pipeline, untouched ones, again from disk; in `dtype`, if not in the device's own."""
+        size = self.pipe.unet.config.sample_size
         for name in names:
             setattr(self.pipe, name, None)  # so that no two are in memory
         reclaim(self.device)
         with torch.inference_mode(False):  # weights made in that mode could never be part of a graph
-            fresh = read_pipeline(locate(self.name), self.family, self.device, names)
+            fresh = read_pipeline(locate(self.name), self.family, self.device, names, dtype)
         for name in names:
             setattr(self.pipe, name, getattr(fresh, name))
-        self.unet.register_to_config(sample_size=size)  # a single file's may differ from its configuration's
+        self.pipe.unet.register_to_config(sample_size=size)  # a single file's may differ from its configuration's
 
     def only_draw(self):
         """Cast the U-Net's layers to bf16 once where autocast would at every step: the same pictures, sooner. Not for a model to train."""
@@ -194,15 +205,8 @@ class Base:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 if enabled is None else enabled)
 
 
-def has_fast_bf16(device):
-    """True where the processor multiplies bf16 natively: CUDA from Ampere on, x86 with AMX or AVX512-BF16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
 def load_base(name="pocket", device=None):
-    """Load a base model, weights in fp32 on the CPU (bf16 on CUDA), on `device` or the best one there is.
+    """Load a base model, weights in fp32 (bf16 on CUDA where that is fast), for `device` or the best one there is.
 
     A hub name is looked up in the local cache only, unless WORKBENCH_DOWNLOAD=1 allows the download. Raises BadInput when there is no
     such model, when it is damaged or of no known family, or when it comes only as pickles.
@@ -218,31 +222,5 @@ def load_base(name="pocket", device=None):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **bounds)
     base = Base(pipe, name, device, has_fast_bf16(device))
     if path.is_file():
-        _set_prediction(base, path)
+        set_prediction(base, path)
     return base
-
-
-def _set_prediction(base, path):
-    """Set what a single file's model predicts, noise or velocity, where the file tells: by its header, by a key, or by doing it."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        said = (file.metadata() or {}).get("modelspec.prediction_type", "")
-    config = {}
-    if said in ("v", "epsilon") or "v_pred" in header(path):
-        config["prediction_type"] = "epsilon" if said == "epsilon" else "v_prediction"
-    elif base.family.predicts_either:
-        config["prediction_type"] = "v_prediction" if predicts_velocity(base) else "epsilon"
-        if config["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
-            base.unet.register_to_config(sample_size=64)
-    base.pipe.scheduler.register_to_config(**config)
-
-
-def predicts_velocity(base):
-    """Whether the U-Net predicts velocity, by trying: at the last timestep a picture is noise, which a model of noise must give back."""
-    when = base.pipe.scheduler.config.num_train_timesteps - 1
-    channels = base.unet.config.in_channels
-    noise = torch.randn(4, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(base.device)
-    with torch.no_grad(), base.autocast():
-        said = base.predict(noise, torch.full((4,), when, device=base.device), base.conditions([""] * 4)).float()
-    return bool(torch.cosine_similarity(said.flatten(1), noise.flatten(1)).mean() < 0.5)

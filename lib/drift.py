@@ -43,7 +43,7 @@ class Predictions:
 @contextmanager
 def at_rest(base):
     """Measure a model between two training steps: all in eval mode, no gradients; random state and every module's mode are put back."""
-    parts = (base.unet, base.pipe.vae, *base.text_encoders.values())
+    parts = (base.pipe.unet, base.pipe.vae, *base.text_encoders.values())
     modes = [(m, m.training) for part in parts for m in part.modules()]
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():

@@ -55,7 +55,7 @@ def fake_device(device):
         yield
 
 
-def hollow_quantized(layer, kind, dtype):
+def hollow_quantized(layer, kind, dtype, device):
     """`lib.recipes.quantized` without memory: bitsandbytes cannot make its weights from fake tensors, but its layers compute with them.
 
     nf4 (Dettmers et al. 2023): two weights a byte, a scale in 8 bits for each block of 64, an fp32 one for each 256 of these. int8

@@ -26,8 +26,8 @@ TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 def tuned_parts(base, settings):
-    """The parts of a pipeline in which a run trains weights, by name: its U-Net, and its text encoders if they have a rate."""
-    return {"unet": base.unet, **(base.text_encoders if settings.text_encoder_rate > 0 else {})}
+    """The parts of a pipeline in which a run trains weights, by name: its U-Net, wherever it is, and text encoders if they have a rate."""
+    return {"unet": base.pipe.unet, **(base.text_encoders if settings.text_encoder_rate > 0 else {})}
 
 
 def trainable(base, settings):
@@ -48,13 +48,14 @@ def trainable(base, settings):
             if settings.quantize != "none" and name == "unet":
                 from .recipes import quantize
 
-                quantize(part, settings.quantize, frozen)
+                quantize(part, settings.quantize, frozen, base.device)
+            part.to(base.device)
             part.add_adapter(adapter_config(settings, TARGETS[settings.targets] if name == "unet" else TEXT_ATTENTION))
             for p in part.parameters():
                 if p.requires_grad:
                     p.data = p.data.to(dtype)
         else:
-            part.to(dtype).requires_grad_(True)
+            part.to(base.device, dtype).requires_grad_(True)
     return [p for part in parts.values() for p in part.parameters() if p.requires_grad]
 
 

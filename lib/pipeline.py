@@ -1,18 +1,30 @@
-"""The files of a base model -> a diffusers pipeline, or some parts of it, on a device and in the precision used there."""
+"""The files of a base model -> a diffusers pipeline, or some parts of it, on a device and in the precision used there.
+
+Of a single file it also finds out what the model predicts, which a folder's scheduler says.
+"""
 
 import os
 
 import torch
 
 from .families import config_folder
-from .locate import variant
+from .ladder import out_of_memory
+from .locate import header, variant
 from .settings import BadInput
 
 
-def read_pipeline(path, family, device, only=None):
-    """The diffusers pipeline of a folder or single file, frozen, on `device`; of `only` these parts, if given, the others None.
+def has_fast_bf16(device):
+    """True where the processor multiplies bf16 natively: CUDA from Ampere on, x86 with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
-    Weights are bf16 on CUDA and fp32 elsewhere. Raises BadInput if it is damaged or lacks weights.
+
+def read_pipeline(path, family, device, only=None, dtype=None):
+    """The diffusers pipeline of a folder or single file, frozen; of `only` these parts, if given, the others None.
+
+    Its parts are on `device` but for the U-Net, which waits on the CPU until it is needed (`Base.unet`). Weights are of `dtype`, or else
+    bf16 on CUDA where that is fast, fp32 elsewhere. Raises BadInput if it is damaged, lacks weights, or does not fit the memory.
     """
     where = config_folder(path, family) if path.is_file() else path
     quiet()
@@ -21,7 +33,8 @@ def read_pipeline(path, family, device, only=None):
 
     names = [name for name in ("unet", "vae", *family.towers) if only is None or name in only]
     left_out = family.without | {name: None for name in ("unet", "vae", *family.towers) if name not in names}
-    kind, dtype = getattr(diffusers, family.pipeline), torch.bfloat16 if device.type == "cuda" else torch.float32
+    kind = getattr(diffusers, family.pipeline)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" and has_fast_bf16(device) else torch.float32)
     dtypes = {"default": dtype, "vae": torch.float32 if family.vae_in_fp32 else dtype}
     try:
         if path.is_file():
@@ -34,8 +47,11 @@ def read_pipeline(path, family, device, only=None):
         if missing := [key for part in parts.values() for key, value in part.state_dict().items() if value.is_meta]:
             raise ValueError(f"it lacks {len(missing)} weights such as {missing[0]}")
         for name, part in parts.items():
-            part.requires_grad_(False).to(device, dtypes.get(name, dtype))
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SingleFileComponentError) as error:
+            part.requires_grad_(False).to("cpu" if name == "unet" else device, dtypes.get(name, dtype))
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, MemoryError, SingleFileComponentError) as error:
+        if out_of_memory(error):
+            raise BadInput(f"Memory ran out while base model '{path}' was loaded: free memory that other programs hold, or take a "
+                           "smaller base.") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise BadInput(f"Base model '{path}' cannot be loaded as {family.title} ({reason}): download or export it again.") from None
     return pipe
@@ -54,3 +70,29 @@ def quiet():
     for log in (diffusers_logging, transformers_logging):
         log.set_verbosity_error()
         log.disable_progress_bar()
+
+
+def set_prediction(base, path):
+    """Set what a single file's model predicts, noise or velocity, where the file tells: by its header, by a key, or by doing it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        said = (file.metadata() or {}).get("modelspec.prediction_type", "")
+    config = {}
+    if said in ("v", "epsilon") or "v_pred" in header(path):
+        config["prediction_type"] = "epsilon" if said == "epsilon" else "v_prediction"
+    elif base.family.predicts_either:
+        config["prediction_type"] = "v_prediction" if predicts_velocity(base) else "epsilon"
+        if config["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
+            base.unet.register_to_config(sample_size=64)
+    base.pipe.scheduler.register_to_config(**config)
+
+
+def predicts_velocity(base):
+    """Whether the U-Net predicts velocity, by trying: at the last timestep a picture is noise, which a model of noise must give back."""
+    when = base.pipe.scheduler.config.num_train_timesteps - 1
+    channels = base.unet.config.in_channels
+    noise = torch.randn(4, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(base.device)
+    with torch.no_grad(), base.autocast():
+        said = base.predict(noise, torch.full((4,), when, device=base.device), base.conditions([""] * 4)).float()
+    return bool(torch.cosine_similarity(said.flatten(1), noise.flatten(1)).mean() < 0.5)

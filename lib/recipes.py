@@ -40,7 +40,7 @@ def works(what, device):
         else:
             x = torch.randn(4, 128, device=device, requires_grad=True)
             wanted = layer(x).detach()
-            found = quantized(layer, what, torch.float32)(x)
+            found = quantized(layer, what, torch.float32, device)(x)
             found.sum().backward()
             good = (found - wanted).norm() < 0.2 * wanted.norm() and x.grad.isfinite().all() and x.grad.any()
         if not good:
@@ -52,29 +52,33 @@ def works(what, device):
     return True
 
 
-def quantized(layer, kind, dtype):
+def quantized(layer, kind, dtype, device):
     """A bitsandbytes layer with the weights of a torch.nn.Linear in 4 bits (NF4: Dettmers et al. 2023, section 3) or 8, frozen.
 
-    `dtype` is what the arithmetic runs in.
+    `dtype` is what the arithmetic runs in, `device` where the layer will be: bitsandbytes quantises weights on their way there.
     """
     import bitsandbytes as bnb
 
-    shape, device = (layer.in_features, layer.out_features, layer.bias is not None), layer.weight.device
+    shape, weight = (layer.in_features, layer.out_features, layer.bias is not None), layer.weight.data.cpu()
     if kind == "nf4":
         new = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4", device="meta")
-        new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=new)
+        new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
         new.support_avx512bf16_for_cpu = False  # else the first sample would repack the weights so that they could train no more
     else:
         new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
-        new.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     new.bias = layer.bias
     return new.to(device).requires_grad_(False)
 
 
-def quantize(unet, kind, dtype):
-    """Replace the linear layers of a frozen U-Net, in place, by quantised ones; convolutions, norms and `KEPT` stay as they are."""
-    for path, layer in list(unet.named_modules()):
-        if type(layer) is torch.nn.Linear and not any(name in path.split(".") for name in KEPT):
-            unet.set_submodule(path, quantized(layer, kind, dtype))
+def quantize(unet, kind, dtype, device):
+    """Replace the linear layers of a frozen U-Net, in place, by quantised ones on `device`; convolutions, norms and `KEPT` stay the same.
+
+    One at a time, and nothing here holds a layer that was replaced: a U-Net that is still on the CPU comes to the card quantised, and never
+    are both copies of it there.
+    """
+    linear = [path for path, layer in unet.named_modules() if type(layer) is torch.nn.Linear]
+    for path in (path for path in linear if not any(name in path.split(".") for name in KEPT)):
+        unet.set_submodule(path, quantized(unet.get_submodule(path), kind, dtype, device))
     # PEFT looks here for which of its own layers to put beside them.
     unet.is_loaded_in_4bit, unet.is_loaded_in_8bit = kind == "nf4", kind == "int8"

@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lib.base import load_base, locate
-from lib.methods import trainable
+from lib.families import family_of
+from lib.ladder import out_of_memory
+from lib.methods import trainable, tuned_parts
+from lib.pipeline import read_pipeline
 from lib.settings import BadInput, Settings
 
 
@@ -92,3 +97,48 @@ def test_an_unknown_base_is_refused_by_name(name):
 def test_a_hub_model_that_is_not_here_is_refused_without_a_network():
     with pytest.raises(BadInput, match="WORKBENCH_DOWNLOAD"):
         load_base("nobody/nothing")
+
+
+def test_the_unet_comes_to_the_device_when_it_is_first_needed(tiny_folder):
+    base = load_base(tiny_folder, "meta")  # stands in for a card: another device than the one it is read to
+    base.check_words("robot", "zwx")
+    assert base.resolution == 64 and base.family.name == "pocket" and tuned_parts(base, Settings.preset("lora", data="-", output="-"))
+    assert base.pipe.unet.device.type == "cpu" and base.pipe.vae.device.type == base.pipe.text_encoder.device.type == "meta"
+    with torch.inference_mode():
+        assert base.unet.device.type == "meta"
+    assert not any(p.is_inference() for p in base.unet.parameters()), "it can still be trained"
+
+
+def test_memory_that_runs_out_while_a_part_is_loaded_is_told_and_the_part_comes_next_time(tiny_folder, monkeypatch):
+    import diffusers
+
+    base = load_base(tiny_folder, "cpu")
+    wanted = base.generate(["a robot"], [0], 1)[0].tobytes()
+    base.rest()
+
+    def none_left(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", none_left)
+        with pytest.raises(BadInput, match="Memory ran out while base model .* was loaded: free memory") as caught:
+            base.generate(["a robot"], [0], 1)
+        assert out_of_memory(caught.value)
+        base.rest()
+    assert base.generate(["a robot"], [0], 1)[0].tobytes() == wanted
+
+
+def test_resting_costs_nothing_where_nothing_is_left_to_free(tiny_folder, monkeypatch):
+    base = load_base(tiny_folder, "cpu")
+    base.rest()
+    for part in (base.pipe.vae, base.pipe.text_encoder):
+        monkeypatch.setattr(part, "to", None)
+    base.rest()
+
+
+@pytest.mark.parametrize("fast, asked, dtype", [(True, None, "bfloat16"), (False, None, "float32"), (True, torch.float32, "float32")])
+def test_a_card_gets_bf16_weights_where_it_multiplies_them_fast(tiny_folder, monkeypatch, fast, asked, dtype):
+    monkeypatch.setattr("lib.pipeline.has_fast_bf16", lambda device: fast)
+    path = Path(tiny_folder)
+    pipe = read_pipeline(path, family_of(path), torch.device("cuda"), ["unet"], asked)
+    assert {str(p.dtype) for p in pipe.unet.parameters()} == {f"torch.{dtype}"} and pipe.unet.device.type == "cpu"

@@ -10,11 +10,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lib.base import Base, load_base, predicts_velocity
+from lib.base import Base, load_base
 from lib.captions import Subject, class_caption
 from lib.families import family_of
 from lib.methods import load_run, trainable, weight_bytes
 from lib.photos import prepare
+from lib.pipeline import predicts_velocity
 from lib.settings import BadInput, Settings
 from lib.step import Step
 from lib.train import train

@@ -116,6 +116,16 @@ def test_a_quantised_base_trains_its_adapter_and_is_smaller(tiny_folder, make, k
     assert all("lora_" in name for name in end) and any(not torch.equal(end[n], fresh[n]) for n in end)
 
 
+def test_layers_are_quantised_one_at_a_time():
+    """Never are all layers there both as they were and quantised: the peak is the model and one layer's passing copies."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(64))).requires_grad_(False)
+    before = sum(p.nbytes for p in model.parameters())
+    with PeakMemory(model) as peak:
+        recipes.quantize(model, "nf4", torch.float32, torch.device("cpu"))
+    after = sum(p.nbytes for p in model.parameters())
+    assert after < 0.2 * before and peak.bytes < before + 0.5 * after
+
+
 def test_a_run_trained_on_a_quantised_base_is_an_ordinary_adapter(tiny_folder, make):
     run = train(make(quantize="nf4", sample_every=3, sample_steps=2))
     assert len(load_run(run, load_base(tiny_folder)).generate(["a robot"], [0], 2)) == 1

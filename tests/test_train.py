@@ -9,7 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
-from lib.base import load_base
+from lib import train as loop
+from lib.base import Base, load_base
 from lib.batches import gather
 from lib.methods import load_run, trainable, weight_bytes
 from lib.photos import prompts
@@ -70,6 +71,15 @@ def test_saved_weights_draw_what_the_trained_model_draws(tiny_folder, make, meth
     assert effect > 1e-2, "six steps at this rate must show"
     assert (live - loaded).abs().max() < 0.05 * effect, "only fp16 rounding may separate the file from the model (alpha included)"
     assert weight_bytes(run) == sum(f.stat().st_size for f in run.rglob("*.safetensors"))
+
+
+def test_pictures_are_encoded_before_the_unet_is_needed(make, monkeypatch):
+    """On a card it comes there only then; `Base.unet` brings it."""
+    asked, seen = [], []
+    monkeypatch.setattr(Base, "unet", property(lambda base: (asked.append(1), base.pipe.unet)[1]))
+    monkeypatch.setattr(loop, "run_steps", lambda *_: seen.append(len(asked)))
+    train(make())
+    assert seen == [0]
 
 
 def test_both_methods_see_the_same_batches(make):
