@@ -8,10 +8,9 @@ Rows of the ladder as it is that were made with the versions installed are kept;
 
 import sys
 
-from lib.cards import RESULTS, key, stored
-from lib.forecast import forecast, plan
+from lib.cards import RESULTS, key, stack, stored
+from lib.forecast import caching, forecast, plan
 from lib.ladder import recipes
-from lib.record import versions
 from lib.settings import METHODS, write_json
 
 BASES = ("pocket", "sd15", "sdxl")
@@ -32,6 +31,7 @@ if __name__ == "__main__":
         recipe = key(settings)
         if all(row["recipe"] != recipe for row in rows):
             found = forecast(settings)
-            rows.append({"recipe": recipe, "given_up": list(words), "bytes": found.bytes, "by_category": found.by_category})
-            write_json(RESULTS, {"made_by": "python -m benchmarks.forecast", "device": "cuda", "versions": versions(), "rows": rows})
+            rows.append({"recipe": recipe, "given_up": list(words), "bytes": found.bytes, "caching_bytes": caching(settings),
+                         "by_category": found.by_category})
+            write_json(RESULTS, {"made_by": "python -m benchmarks.forecast", "device": "cuda", "versions": stack(), "rows": rows})
             print(settings.base, settings.method, settings.prior_weight, *words, f"{found.bytes / 2**30:.2f} GiB", sep="; ", flush=True)

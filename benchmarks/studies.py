@@ -39,7 +39,7 @@ def low_memory(method):
     foot of `lib.ladder`, has it too.
     """
     alone = {"lora": ({"quantize": "int8"}, {"quantize": "nf4"}), "dreambooth": ({"fused_backward": True},)}[method]
-    foot = recipes(Settings.preset(method, data="-", output="-"))[-1][0]
+    *_, (foot, _) = recipes(Settings.preset(method, data="-", output="-"))
     return {}, {"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone, seldom(foot)
 
 

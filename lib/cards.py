@@ -5,20 +5,23 @@
 
 A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context, the workspaces of cuBLAS and cuDNN (together about
 0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
-A T4, sold as 16 GB, has 14.7 GiB. Counted is the training step; VAE and text encoders have left the card by then. What loading the base
-and encoding the pictures take before is said beside it.
+A T4, sold as 16 GB, has 14.7 GiB. Counted is the worst of two moments: the training step, when VAE and text encoders have left the card,
+and before it the encoding of the pictures, when the U-Net has not come yet.
 """
 
 import argparse
 import json
 import sys
 from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
 
 from .base import ROOT
 from .figure import Table
-from .forecast import BASES, caching, forecast, largest, plan, side
+from .forecast import BASES, caching, forecast, largest, plan, shape_of, side
 from .ladder import choose, recipes
-from .record import versions
+from .pipeline import has_fast_bf16
 from .settings import METHODS, BadInput, Settings, read_json
 from .tables import NAMES
 
@@ -28,6 +31,7 @@ TAKEN, SLACK = 0.8 * 2**30, 1.08
 WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "cooldown",
               "sample_every", "sample_steps", "guidance", "save_every", "resolution")
 RESULTS = ROOT / "data" / "results" / "forecast.json"
+STACK = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "accelerate")  # what a step's memory depends on
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
     ("Stable Diffusion 1.4, all weights", 27.5, "PEFT README, on an A100"),
@@ -44,12 +48,29 @@ def usable(card):
     return int((card * 2**30 - TAKEN) / SLACK)
 
 
+def room(device):
+    """Bytes that a forecast may take on the CUDA device at hand, now: what other programs leave of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    return min(usable(total / 2**30), int((free + torch.cuda.memory_reserved(device)) / SLACK))
+
+
 def key(settings):
     """What a forecast depends on, as it stands in data/results/forecast.json: settings that weigh something and are not the default."""
-    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS}
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS} | {"base": shape_of(settings.base)}
     given = {f.name: values[f.name] for f in fields(settings) if f.name in values and values[f.name] != f.default}
     pixels = largest(settings)
     return given | {"class_images": settings.prior_weight > 0, "resolution": pixels[0] if pixels[0] == pixels[1] else list(pixels)}
+
+
+def stack():
+    """The versions of `STACK` that are installed, without what follows a plus: torch's names the device it was built for."""
+    found = {}
+    for package in STACK:
+        try:
+            found[package] = version(package).partition("+")[0]
+        except PackageNotFoundError:  # of bitsandbytes, which not every machine has
+            continue
+    return found
 
 
 def stored():
@@ -57,27 +78,47 @@ def stored():
     if not RESULTS.is_file():
         return []
     found = read_json(RESULTS)
-    return found["rows"] if found["versions"] == versions() else []
+    return found["rows"] if all(found["versions"].get(package) == mine for package, mine in stack().items()) else []
+
+
+def bf16_on(device):
+    """Whether "cuda" or "cpu" multiplies bf16 fast: the one at hand, or where there is none a common card."""
+    return has_fast_bf16(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else True
 
 
 def weigh(settings, device="cuda", rows=None):
-    """{"bytes", "by_category"} of a recipe: one of the `rows` of data/results/forecast.json, or a new forecast."""
-    wanted = key(settings)
-    for row in (stored() if rows is None else rows) if device == "cuda" else ():
-        if row["recipe"] == wanted:
-            return {"bytes": row["bytes"], "by_category": row["by_category"]}
-    return asdict(forecast(settings, device))
+    """{"bytes" of the step, "caching_bytes" of what comes before it, "by_category" of the step} of a recipe: one of the `rows` of
+    data/results/forecast.json, which are of cards with fast bf16, or a new forecast."""
+    bf16 = bf16_on(device)
+    if device == "cuda" and bf16:
+        wanted = key(settings)
+        for row in stored() if rows is None else rows:
+            if row["recipe"] == wanted:
+                return {name: row[name] for name in ("bytes", "caching_bytes", "by_category")}
+    return asdict(forecast(settings, device, bf16=bf16)) | {"caching_bytes": caching(settings, device, bf16=bf16)}
+
+
+def needed(weighed):
+    """Bytes that a device must have for what `weigh` gives, or a row: the step's or those before it, whichever are more."""
+    return max(weighed["bytes"], weighed["caching_bytes"])
+
+
+def choose_for(settings, device):
+    """(settings, sentence): the least slow recipe from `settings` down that the CUDA `device` has room for. Raises BadInput for none."""
+    rows = stored()
+    card = torch.cuda.get_device_name(device)
+    return choose(settings, room(device), lambda s: needed(weigh(s, "cuda", rows)), f"this {card}", device)[::2]
 
 
 def ladder(settings, device="cuda"):
-    """The forecasts of all recipes from `settings` down: [{"words", "settings", "bytes", "by_category"}], the least slow first."""
+    """The forecasts of all recipes from `settings` down, the least slow first: dicts with "words", "settings", and what `weigh` gives."""
     rows = stored()
     return [{"words": list(words), "settings": s} | weigh(s, device, rows) for s, words in recipes(settings)]
 
 
 def pick(weighed, card):
     """The first of `ladder`'s recipes that fits a card, or None."""
-    return next((recipe for recipe in weighed if recipe["bytes"] <= usable(card)), None)
+    return next((recipe for recipe in weighed if needed(recipe) <= usable(card)), None)
 
 
 def name(words):
@@ -86,7 +127,7 @@ def name(words):
 
 
 def which_fits(base="sd15", **changes):
-    """A `Table` for notebooks: for each common card the least slow recipe of both methods that fits, with its peak in GiB."""
+    """A `Table` for notebooks: for each common card the least slow recipe of both methods that fits, and the GiB that it needs."""
     asked = {m: plan(m, base, **changes) for m in METHODS}
     both = {m: ladder(asked[m]) for m in METHODS}
     rows = []
@@ -94,9 +135,9 @@ def which_fits(base="sd15", **changes):
         row = [f"{card} GB", usable(card) / 2**30]
         for method in METHODS:
             found = pick(both[method], card)
-            row += [name(found["words"]), found["bytes"] / 2**30] if found else ["none", None]
+            row += [name(found["words"]), needed(found) / 2**30] if found else ["none", None]
         rows.append(row)
-    columns = ["card", "to be had, GiB", *(c for m in METHODS for c in (NAMES[m], f"{NAMES[m]}: peak, GiB"))]
+    columns = ["card", "to be had, GiB", *(c for m in METHODS for c in (NAMES[m], f"{NAMES[m]} needs, GiB"))]
     return Table(rows, columns, f"Forecast for {base} at {side(asked['lora'])} pixels: the least slow recipe that fits")
 
 
@@ -111,7 +152,7 @@ def for_guide(rows=None):
     for row in read_json(RESULTS)["rows"] if rows is None else rows:
         if row["recipe"]["class_images"]:
             pair = row["recipe"].get("base", "pocket"), row["recipe"]["method"]
-            found[pair] = min(row["bytes"], found.get(pair, row["bytes"]))
+            found[pair] = min(needed(row), found.get(pair, needed(row)))
     return found
 
 
@@ -143,11 +184,9 @@ def read_arguments(argv=None):
 
 def report(given, settings):
     """What `main` prints, as a dict in bytes. Raises BadInput if no recipe fits the largest of `CARDS`."""
-    import torch
-
     card = given.card or (round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if torch.cuda.is_available() else 8)
     weighed = ladder(settings, given.device)
-    sizes = {recipe["settings"]: recipe["bytes"] for recipe in weighed}
+    sizes = {recipe["settings"]: needed(recipe) for recipe in weighed}
     choose(settings, usable(max(CARDS)), sizes.get, f"any common card, {max(CARDS)} GB the largest")
     try:
         sentence = choose(settings, usable(card), sizes.get, f"a card of {card:g} GB")[2]
@@ -155,13 +194,13 @@ def report(given, settings):
         sentence = str(error)
     cards = []
     for size in CARDS:
-        fits = pick(weighed, size) or {"words": None, "bytes": None}
-        recipe = None if fits["words"] is None else name(fits["words"])
-        cards.append({"card_gb": size, "usable_bytes": usable(size), "recipe": recipe, "bytes": fits["bytes"]})
+        fits = pick(weighed, size)
+        recipe = fits and name(fits["words"])
+        cards.append({"card_gb": size, "usable_bytes": usable(size), "recipe": recipe, "bytes": fits and needed(fits)})
     found = [{"recipe": name(w["words"]), "bytes": w["bytes"], "by_category": w["by_category"]} for w in weighed]
     return {"base": settings.base, "method": settings.method, "resolution": key(settings)["resolution"],
             "batch_size": settings.batch_size, "class_images": settings.prior_weight > 0, "device": given.device,
-            "recipes": found, "cards": cards, "sentence": sentence, "caching_bytes": caching(settings, given.device)}
+            "recipes": found, "cards": cards, "sentence": sentence, "caching_bytes": weighed[0]["caching_bytes"]}
 
 
 def main(argv=None):
@@ -180,9 +219,9 @@ def main(argv=None):
     rows = [[gib(r["bytes"]), *(gib(r["by_category"][k]) for k in kinds), r["recipe"]] for r in found["recipes"]]
     print(Table(rows, ["peak", *kinds, "recipe"], title), end="\n\n")
     rows = [[f"{c['card_gb']} GB", gib(c["usable_bytes"]), gib(c["bytes"]), c["recipe"] or "none"] for c in found["cards"]]
-    print(Table(rows, ["card", "to be had", "peak", "the least slow recipe that fits"]), end="\n\n")
+    print(Table(rows, ["card", "to be had", "needed", "the least slow recipe that fits"]), end="\n\n")
     print(found["sentence"])
-    print(f"Before the first step, while the whole base is loaded and pictures are encoded: {gib(found['caching_bytes'])} GiB.")
+    print(f"Before the first step, while pictures are encoded and the U-Net waits: {gib(found['caching_bytes'])} GiB, needed in any case.")
 
 
 def gib(size):

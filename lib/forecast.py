@@ -42,12 +42,12 @@ def forecast(settings, device="cuda", pictures=PICTURES, bf16=True):
     """The `Forecast` of a training step of `settings`, whose base is one of `BASES` or a diffusers folder (its weights are not read).
 
     device: "cuda" or "cpu". pictures: how many instance and class images are cached. bf16: whether the device multiplies bf16 fast, which
-    is what precision "auto" asks. Raises BadInput.
+    is what precision "auto" asks, and on CUDA what weights are loaded in. Raises BadInput.
     """
     from .step import Step
 
     with fake_device(device):
-        base = hollow_base(settings.base, torch.bfloat16 if device == "cuda" else torch.float32, bf16, settings.text_encoder_rate > 0)
+        base = hollow_base(settings.base, loaded(device, bf16), bf16, settings.text_encoder_rate > 0)
         inputs, sources = hollow_inputs(base, settings, pictures)
         step = Step(base, settings)
         _fill_optimizer(step)
@@ -73,6 +73,18 @@ def folder_of(base):
             return path
         base = {kind: shape for shape, kind in BASES.items()}[family_of(base).name]
     return POCKET if base == "pocket" else SHAPES / base
+
+
+@cache
+def shape_of(base):
+    """The one of `BASES` whose U-Net a base model's is, by what both configurations say; else the base itself, as a string."""
+    mine = read_json(folder_of(base) / "unet" / "config.json")
+    for name in BASES:
+        known = read_json(folder_of(name) / "unet" / "config.json")
+        both = [key for key in known if key in mine and key != "sample_size" and key[0] != "_"]
+        if "cross_attention_dim" in both and all(known[key] == mine[key] for key in both):
+            return name
+    return str(base)
 
 
 def largest(settings):
@@ -122,10 +134,7 @@ def hollow_inputs(base, settings, pictures=PICTURES):
     config, folder = base.unet.config, folder_of(base.name)
     vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    least = factor * 2 ** (len(config.block_out_channels) - 1)
-    resolution, (width, height) = side(settings), largest(settings)
-    if resolution % least:
-        raise BadInput(f"Resolution {resolution} does not fit base '{base.name}': choose a multiple of {least}.")
+    width, height = largest(settings)
 
     def conditions(rows):
         if settings.text_encoder_rate > 0:  # token ids, which a step encodes
@@ -152,18 +161,30 @@ def _fill_optimizer(step):
     step.optimizer.step()
 
 
-def caching(settings, device="cuda", some=None):
-    """Bytes at the worst moment before the first step: pictures, as many as `Base.encode_images` takes at once (or `some`), pass the VAE,
-    and the whole pipeline is loaded."""
+def loaded(device, bf16):
+    """The precision in which weights are loaded (see `lib.pipeline.read_pipeline`)."""
+    return torch.bfloat16 if device == "cuda" and bf16 else torch.float32
+
+
+def caching(settings, device="cuda", some=None, bf16=True):
+    """Bytes at the worst moment before the first step: pictures, as many as `Base.encode_images` takes at once (or `some`), pass the VAE.
+
+    VAE and text encoders are on the device then. The U-Net comes only when they have gone, in pieces no larger than it will be in a step.
+    """
+    return _caching(settings.base, largest(settings), device, some, bf16)
+
+
+@cache
+def _caching(name, size, device, some, bf16):
     from diffusers import AutoencoderKL
 
-    low, (width, height) = torch.bfloat16 if device == "cuda" else torch.float32, largest(settings)
+    low, (width, height) = loaded(device, bf16), size
     with fake_device(device), torch.no_grad():
-        base = hollow_base(settings.base, low, reads=True)
+        base = hollow_base(name, low, reads=True)
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(read_json(folder_of(settings.base) / "vae" / "config.json"))
+            vae = AutoencoderKL.from_config(read_json(folder_of(name) / "vae" / "config.json"))
         vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else low)
         pictures = torch.empty(some or at_once(width * height), 3, height, width, dtype=vae.dtype)
-        with PeakMemory(torch.nn.ModuleList([base.unet, vae, *base.text_encoders.values()]), None, pictures, SCRATCH.get(device)) as peak:
+        with PeakMemory(torch.nn.ModuleList([vae, *base.text_encoders.values()]), None, pictures, SCRATCH.get(device)) as peak:
             vae.encode(pictures)
     return peak.bytes

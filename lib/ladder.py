@@ -25,21 +25,23 @@ RUNGS = {
 }
 
 
-def recipes(settings):
-    """[(settings, words of what was given up)], from `settings` as they are down to the foot of the ladder."""
-    found = [(settings, ())]
-    while lower := step_down(found[-1][0]):
-        found.append((lower[0], (*found[-1][1], lower[1])))
-    return found
+def recipes(settings, device=None):
+    """Each (settings, words of what was given up), from `settings` as they are down to the foot of the ladder; see `step_down`."""
+    lower, given_up = (settings, None), ()
+    while lower:
+        yield lower[0], given_up
+        if lower := step_down(lower[0], device):
+            given_up = (*given_up, lower[1])
 
 
-def choose(settings, room, weigh, where="the card"):
+def choose(settings, room, weigh, where="the card", device=None):
     """(settings, bytes, sentence) of the least slow recipe from `settings` down that takes no more than `room` bytes.
 
-    weigh(settings) -> bytes, such as `lib.forecast`'s. Raises BadInput if none fits `where`, with what the smallest takes.
+    weigh(settings) -> bytes, such as `lib.forecast`'s. Rungs that `device`, if given, cannot take are passed over. Raises BadInput if none
+    fits `where`, with what the smallest takes.
     """
     weighed = []
-    for recipe, words in recipes(settings):
+    for recipe, words in recipes(settings, device):
         weighed.append(weigh(recipe))
         if weighed[-1] <= room:
             size = f"{gib(weighed[-1])} of the {gib(room)} to be had on {where}"
@@ -76,9 +78,11 @@ def step_down(settings, device=None):
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory ran out, on a card or on the CPU."""
+    """Whether an exception, or what caused it, says that memory ran out, on a card or on the CPU."""
     import torch
 
     words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU's allocator, of CUDA, of cuBLAS and cuDNN
     short = isinstance(error, RuntimeError) and any(w in str(error) for w in words)
-    return short or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if short or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return error.__cause__ is not None and out_of_memory(error.__cause__)

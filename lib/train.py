@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import contextmanager, nullcontext
 
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -72,6 +73,12 @@ def fit(settings, base, dataset, run, watchers):
     """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
+    recipe = settle(settings, base.device)
+    if base.device.type == "cuda":
+        from .cards import choose_for
+
+        recipe, sentence = choose_for(recipe, base.device)
+        say(sentence)
     checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base))
     held = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
@@ -82,7 +89,9 @@ def fit(settings, base, dataset, run, watchers):
             raise
         raise BadInput(f"Memory ran out while pictures of {base.resolution} pixels were encoded, before the first step: free memory that "
                        "other programs hold, or lower the resolution.") from error
-    recipe, state = settle(settings, base.device), State(settings.steps)
+    state = State(settings.steps)
+    if base.device.type == "cuda" and exact(recipe):
+        base.renew(list(tuned_parts(base, recipe)), exact(recipe))
     with stops_gently(state):
         while True:
             try:
@@ -102,7 +111,12 @@ def fit(settings, base, dataset, run, watchers):
                 )
             recipe, words = lower
             say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
-            base.renew(list(tuned_parts(base, recipe)))  # names alone: the parts themselves must go
+            base.renew(list(tuned_parts(base, recipe)), exact(recipe))  # names alone: the parts themselves must go
+
+
+def exact(recipe):
+    """The precision in which to read the weights that a recipe trains, where the base's own would round them before: fp32, or None."""
+    return torch.float32 if recipe.method == "dreambooth" and recipe.weights == "fp32" else None
 
 
 def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):

@@ -1,6 +1,7 @@
 """The forecast is what is measured, the ladder chooses by it, and what ships is what a fresh forecast says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import ROOT
 from benchmarks.forecast import wanted
 from lib import cards
 from lib.base import at_once, has_fast_bf16, load_base, quiet
-from lib.forecast import PICTURES, caching, forecast, hollow_base, plan
+from lib.forecast import BASES, PICTURES, caching, forecast, hollow_base, plan, shape_of
 from lib.hollow import fake_device
 from lib.ladder import choose, recipes, step_down
 from lib.memory import PeakMemory
@@ -131,18 +132,18 @@ def test_nothing_of_a_forecast_stays_behind():
 
 def test_caching_takes_more_the_more_pictures_pass_at_once_and_large_ones_pass_alone():
     one, eight = (caching(settings("lora", "sd15"), some=n) for n in (1, 8))
-    whole = 2 * (859_520_964 + 83_653_863 + 123_060_480)
+    whole = 2 * (83_653_863 + 123_060_480)
     assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
     plain = forecast(settings("lora", "sd15", prior_weight=0.0)).bytes
     assert one < caching(settings("lora", "sd15")) < plain < eight, "two at once stay below a step; eight would not"
     assert [at_once(side**2) for side in (64, 256, 512, 768, 1024, 2048)] == [8, 8, 2, 1, 1, 1]
-    large = 2 * (PARAMETERS["sdxl"]["unet"] + PARAMETERS["sdxl"]["text_encoder"] + PARAMETERS["sdxl"]["text_encoder_2"])
+    large = 2 * (PARAMETERS["sdxl"]["text_encoder"] + PARAMETERS["sdxl"]["text_encoder_2"])
     assert 2 * 2**30 < caching(settings("lora", "sdxl")) - large - 4 * PARAMETERS["sdxl"]["vae"] < 3 * 2**30, "its VAE runs in fp32"
 
 
 def test_the_ladder_goes_down_rung_by_rung_and_ends():
     for method in ("lora", "dreambooth"):
-        found = recipes(settings(method))
+        found = list(recipes(settings(method)))
         assert found[0] == (settings(method), ()) and len({s for s, _ in found}) == len(found) > 3
         assert step_down(found[-1][0]) is None
         assert step_down(found[0][0])[0] == found[1][0]
@@ -173,7 +174,7 @@ def test_what_ships_is_a_fresh_forecast_and_complete():
     fresh = settings("lora", checkpointing=True)
     row = rows[json.dumps(cards.key(fresh), sort_keys=True)]
     again = forecast(fresh)
-    assert (row["bytes"], row["by_category"]) == (again.bytes, again.by_category)
+    assert (row["bytes"], row["by_category"], row["caching_bytes"]) == (again.bytes, again.by_category, caching(fresh))
 
 
 def test_the_targets_of_the_issue_are_forecast():
@@ -185,6 +186,56 @@ def test_the_targets_of_the_issue_are_forecast():
         assert min(mine) <= target * 2**30, (base, method)
     nf4 = [row["bytes"] for row in rows if row["recipe"].get("base") == "sdxl" and row["recipe"].get("quantize") == "nf4"]
     assert min(nf4) <= 5 * 2**30
+
+
+def test_a_card_must_hold_what_comes_before_the_step_too():
+    """SDXL's LoRA in 4 bits trains in 2.8 GiB, and its text encoders and VAE take 4.3 while pictures are encoded."""
+    found = cards.ladder(settings("lora", "sdxl", prior_weight=0.0))
+    assert found[-1]["bytes"] < cards.usable(4) < found[-1]["caching_bytes"] == cards.needed(found[-1])
+    assert cards.pick(found, 4) is None and cards.pick(found, 6)["settings"].quantize == "nf4"
+
+
+def test_a_card_without_fast_bf16_holds_fp32_weights(monkeypatch):
+    recipe = settings("lora", checkpointing=True)
+    plain, old = cards.weigh(recipe), forecast(recipe, bf16=False)
+    assert old.by_category["weights"] > 1.8 * plain["by_category"]["weights"]
+    monkeypatch.setattr(cards, "bf16_on", lambda device: False)
+    assert cards.weigh(recipe) == {"bytes": old.bytes, "by_category": old.by_category, "caching_bytes": caching(recipe, bf16=False)}
+    assert caching(recipe, bf16=False) > 1.8 * caching(recipe)
+
+
+def test_forecasts_that_ship_count_with_any_build_and_any_python(monkeypatch):
+    installed, shipped = cards.version, read_json(cards.RESULTS)["rows"]
+    monkeypatch.setattr(cards, "version", lambda package: "2.13.0+cu130" if package == "torch" else installed(package))
+    assert cards.stored() == shipped
+    monkeypatch.setattr(cards, "version", lambda package: "0.1" if package == "peft" else installed(package))
+    assert cards.stored() == []
+
+
+def test_a_base_of_a_known_shape_is_that_shape(tmp_path, tiny_folder):
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        config = read_json(ROOT / "data" / "shapes" / "sd15" / part / "config.json") | {"_diffusers_version": "0.6.0"}
+        (tmp_path / part / "config.json").write_text(json.dumps(config | {"sample_size": 32}), "utf-8")
+    with pytest.MonkeyPatch.context() as patched:  # a folder without weights
+        patched.setattr("lib.forecast.locate", lambda name: Path(name))
+        assert shape_of(str(tmp_path)) == "sd15"
+    assert [shape_of(name) for name in BASES] == list(BASES) and shape_of(tiny_folder) == tiny_folder
+
+
+def test_a_training_gets_the_least_slow_recipe_that_the_card_at_hand_has_room_for(monkeypatch):
+    plain, memory = settings("lora", "sdxl", prior_weight=0.0), [15 << 30, 24 << 30]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: tuple(memory))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    assert cards.choose_for(plain, torch.device("cuda"))[0] == plain
+    monkeypatch.setattr("lib.recipes.works", lambda *_: True)
+    memory[0] = 5 << 30  # other programs hold the rest
+    recipe, sentence = cards.choose_for(plain, torch.device("cuda"))
+    assert recipe.checkpointing and recipe.quantize == "nf4" and recipe.optimizer == "adamw" and "on this Card" in sentence
+    memory[0] = 2 << 30
+    with pytest.raises(BadInput, match=r"No recipe for lora on 'sdxl' fits this Card: the smallest takes 4\.3 GiB"):
+        cards.choose_for(plain, torch.device("cuda"))
 
 
 def test_notebooks_get_a_table_of_cards():
@@ -200,7 +251,7 @@ def test_the_command_prints_and_gives_json(capsys):
     printed = capsys.readouterr().out
     assert "DreamBooth on sdxl at 1024 pixels" in printed and "24 GB" in printed
     assert "No recipe for dreambooth" in printed or "Chosen: " in printed
-    assert "pictures are encoded: 9." in printed
+    assert "the U-Net waits: 4." in printed
     cards.main(["--base", "pocket", "--set", "text_encoder_rate=1e-5"])
     assert "LoRA on pocket" in capsys.readouterr().out
     cards.main(["--base", "sd15", "--card", "6", "--json"])
@@ -210,7 +261,7 @@ def test_the_command_prints_and_gives_json(capsys):
 
 
 def test_what_fits_no_card_is_refused(monkeypatch):
-    monkeypatch.setattr(cards, "weigh", lambda *_: {"bytes": 10**12, "by_category": {}})
+    monkeypatch.setattr(cards, "weigh", lambda *_: {"bytes": 10**12, "caching_bytes": 10**9, "by_category": {}})
     with pytest.raises(SystemExit, match="No recipe for lora on .sd15. fits any common card, 48 GB the largest: the smallest takes 931"):
         cards.main(["--set", "batch_size=64", "--resolution", "2048"])
 
@@ -218,7 +269,7 @@ def test_what_fits_no_card_is_refused(monkeypatch):
 @pytest.mark.parametrize("arguments, said", [
     (["--base", "sd99"], "There is no base model 'sd99'"),
     (["--method", "lore"], "Setting 'method' is 'lore'"),
-    (["--resolution", "520"], "choose a multiple of 64"),
+    (["--resolution", "516"], "or a multiple of 8"),
     (["--set", "rank=many"], "--set rank=many is no setting with its value"),
     (["--set", "rnk=8"], "did you mean 'rank'"),
     (["--card", "-3"], "--card is -3.0"),
