@@ -86,10 +86,10 @@ def bf16_on(device):
     return has_fast_bf16(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else True
 
 
-def weigh(settings, device="cuda", rows=None):
+def weigh(settings, device="cuda", rows=None, bf16=None):
     """{"bytes" of the step, "caching_bytes" of what comes before it, "by_category" of the step} of a recipe: one of the `rows` of
-    data/results/forecast.json, which are of cards with fast bf16, or a new forecast."""
-    bf16 = bf16_on(device)
+    data/results/forecast.json, which are of cards with fast bf16, or a new forecast. `bf16`: as `forecast` has it, if not `bf16_on` it."""
+    bf16 = bf16_on(device) if bf16 is None else bf16
     if device == "cuda" and bf16:
         wanted = key(settings)
         for row in stored() if rows is None else rows:
@@ -110,10 +110,10 @@ def choose_for(settings, device):
     return choose(settings, room(device), lambda s: needed(weigh(s, "cuda", rows)), f"this {card}", device)[::2]
 
 
-def ladder(settings, device="cuda"):
+def ladder(settings, device="cuda", bf16=None):
     """The forecasts of all recipes from `settings` down, the least slow first: dicts with "words", "settings", and what `weigh` gives."""
     rows = stored()
-    return [{"words": list(words), "settings": s} | weigh(s, device, rows) for s, words in recipes(settings)]
+    return [{"words": list(words), "settings": s} | weigh(s, device, rows, bf16) for s, words in recipes(settings)]
 
 
 def pick(weighed, card):
@@ -127,9 +127,12 @@ def name(words):
 
 
 def which_fits(base="sd15", **changes):
-    """A `Table` for notebooks: for each common card the least slow recipe of both methods that fits, and the GiB that it needs."""
+    """A `Table` for notebooks: for each common card, with fast bf16, the least slow recipe of both methods that fits, and the GiB it needs.
+
+    At once for the recipes of data/results/forecast.json; a changed batch size or rank takes seconds for each rung of the ladder.
+    """
     asked = {m: plan(m, base, **changes) for m in METHODS}
-    both = {m: ladder(asked[m]) for m in METHODS}
+    both = {m: ladder(asked[m], bf16=True) for m in METHODS}
     rows = []
     for card in CARDS:
         row = [f"{card} GB", usable(card) / 2**30]

@@ -77,6 +77,8 @@ def fit(settings, base, dataset, run, watchers):
     if base.device.type == "cuda":
         from .cards import choose_for
 
+        base.pipe.unet.to("cpu")  # until it is needed, if it was: pictures are encoded without it
+        reclaim(base.device)
         recipe, sentence = choose_for(recipe, base.device)
         say(sentence)
     checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base))
