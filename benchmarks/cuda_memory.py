@@ -6,6 +6,7 @@ For each recipe of the ladder, batch size 1 with and without class images: two s
 `torch.cuda.max_memory_allocated`. Wanted: within 8 %.
 """
 
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -42,6 +43,8 @@ def measure(settings, device):
     """Peak bytes of the second training step of `settings` on a CUDA device."""
     from diffusers import UNet2DConditionModel
 
+    gc.collect()  # of the recipe before
+    torch.cuda.empty_cache()
     folder = folder_of(settings.base)
     inputs, cached = real(shapes(settings), device)
     with torch.device(device):
@@ -69,7 +72,6 @@ def main(bases):
             found = measure(settings, device)
         except torch.OutOfMemoryError:
             found = None
-        torch.cuda.empty_cache()
         row = {"base": settings.base, "method": settings.method, "class_images": settings.prior_weight > 0, "given_up": list(words)}
         rows.append(row | {"forecast": told, "measured": found, "error": found and told / found - 1})
         say(f"{row}: forecast {told / 2**30:.2f} GiB, measured {'out of memory' if found is None else f'{found / 2**30:.2f} GiB'}")

@@ -1,6 +1,6 @@
 """Our training step against the floor: its arithmetic at the processor's measured matrix rate, its bytes at the measured bandwidth.
 
-    python -m benchmarks.floor [--steps 20] [--output FILE]      # about a minute; benchmarks/results/floor.json
+    python -m benchmarks.floor [--steps 20] [--output FILE]      # about a minute; benchmarks/results/floor.json; on the card where one is
 
 Arithmetic is what torch.utils.flop_counter counts in the step (matrix products, convolutions, attention). Bytes are those of every
 operation's inputs and outputs, as if nothing stayed in a cache: on a small model much does, so that is an upper estimate, not a bound.
@@ -45,26 +45,33 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-def best(function, repeats=7):
+def now(device):
+    """The time in seconds, when all that was asked of `device` is done: CUDA runs behind Python's back."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def best(function, device, repeats=7):
     """Seconds of the fastest of some calls, after one that does not count."""
     function()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now(device)
         function()
-        times.append(time.perf_counter() - start)
+        times.append(now(device) - start)
     return min(times)
 
 
-def machine():
-    """{"bf16", "fp32": matrix rate in FLOP a second, "bandwidth": bytes a second read and written}."""
-    found = {}
+def machine(device):
+    """Of a device {"bf16", "fp32": matrix rate in FLOP a second, "bandwidth": bytes a second read and written}."""
+    found, width = {}, WIDTH * (4 if device.type == "cuda" else 1)  # a card is not busy with less
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        a, b = (torch.randn(WIDTH, WIDTH, dtype=dtype) for _ in range(2))
-        found[name] = 2 * WIDTH**3 / best(lambda a=a, b=b: a @ b)
-    source = torch.zeros(COPIED, dtype=torch.uint8)
+        a, b = (torch.randn(width, width, dtype=dtype, device=device) for _ in range(2))
+        found[name] = 2 * width**3 / best(lambda a=a, b=b: a @ b, device)
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return found | {"bandwidth": 2 * COPIED / best(lambda: target.copy_(source))}
+    return found | {"bandwidth": 2 * COPIED / best(lambda: target.copy_(source), device)}
 
 
 def profile(method, steps):
@@ -75,19 +82,19 @@ def profile(method, steps):
     step = Step(base, Settings.preset(method, data="-", output="-"))
     torch.manual_seed(0)
     side = base.unet.config.sample_size
-    latents, noise = (torch.randn(8, base.unet.config.in_channels, side, side) for _ in range(2))
-    inputs = latents, noise, torch.randint(0, 1000, (8,)), base.conditions(["a zwx robot", "a robot"] * 4)
+    latents, noise = (torch.randn(8, base.unet.config.in_channels, side, side).to(base.device) for _ in range(2))
+    inputs = latents, noise, torch.randint(0, 1000, (8,)).to(base.device), base.conditions(["a zwx robot", "a robot"] * 4)
     base.rest()
 
     def phases():
-        marks = [time.perf_counter()]
+        marks = [now(base.device)]
         loss = step.loss(*inputs)
         total = loss[:4].mean() + loss[4:].mean()
-        marks.append(time.perf_counter())
+        marks.append(now(base.device))
         total.backward()
-        marks.append(time.perf_counter())
+        marks.append(now(base.device))
         step.optimizer.step()
-        marks.append(time.perf_counter())
+        marks.append(now(base.device))
         return [b - a for a, b in zip(marks, marks[1:])]
 
     for _ in range(3):
@@ -97,16 +104,22 @@ def profile(method, steps):
         phases()
     with Traffic() as traffic:
         phases()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    kinds, cuda = torch.profiler.ProfilerActivity, base.device.type == "cuda"
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if cuda else [kinds.CPU]) as seen:
         phases()
-    events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    total = sum(e.self_cpu_time_total for e in events)
+
+    def own(event):
+        return event.self_device_time_total if cuda else event.self_cpu_time_total
+
+    # On CUDA an operation's time is that of its kernels, which are events of their own besides.
+    events = sorted((e for e in seen.key_averages() if e.device_type == torch.autograd.DeviceType.CPU), key=lambda e: -own(e))
+    total = sum(map(own, events))
     return {
         "step": statistics.median(sum(t) for t in times),
         "phases": {name: statistics.median(t[k] for t in times) for k, name in enumerate(PHASES)},
         "flop": counted.get_total_flops(),
         "bytes": traffic.bytes,
-        "operations": [{"name": e.key, "share": e.self_cpu_time_total / total, "calls": e.count} for e in events[:10]],
+        "operations": [{"name": e.key, "share": own(e) / total, "calls": e.count} for e in events[:10]],
         "bf16": base.bf16,
     }
 
@@ -150,9 +163,10 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rates = machine()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = machine(device)
     methods = {method: against(rates, profile(method, args.steps)) for method in ("lora", "dreambooth")}
-    found = {"machine": rates, "methods": methods, "device": device_name(torch.device("cpu")), "versions": versions(), "steps": args.steps}
+    found = {"machine": rates, "methods": methods, "device": device_name(device), "versions": versions(), "steps": args.steps}
     write_json(args.output, found)
     if args.output == RESULTS:
         into_file(README, "floor", figures(found))

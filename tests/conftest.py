@@ -1,6 +1,9 @@
 """What several tests share: a tiny, randomly initialised Stable Diffusion, and a small prepared data set."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are of the CPU's numbers; tests/test_cuda.py is of a card's
 
 import pytest
 import torch
