@@ -71,6 +71,9 @@ def test_the_main_table_has_levels_effects_and_what_they_allow_to_say():
     assert {line[6] for line in lines.values()} == {"12 subjects x 3 seeds"}
     assert lines["file"][5].startswith("x 8.00") and lines["file"][1] == "-"
     assert main_table([]).rows == []
+    old = [{k: v for k, v in r.items() if r["study"] != "main" or k != "dino_new"} for r in whole()]
+    lines = {line[0]: line for line in main_table(old).rows}
+    assert lines["DINO, new places, the repetition's"][6] == "8 subjects x 1 seed" and len(lines) == len(main_table(whole()).rows)
 
 
 def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
