@@ -93,9 +93,13 @@ def test_three_steps_and_three_are_six_bit_for_bit(make, tmp_path, method, chang
     assert not done["stopped_early"] and done["peak_bytes"] == sum(done["peak_by_category"].values())
 
 
-@pytest.mark.parametrize("method, moment", [("lora", "writing"), ("dreambooth", "between steps")])
-def test_a_killed_process_loses_nothing(make, tmp_path, method, moment):
-    whole, settings = make(method, output=str(tmp_path / "whole")), make(method, save_every=2, sample_every=2, sample_steps=1)
+@pytest.mark.parametrize(
+    "method, moment, recipe",
+    [("lora", "writing", {}), ("dreambooth", "between steps", {}), ("lora", "between steps", LOW), ("dreambooth", "writing", LOW)],
+)
+def test_a_killed_process_loses_nothing(make, tmp_path, method, moment, recipe):
+    whole = make(method, output=str(tmp_path / "whole"), **recipe)
+    settings = make(method, save_every=2, sample_every=2, sample_steps=1, **recipe)
     assert in_child(lambda: train.train(whole)) == 0
 
     def cut_short():
@@ -306,8 +310,8 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss(self, *inputs)
 
-    def renewed(self, names):
-        renew(self, names)
+    def renewed(self, names, dtype=None):
+        renew(self, names, dtype)
         assert steps[0]() is None, "the failed step's memory must be free before the next is built"
 
     monkeypatch.setattr(Step, "loss", short)
