@@ -68,9 +68,8 @@ def costs(rows):
 def pareto(rows):
     """Likeness against prompt following, of the base, of LoRA at every rank and of DreamBooth, on the subjects that all of them have."""
     ranks = ranked(rows)
-    sides = {"base model": [("", "main", BASE)], "LoRA": [(f"rank {r}", "rank", LORA | {"rank": r}) for r in ranks],
-             "DreamBooth": [("", "main", FULL)]}
-    sides["LoRA"] = sides["LoRA"] or [("", "main", LORA)]
+    lora = {"LoRA by rank": [(r, "rank", LORA | {"rank": r}) for r in ranks]} if ranks else {"LoRA": [("", "main", LORA)]}
+    sides = {"base model": [("", "main", BASE)]} | lora | {"DreamBooth": [("", "main", FULL)]}
     wanted = [(study, of) for side in sides.values() for _, study, of in side]
     rows = common(rows, wanted)
     found = {name: [(label, *_both(rows, study, of)) for label, study, of in side] for name, side in sides.items()}

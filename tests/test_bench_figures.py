@@ -80,7 +80,7 @@ def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
     rows = [r for r in whole() if not (r["study"] == "rank" and r["subject"] == "s00")]
     figure = pareto(rows)
     assert "11 subjects x 1 seed" in figure.caption
-    assert [row[0] for row in figure.table.rows] == ["base model", "LoRA, rank 1", "LoRA, rank 16", "LoRA, rank 64", "DreamBooth"]
+    assert [row[0] for row in figure.table.rows] == ["base model", "LoRA by rank, 1", "LoRA by rank, 16", "LoRA by rank, 64", "DreamBooth"]
     kept = [r for r in rows if r["subject"] != "s00" and r["seed"] in (None, 0)]
     assert figure.table.rows[-1][3] == level(kept, "dino", of=FULL)[0] != level(rows, "dino", of=FULL)[0]
     assert {r["subject"] for r in common(rows, [("rank", LORA), ("main", BASE)])} == {f"s{k:02}" for k in range(1, 12)}
