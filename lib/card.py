@@ -23,9 +23,13 @@ def write_card(run, out, files=(), title=None, summary=None):
     known = facts(run)
     if "settings" not in known:
         raise BadInput(f"{run} is no run folder (no settings.json): a card needs to know how it was trained.")
+    if (out / "README.md").is_file() and CONSENT not in (out / "README.md").read_text("utf-8", "replace"):
+        raise BadInput(f"{out / 'README.md'} exists and is no card made here: choose another folder.")
     settings, subject, metrics = known["settings"], known.get("subject", {}), known.get("metrics", {})
     path = Path(summary) if summary else run.parent / "summary.json"
-    scores, about = ({}, {}) if not path.is_file() else (read_json(path).get(settings["method"], {}), read_json(path).get("about", {}))
+    mine = summary or run.name == settings["method"]  # the summary beside runs is of the course's own two
+    found = read_json(path) if mine and path.is_file() else {}
+    scores, about = found.get(settings["method"], {}), found.get("about", {})
     words = f"{subject.get('identifier', '')} {subject.get('class_noun', '')}".strip()
     method = {"lora": "LoRA", "dreambooth": "DreamBooth (every weight of the U-Net)"}[settings["method"]]
     title = title or f"{words or run.name}, {'LoRA' if settings['method'] == 'lora' else 'DreamBooth'}"

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from .adapter import one_alpha, read_adapter, to_diffusers, to_kohya, to_peft
 from .readers import check_back, load_back, readers
-from .safefile import content_hash, open_weights, save_weights_file, size_of, takes_place
+from .safefile import content_hash, made_here, open_weights, save_weights_file, size_of, takes_place
 from .settings import BadInput, read_json
 from .target import check_fit, read_target
 
 FORMS = ("kohya", "diffusers", "peft")
+EXPORTED = ("unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2", "model_index.json", "README.md",
+            "feature_extractor", "pictures")
 # Kohya's name of a setting -> ours.
 SETTINGS = {"ss_learning_rate": "learning_rate", "ss_unet_lr": "learning_rate", "ss_max_train_steps": "steps", "ss_seed": "seed",
             "ss_total_batch_size": "batch_size", "ss_prior_loss_weight": "prior_weight", "ss_min_snr_gamma": "snr_gamma",
@@ -97,7 +99,7 @@ def check_out(out, folder=False):
         raise BadInput(f"The output {out} is a folder: name a file.")
     if out.is_file() and not folder and not _made_here(out):
         raise BadInput(f"The output {out} exists and was not made by an export: choose another name.")
-    if folder and out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _ours(out))):
+    if folder and out.exists() and not made_here(out, EXPORTED):
         raise BadInput(f"The output {out} exists and was not made by an export: choose another name.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,12 +113,6 @@ def _made_here(path):
         return "workbench.base" in open_weights(path).metadata
     except BadInput:
         return False
-
-
-def _ours(folder):
-    known = {"unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2", "model_index.json", "README.md",
-             "feature_extractor", "pictures"}
-    return all(path.name in known for path in folder.iterdir())
 
 
 def facts(source):

@@ -15,6 +15,7 @@ from .captions import KINDS
 from .dataset import add_class_images, load_dataset, written_whole
 from .decode import open_photo
 from .photos import prepare
+from .safefile import MADE, MARK, made_here
 from .settings import BadInput, write_json
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -24,13 +25,13 @@ FOLDER = re.compile(r"(\d+)_(.+)")
 def to_kohya(data, out, repeats=10):
     """Write the data set in the folder `data` to `out`: `train/`, `reg/` (class images, once) and `held_out/` (not for training).
 
-    Returns `out`. `out` is replaced only if it is such a folder. Raises BadInput if it holds anything else.
+    Returns `out`. `out` is replaced only if this made it. Raises BadInput if it holds anything else.
     """
     dataset, out = load_dataset(data), Path(out).expanduser()
     if not 1 <= repeats <= 10_000:
         raise BadInput(f"The repeats are {repeats}, outside 1 to 10000: choose a number in that range.")
-    if out.exists() and not (out.is_dir() and all(p.name in ("train", "reg", "held_out", "subject.json") for p in out.iterdir())):
-        raise BadInput(f"The output {out} exists and is no folder of this form: choose another.")
+    if out.exists() and not made_here(out, ("train", "reg", "held_out", "subject.json")):
+        raise BadInput(f"The output {out} exists and was not made by this command: choose another.")
     subject = dataset.subject
     name = f"{subject.identifier} {subject.class_noun}"
     parts = {f"train/{repeats}_{name}": dataset.train, f"reg/1_{subject.class_noun}": dataset.class_images,
@@ -42,6 +43,7 @@ def to_kohya(data, out, repeats=10):
                 shutil.copyfile(item.path, temporary / folder / item.path.name)
                 (temporary / folder / item.path.name).with_suffix(".txt").write_text(item.caption + "\n", "utf-8")
         write_json(temporary / "subject.json", {"kind": subject.kind, "license": subject.license})
+        write_json(temporary / MARK, MADE)
     return out
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from .settings import BadInput
+from .settings import BadInput, write_json
 
+MARK, MADE = "workbench.json", {"made_by": "lora-dreambooth-workbench"}  # in folders that are made here: only such are made again
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
@@ -153,15 +154,26 @@ def save_weights_file(path, tensors, metadata=None):
 
 @contextmanager
 def takes_place(out):
-    """A path beside `out`, for a file or folder that takes its place when the block ends well, and vanishes when it does not."""
+    """A path beside `out`, for a file or folder that takes its place when the block ends well, and vanishes when it does not.
+
+    A folder gets the file `MARK`, by which we know later that it was made here and may be made again.
+    """
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield work / out.name
+        if (work / out.name).is_dir():
+            write_json(work / out.name / MARK, MADE)
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(work / out.name, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def made_here(folder, names):
+    """Whether `folder` may be made again: it is empty, or bears `MARK` and holds nothing but `names`, so nothing of the user's."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    return found is not None and (not found or MARK in found and found <= {*names, MARK})
 
 
 def size_of(path):

@@ -111,11 +111,13 @@ def read_target(name="pocket", run=None):
     for part in PARTS if run else ():
         if (Path(run) / part).is_dir():
             found, where = _read_part(Path(run) / part, part)
-            if found != shapes.get(part):
-                wrong = {k for k in found.keys() | shapes.get(part, {}).keys() if found.get(k) != shapes.get(part, {}).get(k)}
+            base = shapes.get(part, {})
+            # Older transformers saved positions as a buffer, which published files still hold and newer ones neither save nor need.
+            wrong = {k for k in found.keys() | base.keys() if found.get(k) != base.get(k) and not k.endswith("embeddings.position_ids")}
+            if wrong:
                 raise BadInput(f"The {part} of {run} does not fit '{name}' ({len(wrong)} weights, such as {some(wrong, 2)}): "
                                "name the base that it was trained from.")
-            places[part] = where
+            places[part] = places.get(part, {}) | where
             tuned.append(part)
     if folder.is_file():
         return Target(name, None, family(shapes, name), {}, "epsilon", shapes, places, tuple(tuned))

@@ -87,7 +87,7 @@ def read(path, config, blocks, sdxl=False):
     """{(part, name): update of its weight as a matrix} of an exported file or PEFT folder. AssertionError for a key it does not know."""
     updates = {}
     if path.is_dir():
-        for folder in path.iterdir():
+        for folder in (p for p in path.iterdir() if p.is_dir()):
             own = json.loads((folder / "adapter_config.json").read_text())
             assert own["peft_type"] == "LORA" and not own["use_dora"]
             tensors = load_file(folder / "adapter_model.safetensors")

@@ -309,6 +309,14 @@ def test_what_is_the_users_is_never_overwritten(good, tiny, tmp_path):
     assert list(load_file(mine)) == ["thesis"]
     twice = [export_lora(good, "peft", tmp_path / "peft", base=str(folder)).path for _ in range(2)]
     assert read_adapter(twice[1]).ranks == [4], "an export replaces its own"
+    (twice[1] / "thesis.txt").write_text("mine")
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    for there in (twice[1], model):  # what lies beside an export, and a whole model, whose folder has the names that an export has
+        before = sorted(p.name for p in there.rglob("*"))
+        with pytest.raises(BadInput, match="exists and was not made"):
+            export_lora(good, "peft", there, base=str(folder))
+        assert sorted(p.name for p in there.rglob("*")) == before
 
 
 def test_the_readmes_table_of_readers_is_backed_by_tests_that_exist():

@@ -380,7 +380,7 @@ def test_kohyas_own_folders_are_read_and_bad_ones_refused(tmp_path):
 def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, dataset):  # noqa: F811
     from lib.card import write_card
 
-    run = tuned_run(tiny("sd1")[0], tmp_path / "run", dataset)
+    run = tuned_run(tiny("sd1")[0], tmp_path / "dreambooth", dataset)
     write_json(run / "metrics.json", {"seconds_per_step": 0.25, "train_seconds": 50.0, "file_bytes": 1234567, "device": "CPU, 2 threads"})
     (run / "samples").mkdir()
     Image.new("RGB", (8, 8)).save(run / "samples" / "step_0200_0.png")
@@ -390,6 +390,26 @@ def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, datase
     assert (tmp_path / "card" / "pictures" / "step_0200_0.png").is_file()
     write_json(run.parent / "summary.json", {"dreambooth": {"dino": 0.71}, "about": {"judge": "pocket"}})
     assert "| DINO to held-out photos | 0.710 |" in Path(write_card(run, tmp_path / "card")).read_text()
+    theirs = run.rename(tmp_path / "theirs")
+    assert "*Fidelity was not measured.*" in Path(write_card(theirs, tmp_path / "card")).read_text(), "the summary is not of this run"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my thesis")
+    with pytest.raises(BadInput, match="README.md exists and is no card"):
+        write_card(theirs, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["README.md"]
+
+
+def test_positions_that_older_files_hold_are_no_hindrance(tiny, tmp_path, dataset):  # noqa: F811
+    old = Path(shutil.copytree(tiny("sd1")[0], tmp_path / "old"))
+    file = next((old / "text_encoder").glob("*.safetensors"))
+    positions = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    run = tuned_run(old, tmp_path / "run", dataset, ("unet", "text_encoder"))
+    save_file(load_file(file) | positions, file, {"format": "pt"})
+    done = merge(run, "checkpoint", tmp_path / "one.safetensors", base=str(old)).path
+    found = load_file(done)
+    assert any(k.endswith("position_ids") for k in found)
+    folder = merge(run, "diffusers", tmp_path / "half", base=str(old)).path
+    assert same_pictures(str(old), load_any(folder), load_any(done), steps=2) == 0
 
 
 
