@@ -8,6 +8,7 @@ Kohya has a tensor beside each layer, diffusers a JSON text in the header, PEFT 
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -90,6 +91,8 @@ def _from_files(files, source, layers):
                 where = parse(key, part, layers)
                 if where is None:
                     unknown.append(key)
+                elif where[2] in found.get(where[:2], {}):
+                    unknown.append(f"{key}, which is there twice")
                 else:
                     found.setdefault(where[:2], {})[where[2]] = file.read(key)
     if not found:
@@ -114,10 +117,16 @@ def _layer(source, part, name, roles, config):
     down, up, mid = roles["down"], roles["up"], roles.get("mid")
     if mid is not None:  # LoCon's three factors as two: the same product
         down = torch.einsum("mn...,nj->mj...", mid.float(), down.flatten(1).float()).to(down.dtype)
-    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
+    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0] or not len(down):
         raise BadInput(f"{source} is damaged: layer {part}.{name} has halves of {tuple(down.shape)} and {tuple(up.shape)}, which do not "
                        "fit together; get the file again.")
-    alpha = float(roles["alpha"]) if "alpha" in roles else _pattern(config, part, name, down.shape[0])
+    try:
+        alpha = float(roles["alpha"]) if "alpha" in roles else _pattern(config, part, name, down.shape[0])
+    except (TypeError, ValueError, AttributeError, RuntimeError, re.error) as error:
+        raise BadInput(f"{source} has no readable alpha at layer {part}.{name} ({error}): the file is damaged; get it again.") from None
+    if "magnitude" in roles and roles["magnitude"].numel() != len(up):
+        raise BadInput(f"{source} is damaged: layer {part}.{name} has {len(up)} outputs and DoRA magnitudes for "
+                       f"{roles['magnitude'].numel()}; get the file again.")
     if not 0 < abs(alpha) < 1e6:
         raise BadInput(f"{source} has alpha {alpha} at layer {part}.{name}, which no training gives: the file is damaged; get it again.")
     return Layer(down, up, alpha, roles.get("magnitude"))

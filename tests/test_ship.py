@@ -285,6 +285,29 @@ def test_values_that_are_no_numbers_are_refused(good, tiny, tmp_path):
     assert name in refused("not numbers", tmp_path / "nan.safetensors", tiny("sd1")[0], tmp_path / "out.safetensors")
 
 
+def test_odd_alphas_ranks_and_types_are_refused_in_a_sentence(good, tiny, tmp_path):
+    folder, out, odd = tiny("sd1")[0], tmp_path / "out.safetensors", tmp_path / "odd.safetensors"
+    kohya = load_file(export_lora(good, "kohya", tmp_path / "k.safetensors", base=str(folder)).path)
+    alpha = next(k for k in kohya if k.endswith(".alpha"))
+    save_file(kohya | {alpha: torch.ones(2)}, odd)
+    refused("no readable alpha", odd, folder, out)
+    te = next(k for k in kohya if k.startswith("lora_te_"))
+    save_file(kohya | {te.replace("lora_te_", "lora_te1_"): kohya[te].clone()}, odd)
+    assert "twice" in refused("unknown keys", odd, folder, out)
+    down = alpha.replace("alpha", "lora_down.weight")
+    up = alpha.replace("alpha", "lora_up.weight")
+    save_file(kohya | {down: kohya[down][:0].clone(), up: kohya[up][:, :0].clone()}, odd)
+    refused("do not fit together", odd, folder, out)
+    save_file(kohya | {down: kohya[down].to(torch.float8_e4m3fn)}, odd)
+    refused("F8_E4M3", odd, folder, out)
+    with safe_open(good, "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+    for bad in ("abc", None):
+        header = json.dumps({k: bad if k.endswith("lora_alpha") else v for k, v in config.items()})
+        save_file(load_file(good), odd, {"lora_adapter_metadata": header})
+        refused("no readable alpha", odd, folder, out)
+
+
 def test_dora_goes_where_its_axis_is_the_same_and_is_refused_elsewhere(tiny, tmp_path):
     folder, out = tiny("sd1")[0], tmp_path / "out.safetensors"
     adapter = adapter_for(folder)
