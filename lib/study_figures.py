@@ -23,14 +23,13 @@ def rank_curve(rows):
     ranks, preset = ranked(rows), PRESETS["lora", "pocket"]["rank"]
     if not ranks:
         return None
-    found = {name: [(r, r, value, None, ends) for r in ranks for value, *ends in [level(rows, m, "rank", LORA | {"rank": r})]]
-             for m, name in (("dino", "DINO"), ("clip_t", "CLIP-T"))}
+    levels = {m: {r: level(rows, m, "rank", LORA | {"rank": r}) for r in ranks} for m in ("dino", "clip_t")}
+    found = {SCORES[m]: [(r, r, value, None, ends) for r, (value, *ends) in by.items()] for m, by in levels.items()}
     about = f"What rank buys at the one learning rate of all, {size(rows, 'rank')}; in numbers each rank minus rank {preset} (95 %)"
     figure, measures, lines = points(found, "rank", "cosine", about, log_x=True), ("dino", "clip_t", "drift", "loss_gap"), []
     for r in ranks:
         against = [effect(rows, m, "rank", LORA | {"rank": r}, LORA | {"rank": preset}) for m in measures]
-        levels = [_mean(level(rows, m, "rank", LORA | {"rank": r})) for m in ("dino", "clip_t")]
-        lines.append([str(r), *levels, *("-" if r == preset else _change(e) for e in against)])
+        lines.append([str(r), *(_mean(by[r]) for by in levels.values()), *("-" if r == preset else _change(e) for e in against)])
     figure.table = Table(lines, ["rank", "DINO", "CLIP-T", *(f"{SCORES[m]}, change" for m in measures)])
     return figure
 
@@ -93,7 +92,7 @@ def careless(rows):
             against = [effect(rows, m, "careless", of, where | {"variant": "good"}) for m in measures]
             if found[label].subjects:
                 changes = ["-"] * len(measures) if variant == "good" else map(_change, against)
-                lines.append([label, _mean(level(rows, "loss_gap", "careless", of)), *changes])
+                lines.append([label, _mean(dots(found)[label]), *changes])
     about = ("Memorising with good and with careless data: loss on held-out photos minus loss on training photos, "
              f"{size(rows, 'careless')}; changes are against good data")
     columns = ["loss gap (95 %)", *(f"{SCORES[m]}, change" for m in measures)]
@@ -137,8 +136,8 @@ def text_encoder(rows):
             if found["dino"].subjects:
                 lines.append([f"{who}, trained at {rate:g} (change)", *map(_change, found.values())])
                 drawn |= {f"{SCORES[m]}, {who}, {rate:g}": (e.value, e.low, e.high) for m, e in found.items() if m in ("dino", "clip_t")}
-    about = (f"Text encoder trained, at learning rates of its own, minus frozen, {size(rows, 'text_encoder')}; the band is the same; "
-             "of so many intervals one in twenty would miss by chance")
+    about = (f"Text encoder trained, at learning rates of its own, minus frozen, {size(rows, 'text_encoder')}; the band counts as the "
+             "same; of so many intervals one in twenty would miss by chance")
     return _with_table(drawn, lines, "difference of cosines", about, ["DINO", "CLIP-T", "drift", "PRES - base", "peak memory", "file"])
 
 
