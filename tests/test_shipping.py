@@ -2,8 +2,9 @@
 
 import pytest
 
+from benchmarks import ship, ship_runs
 from lib.shipping import claim_rows, summary_rows
-from lib.sweep import write_table
+from lib.sweep import read_table, write_table
 
 SWITCH = {"study": "switch", "subject": "s0", "seed": 0, "choose_seconds": 0.004, "load_seconds": 0.1, "checkpoint_seconds": 0.04,
           "concepts_per_gb_lora": 410.0, "concepts_per_gb_dreambooth": 45.0, "pictures_per_second_adapter": 5.0,
@@ -66,3 +67,22 @@ def test_the_table_is_sorted_and_says_how_many_subjects_it_rests_on(tmp_path):
 def test_nothing_is_said_without_a_bench(tmp_path):
     assert claim_rows(tmp_path / "none.csv") == {} and summary_rows(tmp_path / "none.csv")[0] == []
     assert "python -m benchmarks.ship" in summary_rows(tmp_path / "none.csv")[2]
+
+
+def test_rows_of_other_studies_stay_and_those_of_another_recipe_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "RESULTS", tmp_path / "shipping.csv")
+    ground = {"base_hash": "b1a", "judge": "pocket c2", "recipe_hash": "d3e"}
+    monkeypatch.setattr(ship, "stands_on", lambda: ground)
+    ship.write_results([{"study": "extract", "subject": "s0", "seed": 0, "rank": 4, "dino": 0.5} | ground,
+                        {"study": "extract", "subject": "s0", "seed": 0, "rank": 8, "dino": 0.6} | ground | {"recipe_hash": "old"}])
+    ship.write_results([SWITCH | ground, {"study": "extract", "subject": "s1", "seed": 0, "rank": 4, "dino": 0.7} | ground])
+    ship.write_results([{"study": "extract", "subject": "s0", "seed": 0, "rank": 4, "dino": 0.9} | ground])
+    rows = [(r["study"], r["subject"], r["rank"], r.get("dino")) for r in read_table(tmp_path / "shipping.csv")]
+    assert rows == [("extract", "s0", 4, 0.9), ("extract", "s1", 4, 0.7), ("switch", "s0", None, None)]
+
+
+def test_three_concepts_in_one_model_train_three_times_as_long_and_every_run_is_made_once():
+    runs = ship_runs.runs_needed(["a", "b"], 2, ["compose", "extract"])
+    assert len(set(runs)) == len(runs) == 2 * 2 * (2 * 2 + 2) and runs[0][0].startswith("all-")
+    assert not any(concept.startswith("all-") for concept, *_ in ship_runs.runs_needed(["a"], 1, ["extract"]))
+    assert ship_runs.settings_of("all-a", "lora", 0).steps == 3 * ship_runs.settings_of("a", "lora", 0).steps
