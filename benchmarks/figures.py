@@ -1,4 +1,4 @@
-"""PocketBench's figures (data/results/bench_*.png) and the README's section, from data/results/pocketbench.csv alone.
+"""The bench's figures (data/results/bench_*.png) and the README's sections, from data/results/pocketbench.csv and shipping.csv alone.
 
     python -m benchmarks.figures
 """
@@ -7,9 +7,9 @@ import re
 import sys
 from statistics import median
 
-from benchmarks import learning_rates
+from benchmarks import learning_rates, racetable
 from benchmarks.studies import studies
-from lib import bench_figures, show, study_figures
+from lib import bench_figures, shipping, show, study_figures
 from lib.charts import NAMES
 from lib.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, shown
 from lib.pocket.subjects import bench_subjects
@@ -133,11 +133,27 @@ def section(rows, made):
     return "\n".join(lines) + "\n"
 
 
+def shipping_section(figure):
+    """The README's section on combining, extracting and switching; `figure` is `lib.shipping.extraction`'s, or None."""
+    lines, headings, note = shipping.summary_rows()
+    if not lines:
+        return f"{note}\n"
+    asked = "What survives of a concept, asked for by itself while three share a model: 0 as the base draws it, 1 as when it is alone"
+    said = [f"Claim {number}: {effect}. **{verdict}**" for number, (effect, verdict) in sorted(shipping.claim_rows().items())]
+    text = [f"**{asked}** ({note}).", "", show.table(lines, headings).markdown(), ""]
+    if figure:
+        text += [f"**{figure.caption}**", "", f"![{figure.alt}]({file('extraction')})", "", figure.table.markdown(), ""]
+    return "\n".join(text + ["\n\n".join(said)]) + "\n"
+
+
 def main():
     rows = read_bench()
     if not rows:
         return 1
-    made = figures(rows)
+    made, cut = figures(rows), shipping.extraction()
+    if cut:
+        cut.save(ROOT / file("extraction"))
+    racetable.into_file(README, "ship", shipping_section(cut))
     for name, figure in made.items():
         figure.save(ROOT / file(name))
     text = section(rows, made)
