@@ -45,7 +45,7 @@ class Exported:
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
         yield from sentences(self.readers)
         if not self.read_back:
-            yield "not read back: the base is a single file, which has no configuration of its own to build a model by"
+            yield "not read back by diffusers: the base is a single file, which has no configuration of its own to build a model by"
 
 
 def export_lora(source, to, out, base=None, title=None, other_base=False):
