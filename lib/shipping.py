@@ -1,4 +1,4 @@
-"""What the shipping bench (benchmarks/ship.py, data/results/shipping.csv) says: rows for tables, and the measurements of claims 7, 8, 16.
+"""What the shipping bench (benchmarks/ship.py, data/results/shipping.csv) says: tables, a figure, and the measurements of claims 7, 8, 16.
 
     python -m lib.shipping        # prints the three claims
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .base import ROOT
+from .charts import points
 from .effects import CLEAR, ENOUGH, interval
+from .figure import Table
 from .rows import read_table
 from .settings import BadInput
 
@@ -76,6 +78,42 @@ def summary_rows(path=RESULTS, concepts=3):
     return table, ["way", "mean", *KINDS], said if rows else "Not measured yet: python -m benchmarks.ship"
 
 
+def extraction(path=RESULTS):
+    """A `Figure`: likeness of the LoRA taken out of a DreamBooth run, by its rank, beside that run, a trained LoRA and the base; in the
+    table also the share of the change that is kept, bytes as MiB, and differences paired by subject. None where it was not measured."""
+    rows = [r for r in rows_of(path) if r["study"] == "extract"]
+    ranks = sorted({r["rank"] for r in rows if r.get("rank") is not None})
+    cut = {f"rank {rank}": {"method": "extracted", "rank": rank} for rank in ranks}
+    whole = {"DreamBooth": {"method": "dreambooth"}, "LoRA, trained": {"method": "lora"}, "base": {"method": "base"}}
+    found = {name: by_subject(rows, "dino", **where) for name, where in (cut | whole).items()}
+    if not ranks or not all(found.values()):
+        return None
+    series = {"extracted": [(r, r, _mean(found[name]), None, interval(list(found[name].values()))) for name, r in zip(cut, ranks)]}
+    series |= {name: [("", rank, _mean(found[name])) for rank in (ranks[0], ranks[-1])] for name in whole}
+    lines = []
+    for name, where in (cut | whole).items():
+        kept, size = (by_subject(rows, key, **where) for key in ("kept_of_layers", "file_bytes"))
+        gaps = ["-" if name == other else _gap(found[name], found[other]) for other in ("DreamBooth", "LoRA, trained")]
+        sizes = f"{_mean(kept):.3f}" if kept else "-", f"{_mean(size) / 2**20:.2f}" if size else "-"
+        lines.append([name, *sizes, f"{_mean(found[name]):.3f}", *gaps])
+    count = len({r["subject"] for r in rows})
+    about = f"DreamBooth's likeness at a LoRA's size: the LoRA that is extracted, by rank, {count} subjects, 18 pictures each"
+    figure = points(series, "rank", "DINO", about, log_x=True)
+    figure.table = Table(lines, ["", "of the change", "MiB", "DINO", "minus DreamBooth (95 %)", "minus LoRA, trained (95 %)"])
+    return figure
+
+
+def _mean(by):
+    return float(np.mean(list(by.values())))
+
+
+def _gap(by, other):
+    """The mean difference over the subjects of both, with its interval, as text."""
+    gaps = [by[s] - other[s] for s in sorted(by.keys() & other.keys())]
+    low, high = interval(gaps)
+    return f"{np.mean(gaps):+.3f} ({'no interval' if low is None else f'{low:+.3f} to {high:+.3f}'})"
+
+
 def claim_rows(path=RESULTS):
     """{claim: (effect, verdict)} of claims 7, 8 and 16 as texts, for `lib.verdicts`' table; {} where the bench was not run.
 
@@ -107,7 +145,8 @@ def claim_rows(path=RESULTS):
         mean = {key: float(np.mean([r[key] for r in switch])) for key in switch[0] if isinstance(switch[0][key], int | float)}
         found[8] = (f"to change concept: {mean['choose_seconds']:.3f} s among loaded adapters, {mean['load_seconds']:.2f} s from disk, "
                     f"{mean['checkpoint_seconds']:.2f} s a checkpoint; {mean['concepts_per_gb_lora']:.0f} against "
-                    f"{mean['concepts_per_gb_dreambooth']:.0f} concepts a GB; pictures a second: adapter beside "
+                    f"{mean['concepts_per_gb_dreambooth']:.0f} concepts a GB of files, {mean['concepts_per_gb_memory_lora']:.0f} against "
+                    f"{mean['concepts_per_gb_memory_dreambooth']:.0f} of memory; pictures a second: adapter beside "
                     f"{mean['pictures_per_second_adapter']:.1f}, fused {mean['pictures_per_second_fused']:.1f}, checkpoint "
                     f"{mean['pictures_per_second_checkpoint']:.1f}",
                     "holds for switching and for space, on the pocket base and this machine"

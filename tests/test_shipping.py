@@ -1,12 +1,16 @@
 """What the shipping bench's rows say about claims 7, 8 and 16, and no more."""
 
 import pytest
+from PIL import Image
 
-from lib.shipping import claim_rows, summary_rows
-from lib.sweep import write_table
+from benchmarks import racetable, ship, ship_runs
+from benchmarks.figures import ROOT, file, shipping_section
+from lib.shipping import claim_rows, extraction, summary_rows
+from lib.sweep import read_table, write_table
 
 SWITCH = {"study": "switch", "subject": "s0", "seed": 0, "choose_seconds": 0.004, "load_seconds": 0.1, "checkpoint_seconds": 0.04,
-          "concepts_per_gb_lora": 410.0, "concepts_per_gb_dreambooth": 45.0, "pictures_per_second_adapter": 5.0,
+          "concepts_per_gb_lora": 410.0, "concepts_per_gb_dreambooth": 45.0, "concepts_per_gb_memory_lora": 205.0,
+          "concepts_per_gb_memory_dreambooth": 22.0, "pictures_per_second_adapter": 5.0,
           "pictures_per_second_fused": 7.0, "pictures_per_second_checkpoint": 7.1}
 
 
@@ -99,3 +103,53 @@ def test_the_table_is_sorted_and_says_how_many_subjects_it_rests_on(tmp_path):
 def test_nothing_is_said_without_a_bench(tmp_path):
     assert claim_rows(tmp_path / "none.csv") == {} and summary_rows(tmp_path / "none.csv")[0] == []
     assert "python -m benchmarks.ship" in summary_rows(tmp_path / "none.csv")[2]
+
+
+def extracted(subjects=6):
+    rows = []
+    for k in range(subjects):
+        about = {"study": "extract", "subject": f"s{k}", "seed": 0}
+        rows += [about | {"rank": r, "method": "extracted", "dino": d + k / 100, "kept_of_layers": r / 64, "file_bytes": r * 2**20}
+                 for r, d in ((1, 0.3), (16, 0.6), (64, 0.8))]
+        rows += [about | {"method": m, "dino": d + k / 100} for m, d in (("dreambooth", 0.82), ("lora", 0.7), ("base", 0.1))]
+    return rows
+
+
+def test_the_extracted_rank_is_held_against_both_trainings_subject_by_subject(tmp_path):
+    path = tmp_path / "shipping.csv"
+    write_table(path, extracted())
+    figure = extraction(path)
+    assert figure.table.rows[1] == ["rank 16", "0.250", "16.00", "0.625", "-0.220 (-0.220 to -0.220)", "-0.100 (-0.100 to -0.100)"]
+    assert [row[0] for row in figure.table.rows] == ["rank 1", "rank 16", "rank 64", "DreamBooth", "LoRA, trained", "base"]
+    assert figure.table.rows[3][4] == "-" and "6 subjects" in figure.caption
+    write_table(path, extracted(2))
+    assert "no interval" in extraction(path).table.rows[0][4], "two subjects make no interval"
+    write_table(path, [row for row in extracted() if row["method"] != "dreambooth"])
+    assert extraction(path) is None and extraction(tmp_path / "none.csv") is None
+
+
+def test_the_readme_prints_what_shipping_measured():
+    figure = extraction()
+    assert racetable.section(racetable.README, "ship") == shipping_section(figure), "run `python -m benchmarks.figures` again"
+    if figure:
+        with Image.open(ROOT / file("extraction")) as picture:
+            assert picture.text["Description"] == figure.alt, "run `python -m benchmarks.figures` again"
+
+
+def test_rows_of_other_studies_stay_and_those_of_another_recipe_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "RESULTS", tmp_path / "shipping.csv")
+    ground = {"base_hash": "b1a", "judge": "pocket c2", "recipe_hash": "d3e"}
+    monkeypatch.setattr(ship, "stands_on", lambda: ground)
+    ship.write_results([{"study": "extract", "subject": "s0", "seed": 0, "rank": 4, "dino": 0.5} | ground,
+                        {"study": "extract", "subject": "s0", "seed": 0, "rank": 8, "dino": 0.6} | ground | {"recipe_hash": "old"}])
+    ship.write_results([SWITCH | ground, {"study": "extract", "subject": "s1", "seed": 0, "rank": 4, "dino": 0.7} | ground])
+    ship.write_results([{"study": "extract", "subject": "s0", "seed": 0, "rank": 4, "dino": 0.9} | ground])
+    rows = [(r["study"], r["subject"], r["rank"], r.get("dino")) for r in read_table(tmp_path / "shipping.csv")]
+    assert rows == [("extract", "s0", 4, 0.9), ("extract", "s1", 4, 0.7), ("switch", "s0", None, None)]
+
+
+def test_three_concepts_in_one_model_train_three_times_as_long_and_every_run_is_made_once():
+    runs = ship_runs.runs_needed(["a", "b"], 2, ["compose", "extract"])
+    assert len(set(runs)) == len(runs) == 2 * 2 * (2 * 2 + 2) and runs[0][0].startswith("all-")
+    assert not any(concept.startswith("all-") for concept, *_ in ship_runs.runs_needed(["a"], 1, ["extract"]))
+    assert ship_runs.settings_of("all-a", "lora", 0).steps == 3 * ship_runs.settings_of("a", "lora", 0).steps
