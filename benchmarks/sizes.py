@@ -2,7 +2,7 @@
 
     python -m benchmarks.sizes                       # about 15 GB of disk and 10 minutes; benchmarks/results/sizes.json
     python -m benchmarks.sizes --width 64            # a U-Net a fifth as wide: half a minute, to see that it runs; writes no result
-    python -m benchmarks.sizes --cases pocket        # these alone; results of others stay, if they are of this machine and these versions
+    python -m benchmarks.sizes --cases pocket        # these alone; results of others stay, if they are of these versions
 
 Each case runs in a Python of its own, imports before the clock starts. Memory is the operating system's figure at the peak, interpreter and
 libraries (0.8 GiB) included. The base is in fp32 as published (4.3 GB), what is written in fp16 (2.1 GB); the LoRA has rank 32 beside all
@@ -119,7 +119,7 @@ def prepared(case, work):
     if case == "pocket":
         running, names, adapter = load_base(), count(), ROOT / "data" / "adapters" / "clothing.safetensors"
         use(running, {"first": adapter})  # imports, and layers wrapped for the first time
-        return lambda: use(running, {f"adapter_{next(names)}": adapter})
+        return lambda: load_and_remove(running, f"adapter_{next(names)}", adapter)
     calls = {"export": lambda: export_lora(work / "lora", "kohya", file),
              "import": lambda: import_lora(file, fresh(work / "imported"), base),
              "add": lambda: mix({"one": work / "lora", "two": work / "other"}, "cat", base=base),
@@ -128,6 +128,15 @@ def prepared(case, work):
              "load": lambda: load_base(str(one), "cpu"),
              "extract": lambda: extract_to(work / "dreambooth", RANK, "kohya", work / "extracted.safetensors")}
     return calls[case]
+
+
+def load_and_remove(running, name, adapter):
+    """Load an adapter beside the first, and take it out again, for the next round to meet the same pipeline."""
+    from lib.compose import use
+
+    use(running, {name: adapter})
+    running.pipe.set_adapters(["first"], [1.0])
+    running.pipe.delete_adapters(name)
 
 
 def fresh(folder):
@@ -143,7 +152,8 @@ def child(case, work):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": statistics.median(seconds), "rounds": len(seconds), "memory": resident_bytes(), "before": before}))
+    print(json.dumps({"seconds": statistics.median(seconds), "rounds": len(seconds), "memory": resident_bytes(), "before": before,
+                      "device": device_name(torch.device("cpu"))}))
 
 
 def collect(cases, measure, save):
@@ -172,6 +182,7 @@ def figures(found):
     for case, (what, wanted, _) in CASES.items():
         if case in cases:
             row = cases[case]
+            what += f" ({row['device']})" if row.get("device", found["device"]) != found["device"] else ""
             times = "-" if case == "pocket" or not size else f"{row['memory'] / size:.2f}{' (2 wanted)' if case in STREAMED else ''}"
             seconds = f"{row['seconds']:.{1 if wanted >= 1 else 2}f}"
             lines.append(f"| {what} | {wanted} | {seconds} | {row['memory'] / gib:.2f} | {times} |")
@@ -200,10 +211,10 @@ def main():
     args = parser.parse_args()
     if args.child:
         return child(args.child[0], Path(args.child[1]))
-    about = {"rank": RANK, "device": device_name(torch.device("cpu")), "versions": versions()}
-    found, before = about | {"cases": {}}, read(RESULTS) if args.width == WIDTH else None
-    if before and all(before[key] == about[key] for key in about):
-        found = before
+    found = {"cases": {}, "rank": RANK, "device": device_name(torch.device("cpu")), "versions": versions()}
+    before = read(RESULTS) if args.width == WIDTH else None
+    if before and all(before[key] == found[key] for key in ("rank", "versions")):
+        found = before | ({"device": found["device"]} if set(args.cases) == set(CASES) else {})
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         work = Path(work)
 
