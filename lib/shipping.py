@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import ROOT
 from .charts import points
-from .effects import ENOUGH, interval
+from .effects import CLEAR, ENOUGH, interval
 from .figure import Table
 from .rows import read_table
 from .settings import BadInput
@@ -26,6 +26,32 @@ def rows_of(path=RESULTS):
     return read_table(path) if Path(path).is_file() else []
 
 
+def even(rows):
+    """(rows, a sentence or ""): of a subject and seed every way is judged by the same concepts, those that any side had learned.
+
+    A concept whose own run, LoRA or DreamBooth, stands no more than `CLEAR` above the base is left out of all ways of its subject and
+    seed, and `survives` is the mean over the rest: else one side's mean would be of other concepts, or of one share that is mostly noise.
+    """
+    groups, made, asked, out = defaultdict(list), [], 0, 0
+    for row in rows:
+        groups[row["subject"], row["seed"]].append(row)
+    for group in groups.values():
+        kinds = [kind for kind in KINDS if any(row.get(f"alone_{kind}") is not None for row in group)]
+        clear = [kind for kind in kinds if all(_is_clear(row, kind) for row in group)]
+        asked, out = asked + len(kinds), out + len(kinds) - len(clear)
+        for row in group:
+            kept = {f"survives_{kind}": row[f"survives_{kind}"] if kind in clear else None for kind in kinds}
+            shares = [share for share in kept.values() if share is not None]
+            made.append(row | kept | {"survives": float(np.mean(shares)) if shares else None})
+    said = f"{out} of {asked} concepts left out, whose own run is hardly above the base (by {CLEAR:g} or less)"
+    return made, said if out else ""
+
+
+def _is_clear(row, kind):
+    alone, floor, share = (row.get(f"{what}_{kind}") for what in ("alone", "floor", "survives"))
+    return None not in (alone, floor, share) and alone - floor > CLEAR
+
+
 def by_subject(rows, key, **where):
     """{subject: mean of column `key`} over the rows whose columns are as in `where`."""
     found = defaultdict(list)
@@ -37,7 +63,7 @@ def by_subject(rows, key, **where):
 
 def summary_rows(path=RESULTS, concepts=3):
     """(rows, headings, a note) for a table: what survives of `concepts` concepts, by the way that they were put into one model."""
-    rows = [r for r in rows_of(path) if r["study"] == "compose" and r["concepts"] == concepts]
+    rows, left_out = even([r for r in rows_of(path) if r["study"] == "compose" and r["concepts"] == concepts])
     ways, table = dict.fromkeys((r["how"], r["weight"]) for r in rows), []
     for how, weight in ways:
         means = by_subject(rows, "survives", how=how, weight=weight)
@@ -47,6 +73,7 @@ def summary_rows(path=RESULTS, concepts=3):
                       *(float(np.mean(list(k.values()))) if k else None for k in kinds)])
     count = len({r["subject"] for r in rows})
     said = f"{count} subject{'s' * (count != 1)}; " + ("no interval: a verdict takes 6" if count < 6 else "means over subjects")
+    said += f"; {left_out}" if left_out else ""
     table.sort(key=lambda line: -9 if line[1] is None else line[1], reverse=True)
     return table, ["way", "mean", *KINDS], said if rows else "Not measured yet: python -m benchmarks.ship"
 
@@ -95,7 +122,7 @@ def claim_rows(path=RESULTS):
     16: what the tests hold (every export against every tool's scheme) and what the machine measured.
     """
     rows = rows_of(path)
-    three = [r for r in rows if r["study"] == "compose" and r["concepts"] == 3]
+    three, left_out = even([r for r in rows if r["study"] == "compose" and r["concepts"] == 3])
     found = {16: ("every key of an export is held against the schemes of ComfyUI, Forge, WebUI, Kohya, diffusers and PEFT, and read back",
                   "holds for the key schemes: tests/test_ship.py; the tools themselves were not run")}
     sides = {side: _ways(three, starts) for side, starts in (("adapters", ("adapters", "mix ")), ("checkpoints", ("checkpoints",)),
@@ -111,7 +138,8 @@ def claim_rows(path=RESULTS):
                          f"{np.mean(list(sides[side][best[side]].values())):.2f}" for side in sides if best[side])
         verdict = f"not enough subjects ({len(gaps)}; a verdict takes {ENOUGH})" if len(gaps) < ENOUGH else (
             "holds" if low > 0 else "does not hold" if high < 0 else "no difference found")
-        found[7] = f"{each}; adapters minus checkpoints {np.mean(gaps):+.2f} ({ends}), {len(gaps)} subjects", verdict
+        found[7] = (f"{each}; adapters minus checkpoints {np.mean(gaps):+.2f} ({ends}), {len(gaps)} subjects"
+                    + (f"; {left_out}" if left_out else ""), verdict)
     switch = [r for r in rows if r["study"] == "switch"]
     if switch:
         mean = {key: float(np.mean([r[key] for r in switch])) for key in switch[0] if isinstance(switch[0][key], int | float)}

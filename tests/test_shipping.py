@@ -14,6 +14,17 @@ SWITCH = {"study": "switch", "subject": "s0", "seed": 0, "choose_seconds": 0.004
           "pictures_per_second_fused": 7.0, "pictures_per_second_checkpoint": 7.1}
 
 
+def composed(subject, how, weight, shares, alone=None):
+    """A row as the bench writes it; a concept without a share stands alone 0.01 above the base, others 0.5 or as `alone` says."""
+    known = [share for share in shares.values() if share is not None]
+    row = {"study": "compose", "subject": subject, "seed": 0, "how": how, "concepts": 3, "weight": weight,
+           "survives": sum(known) / len(known)}
+    for kind, share in shares.items():
+        above = 0.01 if share is None else (alone or {}).get(kind, 0.5)
+        row |= {f"survives_{kind}": share, f"floor_{kind}": 0.2, f"alone_{kind}": 0.2 + above}
+    return row
+
+
 def table(tmp_path, subjects, gap=0.3, switch=SWITCH):
     rows = [switch]
     for k in range(subjects):
@@ -21,8 +32,7 @@ def table(tmp_path, subjects, gap=0.3, switch=SWITCH):
                 ("checkpoints added", 1.0, 0.1), ("trained on all, LoRA", 1.0, 0.9)]
         for how, weight, share in ways:
             share += 0.01 * (k % 3)
-            rows.append({"study": "compose", "subject": f"s{k}", "seed": 0, "how": how, "concepts": 3, "weight": weight, "survives": share,
-                         "survives_character": share, "survives_clothing": share, "survives_lighting": None})
+            rows.append(composed(f"s{k}", how, weight, {"character": share, "clothing": share, "lighting": None}))
     path = tmp_path / "shipping.csv"
     write_table(path, rows)
     return path
@@ -43,11 +53,34 @@ def test_the_way_is_chosen_on_other_subjects(tmp_path):
     rows = [SWITCH]
     for k in range(6):
         ways = [(f"mix {w}", 0.49 + 0.3 * (w == k)) for w in range(6)] + [("checkpoints averaged", 0.5)]
-        rows += [{"study": "compose", "subject": f"s{k}", "seed": 0, "how": how, "concepts": 3, "weight": 1.0, "survives": share}
-                 for how, share in ways]
+        rows += [composed(f"s{k}", how, 1.0, {"character": share}) for how, share in ways]
     write_table(tmp_path / "shipping.csv", rows)
     effect, verdict = claim_rows(tmp_path / "shipping.csv")[7]
     assert verdict == "does not hold" and "adapters minus checkpoints -0.01" in effect
+
+
+def test_a_concept_that_one_side_hardly_learned_is_left_out_of_both(tmp_path):
+    """The adapters' light alone is 0.03 above the base, so that 0.3 for all three is ten times what it was: as a mean, a clear victory."""
+    rows, faint = [SWITCH], {"lighting": 0.03}
+    for k in range(6):
+        rows += [composed(f"s{k}", "adapters", 1.0, {"character": 0.2, "clothing": 0.2, "lighting": 10.0}, faint if k < 5 else None),
+                 composed(f"s{k}", "checkpoints averaged", 1.0, {"character": 0.5, "clothing": 0.5, "lighting": 0.1})]
+    rows[-2] |= {"survives_lighting": 0.2}
+    write_table(tmp_path / "shipping.csv", rows)
+    effect, verdict = claim_rows(tmp_path / "shipping.csv")[7]
+    assert verdict == "does not hold" and "adapters minus checkpoints -0.28" in effect  # five of -0.3, one of -1/6
+    assert "5 of 18 concepts left out" in effect
+    lines, _, note = summary_rows(tmp_path / "shipping.csv")
+    assert {line[0]: line[4] for line in lines} == pytest.approx({"adapters": 0.2, "checkpoints averaged": 0.1})
+    assert lines[0][:2] == ["checkpoints averaged", pytest.approx((5 * 0.5 + 1.1 / 3) / 6)] and "5 of 18 concepts left out" in note
+
+
+def test_a_subject_of_which_nothing_was_learned_is_no_subject(tmp_path):
+    rows = [SWITCH, *(composed(f"s{k}", how, 1.0, {"character": 0.5}, {"character": 0.02 if k else 0.5})
+                      for k in range(2) for how in ("adapters", "checkpoints averaged"))]
+    write_table(tmp_path / "shipping.csv", rows)
+    effect, _ = claim_rows(tmp_path / "shipping.csv")[7]
+    assert "1 subjects" in effect and "1 of 2 concepts left out" in effect
 
 
 def test_switching_says_which_way_it_came_out(tmp_path):
