@@ -7,12 +7,31 @@ Nothing else of a base model is touched than its U-Net, the configuration of its
 text encoder or data will do, on torch.device("meta") too.
 """
 
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 from .methods import adapter_off, shares, trainable, tuned_parts
 from .optimizer import Optimizer
+
+FEW = 256  # latent pixels up to which attention is plain on a CPU: 16 x 16, the pocket base's
+
+
+@contextmanager
+def plain_attention():
+    """Inside it, attention is two products and a softmax in the tensors' own precision: for a few tokens on a CPU the fused kernel takes
+    several times as long on the way back, a sixth of the pocket base's step. On many, its n x n matrix would not fit."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # named for CUDA, read on every device
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None):
@@ -94,11 +113,12 @@ class Step:
         latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by name, each with B rows, as `Base.predict`
         takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
-        settings = self.settings
-        loss = self.loss(latents, noise, timesteps, conditions)
-        instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
+        settings, few = self.settings, latents.device.type == "cpu" and latents.shape[-2:].numel() <= FEW
         self.optimizer.rate = self.rate
-        (instance + settings.prior_weight * prior).backward()
+        with plain_attention() if few else nullcontext():  # around the way back too, on which checkpointing computes again
+            loss = self.loss(latents, noise, timesteps, conditions)
+            instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
+            (instance + settings.prior_weight * prior).backward()
         norm = self.optimizer.step()
         self.taken += 1
         return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()
