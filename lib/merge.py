@@ -11,13 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from .adapter import read_adapter
 from .export import check_out, facts, header, with_base
+from .fit import check_base, check_fit
 from .keys import PARTS
 from .original import layout
 from .safefile import size_of, takes_place, write_weights
 from .settings import BadInput, read_json, write_json
-from .target import check_fit, read_target
+from .target import read_target
 
 FORMS = ("checkpoint", "diffusers")
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
@@ -67,8 +70,10 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     for adapter, _ in adapters:
         check_fit(adapter, target, other_base)
     read = reader(target, adapters)
-    merged_from = ", ".join([target.name, *(Path(source).name for source in sources)])
-    metadata = header(read_target(target.name), known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
+    plain, merged_from = read_target(target.name), ", ".join([target.name, *(Path(source).name for source in sources)])
+    if tuned and not other_base:
+        check_base(sources[0], plain)
+    metadata = header(plain, known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
     with takes_place(out) as part:
         count = (_one_file if to == "checkpoint" else _folder)(part, target, read, metadata)
     changed = sum(len(target.shapes[part]) for part in target.tuned) or len({(p, n) for a, _ in adapters for p, n, _ in a})
@@ -102,33 +107,48 @@ def merged_weight(tensor, layers):
 def _one_file(path, target, read, metadata):
     entries = layout(target)
     shapes = {key: (_kind(target, *entry.sources[0]), entry.shape) for key, entry in entries.items()}
-    write_weights(path, shapes, lambda key: entries[key].make(read), metadata)
+    shapes |= {mark: ("F32", (0,)) for mark in target.marks}
+    write_weights(path, shapes, lambda key: entries[key].make(read) if key in entries else torch.zeros(0), metadata)
     return len(shapes)
 
 
 def _folder(path, target, read, metadata):
     """The diffusers folder: weights in fp16, everything else as the base has it, without a safety checker (which loads no other way)."""
-    if target.folder is None:
-        raise BadInput(f"Base model '{target.name}' is a single file, which holds no tokenizer or configuration to make a folder of: write "
-                       "a checkpoint, or name the base as a diffusers folder.")
-    count = 0
-    for source in sorted(target.folder.iterdir()):
+    folder, count = target.configurations(), 0
+    for source in sorted(folder.iterdir()):
         if source.is_dir() and source.name in (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor"):
             (path / source.name).mkdir(parents=True)
             for file in sorted(source.iterdir()):
                 if file.suffix in (".json", ".txt"):
                     shutil.copyfile(file, path / source.name / file.name)
             (path / source.name / "diffusion_pytorch_model.safetensors.index.json").unlink(missing_ok=True)
+    if target.path.is_file():
+        _settle_prediction(path, target)
     for part, names in target.shapes.items():
-        shapes = {name: (_kind(target, part, name), shape) for name, shape in names.items()}
+        spare = target.spare(part)
+        shapes = {name: (_kind(target, part, name), shape) for name, shape in names.items() if name not in spare}
         write_weights(path / part / FILES.get(part, "model.safetensors"), shapes, lambda name, part=part: read(part, name),
                       metadata if part == "unet" else {"format": "pt"})
         count += len(shapes)
-    index = read_json(target.folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
+    index |= {part: [None, None] for part in ("feature_extractor", "image_encoder") if part in index and not (path / part).is_dir()}
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     write_json(path / "model_index.json", index)
     return count
+
+
+def _settle_prediction(path, target):
+    """Let the scheduler in the folder `path` say what the single file `target` predicts, which its family's configuration may not know."""
+    scheduler, unet = path / "scheduler" / "scheduler_config.json", path / "unet" / "config.json"
+    known = target.scheduler
+    if target.prediction is None:  # the file does not say either: the model itself does, once it is loaded
+        from .base import load_base
+
+        pipe = load_base(target.name, "cpu").pipe
+        known = {"prediction_type": pipe.scheduler.config.prediction_type}
+        write_json(unet, read_json(unet) | {"sample_size": pipe.unet.config.sample_size})
+    write_json(scheduler, read_json(scheduler) | known)
 
 
 def _kind(target, part, name):

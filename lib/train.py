@@ -73,6 +73,7 @@ def fit(settings, base, dataset, run, watchers):
     """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
+    _ = base.fingerprint  # read now, while its files are there
     recipe = settle(settings, base.device)
     if base.device.type == "cuda":
         from .cards import choose_for
@@ -174,7 +175,8 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
     found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)
-    write_json(run / "metrics.json", {"data_sha256": data_hash(dataset), "family": base.family.name} | found)
+    about = {"data_sha256": data_hash(dataset), "family": base.family.name, "base_fingerprint": base.fingerprint}
+    write_json(run / "metrics.json", about | found)
     if step.taken == settings.steps:
         checkpoints.clear()
     return run
