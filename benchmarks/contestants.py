@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib.base import POCKET, ROOT
+from lib.ladder import RUNGS
 from lib.lesson import CLASS_IMAGES
 from lib.methods import ADAPTER
 from lib.photos import prepare, prompts
@@ -132,9 +133,11 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
 
 
 # How we race: with their adapter (rank 4, attention alone), as the course trains, and with all that saves memory.
+LIKE = {"rank": RANK, "targets": "attention"}
+FOOT = {method: {name: value for rung, _ in rungs for name, value in rung.items()} for method, rungs in RUNGS.items()}  # of the ladder
 RECIPES = {
-    "lora": {"like": {"rank": RANK, "targets": "attention"}, "preset": {}, "thrifty": {"checkpointing": True, "weights": "bf16"}},
-    "dreambooth": {"like": {}, "preset": {}, "thrifty": {"fused_backward": True, "optimizer": "adamw8bit"}},
+    "lora": {"like": LIKE, "preset": {}, "thrifty": LIKE | FOOT["lora"]},
+    "dreambooth": {"like": {}, "preset": {}, "thrifty": FOOT["dreambooth"]},
 }
 
 

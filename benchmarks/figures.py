@@ -1,4 +1,4 @@
-"""PocketBench's figures (data/results/bench_*.png) and the README's section, from data/results/pocketbench.csv alone.
+"""The bench's figures (data/results/bench_*.png) and the README's sections, from data/results/pocketbench.csv and shipping.csv alone.
 
     python -m benchmarks.figures
 """
@@ -7,11 +7,12 @@ import re
 import sys
 from statistics import median
 
-from benchmarks import learning_rates
+from benchmarks import learning_rates, racetable
 from benchmarks.studies import studies
-from lib import bench_figures, show, study_figures
+from lib import bench_figures, shipping, show, study_figures
 from lib.charts import NAMES
 from lib.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, shown
+from lib.pocket.subjects import bench_subjects
 from lib.settings import METHODS, BadInput
 from lib.study_rows import BUSY, read_bench, size, steps
 
@@ -19,7 +20,6 @@ ROOT = BENCH.parents[2]
 README = ROOT / "README.md"
 SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- end of bench -->)", re.S)
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
-SUBJECTS = 30  # of the plan
 MEANT = (
     "Train - held-out: DINO to the photos trained on minus DINO to held-out ones. Nearest photo: largest DINO to one training photo, "
     "minus what held-out photos have. Losses are of noise that is the same for all; the loss gap is held-out minus training. PRES - base: "
@@ -60,6 +60,12 @@ def figures(rows):
     return {name: figure for name, figure in made.items() if figure}
 
 
+def planned():
+    """How many runs the whole bench makes: 30 subjects and 3 seeds, those that several studies ask for once."""
+    plan = studies([subject.name for subject in bench_subjects(30)], 3)
+    return len({tuple(sorted(job.items())) for jobs in plan.values() for job in jobs})
+
+
 def file(name):
     """Where a figure's picture lies, from the README."""
     return f"data/results/bench_{name}.png"
@@ -76,22 +82,30 @@ def _copies(rows):
 
 
 def _cell(rows):
-    """How long a cell of both methods takes, where the rows say so."""
+    """Seconds that a cell takes, both methods trained, drawn and scored, of one core; 0 where no row says so."""
     seconds = [[r["cell_seconds"] for r in rows if r.get("cell_seconds") and r["method"] == m and r["study"] == "again"] for m in METHODS]
-    both = sum(map(median, seconds)) if all(seconds) else 0
-    return f" To train both methods, draw 2 x 100 pictures and score them takes {both:.0f} s of one core." if both else ""
+    return sum(map(median, seconds)) if all(seconds) else 0
+
+
+def _hours(rows, runs):
+    """How long so many runs take, in words; nothing where no row says so."""
+    hours = runs * _cell(rows) / len(METHODS) / 2 / 3600
+    return f" (about {hours:.0f} hours on two cores)" if hours else ""
 
 
 def section(rows, made):
     """The README's section as Markdown: what was run, the main table, and every figure's numbers."""
     devices = ", ".join(sorted({row["device"] for row in rows if row.get("device")}))
     stack = ", ".join(sorted({f"torch {row['torch']}" for row in rows if row.get("torch")}))
-    runs = len({row.get("settings_hash") or id(row) for row in rows})
+    runs, whole = len({row.get("settings_hash") or id(row) for row in rows}), planned()
     main, lines = bench_figures.main_table(rows), ["The main comparison has not been run yet: `make pocketbench`."]
     if main.rows:
+        seconds = _cell(rows)
+        cell = f" To train both methods, draw 2 x 100 pictures and score them takes {seconds:.0f} s of one core." if seconds else ""
         lines = [
-            f"{size(rows)} in the main comparison (of the plan's {SUBJECTS}), {runs:,} runs in all, {steps(rows)} steps each "
-            f"({devices}; {stack}), each method at the best of the learning rates that were tried, whose neighbours are not told apart. "
+            f"{size(rows)} in the main comparison. {runs:,} runs in all, of the {whole:,} that `make pocketbench` makes with 30 subjects "
+            f"and 3 seeds{_hours(rows, whole)}; {steps(rows)} steps each ({devices}; {stack}), each method at the best of the learning "
+            "rates that were tried, whose neighbours are not told apart. "
             "Subjects are such that neither base nor judge has met. Each run is scored on 4 pictures of 25 prompts: eight places in three "
             "wordings, and no place; 18 of them name places of the training photos, six word for word as captioned. DINO and CLIP-I are "
             "the pocket judge's, its identity encoder and its CLIP at 64 pixels (`data/judge/README.md`): not to be held against published "
@@ -101,7 +115,7 @@ def section(rows, made):
             f"bootstrap over subjects, {RESAMPLES:,} resamples, none below {ENOUGH}, each by itself. {SAME} Intervals speak of other "
             "subjects, not of other prompts or another judge; by those of single methods, in the charts, two methods can't be compared. "
             f"Seconds were taken two trainings side by side, without runs whose step took over {BUSY} times the usual; quiet ones stand "
-            f"further up.{_cell(rows)} Rows: `data/results/pocketbench.csv`.",
+            f"further up.{cell} Rows: `data/results/pocketbench.csv`.",
             "",
             main.markdown(),
             "",
@@ -119,11 +133,27 @@ def section(rows, made):
     return "\n".join(lines) + "\n"
 
 
+def shipping_section(figure):
+    """The README's section on combining, extracting and switching; `figure` is `lib.shipping.extraction`'s, or None."""
+    lines, headings, note = shipping.summary_rows()
+    if not lines:
+        return f"{note}\n"
+    asked = "What survives of a concept, asked for by itself while three share a model: 0 as the base draws it, 1 as when it is alone"
+    said = [f"Claim {number}: {effect}. **{verdict}**" for number, (effect, verdict) in sorted(shipping.claim_rows().items())]
+    text = [f"**{asked}** ({note}).", "", show.table(lines, headings).markdown(), ""]
+    if figure:
+        text += [f"**{figure.caption}**", "", f"![{figure.alt}]({file('extraction')})", "", figure.table.markdown(), ""]
+    return "\n".join(text + ["\n\n".join(said)]) + "\n"
+
+
 def main():
     rows = read_bench()
     if not rows:
         return 1
-    made = figures(rows)
+    made, cut = figures(rows), shipping.extraction()
+    if cut:
+        cut.save(ROOT / file("extraction"))
+    racetable.into_file(README, "ship", shipping_section(cut))
     for name, figure in made.items():
         figure.save(ROOT / file(name))
     text = section(rows, made)

@@ -211,7 +211,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", help="all, unless named")
     parser.add_argument("--subjects", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds of the study main")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds of main, rank and prior")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread; 1 trains here, with all cores")
     args = parser.parse_args()
     subjects = bench_subjects(args.subjects)

@@ -8,7 +8,7 @@ process of its own, watched by `benchmarks/watched.py`, contestants turn about. 
 
 Their tiers: as documented; their best flags (text embeddings computed beforehand, gradients set to none, the fastest number of data
 workers); the same compiled by inductor (`--inductor`). Ours: "like" has the same adapter as theirs (rank 4, attention), "preset" is the
-course's recipe, "thrifty" saves memory. Photos: brought to 64 pixels beforehand, and as JPEGs of 2.1 megapixels.
+course's recipe, "thrifty" is the foot of `lib.ladder`. Photos: brought to 64 pixels beforehand, and as JPEGs of 2.1 megapixels.
 
 Predictions, written before the first measurement (two CPU cores):
 - steps a second of ours over theirs: 1.2 (LoRA) and 1.4 (DreamBooth) as documented, 1.1 and 1.25 at their best flags, for they encode the

@@ -1,5 +1,6 @@
 """The race (`benchmarks/race.py`) as Markdown, and its place in the README."""
 
+import os
 import re
 
 from lib.base import ROOT
@@ -98,8 +99,10 @@ def section(path, name):
 
 
 def into_file(path, name, text):
-    """Write `text` between the marks of section `name` in `path`."""
-    path.write_text(_marks(name).sub(lambda m: m[1] + text + m[3], path.read_text("utf-8")), "utf-8")
+    """Write `text` between the marks of section `name` in `path`; the file is there whole at all times."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(_marks(name).sub(lambda m: m[1] + text + m[3], path.read_text("utf-8")), "utf-8")
+    os.replace(part, path)
 
 
 def _marks(name):

@@ -1,35 +1,42 @@
 """Shipping on the pocket base: concepts combined, switched and extracted.  Writes data/results/shipping.csv, a row a measurement.
 
-    python -m benchmarks.ship [--studies compose extract switch] [--subjects 6] [--seeds 1]      # claims 7, 8 and 16
-    python -m benchmarks.ship --adapters                                                         # trains data/adapters again
+    python -m benchmarks.ship [--studies compose extract switch] [--subjects 6] [--seeds 1] [--workers 2]      # claims 7, 8 and 16
+    python -m benchmarks.ship --adapters                                                        # trains data/adapters again
 
 A subject is one of PocketBench's characters, combined with the example clothing and lighting. Stop it at any time: the same command
-goes on where it was, and asking for more subjects or seeds adds what is missing.
+goes on where it was, and asking for more subjects or seeds adds what is missing; rows of the same base, judge and recipe stay.
 """
 
 import argparse
-import shutil
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from statistics import median
 
-from benchmarks.pocketbench import bench_prompts, hashes, judge, photos
+import torch
+
+from benchmarks.pocketbench import bench_prompts, hashes, judge
+from benchmarks.ship_runs import OTHERS, WORK, data_of, make_data, run_of, runs_needed, settings_of
 from lib.base import ROOT, load_base
 from lib.compose import MIXES, add_changes, mix, switch_times, use
 from lib.export import export_lora
 from lib.extract import extract
 from lib.fidelity import evaluate
-from lib.lesson import draw_class_images
 from lib.methods import load_run, weight_bytes
-from lib.photos import add_class_images, load_dataset, prepare
+from lib.photos import load_dataset
 from lib.pocket.subjects import bench_subjects
 from lib.record import device_name, versions
-from lib.settings import METHODS, BadInput, Settings, read_json, write_json
+from lib.settings import METHODS, BadInput, read_json, write_json
 from lib.survival import Concept, likeness, likeness_together, shares
-from lib.sweep import name, sweep, write_table
-from lib.train import train
+from lib.sweep import name, read_table, sweep, write_table
 
-RESULTS, WORK = ROOT / "data" / "results" / "shipping.csv", ROOT / "runs" / "shipbench"
-OTHERS, STEPS, RANKS = ("clothing", "lighting"), Settings.steps, (1, 2, 4, 8, 16, 32, 64)
+RESULTS = ROOT / "data" / "results" / "shipping.csv"
+ROUNDS = 5  # of pictures that are timed
+RANKS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("study", "subject", "seed", "how", "method", "concepts", "weight", "rank")
 # How several concepts come into one model: by adapters together, adapters mixed, checkpoints added or averaged, one model trained on all.
 WAYS = ("adapters", *(f"mix {how}" for how in MIXES if how != "cat"), "checkpoints averaged", "checkpoints added", "trained on all, LoRA",
@@ -47,55 +54,12 @@ def studies(subjects, seeds):
     return {"compose": compose, "extract": extracted + trained, "switch": [{"subject": subjects[0], "seed": seed} for seed in range(seeds)]}
 
 
-def data_of(concept):
-    """The data set of a concept or of "all-<subject>", as a folder."""
-    return WORK / "data" / concept
-
-
-def make_data(subjects):
-    """Draw and prepare the photos of every concept, and one set of all three for each subject."""
-    base = None
-    for subject in [*subjects, *OTHERS]:
-        key = subject if isinstance(subject, str) else subject.name
-        if not (data_of(key) / "class").is_dir():
-            base, drawn = base or load_base(), WORK / "photos" / key
-            shutil.rmtree(drawn, ignore_errors=True)
-            if isinstance(subject, str):
-                drawn = ROOT / "data" / "subjects" / subject
-            else:
-                photos(subject, "good", drawn)
-            draw_class_images(base, prepare(drawn, data_of(key)))
-    for subject in subjects:
-        if not (data_of(f"all-{subject.name}") / "class").is_dir():
-            parts = [load_dataset(data_of(key)) for key in (subject.name, *OTHERS)]
-            folder = WORK / "photos" / f"all-{subject.name}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            captions, held_out = {}, []
-            for k, part in enumerate(parts):
-                for split, items in (("train", part.train), ("test", part.test)):
-                    for item in items:
-                        file = f"{k}_{split}_{item.path.name}"
-                        shutil.copyfile(item.path, folder / file)
-                        captions[file] = item.caption
-                        held_out += [file] if split == "test" else []
-            words = parts[0].subject
-            write_json(folder / "subject.json", {"kind": "character", "class_noun": words.class_noun, "identifier": words.identifier,
-                                                 "held_out": held_out, "captions": captions})
-            from PIL import Image
-
-            regular = [item for part in parts for item in part.class_images]
-            add_class_images(prepare(folder, data_of(f"all-{subject.name}")), [Image.open(i.path) for i in regular],
-                             [i.caption for i in regular])
-
-
-def run_of(concept, method, seed):
-    """The run of a concept by a method: trained once, when it is first asked for."""
-    folder = WORK / "models" / f"{concept}-{method}-{seed}"
-    if not (folder / "metrics.json").is_file():
-        steps = 3 * STEPS if concept.startswith("all-") else STEPS  # three concepts get three times the steps, as three trainings do
-        train(Settings.preset(method, data=str(data_of(concept)), output=str(folder), steps=steps, seed=seed, sample_every=0))
-    return folder
+@cache
+def stands_on():
+    """What makes two rows comparable: hashes of base, judge, and of both methods' settings."""
+    recipes = {(m, key): value for m in METHODS for key, value in asdict(settings_of("-", m, 0)).items()}
+    recipe = name({f"{m}.{key}": value for (m, key), value in recipes.items() if key not in ("data", "output")})
+    return dict(zip(("base_hash", "judge"), hashes())) | {"recipe_hash": recipe}
 
 
 def concepts_of(job):
@@ -160,22 +124,27 @@ def extraction(job, folder):
 
 
 def switching(job, folder):
-    """Seconds to change concept, pictures a second with the adapter beside, fused and as a checkpoint, and concepts in a GB."""
-    import time
-
+    """Seconds to change concept; pictures a second with the adapter beside, fused and as a checkpoint, turn about; concepts in a GB of
+    files and of memory."""
     keys, seed = (job["subject"], *OTHERS), job["seed"]
     runs, tuned = {k.replace(".", "_"): run_of(k, "lora", seed) for k in keys}, run_of(keys[0], "dreambooth", seed)
     row = {f"{key}_seconds": s for key, s in switch_times(load_base(), runs, tuned).items()}
-    for kind, make in (("base", load_base), ("adapter", lambda: load_run(runs[next(iter(runs))], load_base())),
-                       ("fused", lambda: _fused(load_run(runs[next(iter(runs))], load_base()))),
-                       ("checkpoint", lambda: load_run(tuned, load_base()))):
-        base = make()
-        base.generate(["a robot"] * 8, range(8), 5)
-        start = time.perf_counter()
-        base.generate(["a robot"] * 8, range(8))
-        row[f"pictures_per_second_{kind}"] = 8 / (time.perf_counter() - start)
-    sizes = {m: weight_bytes(run_of(keys[0], m, seed)) for m in METHODS}
-    return row | {f"concepts_per_gb_{m}": 1e9 / size for m, size in sizes.items()}
+    first = next(iter(runs.values()))
+    bases = {"base": load_base(), "adapter": load_run(first, load_base()), "fused": _fused(load_run(first, load_base())),
+             "checkpoint": load_run(tuned, load_base())}
+    seconds = {kind: [] for kind in bases}
+    for k in range(-1, ROUNDS):  # the first is to warm up
+        for kind, base in bases.items():
+            start = time.perf_counter()
+            base.generate(["a robot"] * 8, range(8))
+            seconds[kind] += [time.perf_counter() - start] * (k >= 0)
+    row |= {f"pictures_per_second_{kind}": 8 / median(found) for kind, found in seconds.items()}
+    weights = {"lora": [w for n, w in bases["adapter"].unet.named_parameters() if "lora_" in n],
+               "dreambooth": list(bases["checkpoint"].unet.parameters())}
+    for method, some in weights.items():
+        row[f"concepts_per_gb_{method}"] = 1e9 / weight_bytes(run_of(keys[0], method, seed))
+        row[f"concepts_per_gb_memory_{method}"] = 1e9 / sum(w.numel() * w.element_size() for w in some)
+    return row
 
 
 def _fused(base):
@@ -193,13 +162,31 @@ class Work:
         self.study = study
 
     def __call__(self, job, folder):
-        row, (base_hash, judged_by), stack = WORKS[self.study](job, Path(folder)), hashes(), versions()
+        row, stack = WORKS[self.study](job, Path(folder)), versions()
         used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
-        return row | {"base_hash": base_hash, "judge": judged_by, "device": device_name(load_base().device)} | used
+        return row | stands_on() | {"device": device_name(load_base().device)} | used
+
+
+def write_results(rows):
+    """Write the table: `rows`, and those that were there before, of the same base, judge and recipe, which `rows` do not replace."""
+    known = {tuple(row.get(c) for c in COLUMNS) for row in rows}
+    before = read_table(RESULTS) if RESULTS.is_file() else []
+    rows = [r for r in before if stands_on().items() <= r.items() and tuple(r.get(c) for c in COLUMNS) not in known] + rows
+    rows.sort(key=lambda row: (list(WORKS).index(row["study"]), row["subject"], row["seed"]))
+    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in rows], COLUMNS)
+
+
+def same_ground():
+    """Raise BadInput if the work folder's runs are of another base, judge or recipe."""
+    stamp = WORK / "base.json"
+    if stamp.is_file() and read_json(stamp) != stands_on():
+        raise BadInput(f"The runs in {WORK} are of another base model, judge or recipe: move that folder away, then start again.")
+    write_json(stamp, stands_on())
 
 
 def adapters():
     """Train and write data/adapters."""
+    same_ground()
     make_data([])
     for kind in OTHERS:
         out = ROOT / "data" / "adapters" / f"{kind}.safetensors"
@@ -209,23 +196,25 @@ def adapters():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", choices=list(WORKS), default=list(WORKS))
-    parser.add_argument("--subjects", type=int, default=6, help="characters: an interval takes 3, a verdict 6")
+    parser.add_argument("--subjects", type=int, default=6, help="characters: an interval and a verdict take 6")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread")
     parser.add_argument("--adapters", action="store_true", help="train data/adapters, and nothing else")
     args = parser.parse_args()
     if args.adapters:
         return adapters()
-    stamp, subjects = WORK / "base.json", bench_subjects(args.subjects)
-    if stamp.is_file() and read_json(stamp)["base_hash"] != hashes()[0]:
-        raise BadInput(f"The runs in {WORK} are of another base model: move that folder away, then start again.")
-    write_json(stamp, {"base_hash": hashes()[0]})
+    same_ground()
+    subjects, rows = bench_subjects(args.subjects), []
     make_data(subjects)
-    plan, rows = studies([s.name for s in subjects], args.seeds), []
-    for study in args.studies:
-        made = {name(j): row for j, row in zip(plan[study], sweep(plan[study], Work(study), WORK / study))}
-        rows += [{"study": study} | row for row in made.values()]
-    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in rows], COLUMNS)
-    print(f"{len(rows)} rows in {RESULTS.relative_to(ROOT)}")
+    plan = studies([s.name for s in subjects], args.seeds)
+    # Threads of several processes would wait for each other; forked ones may hang in the parent's locks.
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(run_of, *zip(*runs_needed([s.name for s in subjects], args.seeds, args.studies))))
+        for study in args.studies:  # switching is timed, so it has the machine to itself
+            made = sweep(plan[study], Work(study), WORK / study, None if study == "switch" else pool)
+            rows += [{"study": study} | row for row in made]
+            write_results(rows)
+    print(f"{len(rows)} rows of these studies in {RESULTS.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

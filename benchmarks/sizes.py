@@ -2,6 +2,7 @@
 
     python -m benchmarks.sizes                       # about 15 GB of disk and 10 minutes; benchmarks/results/sizes.json
     python -m benchmarks.sizes --width 64            # a U-Net a fifth as wide: half a minute, to see that it runs; writes no result
+    python -m benchmarks.sizes --cases pocket        # these alone; results of others stay, if they are of these versions
 
 Each case runs in a Python of its own, imports before the clock starts. Memory is the operating system's figure at the peak, interpreter and
 libraries (0.8 GiB) included. The base is in fp32 as published (4.3 GB), what is written in fp16 (2.1 GB); the LoRA has rank 32 beside all
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -30,10 +32,10 @@ from lib.base import POCKET, ROOT
 from lib.keys import full_name
 from lib.memory import resident_bytes
 from lib.record import device_name, versions
-from lib.safefile import write_weights
+from lib.safefile import size_of, write_weights
 from lib.settings import Settings, read_json, write_json
 
-from .racetable import into_file
+from .racetable import into_file, read
 
 RESULTS, README = ROOT / "benchmarks" / "results" / "sizes.json", ROOT / "benchmarks" / "README.md"
 SHAPES, WIDTH, RANK = ROOT / "data" / "shapes" / "sd15", 320, 32
@@ -46,7 +48,9 @@ CASES = {
     "dreambooth": ("DreamBooth's weights, one file", 60, 1),
     "load": ("one file loaded as a base model", 60, 1),
     "extract": (f"a LoRA of rank {RANK} extracted from DreamBooth's weights", 600, 1),
+    "pocket": ("an adapter loaded into a running pipeline, of the pocket base", 0.3, 9),
 }
+NEEDS = {"import": "export", "load": "dreambooth"}  # whose file they read
 STREAMED = ("merge", "dreambooth")  # of these the memory shall stay below twice the checkpoint's size
 
 
@@ -103,7 +107,7 @@ def build(work, width):
 def prepared(case, work):
     """The call that is measured, a function without arguments, with everything that it needs imported and in place."""
     from lib.base import load_base
-    from lib.compose import mix
+    from lib.compose import mix, use
     from lib.export import export_lora
     from lib.merge import merge
     from lib.ship import extract_to, import_lora
@@ -112,6 +116,10 @@ def prepared(case, work):
     base, file, one = str(work / "base"), work / "kohya.safetensors", work / "one.safetensors"
     if case == "load" and not (work / "one").exists():
         shutil.copytree(work / "base", work / "one", ignore=shutil.ignore_patterns("*.safetensors"))
+    if case == "pocket":
+        running, names, adapter = load_base(), count(), ROOT / "data" / "adapters" / "clothing.safetensors"
+        use(running, {"first": adapter})  # imports, and layers wrapped for the first time
+        return lambda: load_and_remove(running, f"adapter_{next(names)}", adapter)
     calls = {"export": lambda: export_lora(work / "lora", "kohya", file),
              "import": lambda: import_lora(file, fresh(work / "imported"), base),
              "add": lambda: mix({"one": work / "lora", "two": work / "other"}, "cat", base=base),
@@ -120,6 +128,15 @@ def prepared(case, work):
              "load": lambda: load_base(str(one), "cpu"),
              "extract": lambda: extract_to(work / "dreambooth", RANK, "kohya", work / "extracted.safetensors")}
     return calls[case]
+
+
+def load_and_remove(running, name, adapter):
+    """Load an adapter beside the first, and take it out again, for the next round to meet the same pipeline."""
+    from lib.compose import use
+
+    use(running, {name: adapter})
+    running.pipe.set_adapters(["first"], [1.0])
+    running.pipe.delete_adapters(name)
 
 
 def fresh(folder):
@@ -135,54 +152,94 @@ def child(case, work):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": statistics.median(seconds), "rounds": len(seconds), "memory": resident_bytes(), "before": before}))
+    print(json.dumps({"seconds": statistics.median(seconds), "rounds": len(seconds), "memory": resident_bytes(), "before": before,
+                      "device": device_name(torch.device("cpu"))}))
+
+
+def collect(cases, measure, save):
+    """Measure `cases` one by one with `measure(case)`, calling `save(case, result)` after each; the names of those that failed.
+
+    So a case that fails, or that somebody stops, takes nothing from those before it.
+    """
+    failed = []
+    for case in cases:
+        try:
+            save(case, measure(case))
+        except subprocess.CalledProcessError:
+            failed.append(case)
+    return failed
 
 
 def figures(found):
     """What was measured as Markdown; None is nothing yet."""
     if found is None:
         return "Not measured on this version yet: `python -m benchmarks.sizes`.\n"
-    size, gib = found["checkpoint_bytes"], 2**30
-    lines = [f"On {found['device']}, torch {found['versions']['torch']}: a U-Net of {found['parameters']:,} random weights, a LoRA of rank "
-             f"{found['rank']} ({found['lora_bytes'] / 2**20:.0f} MiB), one file of {size / gib:.2f} GiB in fp16 made from a base of "
-             f"{found['base_bytes'] / gib:.2f} GiB in fp32.", "",
+    size, gib, cases = found.get("checkpoint_bytes"), 2**30, found["cases"]
+    lines = [f"On {found['device']}, torch {found['versions']['torch']}" + (
+        f": a U-Net of {found['parameters']:,} random weights, a LoRA of rank {found['rank']} ({found['lora_bytes'] / 2**20:.0f} MiB), one "
+        f"file of {size / gib:.2f} GiB in fp16 made from a base of {found['base_bytes'] / gib:.2f} GiB in fp32." if size else "."), "",
              "| | wanted, s | seconds | memory at the peak, GiB | times the file |", "| --- | ---: | ---: | ---: | ---: |"]
     for case, (what, wanted, _) in CASES.items():
-        row = found["cases"][case]
-        times = f"{row['memory'] / size:.2f}{' (2 wanted)' if case in STREAMED else ''}"
-        lines.append(f"| {what} | {wanted} | {row['seconds']:.1f} | {row['memory'] / gib:.2f} | {times} |")
+        if case in cases:
+            row = cases[case]
+            what += f" ({row['device']})" if row.get("device", found["device"]) != found["device"] else ""
+            times = "-" if case == "pocket" or not size else f"{row['memory'] / size:.2f}{' (2 wanted)' if case in STREAMED else ''}"
+            seconds = f"{row['seconds']:.{1 if wanted >= 1 else 2}f}"
+            lines.append(f"| {what} | {wanted} | {seconds} | {row['memory'] / gib:.2f} | {times} |")
+        else:
+            lines.append(f"| {what} | {wanted} | not measured | - | - |")
     return "\n".join(lines) + "\n"
+
+
+def sizes_of(work):
+    """What the files in `work` are, where they are there."""
+    from lib.target import read_target
+
+    if not all((work / name).exists() for name in ("base", "one.safetensors", "kohya.safetensors")):
+        return {}
+    weights = sum(torch.Size(shape).numel() for shape in read_target(str(work / "base")).shapes["unet"].values())
+    return {"parameters": weights, "checkpoint_bytes": size_of(work / "one.safetensors"), "lora_bytes": size_of(work / "kohya.safetensors"),
+            "base_bytes": sum(f.stat().st_size for f in (work / "base").rglob("*.safetensors"))}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=WIDTH, help="channels of the U-Net's first block, a multiple of 32 (default: 320)")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="what to measure (default: all)")
     parser.add_argument("--work", type=Path, help="a folder with 15 GB of room (default: the system's temporary one)")
     parser.add_argument("--child", nargs=2, metavar=("CASE", "WORK"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(args.child[0], Path(args.child[1]))
+    found = {"cases": {}, "rank": RANK, "device": device_name(torch.device("cpu")), "versions": versions()}
+    before = read(RESULTS) if args.width == WIDTH else None
+    if before and all(before[key] == found[key] for key in ("rank", "versions")):
+        found = before | ({"device": found["device"]} if set(args.cases) == set(CASES) else {})
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         work = Path(work)
-        build(work, args.width)
-        cases = {}
-        for case in CASES:
+
+        def measure(case):
+            print(f"{case} ...", flush=True)
             said = subprocess.run([sys.executable, "-m", "benchmarks.sizes", "--child", case, str(work)], check=True, cwd=ROOT,
                                   stdout=subprocess.PIPE, text=True)
-            cases[case] = json.loads(said.stdout.splitlines()[-1])
-            print(case, cases[case], flush=True)
-        from lib.target import read_target
+            return json.loads(said.stdout.splitlines()[-1])
 
-        weights = sum(torch.Size(shape).numel() for shape in read_target(str(work / "base")).shapes["unet"].values())
-        found = {"cases": cases, "rank": RANK, "parameters": weights, "checkpoint_bytes": (work / "one.safetensors").stat().st_size,
-                 "lora_bytes": (work / "kohya.safetensors").stat().st_size,
-                 "base_bytes": sum(f.stat().st_size for f in (work / "base").rglob("*.safetensors")),
-                 "device": device_name(torch.device("cpu")), "versions": versions()}
-    if args.width == WIDTH:
-        write_json(RESULTS, found)
-        into_file(README, "sizes", figures(found))
+        def save(case, result):
+            found["cases"][case] = result
+            found.update(sizes_of(work))
+            print(case, result, flush=True)
+            if args.width == WIDTH:
+                write_json(RESULTS, found)
+                into_file(README, "sizes", figures(found))
+
+        wanted = {*args.cases, *(NEEDS[case] for case in args.cases if case in NEEDS)}
+        if wanted != {"pocket"}:
+            build(work, args.width)
+        failed = collect([case for case in CASES if case in wanted], measure, save)
     print(figures(found))
+    if failed:
+        return f"{', '.join(failed)} failed, for the reasons above; what else was measured is kept."
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

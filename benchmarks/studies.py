@@ -55,8 +55,9 @@ def studies(subjects, seeds):
     both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
     return {
         "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
-        "rank": [job(s, "lora", rank=rank) for rank in RANKS for s in some],
-        "prior": [job(s, m, **changes) for changes in ({}, {"prior_weight": 0.0}) for s, m in both],
+        "rank": [job(s, "lora", seed, rank=rank) for seed in range(seeds) for rank in RANKS for s in subjects],
+        "prior": [job(s, m, seed, **changes) for seed in range(seeds) for changes in ({}, {"prior_weight": 0.0}) for s in subjects
+                  for m in METHODS],
         "again": [job(s, m, seed=100) for s, m in both],  # a part of the main study on another training seed: do its effects agree?
         "rate": [job(s, "base", variant=v) for s, v in tuning]
         + [job(s, m, variant=v, learning_rate=rate) for s, v in tuning for m in METHODS for rate in learning_rates.RATES[m]],

@@ -21,6 +21,8 @@ from .safefile import open_weights, some
 from .settings import BadInput, read_json
 
 IN_HEADER = "lora_adapter_metadata"  # where diffusers keeps the configuration (diffusers.loaders.lora_base)
+# What a header says of its own file, and does not go with the adapter into another.
+OF_THE_FILE = (IN_HEADER, "format", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _from_files(files, source, layers):
     made = {part: {} for part in PARTS}
     for (part, name), roles in found.items():
         made[part][name] = _layer(source, part, name, roles, config.get(part) or {})
-    metadata = {key: value for key, value in metadata.items() if key not in (IN_HEADER, "format")}
+    metadata = {key: value for key, value in metadata.items() if key not in OF_THE_FILE}
     return Adapter({part: layers for part, layers in made.items() if layers}, metadata, str(source))
 
 

@@ -75,8 +75,8 @@ def pareto(rows):
     found = {name: [(label, *_both(rows, study, of)) for label, study, of in side] for name, side in sides.items()}
     if any(p[1] is None for side in found.values() for p in side):
         return None
-    about = f"Likeness against prompt following, {size(rows)}: up and to the right is better"
-    return points(found, "CLIP-T (follows the prompt)", "DINO (looks like the subject)", about)
+    about = f"Likeness against prompt following, {size(rows)}: up and to the right is better. {_far('The base model', found['base model'])}"
+    return points(found, "CLIP-T (follows the prompt)", "DINO (looks like the subject)", about, aside=("base model",))
 
 
 def _both(rows, study, of):
@@ -87,8 +87,8 @@ def _both(rows, study, of):
 def path(rows):
     """Likeness against prompt following along the training, at each quarter of it."""
     found = {name: _quarters(rows, where, "clip_t", "dino") for name, where in WHO.items()}
-    about = f"Along the training, at each quarter of it, {size(rows)}, {SMALL}: up and to the right is better"
-    return points(found, "CLIP-T (follows the prompt)", "DINO (looks like the subject)", about) if any(found.values()) else None
+    return _along(found, "CLIP-T (follows the prompt)", "DINO (looks like the subject)",
+                  f"Along the training, at each quarter of it, {size(rows)}, {SMALL}: up and to the right is better")
 
 
 def forgetting(rows):
@@ -96,7 +96,19 @@ def forgetting(rows):
     found = {name: _quarters(rows, where, "dino", "drift") for name, where in WHO.items()}
     about = (f"Forgetting against learning, at each quarter of the training, {size(rows)}, {SMALL}, drift of the plain class alone, which "
              "prior preservation trains on: down and to the right is better")
-    return points(found, "DINO (looks like the subject)", "drift of the plain class", about) if any(found.values()) else None
+    return _along(found, "DINO (looks like the subject)", "drift of the plain class", about)
+
+
+def _along(found, x, y, about):
+    """`points` of quarters of a training, without the start, which lies far off; None without any."""
+    start = f"0/{PARTS}"
+    starts = [p for side in found.values() for p in side if p[0] == start]
+    return points(found, x, y, f"{about}. {_far('The start', starts)}", aside=(start,)) if starts else None
+
+
+def _far(name, found):
+    """Where the first of the points `found` is, which is not drawn."""
+    return f"{name}, at {found[0][1]:.3f} across and {found[0][2]:.3f} up, is not drawn, for it lies far off"
 
 
 def _quarters(rows, where, *measures):

@@ -6,7 +6,8 @@
 A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context, the workspaces of cuBLAS and cuDNN (together about
 0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
 A T4, sold as 16 GB, has 14.7 GiB. Counted is the worst of two moments: the training step, when VAE and text encoders have left the card,
-and before it the encoding of the pictures, when the U-Net has not come yet.
+and before it the encoding of the pictures, when the U-Net has not come yet. Not counted are samples and measurements along the way, for
+which VAE and text encoders come back beside the step's weights: where they do not fit, they are left out, and the training goes on.
 """
 
 import argparse

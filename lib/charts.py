@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import textwrap
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .figure import Figure, Table, number
+from .labels import label_ends, label_points
 from .settings import BadInput
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; style, marker and hatch say the same without any colour.
@@ -50,7 +50,7 @@ def curves(series, x="step", y="loss", smooth=1, caption="", alt=None, log_x=Fal
         _log(axes)
     if log_y:
         axes.set_yscale("log")
-    _label_ends(chart, axes, ends)
+    label_ends(chart, axes, ends)
     at = sorted({float(xs[i]) for _, xs, _, few in rows for i in few})
     found = [{float(v): float(w) for v, w in zip(xs, line)} for _, xs, line, _ in rows]
     body = [[int(v) if v == int(v) else v, *(f.get(v) for f in found)] for v in at]
@@ -144,26 +144,29 @@ def bars(values, unit="", caption="", alt=None, log=False):
     return _finish(chart, f"{alt or caption or 'Bar chart'} ({unit or 'no unit'}): {words}.", numbers, caption)
 
 
-def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None):
+def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None, aside=()):
     """A scatter `Figure` of `series`: name -> list of (label, x, y), each with up to two intervals (low, high) behind it: of x, then of y.
 
     Every point has its label beside it; `join` draws a line through a series in its order. `mark`: name -> label of a point to ring.
+    `aside`: labels, or names of series, that are not drawn, for they lie so far off that the others would run together.
     """
     chart, axes = _axes(caption, x, y, height=4.2)
-    rows, words = [], []
+    rows, words, labels = [], [], []
     for k, (name, found) in enumerate(series.items()):
         look = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
         found = [(*p, None, None)[:5] for p in found]
-        xs, ys = [p[1] for p in found], [p[2] for p in found]
-        axes.plot(xs, ys, linestyle=STYLES[k % len(STYLES)] if join else "", label=name, **look)
-        for label, a, b, across, up in found:
+        drawn = [p for p in found if name not in aside and p[0] not in aside]
+        if drawn:
+            axes.plot([p[1] for p in drawn], [p[2] for p in drawn], linestyle=STYLES[k % len(STYLES)] if join else "", label=name, **look)
+        for label, a, b, across, up in drawn:
             for ends, value, where in ((across, a, "xerr"), (up, b, "yerr")):
                 if ends and ends[0] is not None:
-                    axes.errorbar(a, b, **{where: [[value - ends[0]], [ends[1] - value]]}, color=look["color"], capsize=3, linewidth=1)
+                    error = {where: [[value - ends[0]], [ends[1] - value]]}
+                    axes.errorbar(a, b, **error, color=look["color"], capsize=3, linewidth=1, alpha=0.5)
             if mark and mark.get(name) == label:
                 axes.plot(a, b, "o", markersize=14, markerfacecolor="none", markeredgecolor=look["color"], markeredgewidth=1.8)
-            axes.annotate(str(label), (a, b), (6, 6), textcoords="offset points", fontsize=9, color=look["color"])
-            rows.append([f"{name}, {label}" if str(label) not in ("", number(a)) else name, a, _ends(across), b, _ends(up)])
+            labels.append((str(label), a, b, look["color"]))
+        rows += [[f"{name}, {p[0]}" if str(p[0]) not in ("", number(p[1])) else name, p[1], _ends(p[3]), p[2], _ends(p[4])] for p in found]
         words.append(f"{name}: " + ", ".join(f"{label} at {number(a)}, {number(b)}".strip() for label, a, b, *_ in found))
     if log_x:
         _log(axes)
@@ -172,6 +175,7 @@ def points(series, x, y, caption="", alt=None, join=True, log_x=False, mark=None
             axes.set_xticks(ticks, [number(t) for t in ticks])
         axes.minorticks_off()  # their labels run into each other
     axes.legend(frameon=False)
+    label_points(chart, axes, labels)
     keep = [c for c in range(5) if c not in (2, 4) or any(r[c] for r in rows)]
     columns = ["", x, "95 %", y, "95 % "]
     numbers = Table([[row[c] for c in keep] for row in rows], [columns[c] for c in keep])
@@ -228,17 +232,6 @@ def _log(axes):
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(float(value))))
     axes.minorticks_off()
-
-
-def _label_ends(chart, axes, ends):
-    """Write each line's name at its right end, pushed apart where they would overlap, instead of a legend to look up colours in."""
-    chart.draw_without_rendering()
-    wanted = sorted((axes.transData.transform((x, y))[1], k) for k, (x, y, _, _) in enumerate(ends))
-    placed = -math.inf
-    for height, k in wanted:
-        placed, (x, y, name, color) = max(height, placed + 17), ends[k]
-        axes.annotate(f"{name} ", (x, y), (8, (placed - height) * 72 / chart.dpi), textcoords="offset points", color=color, va="center",
-                      fontsize=11, fontweight="bold", annotation_clip=False)
 
 
 def _finish(chart, alt, numbers, caption):

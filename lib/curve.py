@@ -61,8 +61,6 @@ class Curve:
             return
         if not (self.run / "settings.json").is_file():
             raise BadInput(f"The curve is to be written to {self.run}, which is not the run being trained: give it the settings' output.")
-        if len(self.points) == 1 and (self.run / FILE).is_file():  # a training that goes on: its earlier points are there
-            self.points += [p for p in read_curve(self.run)["points"] if 0 < p["step"] < state.step]
         self._measure(state.step, state.seconds, time.perf_counter())
         write_json(self.run / FILE, self.record())
 

@@ -21,6 +21,7 @@ RESAMPLES = 10_000
 ENOUGH = 6              # subjects for an interval: it lies within its n values, so it covers at most 1 - 2^(1 - n) of the time
 # Equivalence margins: differences that are the same to whoever has to choose.
 COSINE = 0.02           # a fifth of the 0.1 of DINO that matters to people, by DreamBooth's own tables
+CLEAR = 5 * COSINE      # those 0.1 themselves: of a smaller distance, a difference that counts as the same would be over a fifth
 COST = 0.05             # one step timed again on one machine differs by more (README, Figures)
 SPREAD = 0.002          # diversity and consistency of a tuned model are themselves one or two hundredths
 POWER = 0.01            # drift and losses: a hundredth of the mean square of the noise to be predicted, a thirtieth of the base's loss

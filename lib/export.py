@@ -14,12 +14,14 @@ from pathlib import Path
 
 from .adapter import one_alpha, read_adapter, to_diffusers, to_kohya, to_peft
 from .fit import check_fit
-from .readers import check_back, load_back, readers
-from .safefile import content_hash, made_here, open_weights, save_weights_file, size_of, takes_place
+from .readers import check_back, load_back, readers, sentences
+from .safefile import HASH, made_here, open_weights, save_weights_file, size_of, takes_place
 from .settings import BadInput, read_json
 from .target import read_target
 
 FORMS = ("kohya", "diffusers", "peft")
+# Content hashes as the tools compute them: of all bytes behind the header (modelspec, Kohya).
+HASHES = {"modelspec.hash_sha256": f"0x{HASH}", "sshs_model_hash": HASH, "format": "pt"}
 EXPORTED = ("unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2", "model_index.json", "README.md",
             "feature_extractor", "pictures")
 # Kohya's name of a setting -> ours.
@@ -42,10 +44,9 @@ class Exported:
 
     def lines(self):
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
-        for tool, (good, bad) in self.readers.items():
-            yield f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}" + (f" (not {bad[0]})" if bad else "")
+        yield from sentences(self.readers)
         if not self.read_back:
-            yield "not read back: the base is a single file, and this machine has no configuration to build a model by"
+            yield "not read back by diffusers: the base is a single file, and this machine has no configuration to build a model by"
 
 
 def export_lora(source, to, out, base=None, title=None, other_base=False):
@@ -66,12 +67,12 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
         names = []
         if to == "peft":
             for name, (tensors, metadata, config) in to_peft(adapter).items():
-                save_weights_file(part / name / "adapter_model.safetensors", tensors, metadata | hashes(tensors))
+                save_weights_file(part / name / "adapter_model.safetensors", tensors, metadata | HASHES, check=True)
                 (part / name / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
                 names += tensors
         else:
             made = to_kohya(adapter, target.sdxl, target.layers, target.attended) if to == "kohya" else to_diffusers(adapter)
-            save_weights_file(part, made[0], made[1] | hashes(made[0]))
+            save_weights_file(part, made[0], made[1] | HASHES, check=True)
             names = list(made[0])
         seconds = time.perf_counter() - started
         known_to = readers(names, to, target)
@@ -159,8 +160,3 @@ def header(target, known, title, adapter=None):
         said |= {name: settings.get(ours) for name, ours in SETTINGS.items()}
     return {key: str(value) for key, value in said.items() if value not in (None, "", {})}
 
-
-def hashes(tensors):
-    """Content hashes as the tools compute them: of all bytes behind the header (modelspec, Kohya)."""
-    digest = content_hash(tensors)
-    return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest, "format": "pt"}

@@ -4,7 +4,8 @@
 
 The difference of each layer's weights, a convolution's as a matrix [out, in x kernel], is cut to its first directions. Large layers use
 a randomised SVD (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1), which is checked against the exact one in
-the tests. What a LoRA cannot hold (norms, biases, embeddings) is left out, and said.
+the tests. What a LoRA cannot hold (norms, biases, embeddings) is left out, and said. Layers outside of blocks, which Kohya's own tools pass
+over, are kept: 0.8 % of the change on the pocket base, and without them pictures at rank 64 are three times as far from the model's.
 """
 
 from dataclasses import dataclass

@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from .adapter import read_adapter
-from .export import check_out, facts, header, with_base
+from .export import HASHES, check_out, facts, header, with_base
 from .fit import check_base, check_fit
 from .keys import PARTS
 from .original import layout
+from .readers import sentences
 from .safefile import size_of, takes_place, write_weights
 from .settings import BadInput, read_json, write_json
 from .target import read_target
+from .whole import checkpoint_readers, folder_readers
 
 FORMS = ("checkpoint", "diffusers")
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
@@ -28,7 +30,8 @@ FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorc
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: `path`, `form`, `bytes`, `seconds`, number of `tensors`, and how many of them are not the base's (`changed`)."""
+    """What was written: `path`, `form`, `bytes`, `seconds`, number of `tensors`, how many of them are not the base's (`changed`), and
+    `readers`: {tool: (keys that load, keys that do not)}. Every tensor was read back."""
 
     path: Path
     form: str
@@ -36,10 +39,12 @@ class Merged:
     seconds: float
     tensors: int
     changed: int
+    readers: dict
 
     def lines(self):
         """What can be said of it, in sentences."""
-        yield f"{self.tensors} tensors in fp16, {self.changed} of them not the base's"
+        yield f"{self.tensors} tensors in fp16, {self.changed} of them not the base's, all read back and the same"
+        yield from sentences(self.readers)
 
 
 def merge(sources, to, out, base=None, weights=None, title=None, other_base=False):
@@ -47,7 +52,7 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
 
     `sources`: a DreamBooth run, or one or several LoRAs (runs, files, PEFT folders), each with its weight (1 where none are given).
     `base`: by default that of the first. Raises BadInput, before anything is written, for adapters that do not fit or are damaged, and
-    for values that fp16 cannot hold.
+    for values that fp16 cannot hold; and if a key would not load, or a tensor, read back, is not what was meant.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     if to not in FORMS:
@@ -73,11 +78,12 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     plain, merged_from = read_target(target.name), ", ".join([target.name, *(Path(source).name for source in sources)])
     if tuned and not other_base:
         check_base(sources[0], plain)
-    metadata = header(plain, known, title or out.stem) | {"modelspec.merged_from": merged_from, "format": "pt"}
-    with takes_place(out) as part:
-        count = (_one_file if to == "checkpoint" else _folder)(part, target, read, metadata)
+    metadata = header(plain, known, title or out.stem) | {"modelspec.merged_from": merged_from}
+    metadata |= {key: text for key, text in HASHES.items() if not key.startswith("sshs_")}  # those are for LoRAs
+    known_to = (_one_file if to == "checkpoint" else _folder)(out, target, read, metadata)
     changed = sum(len(target.shapes[part]) for part in target.tuned) or len({(p, n) for a, _ in adapters for p, n, _ in a})
-    return Merged(out, to, size_of(out), time.perf_counter() - started, count, changed)
+    count = len(next(iter(known_to.values()))[0])
+    return Merged(out, to, size_of(out), time.perf_counter() - started, count, changed, known_to)
 
 
 def reader(target, adapters=()):
@@ -104,17 +110,34 @@ def merged_weight(tensor, layers):
     return total
 
 
-def _one_file(path, target, read, metadata):
+def _one_file(out, target, read, metadata):
     entries = layout(target)
+    known_to = _all_load(checkpoint_readers(entries, target), out)
     shapes = {key: (_kind(target, *entry.sources[0]), entry.shape) for key, entry in entries.items()}
     shapes |= {mark: ("F32", (0,)) for mark in target.marks}
-    write_weights(path, shapes, lambda key: entries[key].make(read) if key in entries else torch.zeros(0), metadata)
-    return len(shapes)
+    with takes_place(out) as part:
+        write_weights(part, shapes, lambda key: entries[key].make(read) if key in entries else torch.zeros(0), metadata, check=True)
+    return known_to
 
 
-def _folder(path, target, read, metadata):
+def _all_load(known_to, out):
+    for tool, (_, bad) in known_to.items():
+        if bad:
+            raise BadInput(f"{out} was not written: {len(bad)} of its keys would not load in {tool} ({bad[0]}): look whether the "
+                           "base's own files are whole.")
+    return known_to
+
+
+def _folder(out, target, read, metadata):
     """The diffusers folder: weights in fp16, everything else as the base has it, without a safety checker (which loads no other way)."""
-    folder, count = target.configurations(), 0
+    folder = target.configurations()
+    known_to = _all_load(folder_readers(target), out)
+    with takes_place(out) as path:
+        _write_folder(path, folder, target, read, metadata)
+    return known_to
+
+
+def _write_folder(path, folder, target, read, metadata):
     for source in sorted(folder.iterdir()):
         if source.is_dir() and source.name in (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor"):
             (path / source.name).mkdir(parents=True)
@@ -128,14 +151,12 @@ def _folder(path, target, read, metadata):
         spare = target.spare(part)
         shapes = {name: (_kind(target, part, name), shape) for name, shape in names.items() if name not in spare}
         write_weights(path / part / FILES.get(part, "model.safetensors"), shapes, lambda name, part=part: read(part, name),
-                      metadata if part == "unet" else {"format": "pt"})
-        count += len(shapes)
+                      metadata if part == "unet" else {"format": "pt"}, check=True)
     index = read_json(folder / "model_index.json")
     index |= {part: [None, None] for part in ("feature_extractor", "image_encoder") if part in index and not (path / part).is_dir()}
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     write_json(path / "model_index.json", index)
-    return count
 
 
 def _settle_prediction(path, target):

@@ -14,6 +14,9 @@ from .settings import BadInput
 
 PAIR = ("lora_A.weight", "lora_B.weight")
 HALVES = ("lora_down.weight", "lora_up.weight", "alpha")
+# Where sd-scripts wraps layers when it loads a LoRA: in Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D, in CLIPAttention
+# and CLIPMLP. Keys of others, which a full fine-tune changes too, it passes over in silence.
+WRAPPED = {"unet": r"\.(attentions|resnets|downsamplers|upsamplers)\.", "text": r"encoder\.layers\.\d+\.(self_attn|mlp)\."}
 TOOLS = {"kohya": ("ComfyUI", "Forge", "WebUI", "Kohya", "diffusers"), "diffusers": ("diffusers", "ComfyUI"), "peft": ("PEFT",)}
 
 
@@ -22,12 +25,14 @@ def scheme(tool, target):
     keys, sdxl, shape = set(), target.sdxl, (target.layers, target.attended)
     for part in target.shapes:
         for name in target.layer_shapes(part) if part != "vae" else ():
+            if tool == "Kohya" and not re.search(WRAPPED["unet" if part == "unet" else "text"], f".{name}"):
+                continue
             names = {kohya_name(part, name, sdxl, *shape)}
             if part == "unet" and tool in ("ComfyUI", "Forge", "WebUI", "diffusers"):
                 names |= {kohya_name(part, name, False), f"lora_unet_{to_original(name, *shape)}".replace(".", "_")}
             if part == "text_encoder" and tool in ("ComfyUI", "Forge"):
                 names |= {kohya_name(part, name, True)}
-            if part != "unet" and tool in ("ComfyUI", "Forge", "WebUI") and not re.search(r"encoder\.layers\.\d+\.(self_attn|mlp)", name):
+            if part != "unet" and tool in ("ComfyUI", "Forge", "WebUI") and not re.search(WRAPPED["text"], name):
                 names = set()
             if tool != "PEFT":
                 keys |= {f"{n}.{half}" for n in names for half in HALVES}
@@ -55,10 +60,19 @@ def readers(names, form, target):
     return found
 
 
-def load_back(path, form, target):
-    """{(part, name): (down, up, scale)} as diffusers (or PEFT) reads the file, loaded into models whose own weights are never touched.
+def sentences(found):
+    """What `readers` found, a sentence a tool: "256 of 256 keys will load in ComfyUI", with the layers that it leaves aside."""
+    for tool, (good, bad) in found.items():
+        aside = dict.fromkeys(re.sub(r"\.(lora_\w+(\.weight)?|alpha)$", "", key) for key in bad)
+        some = ", ".join(list(aside)[:6]) + (f" and {len(aside) - 6} more" if len(aside) > 6 else "")
+        yield f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}" + (f"; it leaves aside {some}" if bad else "")
 
-    Memory that is only reserved takes no room, so this needs a base model's configuration and not its gigabytes.
+
+def load_back(path, form, target):
+    """{(part, name): (down, up, scale, DoRA's magnitude or None)} as diffusers (or PEFT) reads the file.
+
+    It is loaded into models whose own weights are never touched. Memory that is only reserved takes no room, so this needs a base model's
+    configuration and not its gigabytes.
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
@@ -99,7 +113,8 @@ def _peft_back(path, unet, target):
 def _modules(model):
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and "check" in module.lora_A:
-            yield name, (module.lora_A["check"].weight.detach(), module.lora_B["check"].weight.detach(), module.scaling["check"])
+            magnitude = module.lora_magnitude_vector["check"].weight.detach() if "check" in module.lora_magnitude_vector else None
+            yield name, (module.lora_A["check"].weight.detach(), module.lora_B["check"].weight.detach(), module.scaling["check"], magnitude)
 
 
 def hollow_part(part, target):
@@ -124,11 +139,17 @@ def check_back(adapter, found, path):
     for part, name, layer in adapter:
         theirs = found.pop((part, name), None)
         scale = layer.alpha / layer.rank
-        if theirs is None or theirs[0].device.type == "meta" or not (
-                torch.equal(theirs[0].cpu().float(), layer.down.float()) and torch.equal(theirs[1].cpu().float(), layer.up.float())
-                and abs(theirs[2] - scale) <= 1e-6 * abs(scale)):
+        if theirs is None or not (_same(theirs[0], layer.down) and _same(theirs[1], layer.up) and _same(theirs[3], layer.magnitude)
+                                  and abs(theirs[2] - scale) <= 1e-6 * abs(scale)):
             wrong.append(f"{part}.{name}")
     if wrong or found:
         wrong += [".".join(name) for name in found]
         raise BadInput(f"{path} was not written: read back it differs in {len(wrong)} layers ({', '.join(wrong[:3])}); this is an error of "
                        "the export, please report it.")
+
+
+def _same(theirs, ours):
+    """Whether a tensor that was read back (on the meta device: never read) is ours; magnitudes are None where there is no DoRA."""
+    if theirs is None or ours is None:
+        return theirs is ours
+    return theirs.device.type != "meta" and torch.equal(theirs.cpu().float(), ours.float())

@@ -24,6 +24,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 NAMES = {dtype: name for name, dtype in TYPES.items()}
+HASH = "the SHA-256 of all that follows the header".ljust(64, ".")  # in a header: `write_weights` puts the hash itself in its place
 
 
 class open_weights:
@@ -103,10 +104,11 @@ def refuse_pickle(path):
                        "let someone who trusts it convert it with torch.load(..., weights_only=True) and safetensors.torch.save_file.")
 
 
-def write_weights(path, shapes, read, metadata=None):
+def write_weights(path, shapes, read, metadata=None, check=False):
     """Write `shapes` (name -> (type name, shape)), each tensor as `read(name)` gives it, in that order; whole or not at all.
 
-    Holds one tensor at a time. Returns the SHA-256 of all that follows the header, which is what the tools call a model's hash.
+    Holds one tensor at a time. Texts of `metadata` may hold `HASH`. With `check` every tensor is read back before the file takes its
+    place (`check_written`). Returns the SHA-256 of all that follows the header, which is what the tools call a model's hash.
     """
     path, offset, header = Path(path), 0, {}
     if metadata:
@@ -133,6 +135,11 @@ def write_weights(path, shapes, read, metadata=None):
                     data = data.reshape(-1).view(torch.uint8).numpy()
                     digest.update(data)
                     file.write(data)
+                if HASH.encode() in text:  # the header comes first and its length is settled, so the hash is filled in at the end
+                    file.seek(8)
+                    file.write(text.replace(HASH.encode(), digest.hexdigest().encode()))
+            if check:
+                check_written(part, shapes, digest.hexdigest(), path)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -141,17 +148,23 @@ def write_weights(path, shapes, read, metadata=None):
     return digest.hexdigest()
 
 
-def content_hash(tensors):
-    """The hash that `write_weights` will return for tensors in memory (name -> tensor), which a header can thus hold."""
-    digest = hashlib.sha256()
-    for tensor in tensors.values():
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def check_written(path, shapes, digest, name):
+    """Raise BadInput unless the file at `path`, opened anew, holds `shapes`, and its tensors, read by name one at a time in that order,
+    hash to `digest`: then each is what was written, for all lengths are known. `name`: what the sentence calls the file."""
+    with open_weights(path) as file:
+        found, again = {key: (file.dtype(key), file.shape(key)) for key in file.names}, hashlib.sha256()
+        same = found == {key: (kind, tuple(shape)) for key, (kind, shape) in shapes.items()}
+        for key in shapes if same else ():
+            again.update(file.read(key).reshape(-1).view(torch.uint8).numpy())
+    if not same or again.hexdigest() != digest:
+        raise BadInput(f"{name} was not written: read back, it is not what was meant, so the disk or the memory is at fault; try another "
+                       "disk, and report it if it happens again.")
 
 
-def save_weights_file(path, tensors, metadata=None):
-    """Write tensors from memory, as they are; whole or not at all. Returns as `write_weights`."""
-    return write_weights(path, {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, tensors.__getitem__, metadata)
+def save_weights_file(path, tensors, metadata=None, check=False):
+    """Write tensors from memory, as they are; whole or not at all. `check` and what is returned as in `write_weights`."""
+    shapes = {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
+    return write_weights(path, shapes, tensors.__getitem__, metadata, check)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from .compose import check_name
 from .dataset import Dataset
-from .effects import COSINE
+from .effects import CLEAR
 from .fidelity import similarity
 from .lesson import course_prompts
 from .photos import prepare, prompts
@@ -73,11 +73,11 @@ def likeness_together(base, concepts, judge, seeds=(4000, 4001), places=("", "in
 
 
 def survives(score, floor, alone):
-    """The share of a concept that is left: (score - floor) / (alone - floor); None where alone it is no better than the base.
+    """The share of a concept that is left: (score - floor) / (alone - floor); None where alone it is hardly better than the base.
 
-    "Better" is by more than `COSINE`: of a smaller difference every share would be noise.
+    "Hardly" is by no more than `CLEAR`: of a smaller distance a share is mostly noise, and one such could drown a mean.
     """
-    return (score - floor) / (alone - floor) if alone - floor > COSINE else None
+    return (score - floor) / (alone - floor) if alone - floor > CLEAR else None
 
 
 def shares(scores, floor, alone):

@@ -73,8 +73,7 @@ def fit(settings, base, dataset, run, watchers):
     """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
-    _ = base.fingerprint  # read now, while its files are there
-    recipe = settle(settings, base.device)
+    recipe, _ = settle(settings, base.device), base.fingerprint  # which is read now, while its files are there
     if base.device.type == "cuda":
         from .cards import choose_for
 
@@ -161,8 +160,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                     checkpoints.write(step, log, clock, peak)
                 if settings.sample_every and step.taken % settings.sample_every == 0:
                     draw(base, dataset, step, run, state)
-                for watch in watchers:
-                    watch(state)
+                watchers = [w for w in watchers if fits(base, step, "what is measured along the way", lambda w=w: w(state))]
                 base.rest(tuned)
             log.flush()
             if step.taken < settings.steps:
@@ -174,9 +172,8 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
         raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
-    found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)
     about = {"data_sha256": data_hash(dataset), "family": base.family.name, "base_fingerprint": base.fingerprint}
-    write_json(run / "metrics.json", about | found)
+    write_json(run / "metrics.json", about | metrics(settings, state, clock, peak, trained, file_bytes, base.device))
     if step.taken == settings.steps:
         checkpoints.clear()
     return run
@@ -194,18 +191,21 @@ def back_to_last_good(step, checkpoints, run):
 
 
 def draw(base, dataset, step, run, state):
-    """Add `sample` to the state's; where memory does not suffice for drawing, none are drawn any more, and the training goes on."""
-    if not state.draws:
-        return
+    """Add `sample` to the state's, as long as memory suffices for that."""
+    if state.draws:
+        state.draws = fits(base, step, "samples", lambda: state.samples.append((step.taken, sample(base, dataset, step, run))))
+
+
+def fits(base, step, what, do):
+    """Call `do`; False where memory did not suffice, which is said: from then on it is left out, and the training goes on."""
     try:
-        state.samples.append((step.taken, sample(base, dataset, step, run)))
+        return do() or True
     except (RuntimeError, MemoryError, BadInput) as error:
         if not out_of_memory(error):
             raise
-        state.draws = False
-        say(f"memory does not suffice to draw samples at step {step.taken}: the training goes on without them")
-    if not state.draws:
-        reclaim(base.device)
+        say(f"memory does not suffice for {what} at step {step.taken}: the training goes on without")
+    reclaim(base.device)  # only here, where the error is gone, is the memory free
+    return False
 
 
 def sample(base, dataset, step, run):

@@ -71,6 +71,17 @@ def clip_layers(blocks):
             for n in (*(f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")]
 
 
+# Layers of the U-Net itself, in no block: sd-scripts makes no LoRA modules for them (LoRANetwork.create_modules walks through the blocks'
+# Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D), and drops their keys in silence. WebUI, ComfyUI and diffusers take them.
+OUTSIDE_OF_BLOCKS = {"conv_in", "conv_out", "conv_norm_out", "time_embedding.linear_1", "time_embedding.linear_2",
+                     "add_embedding.linear_1", "add_embedding.linear_2"}
+
+
+def sd_scripts_names(config, blocks, sdxl):
+    """Those of `kohya_names` for which Kohya's own tools have a place."""
+    return {key for key, (part, name) in kohya_names(config, blocks, sdxl).items() if part != "unet" or name not in OUTSIDE_OF_BLOCKS}
+
+
 def kohya_names(config, blocks, sdxl):
     """{Kohya's name: (part, diffusers name)}. SDXL's trainer works on the original U-Net, the other's on diffusers'."""
     names = {}

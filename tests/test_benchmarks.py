@@ -1,11 +1,15 @@
 """What the README prints of speed and memory is what was measured, and the presets are what the sweep found."""
 
+import subprocess
+
 import pytest
 from conftest import ROOT
 
 from benchmarks import learning_rates as rates
+from benchmarks import sizes
 from benchmarks.__main__ import README, RESULTS, SECTION, figures, middle
 from benchmarks.pocketbench import RESULTS as BENCH
+from benchmarks.racetable import section
 from lib.rows import read_table
 from lib.settings import PRESETS, read_json
 
@@ -46,3 +50,34 @@ def test_a_rate_is_best_where_the_subject_is_learned_and_the_prompt_followed():
     assert [point["obedience"] for point in found["lora"]] == pytest.approx([1.0, 0.8, 0.2])
     assert rates.best(found["lora"]) == 2e-3 and found["dreambooth"] == []
     assert rates.both(-0.1, 0.9) == 0 and rates.both(0.5, 0.5) == 0.5
+
+
+def test_files_of_stable_diffusions_size_take_what_was_promised_at_most():
+    found = read_json(sizes.RESULTS)
+    assert section(sizes.README, "sizes") == sizes.figures(found), "run `python -m benchmarks.sizes` again"
+    assert set(found["cases"]) == set(sizes.CASES)
+    for case, (what, wanted, _) in sizes.CASES.items():
+        assert found["cases"][case]["seconds"] <= wanted, what
+    assert all(found["cases"][case]["memory"] < 2 * found["checkpoint_bytes"] for case in sizes.STREAMED)
+
+
+def test_a_case_that_fails_takes_nothing_from_the_others():
+    def measure(case):
+        if case == "b":
+            raise subprocess.CalledProcessError(1, case)
+        if case == "d":
+            raise KeyboardInterrupt
+        return case.upper()
+
+    saved = {}
+    assert sizes.collect("abc", measure, saved.__setitem__) == ["b"] and saved == {"a": "A", "c": "C"}
+    with pytest.raises(KeyboardInterrupt):
+        sizes.collect("ade", measure, saved.__setitem__)
+    assert saved == {"a": "A", "c": "C"}, "saved as it was measured, not at the end"
+
+
+def test_what_was_measured_of_some_cases_is_shown_without_the_rest():
+    found = {"cases": {"pocket": {"seconds": 0.111, "rounds": 9, "memory": 2**29, "before": 0}}, "rank": 32, "device": "CPU",
+             "versions": {"torch": "2"}}
+    text = sizes.figures(found)
+    assert "| 0.3 | 0.11 | 0.50 | - |" in text and text.count("| not measured | - | - |") == len(sizes.CASES) - 1

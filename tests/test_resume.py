@@ -346,9 +346,23 @@ def test_memory_that_does_not_suffice_for_samples_costs_the_samples_alone(make, 
     monkeypatch.setattr(Base, "generate", none_left)
     run = train.train(make("dreambooth", sample_every=2))
     said = capsys.readouterr().out
-    assert len(tries) == said.count("does not suffice to draw samples at step 2") == 1 and "going on from the last checkpoint" not in said
+    assert len(tries) == said.count("does not suffice for samples at step 2") == 1 and "going on from the last checkpoint" not in said
     assert same(whole, run) and not list((run / "samples").iterdir())
     assert json.loads((run / "metrics.json").read_text())["recipe"]["optimizer"] == "adamw"
+
+
+def test_memory_that_does_not_suffice_for_a_watcher_costs_that_watcher_alone(make, capsys):
+    seen = {"greedy": [], "modest": []}
+
+    def greedy(state):
+        seen["greedy"].append(state.step)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = make(steps=4)
+    train.train(settings, watchers=[greedy, lambda state: seen["modest"].append(state.step)])
+    said = capsys.readouterr()
+    assert seen == {"greedy": [1], "modest": [1, 2, 3, 4]} and "going on from the last checkpoint" not in said.out + said.err
+    assert (said.out + said.err).count("does not suffice for what is measured along the way at step 1") == 1
 
 
 def test_weights_are_exact_again_where_memory_runs_out_while_they_are_rounded(monkeypatch):

@@ -123,6 +123,7 @@ def test_every_form_into_every_other_and_a_reader_of_the_schemes_accepts_each(ti
     for form in FORMS:
         done = export_lora(written(adapter, tmp_path / "run.safetensors"), form, name_of(form, tmp_path, f"first_{form}"), base=str(folder))
         first[form] = done.path
+        assert not any(bad for tool, (_, bad) in done.readers.items() if tool != "Kohya" and form != "diffusers"), "every key loads"
         assert not next(iter(done.readers.values()))[1], f"every key loads in {next(iter(done.readers))}"
     for one, other in product(FORMS, FORMS):
         out = export_lora(first[one], other, name_of(other, tmp_path, f"{one}_{other}"), base=str(folder)).path
@@ -134,6 +135,19 @@ def test_every_form_into_every_other_and_a_reader_of_the_schemes_accepts_each(ti
         assert set(found) == set(expected)
         assert all(torch.allclose(found[where], expected[where], rtol=1e-5, atol=1e-6) for where in expected)
         assert read_adapter(out).metadata["workbench.identifier"] == "zwx", "the header travels along"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kohyas_own_tools_leave_layers_outside_of_blocks_aside_and_the_export_says_which(tiny, family, tmp_path):
+    folder, config, blocks = tiny(family)
+    done = export_lora(written(adapter_for(folder), tmp_path / "run.safetensors"), "kohya", tmp_path / "x.safetensors", base=str(folder))
+    good, bad = ({key.split(".")[0] for key in keys} for keys in done.readers["Kohya"])
+    names, known = {key.split(".")[0] for key in load_file(done.path)}, scheme.sd_scripts_names(config, blocks, family == "sdxl")
+    assert good == names & known and bad == names - known and len(bad) == (6 if family == "sdxl" else 4)
+    said = next(line for line in done.lines() if line.endswith("more") or "leaves aside" in line)
+    assert f"{3 * len(good)} of {3 * len(names)} keys will load in Kohya; it leaves aside" in said
+    assert all(name in said for name in bad), "named by layer, not by key"
+    assert sum("leaves aside" in line for line in done.lines()) == 1, "the other tools take them all"
 
 
 def test_text_encoders_are_te_in_1x_and_te1_te2_in_sdxl_and_keep_text_model(tiny, tmp_path):
@@ -162,7 +176,8 @@ def test_layers_with_alphas_of_their_own_read_right_in_diffusers(tiny, tmp_path)
         out = export_lora(run, form, name_of(form, tmp_path, form), base=str(folder)).path
         found = load_back(out, form, target)
         for part, name, layer in uneven:
-            down, up, scale = found[part, name]
+            down, up, scale, magnitude = found[part, name]
+            assert magnitude is None
             theirs = up.flatten(1).float() @ down.flatten(1).float() * scale
             assert torch.allclose(theirs, layer.delta().flatten(1), atol=2e-4), (form, part, name)
 
@@ -203,6 +218,8 @@ def test_the_header_tells_the_tools_what_they_show(tiny, tmp_path, dataset):
     raw = out.read_bytes()
     digest = hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
     assert header["sshs_model_hash"] == digest and header["modelspec.hash_sha256"] == f"0x{digest}"
+    save_file(load_file(out), tmp_path / "theirs.safetensors", header | {"sshs_legacy_hash": "abc"})
+    assert not [k for k in read_adapter(tmp_path / "theirs.safetensors").metadata if "hash" in k], "a hash is of one file, and stays there"
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------------------------
@@ -311,16 +328,39 @@ def test_odd_alphas_ranks_and_types_are_refused_in_a_sentence(good, tiny, tmp_pa
 def test_dora_goes_where_its_axis_is_the_same_and_is_refused_elsewhere(tiny, tmp_path):
     folder, out = tiny("sd1")[0], tmp_path / "out.safetensors"
     adapter = adapter_for(folder)
-    some = {n: y for n, y in adapter.layers["unet"].items() if n.endswith("to_q")}
-    dora = Adapter({"unet": {n: replace(y, magnitude=torch.rand(y.up.shape[0]).half() + 0.5) for n, y in some.items()}})
+    some = {n: y for n, y in adapter.layers["unet"].items() if n.endswith(("to_q", "conv1"))}
+    axis = {n: (1, -1, 1, 1) if y.up.ndim == 4 else (-1,) for n, y in some.items()}  # PEFT's, of a convolution and of a linear layer
+    dora = Adapter({"unet": {n: replace(y, magnitude=torch.rand(len(y.up)).half().reshape(axis[n]) + 0.5) for n, y in some.items()}})
     source = written(dora, tmp_path / "dora.safetensors")
     refused("DoRA.*--to diffusers", source, folder, out)
-    kept = read_adapter(export_lora(source, "diffusers", out, base=str(folder)).path)
-    assert all(torch.equal(y.magnitude, dora.layers[p][n].magnitude) for p, n, y in kept)
-    tensors, _ = to_kohya(Adapter({"unet": some}))
+    for form in ("diffusers", "peft"):
+        done = export_lora(source, form, name_of(form, tmp_path, f"as_{form}"), base=str(folder))
+        kept = read_adapter(done.path)
+        assert all(torch.equal(y.magnitude, dora.layers[p][n].magnitude) for p, n, y in kept) and done.read_back
+        assert {n for _, n, _ in kept} == set(some)
+    tensors, _ = to_kohya(Adapter({"unet": {n: y for n, y in some.items() if n.endswith("to_q")}}))
     scales = {k.replace("alpha", "dora_scale"): torch.ones(1, 16) for k in tensors if k.endswith("alpha")}
     save_file(tensors | scales, tmp_path / "k.safetensors")
     refused("DoRA of Kohya's kind", tmp_path / "k.safetensors", folder, tmp_path / "out2.safetensors")
+
+
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_a_magnitude_that_is_lost_or_turned_does_not_pass_for_the_dora(form, tiny, tmp_path):
+    """A square layer, whose magnitudes could as well go with its inputs."""
+    from lib.readers import check_back, load_back
+
+    folder = tiny("sd1")[0]
+    name = next(n for n, y in adapter_for(folder).layers["unet"].items() if n.endswith("attn1.to_q") and y.up.shape[0] == y.down.shape[1])
+    layer = replace(adapter_for(folder).layers["unet"][name], magnitude=torch.rand(len(adapter_for(folder).layers["unet"][name].up)).half())
+
+    def check(adapter, what):
+        path = export_lora(written(adapter, tmp_path / "x.safetensors"), form, name_of(form, tmp_path, what), base=str(folder)).path
+        check_back(Adapter({"unet": {name: layer}}), load_back(path, form, read_target(str(folder))), path)
+
+    check(Adapter({"unet": {name: layer}}), "right")
+    for what, magnitude in (("lost", None), ("turned", layer.magnitude.flip(0))):
+        with pytest.raises(BadInput, match="differs in 1 layers"):
+            check(Adapter({"unet": {name: replace(layer, magnitude=magnitude)}}), what)
 
 
 def test_what_is_the_users_is_never_overwritten(good, tiny, tmp_path):

@@ -1,5 +1,7 @@
 """Whole models: merged, written as one file or a folder, extracted from, combined; and data and runs exchanged with Kohya's tools."""
 
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +20,15 @@ from lib.extract import energy_by_rank, extract, low_rank, spectrum
 from lib.kohya_data import from_kohya
 from lib.kohya_data import to_kohya as data_to_kohya
 from lib.merge import FORMS, merge, merged_weight
+from lib.original import layout
 from lib.photos import load_dataset
 from lib.proof import load_any, same_pictures
 from lib.safefile import save_weights_file, write_weights
 from lib.settings import BadInput, Settings, write_json
-from lib.ship import import_lora, main
+from lib.ship import import_lora, main, prove
 from lib.survival import shares, survives
 from lib.target import read_target
+from lib.whole import checkpoint_readers
 from tests import scheme
 from tests.test_ship import adapter_for, tiny, written  # noqa: F401  (a fixture)
 
@@ -59,6 +63,9 @@ def test_a_merged_checkpoint_has_the_published_keys_and_loads_back_with_the_merg
     done = merge(source, "checkpoint", tmp_path / "whole.safetensors", base=str(folder), weights=[0.5])
     tensors = load_file(done.path)
     assert all(t.dtype == torch.float16 for t in tensors.values()) and done.changed == sum(1 for _ in adapter)
+    assert set(done.readers) == {"diffusers", "ComfyUI", "Forge", "WebUI", "Kohya"}
+    assert all(sorted(good) == sorted(tensors) and not bad for good, bad in done.readers.values())
+    assert f"{len(tensors)} of {len(tensors)} keys will load in ComfyUI" in list(done.lines())
     unet = {k.removeprefix("model.diffusion_model.").rpartition(".")[0] for k in tensors if k.startswith("model.diffusion_model.")}
     assert unet == set(scheme.unet_modules(config).values())
     vae = {k.removeprefix("first_stage_model.").rpartition(".")[0] for k in tensors if k.startswith("first_stage_model.")}
@@ -153,6 +160,99 @@ def test_a_whole_model_passes_tensor_by_tensor(tiny, tmp_path, monkeypatch):  # 
 
     write_weights(tmp_path / "out.safetensors", shapes, read)
     assert len(load_file(tmp_path / "out.safetensors")) == 50
+
+
+@pytest.mark.parametrize("family", PIPES)
+def test_keys_that_go_astray_in_a_checkpoint_are_found_by_a_reader_that_is_not_ours(tiny, family):  # noqa: F811
+    target = read_target(str(tiny(family)[0]))
+    right, unet = layout(target), "model.diffusion_model."
+    wrong = dict(right)
+    one, two = (f"{unet}middle_block.{k}.in_layers.2.weight" for k in (0, 2))
+    wrong[one], wrong[two] = right[two], right[one]  # of one shape, so that nothing would fail to load
+    wrong[f"{unet}output_blocks.0.0.in_layer.2.weight"] = wrong.pop(f"{unet}output_blocks.0.0.in_layers.2.weight")
+    astray = {one, two, f"{unet}output_blocks.0.0.in_layer.2.weight"}
+    if stacked := [key for key, entry in right.items() if entry.how == "stack"]:
+        query, key, value = right[stacked[0]].sources
+        wrong[stacked[0]] = replace(right[stacked[0]], sources=(key, query, value))
+        astray.add(stacked[0])
+    flat = next(key for key, entry in right.items() if key.endswith("encoder.mid.attn_1.q.weight"))
+    wrong[flat] = replace(right[flat], sources=right[flat.replace(".q.", ".k.")].sources)
+    astray.add(flat)
+    if family != "sd1":
+        assert stacked
+    with pytest.raises(BadInput, match="1 of its weights, such as vae.encoder.mid_block.attentions.0.to_q.weight"):
+        checkpoint_readers(wrong, target)
+    wrong[flat.replace(".q.", ".k.")] = right[flat]
+    astray.add(flat.replace(".q.", ".k."))
+    for tool, (good, bad) in checkpoint_readers(wrong, target).items():
+        assert set(bad) == astray and set(good) == set(wrong) - astray, tool
+    assert not checkpoint_readers(right, target)["diffusers"][1]
+
+
+def damaging(read, last, path):
+    """A `read` that, when `last` is asked for, turns a bit of what was written into the file before: a disk that fails."""
+    def damaged(name):
+        if name == last:
+            file = next(p for p in path.parent.rglob("*.part") if p.is_file())
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            with open(file, "r+b") as part:
+                part.write(data)
+        return read(name)
+
+    return damaged
+
+
+def test_what_the_disk_did_not_keep_is_not_called_written(tiny, tmp_path, monkeypatch):  # noqa: F811
+    import lib.merge
+
+    shapes = {name: ("F16", (400, 400)) for name in "abc"}  # larger than what Python keeps back
+    for check in (False, True):
+        out = tmp_path / f"{check}.safetensors"
+        write = lambda: write_weights(out, shapes, damaging(lambda name: torch.ones(400, 400), "c", out), check=check)  # noqa: B023, E731
+        if check:
+            with pytest.raises(BadInput, match="True.safetensors was not written: read back"):
+                write()
+        else:
+            write()
+    assert [p.name for p in tmp_path.iterdir()] == ["False.safetensors"]
+    folder, *_ = tiny("sd1")
+    source, whole = written(adapter_for(folder), tmp_path / "a.safetensors"), write_weights
+
+    def failing(path, shapes, read, *rest, **options):
+        return whole(path, shapes, damaging(read, list(shapes)[-1], path), *rest, **options)
+
+    monkeypatch.setattr(lib.merge, "write_weights", failing)
+    for form, out in zip(FORMS, ("m.safetensors", "m")):
+        with pytest.raises(BadInput, match="was not written: read back"):
+            merge(source, form, tmp_path / out, base=str(folder))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["False.safetensors", "a.safetensors"], "nothing is left behind"
+
+
+def test_a_checkpoints_header_holds_the_hash_of_what_follows_it(tiny, tmp_path):  # noqa: F811
+    folder, *_ = tiny("sd1")
+    source = written(adapter_for(folder), tmp_path / "a.safetensors")
+    for form, out, inside in zip(FORMS, ("m.safetensors", "m"), ("", "unet/diffusion_pytorch_model.safetensors")):
+        path = merge(source, form, tmp_path / out, base=str(folder)).path / inside
+        raw = path.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:8 + size])["__metadata__"]
+        assert header["modelspec.hash_sha256"] == f"0x{hashlib.sha256(raw[8 + size:]).hexdigest()}" and header["format"] == "pt"
+        assert "sshs_model_hash" not in header, "which is for LoRAs"
+
+
+def test_a_folder_whose_base_lacks_a_weight_is_not_written(tiny, tmp_path):  # noqa: F811
+    folder = Path(shutil.copytree(tiny("sd1")[0], tmp_path / "base"))
+    source, file = written(adapter_for(folder), tmp_path / "a.safetensors"), folder / "vae" / "diffusion_pytorch_model.safetensors"
+    done = merge(source, "diffusers", tmp_path / "whole", base=str(folder))
+    good, bad = done.readers["diffusers"]
+    assert not bad and len(good) == done.tensors == sum(len(load_file(f)) for f in done.path.rglob("*.safetensors"))
+    weights = load_file(file)
+    lost = weights.pop("decoder.conv_in.weight")
+    save_file(weights | {"decoder.conv_inn.weight": lost}, file, {"format": "pt"})
+    with pytest.raises(BadInput, match="2 of its keys would not load in diffusers.*vae.decoder.conv_in"):
+        merge(source, "diffusers", tmp_path / "half", base=str(folder))
+    assert not (tmp_path / "half").exists()
 
 
 def test_whole_models_refuse_what_they_cannot_be(tiny, tmp_path, dataset):  # noqa: F811
@@ -293,6 +393,7 @@ def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):  # noq
 
 def test_what_survives_lies_between_the_base_and_the_concept_alone():
     assert survives(0.7, 0.5, 0.9) == pytest.approx(0.5) and survives(0.9, 0.5, 0.51) is None
+    assert survives(0.9, 0.5, 0.59) is None, "a share of 4.4, which would be most of any mean"
     found = shares({"a": 0.9, "b": 0.5}, {"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.9})
     assert found == pytest.approx({"a": 1.0, "b": 0.0, "mean": 0.5})
 
@@ -308,17 +409,22 @@ def test_the_shipped_adapters_fit_the_shipped_base(kind):
     assert adapter.metadata["workbench.kind"] == kind and adapter.metadata["modelspec.license"] == "CC0-1.0"
 
 
-def test_loading_an_adapter_into_a_running_pipeline_is_quick():
-    import time
-
-    base, path = load_base(), ROOT / "data" / "adapters" / "clothing.safetensors"
-    use(base, {"first": path})  # imports
-    seconds = []
-    for k in range(3):
-        start = time.perf_counter()
-        use(base, {f"again_{k}": path})
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.6, "0.11 s on a free core; twice the 0.3 s that are promised, for a busy one"
+def test_pictures_are_held_to_the_last_bit_on_a_processor_and_on_average_on_a_gpu(tmp_path):
+    source = ROOT / "data" / "adapters" / "clothing.safetensors"
+    adapter = read_adapter(source, layers=1)
+    right = export_lora(source, "kohya", tmp_path / "right.safetensors").path
+    assert prove(source, right, "pocket") == "pictures: the same for the same seeds (largest difference 0 of 255)"
+    layers = {n: replace(y, up=y.up * (1 + 2**-9 * (-1) ** k)) for k, (n, y) in enumerate(adapter.layers["unet"].items())}
+    nearly = tmp_path / "nearly.safetensors"  # wrong in the last bits, as sums in another order are
+    save_weights_file(nearly, *to_kohya(replace(adapter, layers={"unet": layers})))
+    with pytest.raises(BadInput, match="does not draw what"):
+        prove(source, nearly, "pocket", cuda=False)
+    assert "but for rounding (mean difference 0." in prove(source, nearly, "pocket", cuda=True)
+    faint = tmp_path / "faint.safetensors"
+    layers = {n: replace(y, alpha=0.8 * y.alpha) for n, y in adapter.layers["unet"].items()}
+    save_weights_file(faint, *to_kohya(replace(adapter, layers={"unet": layers})))
+    with pytest.raises(BadInput, match="mean difference.*4 allowed"):
+        prove(source, faint, "pocket", cuda=True)
 
 
 def test_the_command_line_exports_proves_and_says_so(tmp_path, capsys):
@@ -425,7 +531,7 @@ def test_a_single_file_is_a_base_too(tiny, family, tmp_path):  # noqa: F811
     for part, names in there.shapes.items():
         assert all(torch.equal(here.read(part, n), there.read(part, n).half()) for n in names), part
     done = export_lora(source, "kohya", tmp_path / "k.safetensors", base=str(one))
-    assert not done.readers["Kohya"][1] and not done.read_back and "not read back" in list(done.lines())[-1], "no configurations beside it"
+    assert not done.readers["ComfyUI"][1] and not done.read_back and "not read back" in list(done.lines())[-1], "no configurations beside"
     merge(source, "checkpoint", tmp_path / "from_file.safetensors", base=str(one))
     merge(source, "checkpoint", tmp_path / "from_folder.safetensors", base=str(folder))
     made, wanted = (load_file(tmp_path / f"from_{what}.safetensors") for what in ("file", "folder"))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import nbformat
 import numpy as np
@@ -237,3 +238,17 @@ def test_the_sheet_of_photos_tells_uses_apart_and_survives_a_broken_one(tmp_path
     photo = picture("gray", (300, 200))
     train, test, out = (np.asarray(show.framed(photo, entry | {"use": use}, 150).convert("L")) == 0 for use in ("train", "test", "out"))
     assert train.sum() > test.sum() > 0 and out[75].any() and not train[75, 60:90].any()
+
+
+def test_labels_of_points_do_not_hide_each_other_and_far_points_stand_in_the_numbers_alone():
+    near = [(f"{k}/4", 0.525 + 0.0004 * k, 0.86 + 0.012 * k) for k in range(1, 5)]
+    figure = show.points({"LoRA": [("0/4", 0.54, 0.2), *near], "far": [("", 9.0, 9.0)]}, "t", "d", aside=("0/4", "far"))
+    axes = figure.chart.axes[0]
+    assert axes.get_xlim()[1] < 0.53 and ["LoRA, 0/4", 0.54, 0.2] in figure.table.rows and ["far", 9.0, 9.0] in figure.table.rows
+    assert "0/4 at 0.54, 0.2" in figure.alt
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert sorted(boxes) == ["1/4", "2/4", "3/4", "4/4"]
+    for name, box in boxes.items():
+        assert not any(box.overlaps(other) for key, other in boxes.items() if key != name), "labels lie on each other"
+        middle, dots = (box.p0 + box.p1) / 2, {label: axes.transData.transform((x, y)) for label, x, y in near}
+        assert min(dots, key=lambda label: math.dist(middle, dots[label])) == name, "a label stands nearer to another point than to its own"

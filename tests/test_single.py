@@ -199,8 +199,8 @@ def test_2x_s_last_text_layer_which_diffusers_drops_is_kept_in_files_and_hinders
     folder, *_ = tiny("sd2")
     one = one_file(folder, tmp_path / "one.safetensors")
     tensors, block = load_file(one), "cond_stage_model.model.transformer.resblocks."
-    last = {k.replace(f"{block}1.", f"{block}2."): v.clone() for k, v in tensors.items() if k.startswith(f"{block}1.")}
-    changed(one, last | {"cond_stage_model.model.text_projection": torch.ones(4, 4).half()})
+    last = {k.replace(f"{block}1.", f"{block}23."): v.clone() for k, v in tensors.items() if k.startswith(f"{block}1.")}
+    changed(one, last | {"cond_stage_model.model.text_projection": torch.ones(1024, 1024).half()})
     run = tuned_run(folder, tmp_path / "run", dataset, ("unet", "text_encoder"))
     made = load_file(merge(run, "checkpoint", tmp_path / "made.safetensors", base=str(one)).path)
     assert last.keys() < made.keys() and "cond_stage_model.model.text_projection" in made

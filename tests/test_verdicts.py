@@ -32,7 +32,8 @@ def test_a_damaged_number_in_any_column_is_an_error():
             verdict_table([dict(row, **{column: float("nan")}) for row in bench()])
 
 
-def test_every_claim_has_its_row_even_when_nothing_was_measured():
+def test_every_claim_has_its_row_even_when_nothing_was_measured(monkeypatch):
+    monkeypatch.setattr("lib.shipping.claim_rows", dict)
     lines = verdict_table([])
     assert [line[0] for line in lines] == [str(k) for k in range(1, 18)]
     assert all(len(line) == len(HEADINGS) and all(isinstance(cell, str) and cell for cell in line) for line in lines)
