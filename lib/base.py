@@ -10,6 +10,13 @@ To add a family, write one subclass of `Family` in lib/families.py and name it i
 and give it presets in lib/settings.py. It must have a `unet` called as diffusers calls UNet2DConditionModel, an AutoencoderKL as `vae`, and
 a scheduler that DDIM can stand in for. tests/tiny.py makes a tiny one of each family, and tests/test_families.py takes it through
 loading, training by both methods, saving and drawing: add yours there. Loop, notebooks and measures need no line.
+
+Files for other tools know no pipeline but names and shapes, so shipping is told apart from that:
+- `lib.target.FAMILIES`: its name in refusals and in the headers of exports, by the width of the text that its U-Net attends to;
+- `lib.keys.to_original` and `lib.keys.from_original`: the names of its U-Net's layers in the original layout, if they are not there yet;
+  `lib.keys.PARTS` and `lib.keys.PREFIXES`: its text encoders, and what Kohya's tools call them;
+- `lib.original.layout`: where its text encoders stand in a single file; `lib.single.CLIP` and `lib.single.OPEN`: the same, read back.
+tests/scheme.py makes a tiny one for tests/test_ship.py and tests/test_ship_models.py, which take it through every form.
 """
 
 from dataclasses import dataclass
@@ -24,6 +31,7 @@ from .locate import POCKET, ROOT, locate
 from .memory import reclaim
 from .pipeline import has_fast_bf16, quiet, read_pipeline, set_prediction
 from .settings import BadInput
+from .single import read_single
 
 __all__ = ["LARGEST_BATCH", "POCKET", "ROOT", "Base", "at_once", "load_base", "quiet"]
 LARGEST_BATCH = 8  # pictures sampled at once
@@ -62,6 +70,13 @@ class Base:
     def family(self):
         """Its kind (`lib/families.py`), read from the pipeline's class and the U-Net's configuration."""
         return family_of_pipeline(type(self.pipe).__name__, self.pipe.unet.config, self.name)
+
+    @cached_property
+    def fingerprint(self):
+        """What its weights are known by (`Target.fingerprint`), read from its files: with that a run says later what it was trained on."""
+        from .target import read_target
+
+        return read_target(self.name).fingerprint()
 
     @property
     def text_encoders(self):
@@ -213,6 +228,8 @@ def load_base(name="pocket", device=None):
     """
     path = locate(name)
     family = family_of(path)
+    if path.is_file():
+        read_single(path)  # refuses what lacks a part, and lists what will be left out
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     from diffusers import DDIMScheduler
 

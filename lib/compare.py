@@ -160,10 +160,11 @@ def compare(folders, judge=None, prompts=None, seeds=(1000, 1001), class_picture
     from .curve import FILE, costs_along, read_curve
     from .drift import prediction_cache, prediction_drift
     from .fidelity import evaluate, prior_similarity, real_row
+    from .fit import check_fit
     from .methods import load_run
     from .photos import prompts as wording
     from .safefile import size_of
-    from .target import check_fit, read_target
+    from .target import read_target
 
     runs, say = [read_run(folder) for folder in folders], progress or (lambda line: None)
     if not runs or len({r.method for r in runs}) < len(runs):

@@ -17,11 +17,12 @@ from statistics import median
 import torch
 
 from .adapter import Adapter, Layer, peft_config, read_adapter, to_diffusers, to_peft
+from .fit import check_fit
 from .keys import full_name
 from .readers import hollow_part
 from .safefile import save_weights_file
 from .settings import BadInput
-from .target import check_fit, read_target
+from .target import read_target
 
 # PEFT's ways of mixing (peft.tuners.lora.model.LoraModel.add_weighted_adapter), and what each does, in a few words.
 MIXES = {"cat": "every update whole, side by side: the exact sum, and the sum of the ranks",
@@ -95,8 +96,6 @@ def mix(adapters, how="cat", weights=None, base="pocket", density=DENSITY):
     from peft import PeftModel
 
     target = read_target(base)
-    if target.folder is None:
-        raise BadInput(f"Base model '{base}' is a single file: name it as a diffusers folder to mix adapters for it.")
     adapters = {name: a if isinstance(a, Adapter) else read_adapter(a, target.layers) for name, a in adapters.items()}
     for name, adapter in adapters.items():
         check_name(name, [n for n in adapters if n == name][1:])

@@ -13,10 +13,11 @@ from datetime import datetime
 from pathlib import Path
 
 from .adapter import one_alpha, read_adapter, to_diffusers, to_kohya, to_peft
+from .fit import check_fit
 from .readers import check_back, load_back, readers, sentences
 from .safefile import HASH, made_here, open_weights, save_weights_file, size_of, takes_place
 from .settings import BadInput, read_json
-from .target import check_fit, read_target
+from .target import read_target
 
 FORMS = ("kohya", "diffusers", "peft")
 # Content hashes as the tools compute them: of all bytes behind the header (modelspec, Kohya).
@@ -45,7 +46,7 @@ class Exported:
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
         yield from sentences(self.readers)
         if not self.read_back:
-            yield "not read back by diffusers: the base is a single file, which has no configuration of its own to build a model by"
+            yield "not read back by diffusers: the base is a single file, and this machine has no configuration to build a model by"
 
 
 def export_lora(source, to, out, base=None, title=None, other_base=False):
@@ -140,10 +141,11 @@ def header(target, known, title, adapter=None):
     identifier, noun = subject.get("identifier"), subject.get("class_noun")
     trigger = identifier if subject.get("kind") in ("style", "lighting", "pose") else f"{identifier} {noun}"
     stability = target.sdxl or adapter is None
-    said = {"modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": f"{architecture}/lora" if adapter else architecture,
+    architecture = f"{architecture}/lora" if adapter and architecture else architecture
+    said = {"modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": architecture,
             "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if stability else "diffusers",
             "modelspec.title": title, "modelspec.resolution": side and f"{side}x{side}", "modelspec.date": known.get("date"),
-            "modelspec.prediction_type": "v" if target.prediction == "v_prediction" else "epsilon",
+            "modelspec.prediction_type": "v" if target.prediction == "v_prediction" else target.prediction,
             "modelspec.trigger_phrase": identifier and trigger, "modelspec.license": subject.get("license"),
             "modelspec.usage_hint": identifier and f"Write '{trigger}' into the prompt.",
             "workbench.base": target.name, "workbench.base_fingerprint": target.fingerprint(), "workbench.identifier": identifier,

@@ -15,6 +15,7 @@ import torch
 
 from .adapter import Adapter, Layer
 from .export import facts, header
+from .fit import check_base
 from .settings import BadInput
 from .target import read_target
 
@@ -33,11 +34,11 @@ class Kept:
     layers: dict
 
 
-def extract(run, rank=16, base=None, title=None, progress=None):
+def extract(run, rank=16, base=None, title=None, progress=None, other_base=False):
     """(the `Adapter` of `rank`, alpha the same, and what it `Kept`) of a DreamBooth run's tuned parts against its base.
 
     A layer smaller than `rank` keeps all that it has. `progress(done, total)` is called after each layer. Raises BadInput if the run has
-    no tuned parts, or they do not fit the base, or nothing was changed.
+    no tuned parts, or they do not fit the base, or nothing was changed, and, unless `other_base`, if it was trained on another base.
     """
     if not 1 <= rank <= 1024:
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
@@ -46,6 +47,8 @@ def extract(run, rank=16, base=None, title=None, progress=None):
     tuned, plain = read_target(base_name, run), read_target(base_name)
     if not tuned.tuned:
         raise BadInput(f"{run} has no tuned weights (no folder unet): name a DreamBooth run.")
+    if not other_base:
+        check_base(run, plain)
     layers, shares, kept, in_layers, in_all = {}, {}, 0.0, 0.0, 0.0
     names = [(part, name) for part in tuned.tuned for name in tuned.shapes[part]]
     for done, (part, name) in enumerate(names, 1):

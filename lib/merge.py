@@ -11,14 +11,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from .adapter import read_adapter
 from .export import HASHES, check_out, facts, header, with_base
+from .fit import check_base, check_fit
 from .keys import PARTS
 from .original import layout
 from .readers import sentences
 from .safefile import size_of, takes_place, write_weights
 from .settings import BadInput, read_json, write_json
-from .target import check_fit, read_target
+from .target import read_target
 from .whole import checkpoint_readers, folder_readers
 
 FORMS = ("checkpoint", "diffusers")
@@ -72,8 +75,10 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     for adapter, _ in adapters:
         check_fit(adapter, target, other_base)
     read = reader(target, adapters)
-    merged_from = ", ".join([target.name, *(Path(source).name for source in sources)])
-    metadata = header(read_target(target.name), known, title or out.stem) | {"modelspec.merged_from": merged_from}
+    plain, merged_from = read_target(target.name), ", ".join([target.name, *(Path(source).name for source in sources)])
+    if tuned and not other_base:
+        check_base(sources[0], plain)
+    metadata = header(plain, known, title or out.stem) | {"modelspec.merged_from": merged_from}
     metadata |= {key: text for key, text in HASHES.items() if not key.startswith("sshs_")}  # those are for LoRAs
     known_to = (_one_file if to == "checkpoint" else _folder)(out, target, read, metadata)
     changed = sum(len(target.shapes[part]) for part in target.tuned) or len({(p, n) for a, _ in adapters for p, n, _ in a})
@@ -109,8 +114,9 @@ def _one_file(out, target, read, metadata):
     entries = layout(target)
     known_to = _all_load(checkpoint_readers(entries, target), out)
     shapes = {key: (_kind(target, *entry.sources[0]), entry.shape) for key, entry in entries.items()}
+    shapes |= {mark: ("F32", (0,)) for mark in target.marks}
     with takes_place(out) as part:
-        write_weights(part, shapes, lambda key: entries[key].make(read), metadata, check=True)
+        write_weights(part, shapes, lambda key: entries[key].make(read) if key in entries else torch.zeros(0), metadata, check=True)
     return known_to
 
 
@@ -124,31 +130,46 @@ def _all_load(known_to, out):
 
 def _folder(out, target, read, metadata):
     """The diffusers folder: weights in fp16, everything else as the base has it, without a safety checker (which loads no other way)."""
-    if target.folder is None:
-        raise BadInput(f"Base model '{target.name}' is a single file, which holds no tokenizer or configuration to make a folder of: write "
-                       "a checkpoint, or name the base as a diffusers folder.")
+    folder = target.configurations()
     known_to = _all_load(folder_readers(target), out)
     with takes_place(out) as path:
-        _write_folder(path, target, read, metadata)
+        _write_folder(path, folder, target, read, metadata)
     return known_to
 
 
-def _write_folder(path, target, read, metadata):
-    for source in sorted(target.folder.iterdir()):
+def _write_folder(path, folder, target, read, metadata):
+    for source in sorted(folder.iterdir()):
         if source.is_dir() and source.name in (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor"):
             (path / source.name).mkdir(parents=True)
             for file in sorted(source.iterdir()):
                 if file.suffix in (".json", ".txt"):
                     shutil.copyfile(file, path / source.name / file.name)
             (path / source.name / "diffusion_pytorch_model.safetensors.index.json").unlink(missing_ok=True)
+    if target.path.is_file():
+        _settle_prediction(path, target)
     for part, names in target.shapes.items():
-        shapes = {name: (_kind(target, part, name), shape) for name, shape in names.items()}
+        spare = target.spare(part)
+        shapes = {name: (_kind(target, part, name), shape) for name, shape in names.items() if name not in spare}
         write_weights(path / part / FILES.get(part, "model.safetensors"), shapes, lambda name, part=part: read(part, name),
                       metadata if part == "unet" else {"format": "pt"}, check=True)
-    index = read_json(target.folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
+    index |= {part: [None, None] for part in ("feature_extractor", "image_encoder") if part in index and not (path / part).is_dir()}
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     write_json(path / "model_index.json", index)
+
+
+def _settle_prediction(path, target):
+    """Let the scheduler in the folder `path` say what the single file `target` predicts, which its family's configuration may not know."""
+    scheduler, unet = path / "scheduler" / "scheduler_config.json", path / "unet" / "config.json"
+    known = target.scheduler
+    if target.prediction is None:  # the file does not say either: the model itself does, once it is loaded
+        from .base import load_base
+
+        pipe = load_base(target.name, "cpu").pipe
+        known = {"prediction_type": pipe.scheduler.config.prediction_type}
+        write_json(unet, read_json(unet) | {"sample_size": pipe.unet.config.sample_size})
+    write_json(scheduler, read_json(scheduler) | known)
 
 
 def _kind(target, part, name):

@@ -9,8 +9,9 @@ import torch
 
 from .families import config_folder
 from .ladder import out_of_memory
-from .locate import header, variant
+from .locate import variant
 from .settings import BadInput
+from .single import told
 
 
 def has_fast_bf16(device):
@@ -73,19 +74,13 @@ def quiet():
 
 
 def set_prediction(base, path):
-    """Set what a single file's model predicts, noise or velocity, where the file tells: by its header, by a key, or by doing it."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        said = (file.metadata() or {}).get("modelspec.prediction_type", "")
-    config = {}
-    if said in ("v", "epsilon") or "v_pred" in header(path):
-        config["prediction_type"] = "epsilon" if said == "epsilon" else "v_prediction"
-    elif base.family.predicts_either:
-        config["prediction_type"] = "v_prediction" if predicts_velocity(base) else "epsilon"
-        if config["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
+    """Set what a single file's model predicts, noise or velocity, where the file tells: by a key, by its header, or by doing it."""
+    said = told(path)
+    if base.family.predicts_either:
+        said = said or {"prediction_type": "v_prediction" if predicts_velocity(base) else "epsilon"}
+        if said["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
             base.unet.register_to_config(sample_size=64)
-    base.pipe.scheduler.register_to_config(**config)
+    base.pipe.scheduler = base.pipe.scheduler.from_config(base.pipe.scheduler.config, **said)  # anew, for the noise schedule may be another
 
 
 def predicts_velocity(base):

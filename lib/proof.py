@@ -24,13 +24,6 @@ def same_pictures(base, ours, theirs, prompts=("a picture", "a picture in the sn
     return measure([np.abs(np.int16(a) - np.int16(b)) for a, b in zip(*drawn)]).item()
 
 
-def _config(name):
-    folder = read_target(name).folder
-    if folder is None:
-        raise BadInput(f"Base model '{name}' is a single file: name it as a diffusers folder to draw a checkpoint with its configuration.")
-    return str(folder)
-
-
 def is_adapter(path):
     """Whether a path holds a LoRA (a run's, a file, a PEFT folder), and not a whole model."""
     path = Path(path)
@@ -62,7 +55,8 @@ def load_any(path):
         else:
             scheduler, kind = model.pipe.scheduler, type(model.pipe)
             try:
-                model.pipe = kind.from_single_file(str(path), config=_config(model.name), local_files_only=True,
+                config = str(read_target(model.name).configurations())
+                model.pipe = kind.from_single_file(str(path), config=config, local_files_only=True,
                                                    torch_dtype=model.unet.dtype).to(model.device)
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 said = str(error).splitlines()[0]

@@ -123,9 +123,10 @@ def hollow_part(part, target):
     from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     if part == "unet":
+        target.configurations()  # of a single file there may be none
         config, kind = target.config, UNet2DConditionModel.from_config
     else:
-        config = AutoConfig.from_pretrained(target.folder / part)
+        config = AutoConfig.from_pretrained(target.configurations() / part)
         kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (config.architectures or ()) else CLIPTextModel
     with torch.device("meta"):
         model = kind(config)

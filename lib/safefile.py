@@ -48,7 +48,7 @@ class open_weights:
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInput(f"{path} is no whole safetensors file ({_plain(error)}): it is cut off, too long or its header is wrong; "
                            "copy or download it again.") from None
-        if small := {kind for kind in map(self.dtype, self.names) if kind.startswith(("F8", "F6", "F4"))}:
+        if small := {kind for kind in map(self.dtype, self.names) if kind.startswith(("F8", "F6_", "F4"))}:
             raise BadInput(f"{path} holds weights in {some(small)}, too coarse to merge or to measure: get it in fp16, bf16 or fp32.")
 
     def __enter__(self):

@@ -19,13 +19,15 @@ from .card import write_card
 from .compose import use
 from .export import FORMS, check_out, export_lora, facts, with_base
 from .extract import extract
+from .families import Pocket, family_of
+from .fit import check_fit
 from .kohya_data import from_kohya, to_kohya
 from .merge import FORMS as WHOLE
 from .merge import merge
 from .proof import is_adapter, load_any, same_pictures
 from .safefile import save_weights_file
 from .settings import LIMITS, BadInput, Settings
-from .target import check_fit, read_target
+from .target import read_target
 
 ROUNDING = 40  # of 255: how far a colour value may move where merged weights were rounded to fp16 (an edge that shifts by a hair)
 # Of 255, the mean over all colour values: what is allowed on CUDA, where runs may differ in the last bit and weights are bf16, so that the
@@ -48,10 +50,10 @@ def export(source, to, out, **options):
     return export_lora(source, to, out, **options)
 
 
-def extract_to(run, rank, to, out, base=None, title=None, progress=None):
+def extract_to(run, rank, to, out, base=None, title=None, progress=None, other_base=False):
     """Extract a LoRA and export it. Returns (`Exported`, what was `Kept`)."""
     check_out(out, folder=to == "peft")
-    adapter, kept = extract(run, rank, base, title, progress)
+    adapter, kept = extract(run, rank, base, title, progress, other_base)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         save_weights_file(path, *to_diffusers(adapter))
@@ -99,7 +101,7 @@ def prove(source, out, base, cuda=None):
     import torch
 
     cuda = torch.cuda.is_available() if cuda is None else cuda
-    if base != "pocket" and not cuda:
+    if family_of(base) is not Pocket and not cuda:
         return "pictures: not drawn, for on a processor this base takes minutes (every tensor was read back)"
     ours, allowed = load_any(source), 0
     if is_adapter(source):
@@ -129,7 +131,7 @@ def main(arguments=None):
             command.add_argument("--title", help="the name that tools show (default: the file's)")
         if name not in ("card", "to-kohya", "from-kohya"):
             command.add_argument("--base", help="the base model (default: the one that the source names)")
-        if name in ("export", "merge", "import"):
+        if name in ("export", "merge", "extract", "import"):
             command.add_argument("--other-base", action="store_true", help="use it on another base of the same family")
         if name == "extract":
             command.add_argument("--rank", type=int, default=16)
@@ -162,7 +164,7 @@ def _run(given):
     elif given.command == "import":
         yield f"a run: {import_lora(given.source, given.out, given.base, given.data, given.other_base)}"
     elif given.command == "extract":
-        done, kept = extract_to(given.source, given.rank, given.to, given.out, given.base, given.title)
+        done, kept = extract_to(given.source, given.rank, given.to, given.out, **options)
         yield f"rank {given.rank} keeps {kept.of_layers:.1%} of the layers' change (sum of S^2), {kept.of_all:.1%} of all weights'"
         yield from (*done.lines(), f"written: {done.path}, {done.bytes:,} bytes")
     elif given.command == "export":

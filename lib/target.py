@@ -6,15 +6,19 @@ Nothing is loaded: gigabytes of Stable Diffusion are described in a fraction of 
 """
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
+from .families import config_folder, family_of
 from .keys import PARTS, attended_blocks, full_name, short_name
 from .locate import locate
-from .safefile import open_weights, raw_header, some
+from .safefile import TYPES, open_weights, raw_header, some
 from .settings import BadInput, read_json
-from .single import read_single
+from .single import check_whole, read_single, told
 
 # Width of the text that the U-Net attends to -> family, its name in the modelspec and to Kohya's tools.
 FAMILIES = {768: ("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1"),
@@ -22,22 +26,25 @@ FAMILIES = {768: ("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1"),
             2048: ("SDXL", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0")}
 # The VAE's attention by its older names, which Stable Diffusion's own folders still have.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+SAMPLE = 512  # numbers of a tensor that its base is known by
 
 
 @dataclass(frozen=True)
 class Target:
     """A base model on disk, perhaps with a run's tuned parts over it.
 
-    `name`; `folder` (diffusers form), None for a single file; `family`, in words; `config`: the U-Net's, empty for a single file;
-    `prediction`: "epsilon" or "v_prediction"; `shapes`: part -> {tensor name: shape}; `places`: part -> {tensor name: (file, key, how)}
-    (`lib.single`); `tuned`: the parts that come from the run.
+    `name`; `path`: its folder (diffusers form) or single file; `folder`: where its configurations and tokenizers are, for a single file
+    what `config_folder` finds or None; `family`, in words; `config`: the U-Net's, empty without a folder; `scheduler`: what is known of its
+    settings, with `prediction_type` None where only the model itself could tell; `shapes`: part -> {tensor name: shape}; `places`: part ->
+    {tensor name: (file, key, how)} (`lib.single`); `tuned`: the parts that come from the run.
     """
 
     name: str
+    path: Path
     folder: Path | None
     family: str
     config: dict
-    prediction: str
+    scheduler: dict
     shapes: dict
     places: dict
     tuned: tuple = ()
@@ -49,7 +56,7 @@ class Target:
     @property
     def layers(self):
         """Resnets of a down block."""
-        return self.config.get("layers_per_block", 2)
+        return len({name.split(".")[3] for name in self.shapes["unet"] if name.startswith("down_blocks.0.resnets.")})
 
     @property
     def attended(self):
@@ -57,9 +64,37 @@ class Target:
 
     @property
     def architecture(self):
-        """(modelspec's name of the architecture, Kohya's name of the version)."""
+        """(modelspec's name of the architecture, Kohya's name of the version); None of 2.x where it isn't known which of the two it is."""
         known = next((names for family, *names in FAMILIES.values() if family == self.family), ("pocket-diffusion-v1", "pocket"))
-        return ("stable-diffusion-v2-768-v", "sd_v2_v") if known[1] == "sd_v2" and self.prediction == "v_prediction" else tuple(known)
+        if known[1] != "sd_v2" or self.prediction == "epsilon":
+            return tuple(known)
+        return ("stable-diffusion-v2-768-v", "sd_v2_v") if self.prediction else (None, None)
+
+    @property
+    def prediction(self):
+        """"epsilon", "v_prediction", or None where it isn't known."""
+        return self.scheduler.get("prediction_type", "epsilon")
+
+    @property
+    def marks(self):
+        """The keys by which ComfyUI knows an SDXL file of velocity, and one with zero terminal SNR; they hold nothing."""
+        velocity = self.sdxl and self.prediction == "v_prediction"
+        return ["v_pred", *["ztsnr"] * bool(self.scheduler.get("rescale_betas_zero_snr"))] if velocity else []
+
+    def configurations(self):
+        """The folder of its configurations and tokenizers. Raises BadInput, with the remedy, if this machine has none for a single file."""
+        return self.folder or config_folder(self.path, family_of(self.path))
+
+    def spare(self, part):
+        """The names of a text encoder's weights that diffusers' model lacks: 2.x's single files hold a last layer and a projection that
+        nothing reads. Empty where there is no configuration to tell."""
+        if not self.folder or not part.startswith("text_encoder"):
+            return set()
+        config = read_json(self.folder / part / "config.json")
+        layers, projects = config["num_hidden_layers"], "CLIPTextModelWithProjection" in (config.get("architectures") or ())
+        layer = {name: re.match(r"text_model\.encoder\.layers\.(\d+)\.", name) for name in self.shapes[part]}
+        return {name for name, hit in layer.items()
+                if (int(hit[1]) >= layers if hit else name.startswith("text_projection") and not projects)}
 
     def layer_shapes(self, part):
         """{layer name: shape of its weight} of the linear and convolution layers of a part: where an adapter can sit."""
@@ -80,14 +115,19 @@ class Target:
         return _opened(path, path.stat().st_mtime_ns).dtype(key)
 
     def fingerprint(self):
-        """16 hex digits of the U-Net's names, shapes and a sample of each tensor, in which two base models differ."""
+        """16 hex digits of the U-Net's names, shapes and first numbers of each tensor, in which two base models differ.
+
+        The numbers count as fp16 has them, so that a model in fp32 and its copy in fp16 are the same, as a folder or as one file. A copy in
+        bf16 is another: its numbers are rounded more.
+        """
         digest, files = hashlib.sha256(), {}
         for name, (path, key, _) in sorted(self.places["unet"].items()):
             files[path] = files.get(path) or raw_header(path)
             file, start, header = files[path]
-            begin, end = header[key]["data_offsets"]
+            kind, (begin, end) = TYPES[header[key]["dtype"]], header[key]["data_offsets"]
             file.seek(start + begin)
-            digest.update(f"{name}{header[key]['shape']}".encode() + file.read(min(end - begin, 2048)))
+            first = torch.frombuffer(bytearray(file.read(min(end - begin, SAMPLE * kind.itemsize))), dtype=kind).half()
+            digest.update(f"{name}{header[key]['shape']}".encode() + first.numpy().tobytes())
         for file, *_ in files.values():
             file.close()
         return digest.hexdigest()[:16]
@@ -97,34 +137,58 @@ def read_target(name="pocket", run=None):
     """The `Target` of a base model ("pocket", a diffusers folder, a single file, or a hub name that is in the local cache).
 
     With `run`, parts that the run has tuned (folders unet, text_encoder, text_encoder_2) stand in for the base's. Raises BadInput if the
-    base is not there, its files are damaged or pickles, or the run's parts are of another shape.
+    base is not there, its files are damaged or pickles, a single file is not what its configuration describes, or the run's parts are of
+    another shape.
     """
-    folder, shapes, places = locate(name), {}, {}
-    if folder.is_file():
-        shapes, places = read_single(folder)
-    for part in (*PARTS, "vae"):
-        if (folder / part).is_dir():
-            shapes[part], places[part] = _read_part(folder / part, part)
-    if "unet" not in shapes:
-        raise BadInput(f"{folder} has no U-Net (a folder unet with .safetensors): name a Stable Diffusion folder in diffusers form.")
-    tuned = []
+    folder = locate(name)
+    base = _single(name, folder) if folder.is_file() else _folder(name, folder)
+    shapes, places, tuned = base.shapes, dict(base.places), []
     for part in PARTS if run else ():
         if (Path(run) / part).is_dir():
             found, where = _read_part(Path(run) / part, part)
-            base = shapes.get(part, {})
+            own = shapes.get(part, {})
             # Older transformers saved positions as a buffer, which published files still hold and newer ones neither save nor need.
-            wrong = {k for k in found.keys() | base.keys() if found.get(k) != base.get(k) and not k.endswith("embeddings.position_ids")}
+            wrong = {k for k in found.keys() | own.keys() if found.get(k) != own.get(k) and not k.endswith("embeddings.position_ids")}
+            wrong -= base.spare(part) - found.keys() if wrong else set()
             if wrong:
                 raise BadInput(f"The {part} of {run} does not fit '{name}' ({len(wrong)} weights, such as {some(wrong, 2)}): "
                                "name the base that it was trained from.")
             places[part] = places.get(part, {}) | where
             tuned.append(part)
-    if folder.is_file():
-        return Target(name, None, family(shapes, name), {}, "epsilon", shapes, places, tuple(tuned))
+    return replace(base, places=places, tuned=tuple(tuned))
+
+
+def _folder(name, folder):
+    """The `Target` of a base model in diffusers form."""
+    shapes, places = {}, {}
+    for part in (*PARTS, "vae"):
+        if (folder / part).is_dir():
+            shapes[part], places[part] = _read_part(folder / part, part)
+    if "unet" not in shapes:
+        raise BadInput(f"{folder} has no U-Net (a folder unet with .safetensors): name a Stable Diffusion folder in diffusers form.")
     config = read_json(folder / "unet" / "config.json")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    prediction = read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else "epsilon"
-    return Target(name, folder, family(shapes, name), config, prediction, shapes, places, tuple(tuned))
+    return Target(name, folder, folder, family(shapes, name), config, _scheduler(folder), shapes, places)
+
+
+def _single(name, path):
+    """The `Target` of a base model in one file, with its own configuration beside it or its family's, where this machine has one."""
+    shapes, places = read_single(path)
+    try:
+        kind = family_of(path)
+        folder = config_folder(path, kind)
+    except BadInput:  # it can be described all the same, and `configurations` says what is missing
+        kind = folder = None
+    if folder:
+        check_whole(path, shapes, folder)
+    # What the configuration says of the prediction is of one model of the family; of a kind that has both, this may be the other.
+    known = (_scheduler(folder) if folder else {}) | ({"prediction_type": None} if kind is None or kind.predicts_either else {})
+    config = read_json(folder / "unet" / "config.json") if folder else {}
+    return Target(name, path, folder, family(shapes, name), config, known | told(path), shapes, places)
+
+
+def _scheduler(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def family(shapes, name=""):
@@ -136,44 +200,9 @@ def family(shapes, name=""):
     return FAMILIES[width][0] if width in FAMILIES else f"{own} (text width {width})"
 
 
-def adapter_family(adapter):
-    """The family that an adapter was made for, in words, from its parts and the text width of its cross-attention; None if it has none."""
-    if "text_encoder_2" in adapter.layers:
-        return "SDXL"
-    width = next((y.down.shape[1] for part, name, y in adapter if part == "unet" and name.endswith(("attn2.to_k", "attn2.to_v"))), None)
-    return None if width is None else FAMILIES[width][0] if width in FAMILIES else f"a base of text width {width}"
-
-
-def check_fit(adapter, target, other_base=False):
-    """Raise BadInput unless every layer of `adapter` has its place in `target`, naming both families; and, unless `other_base`, if the
-    adapter's header says that it was trained on another base of the same shape."""
-    wrong = []
-    for part, name, layer in adapter:
-        shape = target.layer_shapes(part).get(name)
-        down, up = tuple(layer.down.shape[1:]), layer.up.shape[0]
-        if shape is None:
-            wrong.append(f"{part}.{name}, which it lacks")
-        elif (up, *_bare(down)) != (shape[0], *_bare(shape[1:])):
-            wrong.append(f"{part}.{name}, {list((up, *down))} against {list(shape)}")
-    if wrong:
-        made_for = adapter_family(adapter) or adapter.metadata.get("ss_base_model_version") or "another model"
-        raise BadInput(f"{adapter.source or 'The adapter'} is a LoRA for {made_for} and '{target.name}' is {target.family}: {len(wrong)} "
-                       f"of {sum(1 for _ in adapter)} layers do not fit ({'; '.join(wrong[:2])}); take the base that it was trained on.")
-    trained_on = adapter.metadata.get("workbench.base_fingerprint")
-    if not other_base and trained_on and trained_on != target.fingerprint():
-        raise BadInput(f"{adapter.source or 'The adapter'} was trained on '{adapter.metadata.get('workbench.base')}' ({trained_on}) and "
-                       f"'{target.name}' has other weights ({target.fingerprint()}): take that base, or say that you want it on another of "
-                       "its family with --other-base.")
-
-
 @lru_cache(maxsize=16)
 def _opened(path, changed):
     return open_weights(path)
-
-
-def _bare(shape):
-    """(in, kernel...) without a kernel of 1 x 1: a linear layer and a 1 x 1 convolution are the same."""
-    return tuple(shape[:1]) if all(side == 1 for side in shape[1:]) else tuple(shape)
 
 
 def _read_part(folder, part):

@@ -73,7 +73,7 @@ def fit(settings, base, dataset, run, watchers):
     """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
-    recipe = settle(settings, base.device)
+    recipe, _ = settle(settings, base.device), base.fingerprint  # which is read now, while its files are there
     if base.device.type == "cuda":
         from .cards import choose_for
 
@@ -172,8 +172,8 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
         raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
-    found = metrics(settings, state, clock, peak, trained, file_bytes, base.device)
-    write_json(run / "metrics.json", {"data_sha256": data_hash(dataset), "family": base.family.name} | found)
+    about = {"data_sha256": data_hash(dataset), "family": base.family.name, "base_fingerprint": base.fingerprint}
+    write_json(run / "metrics.json", about | metrics(settings, state, clock, peak, trained, file_bytes, base.device))
     if step.taken == settings.steps:
         checkpoints.clear()
     return run

@@ -26,6 +26,8 @@ def checkpoint_readers(entries, target):
     A key will load if diffusers' converter makes of it the very weights of which it was made, each in its place and shape. Raises
     BadInput if a weight of the base has no place in the layout.
     """
+    from diffusers.loaders.single_file_utils import SD_2_TEXT_ENCODER_KEYS_TO_IGNORE
+
     numbers = {(part, name): k for k, (part, name) in enumerate((p, n) for p, names in target.shapes.items() for n in names)}
     placed = {source for entry in entries.values() for source in entry.sources}
     if lost := [f"{part}.{name}" for part, name in numbers if (part, name) not in placed and not name.endswith(NOT_NEEDED)]:
@@ -37,6 +39,8 @@ def checkpoint_readers(entries, target):
 
     converted, good, bad = _converted({key: entry.make(read) for key, entry in entries.items()}, target), [], []
     for key, entry in entries.items():
+        if key in SD_2_TEXT_ENCODER_KEYS_TO_IGNORE:  # the last layer and the projection, which no reader uses, as diffusers says
+            continue
         (good if all(_is(converted.get(source), read(*source)) for source in entry.sources) else bad).append(key)
     return {"diffusers": (good, bad)} | {tool: (good, bad) for tool in SAME_LAYOUT}
 
@@ -73,9 +77,11 @@ def folder_readers(target):
 
     good, bad = [], []
     for part, names in target.shapes.items():
+        spare = target.spare(part)
+        names = {name: shape for name, shape in names.items() if name not in spare}
         if part == "vae":
             with torch.device("meta"):
-                model = AutoencoderKL.from_config(read_json(target.folder / "vae" / "config.json"))
+                model = AutoencoderKL.from_config(read_json(target.configurations() / "vae" / "config.json"))
         else:
             model = hollow_part(part, target)
         text = part.startswith("text")
