@@ -86,8 +86,8 @@ def test_a_subject_of_which_nothing_was_learned_is_no_subject(tmp_path):
 def test_switching_says_which_way_it_came_out(tmp_path):
     effect, verdict = claim_rows(table(tmp_path, 1))[8]
     assert "0.004 s among loaded" in effect and "410 against 45 concepts a GB of files, 205 against 22 of memory" in effect
-    assert verdict == ("depends on the measure: holds for choosing among loaded adapters, concepts a GB, pictures a second, fused; does not "
-                       "hold for loading from disk, pictures a second, beside (pocket base, one machine)")
+    assert verdict == ("depends on the measure: holds for choosing among loaded adapters, concepts a GB, pictures a second, fused; does "
+                       "not hold for loading from disk, pictures a second, beside (pocket base, one machine)")
     better = SWITCH | {"load_seconds": 0.01, "pictures_per_second_adapter": 7.0}
     assert claim_rows(table(tmp_path, 1, switch=better))[8][1].startswith("holds for choosing")
 
