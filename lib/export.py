@@ -137,6 +137,7 @@ def facts(source):
 def header(target, known, title, adapter=None):
     """The header's texts, from the base, what the run tells (`facts`) and, for a LoRA, the `adapter`; only what is known."""
     settings, subject, metrics = (known.get(key, {}) for key in ("settings", "subject", "metrics"))
+    recipe = {name: value for name, value in settings.items() if name not in ("data", "output")}  # where someone keeps files is their own
     (architecture, version), side, images = target.architecture, known.get("resolution"), known.get("images")
     identifier, noun = subject.get("identifier"), subject.get("class_noun")
     trigger = identifier if subject.get("kind") in ("style", "lighting", "pose") else f"{identifier} {noun}"
@@ -149,7 +150,7 @@ def header(target, known, title, adapter=None):
             "modelspec.trigger_phrase": identifier and trigger, "modelspec.license": subject.get("license"),
             "modelspec.usage_hint": identifier and f"Write '{trigger}' into the prompt.",
             "workbench.base": target.name, "workbench.base_fingerprint": target.fingerprint(), "workbench.identifier": identifier,
-            "workbench.class_noun": noun, "workbench.kind": subject.get("kind"), "workbench.settings": settings and json.dumps(settings)}
+            "workbench.class_noun": noun, "workbench.kind": subject.get("kind"), "workbench.settings": recipe and json.dumps(recipe)}
     if adapter:
         said |= {"ss_network_module": "networks.lora", "ss_network_dim": max(adapter.ranks), "ss_base_model_version": version,
                  "ss_network_alpha": next(layer.alpha for _, _, layer in one_alpha(adapter)), "ss_sd_model_name": target.name,

@@ -34,6 +34,11 @@ def plain_attention():
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
+def attention_for(latents):
+    """The context in which to go forward and back again, on which checkpointing computes once more: plain for few pixels on a CPU."""
+    return plain_attention() if latents.device.type == "cpu" and latents.shape[-2:].numel() <= FEW else nullcontext()
+
+
 def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None):
     """Mean squared error of the model's prediction for each picture, [B]; what it predicts (noise or velocity) is the scheduler's word.
 
@@ -113,9 +118,9 @@ class Step:
         latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by name, each with B rows, as `Base.predict`
         takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
-        settings, few = self.settings, latents.device.type == "cpu" and latents.shape[-2:].numel() <= FEW
+        settings = self.settings
         self.optimizer.rate = self.rate
-        with plain_attention() if few else nullcontext():  # around the way back too, on which checkpointing computes again
+        with attention_for(latents):
             loss = self.loss(latents, noise, timesteps, conditions)
             instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
             (instance + settings.prior_weight * prior).backward()

@@ -215,6 +215,7 @@ def test_the_header_tells_the_tools_what_they_show(tiny, tmp_path, dataset):
               "modelspec.resolution": "64x64", "ss_resolution": "(64, 64)", "workbench.class_noun": "robot", "workbench.identifier": "zwx"}
     assert {key: header.get(key) for key in wanted} == wanted
     assert json.loads(header["ss_tag_frequency"]) == {"1_zwx robot": {"zwx robot": 6}}
+    assert json.loads(header["workbench.settings"])["steps"] == 7 and str(dataset.root) not in str(header), "folders are their owner's"
     raw = out.read_bytes()
     digest = hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
     assert header["sshs_model_hash"] == digest and header["modelspec.hash_sha256"] == f"0x{digest}"
