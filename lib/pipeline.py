@@ -8,8 +8,10 @@ import os
 import torch
 
 from .families import config_folder
+from .keys import short_name
 from .ladder import out_of_memory
 from .locate import variant
+from .safefile import open_weights
 from .settings import BadInput
 from .single import told
 
@@ -45,7 +47,7 @@ def read_pipeline(path, family, device, only=None, dtype=None):
                 path, use_safetensors=True, local_files_only=True, variant=variant(path), dtype=dtypes, **left_out
             )
         parts = {name: getattr(pipe, name) for name in names}
-        if missing := [key for part in parts.values() for key, value in part.state_dict().items() if value.is_meta]:
+        if missing := lacking(path, parts):
             raise ValueError(f"it lacks {len(missing)} weights such as {missing[0]}")
         for name, part in parts.items():
             part.requires_grad_(False).to("cpu" if name == "unet" else device, dtypes.get(name, dtype))
@@ -56,6 +58,18 @@ def read_pipeline(path, family, device, only=None, dtype=None):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise BadInput(f"Base model '{path}' cannot be loaded as {family.title} ({reason}): download or export it again.") from None
     return pipe
+
+
+def lacking(path, parts):
+    """The weights of the loaded `parts` that no file gave: diffusers leaves them without memory, transformers makes up a folder's."""
+    missing = [f"{name}.{key}" for name, part in parts.items() for key, value in part.state_dict().items() if value.is_meta]
+    half = variant(path) if path.is_dir() else None
+    for name in (n for n in parts if n.startswith("text_encoder") and path.is_dir()):
+        files = list((path / name).glob("*.safetensors"))
+        read = [f for f in files if (f".{half}" in f.stem if half else "." not in f.stem)] or files
+        there = {short_name(name, key) for file in read for key in open_weights(file).names}
+        missing += [f"{name}.{key}" for key in parts[name].state_dict() if short_name(name, key) not in there]
+    return missing
 
 
 def quiet():

@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lib.base import load_base, locate
 from lib.families import family_of
@@ -142,3 +144,17 @@ def test_a_card_gets_bf16_weights_where_it_multiplies_them_fast(tiny_folder, mon
     path = Path(tiny_folder)
     pipe = read_pipeline(path, family_of(path), torch.device("cuda"), ["unet"], asked)
     assert {str(p.dtype) for p in pipe.unet.parameters()} == {f"torch.{dtype}"} and pipe.unet.device.type == "cpu"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_base_that_lacks_a_weight_is_refused_and_never_made_up(tiny_folder, tmp_path, part):
+    """transformers draws a missing weight at random, with a warning that nobody sees among the others."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    file, = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    lost = next(name for name in weights if name.endswith((".q_proj.weight", "decoder.conv_in.weight", "conv_out.weight")))
+    del weights[lost]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(BadInput, match=f"it lacks 1 weights such as {part}\\..*{lost.removeprefix('text_model.')}"):
+        load_base(str(folder))
