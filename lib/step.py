@@ -7,36 +7,12 @@ Nothing else of a base model is touched than its U-Net, the configuration of its
 text encoder or data will do, on torch.device("meta") too.
 """
 
-from contextlib import contextmanager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 from .methods import adapter_off, shares, trainable, tuned_parts
 from .optimizer import Optimizer
-
-FEW = 256  # latent pixels up to which attention is plain on a CPU: 16 x 16, the pocket base's
-
-
-@contextmanager
-def plain_attention():
-    """Inside it, attention is two products and a softmax in the tensors' own precision: for a few tokens on a CPU the fused kernel takes
-    several times as long on the way back, a sixth of the pocket base's step. On many, its n x n matrix would not fit."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # named for CUDA, read on every device
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
-
-
-def attention_for(latents):
-    """The context in which to go forward and back again, on which checkpointing computes once more: plain for few pixels on a CPU."""
-    return plain_attention() if latents.device.type == "cpu" and latents.shape[-2:].numel() <= FEW else nullcontext()
 
 
 def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None):
@@ -119,11 +95,10 @@ class Step:
         takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
         settings = self.settings
+        loss = self.loss(latents, noise, timesteps, conditions)
+        instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
         self.optimizer.rate = self.rate
-        with attention_for(latents):
-            loss = self.loss(latents, noise, timesteps, conditions)
-            instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
-            (instance + settings.prior_weight * prior).backward()
+        (instance + settings.prior_weight * prior).backward()
         norm = self.optimizer.step()
         self.taken += 1
         return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()

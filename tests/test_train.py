@@ -9,7 +9,6 @@ import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
-from lib import step
 from lib import train as loop
 from lib.base import Base, load_base
 from lib.batches import gather
@@ -88,31 +87,6 @@ def test_both_methods_see_the_same_batches(make):
     for _ in range(3):
         for a, b in zip(next(one), next(two)):
             assert all(torch.equal(x, y) for x, y in zip(a, b)) if isinstance(a, list) else torch.equal(a, b)
-
-
-def test_plain_attention_is_the_fused_kernels_but_for_rounding_and_is_for_few_tokens_alone(make, monkeypatch):
-    """The fused kernel's own name is counted: none in a step of a few tokens, one for each attention in a step of more."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Count(TorchDispatchMode):
-        fused = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.fused += "flash_attention_for_cpu_backward" in str(function)
-            return function(*args, **(kwargs or {}))
-
-    numbers, counts = [], []
-    for few in (step.FEW, 0):
-        monkeypatch.setattr(step, "FEW", few)
-        base, generator = load_base(make().base), torch.Generator().manual_seed(0)
-        latents, noise = (torch.randn(2, base.unet.config.in_channels, 8, 8, generator=generator) for _ in range(2))
-        inputs = latents, noise, torch.tensor([100, 600]), base.conditions(["a", "b"])
-        take = step.Step(base, make(prior_weight=0))
-        with Count() as count:
-            numbers.append(take(*inputs))
-        counts.append(count.fused)
-    assert counts[0] == 0 < counts[1] and torch.allclose(*numbers, rtol=0.02)
-    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() and torch.backends.cuda.flash_sdp_enabled(), "as it was before"
 
 
 def test_batches_show_every_picture_before_any_again_and_spread_the_timesteps(make):
