@@ -87,12 +87,6 @@ def _cell(rows):
     return sum(map(median, seconds)) if all(seconds) else 0
 
 
-def _hours(rows, runs):
-    """How long so many runs take, in words; nothing where no row says so."""
-    hours = runs * _cell(rows) / len(METHODS) / 2 / 3600
-    return f" (about {hours:.0f} hours on two cores)" if hours else ""
-
-
 def section(rows, made):
     """The README's section as Markdown: what was run, the main table, and every figure's numbers."""
     devices = ", ".join(sorted({row["device"] for row in rows if row.get("device")}))
@@ -102,9 +96,10 @@ def section(rows, made):
     if main.rows:
         seconds = _cell(rows)
         cell = f" To train both methods, draw 2 x 100 pictures and score them takes {seconds:.0f} s of one core." if seconds else ""
+        hours = f" (about {whole * seconds / len(METHODS) / 2 / 3600:.0f} hours on two cores)" if seconds else ""
         lines = [
             f"{size(rows)} in the main comparison. {runs:,} runs in all, of the {whole:,} that `make pocketbench` makes with 30 subjects "
-            f"and 3 seeds{_hours(rows, whole)}; {steps(rows)} steps each ({devices}; {stack}), each method at the best of the learning "
+            f"and 3 seeds{hours}; {steps(rows)} steps each ({devices}; {stack}), each method at the best of the learning "
             "rates that were tried, whose neighbours are not told apart. "
             "Subjects are such that neither base nor judge has met. Each run is scored on 4 pictures of 25 prompts: eight places in three "
             "wordings, and no place; 18 of them name places of the training photos, six word for word as captioned. DINO and CLIP-I are "

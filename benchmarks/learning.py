@@ -12,8 +12,9 @@ from lib.base import load_base
 from lib.curve import seconds_to
 from lib.drift import at_rest, fixed_noise, fixed_noise_loss
 from lib.fidelity import evaluate, evaluation_prompts, load_judge, real_row
+from lib.samples import SAMPLE_PLACES
 from lib.settings import PRESETS, Settings
-from lib.train import SAMPLE_PLACES, train
+from lib.train import train
 
 from .contestants import DOCUMENTED, load_result, ours, run, theirs
 

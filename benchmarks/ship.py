@@ -57,9 +57,8 @@ def studies(subjects, seeds):
 @cache
 def stands_on():
     """What makes two rows comparable: hashes of base, judge, and of both methods' settings."""
-    recipes = {(m, key): value for m in METHODS for key, value in asdict(settings_of("-", m, 0)).items()}
-    recipe = name({f"{m}.{key}": value for (m, key), value in recipes.items() if key not in ("data", "output")})
-    return dict(zip(("base_hash", "judge"), hashes())) | {"recipe_hash": recipe}
+    settings = {f"{m}.{key}": v for m in METHODS for key, v in asdict(settings_of("-", m, 0)).items() if key not in ("data", "output")}
+    return dict(zip(("base_hash", "judge"), hashes())) | {"recipe_hash": name(settings)}
 
 
 def concepts_of(job):

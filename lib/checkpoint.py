@@ -149,8 +149,9 @@ def random_states():
     return found | {"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else found
 
 
-def fingerprint(base):
-    """A hash that tells base models apart without reading all of one: names, shapes and the first numbers of every weight of all parts."""
+def weights_hash(base):
+    """A hash that tells base models apart without reading all of one: names, shapes and the first numbers of every weight of all parts, as
+    they are in memory. `Base.fingerprint` is of the U-Net's files alone, and the same for another form of the same model."""
     base.wake()
     total = hashlib.sha256()
     for part in (base.pipe.unet, base.pipe.vae, *base.text_encoders.values()):

@@ -13,8 +13,8 @@ from pathlib import Path
 from .drift import at_rest, fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from .fidelity import evaluate, evaluation_prompts, similarity
 from .photos import prompts as wording
+from .samples import SAMPLE_PLACES
 from .settings import BadInput, read_json, write_json
-from .train import SAMPLE_PLACES
 
 FILE = "curve.json"
 HELD_OUT = "held-out photos"

@@ -160,4 +160,3 @@ def header(target, known, title, adapter=None):
                  "ss_tag_frequency": identifier and json.dumps({f"1_{trigger}": {trigger: images}})}
         said |= {name: settings.get(ours) for name, ours in SETTINGS.items()}
     return {key: str(value) for key, value in said.items() if value not in (None, "", {})}
-

@@ -48,10 +48,9 @@ def parse(key, part=None, layers=2):
 
 
 def full_name(part, name):
-    """A layer's name as it stands in files: with `text_model.` in a text encoder."""
-    if part == "unet" or name.startswith("text_model.") or name == "text_projection":
-        return name
-    return f"text_model.{name}"
+    """The name of a layer or weight as it stands in files: with `text_model.` in a text encoder, but for its projection."""
+    within = part.startswith("text") and not name.startswith(("text_model.", "text_projection"))
+    return f"text_model.{name}" if within else name
 
 
 def short_name(part, name):

@@ -166,7 +166,7 @@ class TrainingPanel:
             figure = show.curves({"loss": state.losses}, smooth=20, caption="The loss: faint each step, bold the mean of 20")
             self.loss.value = figure._repr_html_().replace("<details open>", "<details>")  # the numbers would push it off the screen
         if len(state.samples) > self.shown:
-            from .train import SAMPLE_PLACES
+            from .samples import SAMPLE_PLACES
 
             self.shown = len(state.samples)
             places = [place or "no place" for place in SAMPLE_PLACES][:len(state.samples[-1][1])]

@@ -8,7 +8,7 @@ import os
 import torch
 
 from .families import config_folder
-from .keys import short_name
+from .keys import full_name
 from .ladder import out_of_memory
 from .locate import variant
 from .safefile import open_weights
@@ -67,8 +67,8 @@ def lacking(path, parts):
     for name in (n for n in parts if n.startswith("text_encoder") and path.is_dir()):
         files = list((path / name).glob("*.safetensors"))
         read = [f for f in files if (f".{half}" in f.stem if half else "." not in f.stem)] or files
-        there = {short_name(name, key) for file in read for key in open_weights(file).names}
-        missing += [f"{name}.{key}" for key in parts[name].state_dict() if short_name(name, key) not in there]
+        there = {full_name(name, key) for file in read for key in open_weights(file).names}
+        missing += [f"{name}.{key}" for key in parts[name].state_dict() if full_name(name, key) not in there]
     return missing
 
 

@@ -129,14 +129,14 @@ def claim_rows(path=RESULTS):
     sides = {side: _ways(three, starts) for side, starts in (("adapters", ("adapters", "mix ")), ("checkpoints", ("checkpoints",)),
                                                              ("trained on all", ("trained on all",)))}
     # Each side takes its best way, by the means over all subjects, so that neither is judged by its worst.
-    best = {side: max(ways, key=lambda way, ways=ways: np.mean(list(ways[way].values())), default=None) for side, ways in sides.items()}
+    best = {side: max(ways, key=lambda way, ways=ways: _mean(ways[way]), default=None) for side, ways in sides.items()}
     if best["adapters"] and best["checkpoints"]:
         one, two = (_chosen_on_others(sides[side]) for side in ("adapters", "checkpoints"))
         gaps = [one[s] - two[s] for s in sorted(one.keys() & two.keys())]
         low, high = interval(gaps)
         ends = "no interval" if low is None else f"{low:+.2f} to {high:+.2f}"
         each = "; ".join(f"{side} ({best[side][0]}{'' if best[side][1] == 1 else f' at {best[side][1]:g}'}) keep "
-                         f"{np.mean(list(sides[side][best[side]].values())):.2f}" for side in sides if best[side])
+                         f"{_mean(sides[side][best[side]]):.2f}" for side in sides if best[side])
         verdict = f"not enough subjects ({len(gaps)}; a verdict takes {ENOUGH})" if len(gaps) < ENOUGH else (
             "holds" if low > 0 else "does not hold" if high < 0 else "no difference found")
         found[7] = (f"{each}; adapters minus checkpoints {np.mean(gaps):+.2f} ({ends}), {len(gaps)} characters with "

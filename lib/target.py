@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .families import config_folder, family_of
-from .keys import PARTS, attended_blocks, full_name, short_name
+from .keys import PARTS, attended_blocks, full_name
 from .locate import locate
 from .safefile import TYPES, open_weights, raw_header, some
 from .settings import BadInput, read_json
@@ -226,4 +226,4 @@ def _name(part, key):
     if part == "vae" and ".attentions." in key:
         piece = key.rsplit(".", 2)
         return ".".join([piece[0], OLD_ATTENTION.get(piece[1], piece[1]), piece[2]])
-    return full_name(part, short_name(part, key)) if part.startswith("text") and not key.startswith("text_projection") else key
+    return full_name(part, key)

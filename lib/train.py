@@ -14,19 +14,18 @@ from safetensors import SafetensorError
 
 from .base import load_base
 from .batches import batches, cache_latents, gather
-from .checkpoint import Checkpoints, fingerprint, resume
+from .checkpoint import Checkpoints, resume, weights_hash
 from .dataset import read_record
 from .ladder import out_of_memory, step_down
 from .memory import PeakMemory, reclaim
-from .methods import as_saved, save_weights, tuned_parts
-from .photos import load_dataset, prompts
+from .methods import save_weights, tuned_parts
+from .photos import load_dataset
 from .recipes import settle
 from .record import FLUSH, Clock, Log, NotFinite, metrics, say
 from .runs import alone, data_hash, open_run, prior_items
+from .samples import draw, fits
 from .settings import BadInput, Settings, write_json
 from .step import Step
-
-SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
 
 
 class State:
@@ -73,7 +72,8 @@ def fit(settings, base, dataset, run, watchers):
     """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
-    recipe, _ = settle(settings, base.device), base.fingerprint  # which is read now, while its files are there
+    base.fingerprint  # noqa: B018 (kept once read: metrics.json needs it, when the base's files may have gone or changed)
+    recipe = settle(settings, base.device)
     if base.device.type == "cuda":
         from .cards import choose_for
 
@@ -81,7 +81,7 @@ def fit(settings, base, dataset, run, watchers):
         reclaim(base.device)
         recipe, sentence = choose_for(recipe, base.device)
         say(sentence)
-    checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], fingerprint(base))
+    checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], weights_hash(base))
     held = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
     try:
@@ -188,38 +188,6 @@ def back_to_last_good(step, checkpoints, run):
     step.close()
     save_weights(step.base, step.settings, run)
     return f"What was learnt until step {kept[0]['step']} is saved in {run}."
-
-
-def draw(base, dataset, step, run, state):
-    """Add `sample` to the state's, as long as memory suffices for that."""
-    if state.draws:
-        state.draws = fits(base, step, "samples", lambda: state.samples.append((step.taken, sample(base, dataset, step, run))))
-
-
-def fits(base, step, what, do):
-    """Call `do`; False where memory did not suffice, which is said: from then on it is left out, and the training goes on."""
-    try:
-        return do() or True
-    except (RuntimeError, MemoryError, BadInput) as error:
-        if not out_of_memory(error):
-            raise
-        say(f"memory does not suffice for {what} at step {step.taken}: the training goes on without")
-    reclaim(base.device)  # only here, where the error is gone, is the memory free
-    return False
-
-
-def sample(base, dataset, step, run):
-    """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would be saved now. Off the clock."""
-    texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    step.parts.eval()
-    try:
-        with as_saved(step.weights):
-            images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
-    finally:
-        step.parts.train()
-    for k, image in enumerate(images):
-        image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
-    return images
 
 
 @contextmanager

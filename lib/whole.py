@@ -67,8 +67,7 @@ def _converted(checkpoint, target):
         if any(key.startswith(prefix) for key in checkpoint):
             width = target.shapes[part]["text_model.embeddings.token_embedding.weight"][1]
             made[part] = theirs.convert_open_clip_checkpoint(SimpleNamespace(config=SimpleNamespace(hidden_size=width)), checkpoint, prefix)
-    return {(part, full_name(part, name) if part.startswith("text") and not name.startswith("text_projection") else name): tensor
-            for part, names in made.items() for name, tensor in names.items()}
+    return {(part, full_name(part, name)): tensor for part, names in made.items() for name, tensor in names.items()}
 
 
 def folder_readers(target):
@@ -84,11 +83,10 @@ def folder_readers(target):
                 model = AutoencoderKL.from_config(read_json(target.configurations() / "vae" / "config.json"))
         else:
             model = hollow_part(part, target)
-        text = part.startswith("text")
-        known = {full_name(part, n) if text and not n.startswith("text_projection") else n: tuple(t.shape)
-                 for n, t in model.state_dict().items()}
+        known = {full_name(part, n): tuple(t.shape) for n, t in model.state_dict().items()}
         for name, shape in names.items():
-            fits = known.get(name) == tuple(shape) or text and name.endswith("position_ids")  # these are passed over, rightly
+            passed_over = part.startswith("text") and name.endswith("position_ids")  # rightly
+            fits = known.get(name) == tuple(shape) or passed_over
             (good if fits else bad).append(f"{part}.{name}")
         bad += [f"{part}.{name}, which is missing" for name in known.keys() - names.keys() if not name.endswith("position_ids")]
     return {"diffusers": (good, bad)}

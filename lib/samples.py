@@ -1,0 +1,43 @@
+"""What is looked at along a training, off its clock: fixed-seed samples, and what else is left out where memory does not suffice."""
+
+from .ladder import out_of_memory
+from .memory import reclaim
+from .methods import as_saved
+from .photos import prompts
+from .record import say
+from .settings import BadInput
+
+SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
+
+
+def draw(base, dataset, step, run, state):
+    """Add `sample` to the state's, as long as memory suffices for that."""
+    if state.draws:
+        state.draws = fits(base, step, "samples", lambda: state.samples.append((step.taken, sample(base, dataset, step, run))))
+
+
+def fits(base, step, what, do):
+    """Call `do`; False where memory did not suffice, which is said: from then on it is left out, and the training goes on."""
+    try:
+        do()
+        return True
+    except (RuntimeError, MemoryError, BadInput) as error:
+        if not out_of_memory(error):
+            raise
+        say(f"memory does not suffice for {what} at step {step.taken}: the training goes on without")
+    reclaim(base.device)  # only here, where the error is gone, is the memory free
+    return False
+
+
+def sample(base, dataset, step, run):
+    """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would be saved now."""
+    texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
+    step.parts.eval()
+    try:
+        with as_saved(step.weights):
+            images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
+    finally:
+        step.parts.train()
+    for k, image in enumerate(images):
+        image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
+    return images
