@@ -7,7 +7,7 @@ What CUDA does otherwise than the CPU is taken from PyTorch's source (`as_on_cud
 run (`cuda_scratch`). bitsandbytes' layers run as they are, on weights made here by the documented block formats (`hollow_quantized`).
 """
 
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from math import prod
 from unittest import mock
 
@@ -52,6 +52,7 @@ def fake_device(device):
             stack.enter_context(mock.patch("bitsandbytes.functional.create_dynamic_map", lambda *_, **__: torch.empty(256)))
         if device == "cuda":
             stack.enter_context(as_on_cuda())
+            stack.enter_context(mock.patch("lib.step.plain_attention", nullcontext))
         yield
 
 

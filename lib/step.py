@@ -7,12 +7,35 @@ Nothing else of a base model is touched than its U-Net, the configuration of its
 text encoder or data will do, on torch.device("meta") too.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 from .methods import adapter_off, shares, trainable, tuned_parts
 from .optimizer import Optimizer
+
+SMALL = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
+
+
+@contextmanager
+def plain_attention(layers):
+    """Within the block these attention layers are two products and a softmax, the way back too.
+
+    For few pixels the CPU's fused kernel takes several times as long, a sixth of the pocket base's step. And where every place attends to
+    one word alone, queries and keys have next to no gradient; the fused kernel gives rounding noise, 16 orders of magnitude larger.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    fused, plain = [layer.processor for layer in layers], AttnProcessor()
+    for layer in layers:
+        layer.processor = plain
+    try:
+        yield
+    finally:
+        for layer, processor in zip(layers, fused):
+            layer.processor = processor
 
 
 def diffusion_loss(predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None):
@@ -41,11 +64,17 @@ class Step:
 
     def __init__(self, base, settings):
         from diffusers import DDPMScheduler
+        from diffusers.models.attention_processor import AttnProcessor2_0
 
         self.base, self.settings, self.taken = base, settings, 0
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
-        self.unet = base.unet.to(memory_format=torch.channels_last)
+        self.unet, small = base.unet, base.unet.config.sample_size**2 <= SMALL
+        # Convolutions that train are faster as they come where pictures are small, all others with channels last.
+        as_they_come = small and settings.method == "dreambooth"
+        self.unet.to(memory_format=torch.contiguous_format if as_they_come else torch.channels_last)
+        attention = [m for m in self.unet.modules() if isinstance(getattr(m, "processor", None), AttnProcessor2_0)]
+        self.plain = attention if small and base.device.type == "cpu" else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._ready(True)
         self.optimizer = Optimizer(self.weights, shares(base, self.weights, settings), settings, base.device)
@@ -95,10 +124,11 @@ class Step:
         takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
         settings = self.settings
-        loss = self.loss(latents, noise, timesteps, conditions)
-        instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
         self.optimizer.rate = self.rate
-        (instance + settings.prior_weight * prior).backward()
+        with plain_attention(self.plain):
+            loss = self.loss(latents, noise, timesteps, conditions)
+            instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
+            (instance + settings.prior_weight * prior).backward()
         norm = self.optimizer.step()
         self.taken += 1
         return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+# Where the pocket base attends, at each place, to the start of the prompt alone.
+LONE = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
 
 
 @pytest.fixture(scope="session")

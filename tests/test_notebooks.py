@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -22,8 +21,8 @@ from lib.lesson import class_prompts, course_prompts, propose, unmet
 from lib.photos import load_dataset, prepare
 from lib.progress import Progress
 from lib.settings import BadInput, Settings, read_json
+from tests.conftest import LONE, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 FEW = {"sample_steps": 5}
 SMALL = {"01_dataset_prep": {"subject": "data/subjects/character", "class_images": 8, **FEW},
          "02_lora_training": {"steps": 8, "rank": 4, **FEW}, "03_dreambooth_training": {"steps": 8, **FEW},
@@ -98,8 +97,10 @@ def test_02_trains_an_adapter_and_proves_that_the_base_stays(course):
     assert len(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE)) == 2 and len(set(re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE))) == 1
     check_run(run, "lora", steps=8)
     weights = load_file(run / "adapter.safetensors")
-    down, up = ([w for name, w in weights.items() if f"lora_{part}." in name] for part in "AB")
-    assert {w.shape[0] for w in down} == {w.shape[1] for w in up} == {4} and all(w.abs().max() > 0 for w in up)
+    down, up = ({name: w for name, w in weights.items() if f"lora_{part}." in name} for part in "AB")
+    assert {w.shape[0] for w in down.values()} == {w.shape[1] for w in up.values()} == {4}
+    still = [name.split(".lora_B")[0].removeprefix("unet.") for name, w in up.items() if not w.any()]
+    assert set(still) <= {f"{LONE}.to_q", f"{LONE}.to_k"}, "all learn, but where there is no gradient (tests/test_recipes.py)"
 
 
 @pytest.mark.slow

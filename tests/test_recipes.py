@@ -13,8 +13,9 @@ from lib.memory import PeakMemory
 from lib.methods import as_saved, load_run
 from lib.optimizer import Optimizer, dense, round_stochastically
 from lib.settings import BadInput
-from lib.step import Step
+from lib.step import Step, plain_attention
 from lib.train import train
+from tests.conftest import LONE
 
 LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True}
 
@@ -189,8 +190,11 @@ def test_vae_and_text_encoder_are_gone_while_training_and_come_back_the_same(tin
     assert base.pipe.vae.device == base.pipe.text_encoder.device == base.device
 
 
+@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("changes", [{}, LOW, LOW | {"fused_backward": True}, {"optimizer": "adamw8bit"}])
-def test_moments_survive_saving_and_change_of_recipe(tiny_folder, make, changes):
+def test_moments_survive_saving_and_change_of_recipe(tiny_folder, make, monkeypatch, changes, small):
+    if not small:
+        monkeypatch.setattr("lib.step.SMALL", 0)
     full, _, _ = taken(tiny_folder, make("dreambooth"))
     other = Step(load_base(tiny_folder), make("dreambooth", **changes))
     saved = full.optimizer.tensors()
@@ -200,8 +204,38 @@ def test_moments_survive_saving_and_change_of_recipe(tiny_folder, make, changes)
     again = other.optimizer.tensors()
     assert int(again["3.step"]) == int(saved["3.step"]) + 1 == 4, "bias correction goes on, too"
     k = max(range(len(full.weights)), key=lambda k: full.weights[k].numel())
+    assert full.weights[k].is_contiguous() is small, "channels last where pictures are large"
     assert saved[f"{k}.exp_avg"].shape == dense(full.weights[k]).shape
     assert (f"{k}.state1" in again) == (other.settings.optimizer == "adamw8bit")
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_plain_attention_learns_what_the_fused_one_learns_and_is_gone_after_the_step(tiny_folder, make, monkeypatch, method):
+    plain, numbers, _ = taken(tiny_folder, make(method, precision="fp32"))
+    kinds = {type(layer.processor).__name__ for layer in plain.plain}
+    monkeypatch.setattr("lib.step.SMALL", 0)
+    fused, same, _ = taken(tiny_folder, make(method, precision="fp32"))
+    assert plain.plain and kinds == {"AttnProcessor2_0"} and not fused.plain
+    torch.testing.assert_close(numbers, same, rtol=1e-4, atol=1e-5)
+
+
+def test_the_lone_head_of_the_pocket_base_has_no_gradient_and_plain_attention_says_so():
+    base = load_base()
+    unet, generator = base.unet.requires_grad_(True), torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(2, unet.config.in_channels, 16, 16, generator=generator) for _ in range(2))
+    layers = [layer for layer in unet.modules() if hasattr(layer, "processor")]
+    words = base.conditions(["a photo of zwx robot", "a red car"])["encoder_hidden_states"]
+
+    def gradient(layers, dtype):
+        unet.to(dtype).zero_grad()
+        with plain_attention(layers), base.autocast(base.bf16 and dtype == torch.float32):
+            unet(latents.to(dtype), torch.tensor([100, 700]), words.to(dtype)).sample.float().sub(noise).square().mean().backward()
+        lone = unet.get_submodule(LONE)
+        return [layer.weight.grad.abs().max().item() for layer in (lone.to_q, lone.to_k, lone.to_v)]
+
+    true, plain, fused = gradient(layers, torch.float64), gradient(layers, torch.float32), gradient([], torch.float32)
+    assert max(true[:2]) < 1e-20 * true[2]
+    assert plain == pytest.approx(true, rel=0.2) and min(fused[:2]) > 1e6 * max(true[:2])
 
 
 def test_the_file_is_fp16_whatever_the_weights_were(make):
