@@ -29,7 +29,7 @@ from .buckets import bucket
 from .families import family_of, family_of_pipeline
 from .locate import POCKET, ROOT, locate
 from .memory import reclaim
-from .pipeline import has_fast_bf16, quiet, read_pipeline, set_prediction
+from .pipeline import has_fast_bf16, no_collecting, quiet, read_pipeline, set_prediction
 from .settings import BadInput
 from .single import read_single
 
@@ -231,9 +231,10 @@ def load_base(name="pocket", device=None):
     if path.is_file():
         read_single(path)  # refuses what lacks a part, and lists what will be left out
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with no_collecting():
+        pipe = read_pipeline(path, family, device)
     from diffusers import DDIMScheduler
 
-    pipe = read_pipeline(path, family, device)
     # Latents are not bounded as pixels are: where a model's own scheduler has no such option, DDIM must not clip by default.
     bounds = {} if "clip_sample" in pipe.scheduler.config else {"clip_sample": False, "set_alpha_to_one": False}
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **bounds)

@@ -8,6 +8,7 @@ each is clipped to clip / sqrt(number of weights): then the norm of all stays wi
 """
 
 import torch
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 DECAY = 1e-2  # AdamW's weight decay, the default of torch and of diffusers' scripts
 
@@ -21,7 +22,7 @@ class Optimizer:
 
     def __init__(self, weights, shares, settings, device):
         self.weights, self.settings, self.rate, self.squares, self.hooks = weights, settings, settings.learning_rate, [], []
-        self.generator = torch.Generator("cpu" if device.type == "meta" else device).manual_seed(settings.seed)
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
         if settings.optimizer == "adamw" and settings.weights == "fp32" and not settings.fused_backward:
             rates = dict.fromkeys(shares)
             self.stands = None
@@ -37,8 +38,7 @@ class Optimizer:
             from bitsandbytes.optim import AdamW8bit
 
             return AdamW8bit(groups, lr=self.rate, weight_decay=DECAY)
-        # torch has no fused AdamW on the meta device, where only shapes are known.
-        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=DECAY, fused=groups[0]["params"][0].device.type != "meta")
+        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=DECAY, fused=True)
 
     @property
     def state(self):
@@ -51,11 +51,14 @@ class Optimizer:
             norm = torch.stack(self.squares).sum().sqrt()
             self.squares.clear()
             return norm
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
+        norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
         if self.stands is None:
-            self._take(self.parts[0])
-            self.parts[0].zero_grad()
+            (plain,) = self.parts
+            plain.grad_scale = (norm / self.settings.clip).clamp(min=1.0)  # the fused kernel divides by it as it reads: clipped on the way
+            self._take(plain)
+            plain.zero_grad()
         else:
+            clip_grads_with_norm_(self.weights, self.settings.clip, norm)
             for k in range(len(self.weights)):
                 self._update(k)
         return norm
@@ -66,7 +69,7 @@ class Optimizer:
             hook.remove()
 
     def _at_once(self, k):
-        norm = torch.nn.utils.clip_grad_norm_([self.weights[k]], self.settings.clip / len(self.weights) ** 0.5)
+        norm = clip_grad_norm_([self.weights[k]], self.settings.clip / len(self.weights) ** 0.5)
         self.squares.append(norm.float().square())
         self._update(k)
 
@@ -151,6 +154,6 @@ def round_stochastically(exact, out, generator):
     bits = exact.view(torch.int32)
     # Four 16-bit numbers from each draw.
     draws = torch.empty((exact.numel() + 3) // 4, dtype=torch.int64, device=exact.device)
-    noise = draws.random_(-(2**63), None, generator=None if exact.device.type == "meta" else generator).view(torch.int16)
+    noise = draws.random_(-(2**63), None, generator=generator).view(torch.int16)
     bits.add_((noise[: exact.numel()].view(exact.shape).int()).bitwise_and_(0xFFFF)).bitwise_and_(-0x10000)
     out.copy_(exact)

@@ -3,7 +3,10 @@
 Of a single file it also finds out what the model predicts, which a folder's scheduler says.
 """
 
+import gc
 import os
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -30,13 +33,11 @@ def read_pipeline(path, family, device, only=None, dtype=None):
     bf16 on CUDA where that is fast, fp32 elsewhere. Raises BadInput if it is damaged, lacks weights, or does not fit the memory.
     """
     where = config_folder(path, family) if path.is_file() else path
-    quiet()
-    import diffusers
+    kind = imported(family.pipeline)
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     names = [name for name in ("unet", "vae", *family.towers) if only is None or name in only]
     left_out = family.without | {name: None for name in ("unet", "vae", *family.towers) if name not in names}
-    kind = getattr(diffusers, family.pipeline)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" and has_fast_bf16(device) else torch.float32)
     dtypes = {"default": dtype, "vae": torch.float32 if family.vae_in_fp32 else dtype}
     try:
@@ -62,14 +63,40 @@ def read_pipeline(path, family, device, only=None, dtype=None):
 
 def lacking(path, parts):
     """The weights of the loaded `parts` that no file gave: diffusers leaves them without memory, transformers makes up a folder's."""
-    missing = [f"{name}.{key}" for name, part in parts.items() for key, value in part.state_dict().items() if value.is_meta]
+    missing = [f"{name}.{key}" for name, part in parts.items() for key, value in part.state_dict(keep_vars=True).items() if value.is_meta]
     half = variant(path) if path.is_dir() else None
     for name in (n for n in parts if n.startswith("text_encoder") and path.is_dir()):
         files = list((path / name).glob("*.safetensors"))
         read = [f for f in files if (f".{half}" in f.stem if half else "." not in f.stem)] or files
         there = {full_name(name, key) for file in read for key in open_weights(file).names}
-        missing += [f"{name}.{key}" for key in parts[name].state_dict() if full_name(name, key) not in there]
+        missing += [f"{name}.{key}" for key in parts[name].state_dict(keep_vars=True) if full_name(name, key) not in there]
     return missing
+
+
+@contextmanager
+def no_collecting():
+    """Within the block Python's collector rests. It would walk over a million objects of the stack again and again while these are made,
+    a quarter of the start, and none of them is garbage.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@cache
+def imported(name):
+    """The diffusers pipeline of that name, with all that it stands on, which the collector passes over from then on."""
+    with no_collecting():
+        quiet()
+        import diffusers
+
+        kind = getattr(diffusers, name)
+        gc.freeze()
+    return kind
 
 
 def quiet():

@@ -1,3 +1,4 @@
+import gc
 import shutil
 from pathlib import Path
 
@@ -158,3 +159,21 @@ def test_a_base_that_lacks_a_weight_is_refused_and_never_made_up(tiny_folder, tm
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(BadInput, match=f"it lacks 1 weights such as {part}\\..*{lost.removeprefix('text_model.')}"):
         load_base(str(folder))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_collector_is_afterwards_as_it_was_also_where_a_base_is_refused(tiny_folder, monkeypatch, on):
+    def refuse(*_):
+        assert not gc.isenabled()
+        raise BadInput("no")
+
+    try:
+        (gc.enable if on else gc.disable)()
+        load_base(tiny_folder)
+        assert gc.isenabled() is on and gc.get_freeze_count() > 100_000, "what was imported is passed over"
+        monkeypatch.setattr("lib.base.read_pipeline", refuse)
+        with pytest.raises(BadInput):
+            load_base(tiny_folder)
+        assert gc.isenabled() is on
+    finally:
+        gc.enable()

@@ -56,6 +56,14 @@ def test_an_update_fused_into_backward_holds_no_gradients_and_is_adamws(tiny_fol
     assert all(w.grad is not None for w in fused.weights), "after `close` a backward pass only makes gradients"
 
 
+@pytest.mark.parametrize("changes", [{}, {"weights": "bf16"}])
+@pytest.mark.parametrize("clip", [0.01, 1000.0])
+def test_gradients_are_clipped_to_the_norm_of_all(tiny_folder, make, changes, clip):
+    step, numbers, _ = taken(tiny_folder, make("dreambooth", clip=clip, **changes), steps=1)
+    first = sum(state["exp_avg"].square().sum() for state in step.optimizer.state.values()).sqrt() / 0.1  # 1 - beta1, of AdamW
+    assert 0.01 < numbers[2] < 1000 and first == pytest.approx(min(clip, float(numbers[2])), rel=0.02)
+
+
 def test_fused_clipping_keeps_the_norm_of_all_within_the_limit(tiny_folder, make):
     base = load_base(tiny_folder)
     step, seen = Step(base, make("dreambooth", clip=0.01, fused_backward=True)), []
