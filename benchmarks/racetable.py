@@ -12,6 +12,7 @@ NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 WHO = {
     "like": "ours, adapter as theirs",
     "preset": "ours, course's recipe",
+    "lean": "ours, less memory",
     "thrifty": "ours, least memory",
     "documented": "theirs, as documented",
     "best": "theirs, best flags",
