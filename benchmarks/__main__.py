@@ -7,7 +7,6 @@ course's own figures and the picture come from runs/course, which `make course` 
 """
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
@@ -23,11 +22,11 @@ from lib.record import device_name, versions
 from lib.settings import Settings, read_json, write_json
 from lib.train import train
 
+from .sections import README, into_file
+
 RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"
 PICTURE = ROOT / "data" / "results" / "side_by_side.png"
-README = ROOT / "README.md"
 COURSE = ROOT / "runs" / "course"
-SECTION = re.compile(r"(<!-- figures: make bench -->\n).*?(<!-- end of figures -->)", re.S)
 COLD = """
 import sys; from lib.settings import Settings; from lib.train import train
 train(Settings.preset({method!r}, data={data!r}, output={output!r}, steps=1, sample_every=0))
@@ -140,7 +139,7 @@ def main():
         found["notebooks"] = read_json(COURSE / "timings.json") if (COURSE / "timings.json").is_file() else None
         picture()
     write_json(RESULTS, found)
-    README.write_text(SECTION.sub(lambda m: m[1] + figures(found) + m[2], README.read_text("utf-8")), "utf-8")
+    into_file(README, "bench", figures(found))
     print(figures(found))
 
 

@@ -3,11 +3,11 @@
     python -m benchmarks.figures
 """
 
-import re
 import sys
 from statistics import median
 
-from benchmarks import learning_rates, racetable
+from benchmarks import learning_rates
+from benchmarks.sections import README, into_file
 from benchmarks.studies import studies
 from lib import bench_figures, shipping, show, study_figures
 from lib.charts import NAMES
@@ -17,8 +17,6 @@ from lib.settings import METHODS, BadInput
 from lib.study_rows import BUSY, read_bench, size, steps
 
 ROOT = BENCH.parents[2]
-README = ROOT / "README.md"
-SECTION = re.compile(r"(<!-- bench: python -m benchmarks.figures -->\n).*?(<!-- end of bench -->)", re.S)
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
 MEANT = (
     "Train - held-out: DINO to the photos trained on minus DINO to held-out ones. Nearest photo: largest DINO to one training photo, "
@@ -148,11 +146,11 @@ def main():
     made, cut = figures(rows), shipping.extraction()
     if cut:
         cut.save(ROOT / file("extraction"))
-    racetable.into_file(README, "ship", shipping_section(cut))
+    into_file(README, "ship", shipping_section(cut))
     for name, figure in made.items():
         figure.save(ROOT / file(name))
     text = section(rows, made)
-    README.write_text(SECTION.sub(lambda m: m[1] + text + m[2], README.read_text("utf-8")), "utf-8")
+    into_file(README, "pocketbench", text)
     print(text)
     return 0
 

@@ -23,7 +23,7 @@ from lib.base import ROOT, load_base
 from lib.record import device_name, versions
 from lib.settings import Settings, write_json
 
-from .racetable import into_file
+from .sections import into_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "floor.json"
 README = ROOT / "benchmarks" / "README.md"

@@ -39,6 +39,7 @@ from lib.settings import BadInput, write_json
 
 from . import contestants, racetable
 from .contestants import DOCUMENTED, SCRIPTS, SDXL, lay_out, ours, run, theirs
+from .sections import README, into_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "race.json"
 METHODS = ("lora", "dreambooth")
@@ -179,7 +180,7 @@ def main():
         raise SystemExit(str(error)) from None
     write_json(args.output or (RESULTS if args.base == "pocket" else RESULTS.with_name(f"race_{args.base}.json")), found)
     if args.base == "pocket" and not args.output:
-        racetable.into_file(racetable.README, "race", racetable.figures(found))
+        into_file(README, "race", racetable.figures(found))
     print(racetable.figures(found))
 
 

@@ -35,7 +35,7 @@ from lib.record import device_name, versions
 from lib.safefile import size_of, write_weights
 from lib.settings import Settings, read_json, write_json
 
-from .racetable import into_file, read
+from .sections import into_file, read
 
 RESULTS, README = ROOT / "benchmarks" / "results" / "sizes.json", ROOT / "benchmarks" / "README.md"
 SHAPES, WIDTH, RANK = ROOT / "data" / "shapes" / "sd15", 320, 32

@@ -60,9 +60,8 @@ def check_folder(folder):
     if foreign or not isinstance(named.get("_class_name"), str):
         what = f"its {foreign[0]}" if foreign else "its pipeline"
         raise BadInput(f"Base model {folder} brings code of its own ({what}), which never runs here: use a model made of diffusers' parts.")
-    chosen = _chosen(folder)
     for part in [part for part in WITH_WEIGHTS if part in parts]:
-        files = [f for f in chosen if f.parent.name == part and f.suffix == ".safetensors"]
+        files = weight_files(folder / part)
         pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
         if not files and pickles:
             raise BadInput(f"Base model {folder} has its {part} as a pickle only ({pickles[0]}), which can run any code when it is opened: "
@@ -77,7 +76,17 @@ def check_folder(folder):
 
 def variant(folder):
     """What diffusers calls `variant`: "fp16" where a folder holds its U-Net in half precision alone, else None."""
-    return "fp16" if any(f.parent.name == "unet" and ".fp16" in f.name for f in _chosen(folder)) else None
+    return "fp16" if any(".fp16" in f.name for f in weight_files(folder / "unet")) else None
+
+
+def weight_files(folder, variant=None):
+    """The safetensors of one part's folder that diffusers reads: those of the variant, the plain ones, or else what there is."""
+    return [folder / name for name in _one_set([f.name for f in sorted(folder.glob("*.safetensors"))], variant == "fp16")]
+
+
+def _one_set(names, half=False):
+    sets = [n for n in names if "non_ema" not in n]
+    return [n for n in sets if (".fp16" in n) is half] or sets
 
 
 def hub_folder(name, weights=True):
@@ -122,14 +131,8 @@ def chosen_files(names, weights=True):
     for part in ("", *PARTS):
         here = [n for n in names if n.rpartition("/")[0] == part]
         chosen += [n for n in here if n == "model_index.json" or part and n.endswith((".json", ".txt")) and ".index." not in n]
-        sets = [n for n in here if part in WITH_WEIGHTS and ".safetensors" in n and "non_ema" not in n]
-        plain = [n for n in sets if ".fp16" not in n]
-        chosen += (plain or sets) if weights else []
+        chosen += _one_set([n for n in here if part in WITH_WEIGHTS and ".safetensors" in n]) if weights else []
     return chosen
-
-
-def _chosen(folder):
-    return [folder / name for name in chosen_files([f.relative_to(folder).as_posix() for f in folder.glob("*/*")])]
 
 
 def _short(error):

@@ -13,7 +13,7 @@ import torch
 from .families import config_folder
 from .keys import full_name
 from .ladder import out_of_memory
-from .locate import variant
+from .locate import variant, weight_files
 from .safefile import open_weights
 from .settings import BadInput
 from .single import told
@@ -64,11 +64,8 @@ def read_pipeline(path, family, device, only=None, dtype=None):
 def lacking(path, parts):
     """The weights of the loaded `parts` that no file gave: diffusers leaves them without memory, transformers makes up a folder's."""
     missing = [f"{name}.{key}" for name, part in parts.items() for key, value in part.state_dict(keep_vars=True).items() if value.is_meta]
-    half = variant(path) if path.is_dir() else None
     for name in (n for n in parts if n.startswith("text_encoder") and path.is_dir()):
-        files = list((path / name).glob("*.safetensors"))
-        read = [f for f in files if (f".{half}" in f.stem if half else "." not in f.stem)] or files
-        there = {full_name(name, key) for file in read for key in open_weights(file).names}
+        there = {full_name(name, key) for file in weight_files(path / name, variant(path)) for key in open_weights(file).names}
         missing += [f"{name}.{key}" for key in parts[name].state_dict(keep_vars=True) if full_name(name, key) not in there]
     return missing
 

@@ -15,7 +15,7 @@ import torch
 
 from .families import config_folder, family_of
 from .keys import PARTS, attended_blocks, full_name
-from .locate import locate
+from .locate import locate, weight_files
 from .safefile import TYPES, open_weights, raw_header, some
 from .settings import BadInput, read_json
 from .single import check_whole, read_single, told
@@ -207,14 +207,13 @@ def _opened(path, changed):
 
 def _read_part(folder, part):
     """({name: shape}, {name: (file, key, "")}) of one part's folder, names as in files of any version."""
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [f for f in files if "." not in f.stem] or files  # not the variants .fp16, .non_ema
-    if not plain:
+    files = weight_files(folder)
+    if not files:
         pickles = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".ckpt", ".pt")]
         raise BadInput(f"{folder} holds no .safetensors" + (f", only the pickle {pickles[0]}, which is not read" if pickles else "") +
                        ": get the model's safetensors files.")
     shapes, places = {}, {}
-    for path in plain:
+    for path in files:
         with open_weights(path) as file:
             for key in file.names:
                 name = _name(part, key)

@@ -7,7 +7,8 @@ import pytest
 from bench_rows import base_rows, bench
 from PIL import Image
 
-from benchmarks.figures import README, ROOT, SECTION, SHOWN, figures, file, rates, section
+from benchmarks import sections
+from benchmarks.figures import ROOT, SHOWN, figures, file, rates, section
 from lib.bench_figures import SCORES, level, main_table, pareto
 from lib.effects import BASE, BENCH, FULL, LORA, effect, swing
 from lib.study_figures import again, careless, rank_curve, recipes
@@ -179,15 +180,15 @@ def test_a_bench_that_has_only_begun_has_a_section_too():
 
 
 def test_the_readme_has_the_marks_between_which_the_section_is_written():
-    assert SECTION.search(README.read_text("utf-8"))
+    assert sections.section(sections.README, "pocketbench") is not None
 
 
 @pytest.mark.skipif(not BENCH.is_file(), reason="PocketBench has not been run: make pocketbench")
 def test_the_readme_prints_what_the_command_makes():
-    found, rows = SECTION.search(README.read_text("utf-8")), read_bench()
+    found, rows = sections.section(sections.README, "pocketbench"), read_bench()
     made = figures(rows)
-    assert found[0].removeprefix(found[1]).removesuffix(found[2]) == section(rows, made), "run `python -m benchmarks.figures` again"
+    assert found == section(rows, made), "run `python -m benchmarks.figures` again"
     for name, figure in made.items():
-        assert f"({file(name)})" in found[0]
+        assert f"({file(name)})" in found
         with Image.open(ROOT / file(name)) as picture:  # the numbers that it was drawn from are written in it
             assert picture.text["Description"] == figure.alt, f"{file(name)} is old: run `python -m benchmarks.figures` again"

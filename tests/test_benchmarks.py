@@ -7,17 +7,15 @@ from conftest import ROOT
 
 from benchmarks import learning_rates as rates
 from benchmarks import sizes
-from benchmarks.__main__ import README, RESULTS, SECTION, figures, middle
+from benchmarks.__main__ import README, RESULTS, figures, middle
 from benchmarks.pocketbench import RESULTS as BENCH
-from benchmarks.racetable import section
+from benchmarks.sections import section
 from lib.rows import read_table
 from lib.settings import PRESETS, read_json
 
 
 def test_the_readme_prints_what_was_measured():
-    section = SECTION.search(README.read_text("utf-8"))
-    assert section, "README.md has lost the marks between which `make bench` writes"
-    assert section[0].removeprefix(section[1]).removesuffix(section[2]) == figures(read_json(RESULTS)), "run `make bench` again"
+    assert section(README, "bench") == figures(read_json(RESULTS)), "run `make bench` again"
 
 
 def test_the_readme_shows_the_picture_that_bench_makes():

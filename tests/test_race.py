@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from benchmarks import contestants, floor, race, racetable, random_base, sizes
+from benchmarks import contestants, floor, race, racetable, random_base, sections, sizes
 from benchmarks import torchvision_standin as standin
 from lib.settings import BadInput
 
@@ -24,11 +24,11 @@ for _ in range(int(sys.argv[1])):
 
 
 def test_the_readmes_print_what_was_measured():
-    assert racetable.section(racetable.README, "race") == racetable.figures(racetable.read(race.RESULTS)), "run `make race` again"
-    measured = floor.figures(racetable.read(floor.RESULTS))
-    assert racetable.section(floor.README, "floor") == measured, "run `python -m benchmarks.floor` again"
-    measured = sizes.figures(racetable.read(sizes.RESULTS))
-    assert racetable.section(sizes.README, "sizes") == measured, "run `python -m benchmarks.sizes` again"
+    assert sections.section(sections.README, "race") == racetable.figures(sections.read(race.RESULTS)), "run `make race` again"
+    measured = floor.figures(sections.read(floor.RESULTS))
+    assert sections.section(floor.README, "floor") == measured, "run `python -m benchmarks.floor` again"
+    measured = sizes.figures(sections.read(sizes.RESULTS))
+    assert sections.section(sizes.README, "sizes") == measured, "run `python -m benchmarks.sizes` again"
 
 
 def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):

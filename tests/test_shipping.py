@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from benchmarks import racetable, ship, ship_runs
+from benchmarks import sections, ship, ship_runs
 from benchmarks.figures import ROOT, file, shipping_section
 from lib.shipping import claim_rows, extraction, summary_rows
 from lib.sweep import read_table, write_table
@@ -133,7 +133,7 @@ def test_the_extracted_rank_is_held_against_both_trainings_subject_by_subject(tm
 
 def test_the_readme_prints_what_shipping_measured():
     figure = extraction()
-    assert racetable.section(racetable.README, "ship") == shipping_section(figure), "run `python -m benchmarks.figures` again"
+    assert sections.section(sections.README, "ship") == shipping_section(figure), "run `python -m benchmarks.figures` again"
     if figure:
         with Image.open(ROOT / file("extraction")) as picture:
             assert picture.text["Description"] == figure.alt, "run `python -m benchmarks.figures` again"
