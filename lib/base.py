@@ -28,7 +28,7 @@ from PIL import Image
 from .buckets import bucket
 from .families import family_of, family_of_pipeline
 from .locate import POCKET, ROOT, locate
-from .memory import reclaim
+from .memory import keep_freed_memory, reclaim
 from .pipeline import has_fast_bf16, no_collecting, quiet, read_pipeline, set_prediction
 from .settings import BadInput
 from .single import read_single
@@ -231,6 +231,8 @@ def load_base(name="pocket", device=None):
     if path.is_file():
         read_single(path)  # refuses what lacks a part, and lists what will be left out
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        keep_freed_memory()
     with no_collecting():
         pipe = read_pipeline(path, family, device)
     from diffusers import DDIMScheduler

@@ -10,7 +10,9 @@ Every storage that an operation makes is counted until it is freed, so the figur
 neither the allocator's slack nor scratch space inside kernels. On CUDA the figure to hold against it is `torch.cuda.max_memory_allocated`.
 """
 
+import ctypes
 import gc
+import sys
 import weakref
 
 import torch
@@ -117,10 +119,19 @@ def reclaim(device):
         torch.cuda.empty_cache()
 
 
+def keep_freed_memory():
+    """Let the C library keep up to 512 MiB of freed memory for the next step, in blocks below 32 MiB. By default most of it goes back to
+    the system, which hands it out again page by page and zeroed: a tenth of the pocket base's step. Linux with glibc alone (mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
+        mallopt(-1, 512 * 2**20)  # M_TRIM_THRESHOLD
+
+
 def resident_bytes():
     """Largest resident memory of this process so far, in bytes: the operating system's figure, interpreter and libraries included."""
     import resource
-    import sys
 
     try:  # getrusage's figure is, on Linux, at least that of the process that started this one
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:

@@ -1,9 +1,13 @@
 import gc
+import subprocess
+import sys
 import weakref
 
+import pytest
 import torch
 
 from lib.memory import PeakMemory
+from tests.conftest import ROOT
 
 
 def step(model, optimizer, x):
@@ -64,3 +68,26 @@ def test_what_was_measured_is_free_afterwards():
     del model, optimizer, x
     gc.collect()
     assert [one() for one in gone] == [None] * 3 and peak.bytes > 4 * 64 * 64 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+def test_freed_memory_waits_for_the_next_step_and_large_blocks_go_back():
+    """Counted in page faults, in a process of its own: what is set there lasts."""
+    code = """
+import resource
+import torch
+from lib.memory import keep_freed_memory
+def faults(mib, blocks):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        kept = [torch.ones(mib * 2**18) for _ in range(blocks)]
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults(8, 12)
+keep_freed_memory()
+faults(8, 12)
+print(first, faults(8, 12), faults(64, 2))
+"""
+    words = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    given_back, kept, large = map(int, words)
+    assert kept < 1000 and given_back > 20_000 < large, words
