@@ -19,6 +19,13 @@ from .optimizer import Optimizer
 SMALL = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
 
 
+def fused_layers(unet):
+    """The attention layers of a U-Net that run in torch's fused kernel."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    return [layer for layer in unet.modules() if isinstance(getattr(layer, "processor", None), AttnProcessor2_0)]
+
+
 @contextmanager
 def plain_attention(layers):
     """Within the block these attention layers are two products and a softmax, the way back too.
@@ -64,17 +71,15 @@ class Step:
 
     def __init__(self, base, settings):
         from diffusers import DDPMScheduler
-        from diffusers.models.attention_processor import AttnProcessor2_0
 
         self.base, self.settings, self.taken = base, settings, 0
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
-        self.unet, small = base.unet, base.unet.config.sample_size**2 <= SMALL
+        small = base.unet.config.sample_size**2 <= SMALL
         # Convolutions that train are faster as they come where pictures are small, all others with channels last.
         as_they_come = small and settings.method == "dreambooth"
-        self.unet.to(memory_format=torch.contiguous_format if as_they_come else torch.channels_last)
-        attention = [m for m in self.unet.modules() if isinstance(getattr(m, "processor", None), AttnProcessor2_0)]
-        self.plain = attention if small and base.device.type == "cpu" else []
+        self.unet = base.unet.to(memory_format=torch.contiguous_format if as_they_come else torch.channels_last)
+        self.plain = fused_layers(self.unet) if small and base.device.type == "cpu" else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._ready(True)
         self.optimizer = Optimizer(self.weights, shares(base, self.weights, settings), settings, base.device)

@@ -13,7 +13,7 @@ from lib.memory import PeakMemory
 from lib.methods import as_saved, load_run
 from lib.optimizer import Optimizer, dense, round_stochastically
 from lib.settings import BadInput
-from lib.step import Step, plain_attention
+from lib.step import Step, fused_layers, plain_attention
 from lib.train import train
 from tests.conftest import LONE
 
@@ -231,7 +231,7 @@ def test_the_lone_head_of_the_pocket_base_has_no_gradient_and_plain_attention_sa
     base = load_base()
     unet, generator = base.unet.requires_grad_(True), torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(2, unet.config.in_channels, 16, 16, generator=generator) for _ in range(2))
-    layers = [layer for layer in unet.modules() if hasattr(layer, "processor")]
+    layers = fused_layers(unet)
     words = base.conditions(["a photo of zwx robot", "a red car"])["encoder_hidden_states"]
 
     def gradient(layers, dtype):
