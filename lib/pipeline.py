@@ -33,7 +33,7 @@ def read_pipeline(path, family, device, only=None, dtype=None):
     bf16 on CUDA where that is fast, fp32 elsewhere. Raises BadInput if it is damaged, lacks weights, or does not fit the memory.
     """
     where = config_folder(path, family) if path.is_file() else path
-    kind = imported(family.pipeline)
+    kind = getattr(stack(), family.pipeline)
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     names = [name for name in ("unet", "vae", *family.towers) if only is None or name in only]
@@ -85,15 +85,15 @@ def no_collecting():
 
 
 @cache
-def imported(name):
-    """The diffusers pipeline of that name, with all that it stands on, which the collector passes over from then on."""
+def stack():
+    """diffusers, with what pipelines stand on imported. The collector passes that over from then on: once, before any weights are here."""
     with no_collecting():
         quiet()
         import diffusers
+        from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
 
-        kind = getattr(diffusers, name)
         gc.freeze()
-    return kind
+    return diffusers
 
 
 def quiet():
