@@ -76,7 +76,7 @@ def machine(device):
 
 def profile(method, steps):
     """The parts of a step of `method` by the course's recipe: seconds of each phase, FLOP, bytes, and the slowest operations."""
-    from lib.step import Step
+    from lib.step import Step, plain_attention
 
     base = load_base()
     step = Step(base, Settings.preset(method, data="-", output="-"))
@@ -88,10 +88,11 @@ def profile(method, steps):
 
     def phases():
         marks = [now(base.device)]
-        loss = step.loss(*inputs)
-        total = loss[:4].mean() + loss[4:].mean()
-        marks.append(now(base.device))
-        total.backward()
+        with plain_attention(step.plain):
+            loss = step.loss(*inputs)
+            total = loss[:4].mean() + loss[4:].mean()
+            marks.append(now(base.device))
+            total.backward()
         marks.append(now(base.device))
         step.optimizer.step()
         marks.append(now(base.device))
