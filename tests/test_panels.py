@@ -110,10 +110,10 @@ panel, state = training_panel(Settings.preset("lora", data="d", output="o"), edi
 with stops_gently(state):  # as train does around its loop
     while state.step < state.steps and not state.stopping:
         state.step += 1
+        if state.step == 2:
+            print("started", panel.stop_button.comm.comm_id, flush=True)
         time.sleep(0.05)  # the step itself, within which the signal comes
         panel(state)
-        if state.step == 1:
-            print("started", panel.stop_button.comm.comm_id, flush=True)
 print("ended gently", 0 < state.step < state.steps, panel.stop_button.disabled)
 """
 
