@@ -29,7 +29,7 @@ from .buckets import bucket
 from .families import family_of, family_of_pipeline
 from .locate import POCKET, ROOT, locate
 from .memory import keep_freed_memory, reclaim
-from .pipeline import has_fast_bf16, no_collecting, quiet, read_pipeline, set_prediction
+from .pipeline import has_fast_bf16, quiet, read_pipeline, set_prediction
 from .settings import BadInput
 from .single import read_single
 
@@ -233,8 +233,7 @@ def load_base(name="pocket", device=None):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_freed_memory()
-    with no_collecting():
-        pipe = read_pipeline(path, family, device)
+    pipe = read_pipeline(path, family, device)
     from diffusers import DDIMScheduler
 
     # Latents are not bounded as pixels are: where a model's own scheduler has no such option, DDIM must not clip by default.

@@ -26,6 +26,21 @@ def has_fast_bf16(device):
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
+@contextmanager
+def no_collecting():
+    """Within the block Python's collector rests. It would walk over a million objects of the stack again and again while these are made,
+    a quarter of the start, and none of them is garbage.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@no_collecting()
 def read_pipeline(path, family, device, only=None, dtype=None):
     """The diffusers pipeline of a folder or single file, frozen; of `only` these parts, if given, the others None.
 
@@ -70,29 +85,14 @@ def lacking(path, parts):
     return missing
 
 
-@contextmanager
-def no_collecting():
-    """Within the block Python's collector rests. It would walk over a million objects of the stack again and again while these are made,
-    a quarter of the start, and none of them is garbage.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
 @cache
 def stack():
     """diffusers, with what pipelines stand on imported. The collector passes that over from then on: once, before any weights are here."""
-    with no_collecting():
-        quiet()
-        import diffusers
-        from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
+    quiet()
+    import diffusers
+    from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
 
-        gc.freeze()
+    gc.freeze()
     return diffusers
 
 

@@ -163,7 +163,7 @@ def test_a_base_that_lacks_a_weight_is_refused_and_never_made_up(tiny_folder, tm
 
 @pytest.mark.parametrize("on", [True, False])
 def test_the_collector_is_afterwards_as_it_was_also_where_a_base_is_refused(tiny_folder, monkeypatch, on):
-    def refuse(*_):
+    def refuse(*_, **__):
         assert not gc.isenabled()
         raise BadInput("no")
 
@@ -171,7 +171,7 @@ def test_the_collector_is_afterwards_as_it_was_also_where_a_base_is_refused(tiny
         (gc.enable if on else gc.disable)()
         load_base(tiny_folder)
         assert gc.isenabled() is on and gc.get_freeze_count() > 100_000, "what was imported is passed over"
-        monkeypatch.setattr("lib.base.read_pipeline", refuse)
+        monkeypatch.setattr("lib.pipeline.stack", refuse)
         with pytest.raises(BadInput):
             load_base(tiny_folder)
         assert gc.isenabled() is on

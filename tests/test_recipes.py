@@ -219,12 +219,28 @@ def test_moments_survive_saving_and_change_of_recipe(tiny_folder, make, monkeypa
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
 def test_plain_attention_learns_what_the_fused_one_learns_and_is_gone_after_the_step(tiny_folder, make, monkeypatch, method):
+    """The fused kernel's own name is counted on the way back: never in a step of a small base, for each attention in one of a larger."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        fused = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.fused += "flash_attention_for_cpu_backward" in str(function)
+            return function(*args, **(kwargs or {}))
+
     plain, numbers, _ = taken(tiny_folder, make(method, precision="fp32"))
     kinds = {type(layer.processor).__name__ for layer in plain.plain}
     monkeypatch.setattr("lib.step.SMALL", 0)
     fused, same, _ = taken(tiny_folder, make(method, precision="fp32"))
     assert plain.plain and kinds == {"AttnProcessor2_0"} and not fused.plain
     torch.testing.assert_close(numbers, same, rtol=1e-4, atol=1e-5)
+    counts = []
+    for step in (plain, fused):
+        with Count() as count:
+            step(*batch(step.base))
+        counts.append(count.fused)
+    assert counts[0] == 0 < counts[1]
 
 
 def test_the_lone_head_of_the_pocket_base_has_no_gradient_and_plain_attention_says_so():
