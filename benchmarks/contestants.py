@@ -137,7 +137,7 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
 LIKE = {"rank": RANK, "targets": "attention"}
 FOOT = {method: {name: value for rung, _ in rungs for name, value in rung.items()} for method, rungs in RUNGS.items()}  # of the ladder
 RECIPES = {
-    "lora": {"like": LIKE, "preset": {}, "lean": LIKE | {"checkpointing": True}, "thrifty": LIKE | FOOT["lora"]},
+    "lora": {"like": LIKE, "preset": {}, "lean": LIKE | {"checkpointing": "largest"}, "thrifty": LIKE | FOOT["lora"]},
     "dreambooth": {"like": {}, "preset": {}, "lean": {"weights": "bf16"}, "thrifty": FOOT["dreambooth"]},
 }
 

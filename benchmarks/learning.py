@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lib.base import load_base
 from lib.curve import seconds_to
-from lib.drift import at_rest, fixed_noise, fixed_noise_loss
+from lib.drift import fixed_noise, fixed_noise_loss
 from lib.fidelity import evaluate, evaluation_prompts, load_judge, real_row
+from lib.methods import at_rest
 from lib.samples import SAMPLE_PLACES
 from lib.settings import PRESETS, Settings
 from lib.train import train

@@ -24,6 +24,9 @@ Predictions before the second measurement, with plain attention, convolutions as
 - start: LoRA 0.83, DreamBooth 0.78; bytes as before (0.96, 0.80), lean 0.5 and 0.6 at 0.95 and 1.1 times their steps a second.
 Predictions before the third, where freed memory waits for the next step: steps a second of LoRA 1.45, of DreamBooth 1.48, with large
 photos 2.7 and 2.1; start 0.8 and 0.84.
+Predictions before the fourth, on another machine (AVX512-BF16, half the matrix rate), where lean is checkpointing of the largest
+transformers alone (LoRA), and bf16 weights updated in pieces (DreamBooth): bytes 0.69 and 0.62 at 1.17 and 1.37 times their steps a second
+as documented, 1.03 and 1.55 at best flags.
 """
 
 import argparse

@@ -180,7 +180,7 @@ def read_arguments(argv=None):
                 raise ValueError
             changes[setting] = value.lower() == "true" if kind is bool else kind(value)
         except ValueError:
-            raise BadInput(f"--set {pair} is no setting with its value: write it as in --set rank=32 or checkpointing=true.") from None
+            raise BadInput(f"--set {pair} is no setting with its value: write it as in --set rank=32 or checkpointing=all.") from None
     if given.card is not None and not 0 < given.card <= 1000:
         raise BadInput(f"--card is {given.card}: give the card's memory in GB, such as 8.")
     return given, plan(given.method, given.base, **{"resolution": given.resolution} | changes)

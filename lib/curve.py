@@ -10,8 +10,9 @@ import math
 import time
 from pathlib import Path
 
-from .drift import at_rest, fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
+from .drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from .fidelity import evaluate, evaluation_prompts, similarity
+from .methods import at_rest
 from .photos import prompts as wording
 from .samples import SAMPLE_PLACES
 from .settings import BadInput, read_json, write_json

@@ -5,7 +5,6 @@ same the loss falls visibly (Voronov et al. 2023, arXiv 2302.04841). The same se
 the predictions on class pictures differ from the untouched base model's, which are kept beforehand, so that it works for both methods.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from .base import LARGEST_BATCH
 from .batches import at_steps
 from .fidelity import finite
 from .judge import upright
+from .methods import at_rest
 from .settings import BadInput
 from .step import diffusion_loss
 
@@ -38,22 +38,6 @@ class Predictions:
     fixed: FixedNoise
     base: torch.Tensor
     name: str
-
-
-@contextmanager
-def at_rest(base):
-    """Measure a model between two training steps: all in eval mode, no gradients; random state and every module's mode are put back."""
-    parts = (base.pipe.unet, base.pipe.vae, *base.text_encoders.values())
-    modes = [(m, m.training) for part in parts for m in part.modules()]
-    devices = [base.device] if base.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        try:
-            for part in parts:
-                part.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):

@@ -154,10 +154,11 @@ def hollow_inputs(base, settings, pictures=PICTURES):
 
 def _fill_optimizer(step):
     """Let the optimiser make its state, as the first step does."""
-    for k, weight in enumerate(step.weights):
-        weight.grad = torch.empty_like(weight)
+    for piece in step.optimizer.pieces:
+        for weight in piece.weights:
+            weight.grad = torch.empty_like(weight)
         if step.settings.fused_backward:
-            step.optimizer._at_once(k)
+            step.optimizer.update(piece)
     step.optimizer.step()
 
 

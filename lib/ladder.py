@@ -1,37 +1,40 @@
 """The ladder of recipes: what to give up for memory, the least slow first; the choice for a card, and the step down when memory runs out.
 
-Why in this order. LoRA: checkpointing computes the forward pass once more, a third of a step's arithmetic, and takes nearly all activations
-away; NF4 then writes its weights out for every product, and rounds them; 8-bit moments of so few weights save little. DreamBooth: 8-bit
-moments and bf16 weights cost little arithmetic (a random number a weight) and save most, of moments, and of the bf16 copies that fp32
-weights need; updating within the backward pass, in many small kernels, saves the gradients, which matters once activations are few; only
-checkpointing adds a third. From arithmetic and bytes (data/results/forecast.json): the seconds are to be confirmed on a GPU.
+Why in this order. LoRA: checkpointing the largest transformers takes half of the activations away for a part of the forward pass once
+more; everywhere it takes nearly all, for a third of a step's arithmetic; NF4 then writes its weights out for every product, and rounds
+them; 8-bit moments of so few weights save little. DreamBooth: 8-bit moments and bf16 weights cost little arithmetic (a random number for
+two weights) and save most, of moments, and of the bf16 copies that fp32 weights need; updating within the backward pass, in many small
+kernels, saves the gradients, which matters once activations are few; only checkpointing adds much. From arithmetic and bytes
+(data/results/forecast.json): the seconds are to be confirmed on a GPU.
 """
 
 from .settings import BadInput
 
-# For each method: changes of settings, cheapest first. A rung counts on those above it; one that is in force already is passed over.
+# For each method: changes of settings, cheapest first. A rung counts on those above it, whose setting it may take further; one that
+# is in force already is passed over.
 RUNGS = {
     "lora": (
-        ({"checkpointing": True}, "gradient checkpointing, a third more time a step"),
+        ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers, a seventh more time a step"),
+        ({"checkpointing": "all"}, "gradient checkpointing, a third more time a step"),
         ({"quantize": "nf4"}, "the frozen layers in 4 bits"),
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
     ),
     "dreambooth": (
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
         ({"weights": "bf16", "precision": "auto"}, "weights in bf16, rounded stochastically"),
-        ({"fused_backward": True}, "each weight updated within the backward pass"),
-        ({"checkpointing": True}, "gradient checkpointing, a third more time a step"),
+        ({"fused_backward": True}, "weights updated within the backward pass"),
+        ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers, a seventh more time a step"),
+        ({"checkpointing": "all"}, "gradient checkpointing, a third more time a step"),
     ),
 }
 
 
 def recipes(settings, device=None):
     """Each (settings, words of what was given up), from `settings` as they are down to the foot of the ladder; see `step_down`."""
-    lower, given_up = (settings, None), ()
+    rungs, lower = [rung for rung in RUNGS[settings.method] if changed(settings, rung[0])], (settings, None)
     while lower:
-        yield lower[0], given_up
-        if lower := step_down(lower[0], device):
-            given_up = (*given_up, lower[1])
+        yield lower[0], tuple(words for changes, words in rungs if not changed(lower[0], changes))
+        lower = step_down(lower[0], device)
 
 
 def choose(settings, room, weigh, where="the card", device=None):
@@ -68,13 +71,21 @@ def step_down(settings, device=None):
     """
     from .recipes import settle
 
-    for changes, words in RUNGS[settings.method]:
+    rungs = RUNGS[settings.method]
+    for k, (changes, words) in enumerate(rungs):
+        if any(changes.keys() & below.keys() and not changed(settings, below) for below, _ in rungs[k:]):
+            continue  # this rung is in force, or one further down in the same setting
         lower = settings.replace(**changes)
         if device is not None:
             lower = settle(lower, device)
         if lower != settings:
             return lower, words
     return None
+
+
+def changed(settings, changes):
+    """Whether `changes` would change anything."""
+    return settings.replace(**changes) != settings
 
 
 def out_of_memory(error):

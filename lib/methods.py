@@ -134,6 +134,26 @@ def as_saved(weights):
                 w.copy_(value)
 
 
+@contextmanager
+def at_rest(base):
+    """Look at a model between two training steps: all in eval mode, no gradients; random state and every module's mode are put back.
+
+    What rests in memory's favour is loaded again first, which raises where memory does not suffice.
+    """
+    base.wake()
+    parts = (base.pipe.unet, base.pipe.vae, *base.text_encoders.values())
+    modes = [(m, m.training) for part in parts for m in part.modules()]
+    devices = [base.device] if base.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode():
+        try:
+            for part in parts:
+                part.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
 def weight_bytes(run):
     """Bytes of the weights in a run folder, as shipped."""
     run = Path(run)

@@ -2,7 +2,7 @@
 
 from .ladder import out_of_memory
 from .memory import reclaim
-from .methods import as_saved
+from .methods import as_saved, at_rest
 from .photos import prompts
 from .record import say
 from .settings import BadInput
@@ -32,12 +32,8 @@ def fits(base, step, what, do):
 def sample(base, dataset, step, run):
     """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would be saved now."""
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    step.parts.eval()
-    try:
-        with as_saved(step.weights):
-            images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
-    finally:
-        step.parts.train()
+    with as_saved(step.weights), at_rest(base):
+        images = base.generate(texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance)
     for k, image in enumerate(images):
         image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
     return images

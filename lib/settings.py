@@ -64,8 +64,7 @@ LIMITS = {
 class Settings:
     """One run's recipe. Both methods share every field; `rank` to `dora` are read by LoRA alone.
 
-    method: "lora" (an adapter beside frozen weights) or "dreambooth" (every weight of the U-Net).
-    base: "pocket", a diffusers folder, a .safetensors file, or a hub name.
+    method: "lora" (an adapter) or "dreambooth" (every weight of the U-Net). base: "pocket", a folder, a .safetensors file, or a hub name.
     data: folder of a prepared data set (see `lib/photos.py`); output: the run folder to make.
     learning_rate: peak of AdamW's rate. rank, alpha: the adapter's size, and its scale alpha / rank.
     targets: the layers it sits beside, "attention", "linear" (feed-forward layers and projections as well) or "all" (convolutions too).
@@ -82,10 +81,10 @@ class Settings:
     precision: "auto" (bf16 where the processor has it), "fp32" or "bf16": what the arithmetic runs in.
 
     Recipes that fit a smaller card (`lib/recipes.py`; what each saves is in the course):
-    checkpointing: keep only the blocks' inputs and compute the rest again on the way back; a third more time.
+    checkpointing: what is computed again on the way back instead of kept: "none", "largest" (transformers) or "all"; see `lib/kept.py`.
     optimizer: "adamw", or "adamw8bit": its two moments in 8 bits (Dettmers et al. 2022), a quarter of their memory.
     weights: those that train, in "fp32" or "bf16" (rounded stochastically); never in fp16, which has no room for small gradients.
-    fused_backward: update each weight as soon as its gradient is there, and free that; for DreamBooth.
+    fused_backward: update weights, some at a time, as soon as their gradients are there, and free those; for DreamBooth.
     quantize: frozen linear layers under LoRA in "nf4" or "int8"; "none" leaves them.
     save_every: steps between checkpoints, from which an interrupted training goes on; fewer where writing takes long; 0 for none.
     """
@@ -115,7 +114,7 @@ class Settings:
     sample_steps: int = 25
     guidance: float = 4.0
     precision: str = "auto"
-    checkpointing: bool = False
+    checkpointing: str = "none"
     optimizer: str = "adamw"
     weights: str = "fp32"
     fused_backward: bool = False
@@ -165,6 +164,7 @@ class Settings:
         if self.resolution % 8 or 0 < self.resolution < 32:
             raise BadInput(f"Setting 'resolution' is {self.resolution}: it must be 0 (the base's own) or a multiple of 8 from 32 on.")
         _choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        _choice("checkpointing", self.checkpointing, ("none", "largest", "all"))
         _choice("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _choice("weights", self.weights, ("fp32", "bf16"))
         _choice("quantize", self.quantize, ("none", "nf4", "int8"))

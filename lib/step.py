@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
+from .kept import keep
 from .methods import adapter_off, shares, trainable, tuned_parts
 from .optimizer import Optimizer
 
@@ -85,8 +86,7 @@ class Step:
         self.optimizer = Optimizer(self.weights, shares(base, self.weights, settings), settings, base.device)
 
     def _ready(self, training):
-        if self.settings.checkpointing:
-            (self.unet.enable_gradient_checkpointing if training else self.unet.disable_gradient_checkpointing)()
+        keep(self.unet, self.settings.checkpointing if training else "none")
         # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth of the step for the same numbers.
         for module in self.unet.modules():
             if hasattr(module, "_cast_input_dtype"):

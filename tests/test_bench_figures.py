@@ -34,7 +34,7 @@ def whole():
              for rate in (1e-4, 2e-4, 4e-4) for r in swept]
     rows += [dict(r, variant="good", dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
     plain = [dict(r, precision="fp32") for r in bench(subjects=6, study="recipes")]
-    for changes, less in (({}, 0.001), ({"quantize": "nf4"}, 0.2), ({"optimizer": "adamw8bit", "checkpointing": True}, 0.001)):
+    for changes, less in (({}, 0.001), ({"quantize": "nf4"}, 0.2), ({"optimizer": "adamw8bit", "checkpointing": "all"}, 0.001)):
         rows += [dict(r, precision=None, dino=r["dino"] - less, peak_bytes=r["peak_bytes"] / 2) | changes
                  for r in plain if r["seed"] == 0 and (r["method"] == "lora" or "quantize" not in changes)]
     rows += plain

@@ -49,8 +49,8 @@ def measured(recipe):
 
 
 QUICK = [
-    ("lora", {"checkpointing": True, "quantize": "nf4", "rank": 32, "batch_size": 2}),
-    ("dreambooth", {"fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True, "batch_size": 1}),
+    ("lora", {"checkpointing": "all", "quantize": "nf4", "rank": 32, "batch_size": 2}),
+    ("dreambooth", {"fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16", "checkpointing": "all", "batch_size": 1}),
     ("lora", {"text_encoder_rate": 1e-4}),
     ("dreambooth", {"text_encoder_rate": 1e-5}),
 ]
@@ -58,15 +58,15 @@ MORE = [
     ("lora", {}),
     ("lora", {"precision": "fp32", "prior_weight": 0.0}),
     ("lora", {"precision": "bf16", "batch_size": 1, "targets": "attention", "rank": 64}),
-    ("lora", {"checkpointing": True, "batch_size": 8}),
+    ("lora", {"checkpointing": "all", "batch_size": 8}),
     ("lora", {"optimizer": "adamw8bit", "quantize": "int8"}),
     ("dreambooth", {}),
     ("dreambooth", {"precision": "fp32", "batch_size": 2, "prior_weight": 0.0}),
-    ("dreambooth", {"checkpointing": True}),
+    ("dreambooth", {"checkpointing": "all"}),
     ("dreambooth", {"optimizer": "adamw8bit", "batch_size": 8}),
     ("dreambooth", {"fused_backward": True}),
     ("dreambooth", {"weights": "bf16"}),
-    ("lora", {"text_encoder_rate": 1e-4, "quantize": "nf4", "checkpointing": True, "precision": "fp32"}),
+    ("lora", {"text_encoder_rate": 1e-4, "quantize": "nf4", "checkpointing": "all", "precision": "fp32"}),
     ("dreambooth", {"text_encoder_rate": 1e-5, "fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16"}),
 ]
 
@@ -74,7 +74,7 @@ MORE = [
 @pytest.mark.parametrize("base, towers", [("sd15", ["text_encoder"]), ("sdxl", ["text_encoder", "text_encoder_2"])])
 def test_text_encoders_that_train_are_counted_whole(base, towers):
     """Their weights, fp32 with gradients and two moments under DreamBooth, as much a weight as the U-Net's."""
-    recipe = {"prior_weight": 0.0, "checkpointing": True}
+    recipe = {"prior_weight": 0.0, "checkpointing": "all"}
     frozen, trained = (forecast(plan("dreambooth", base, text_encoder_rate=rate, **recipe)) for rate in (0.0, 1e-6))
     more = sum(PARAMETERS[base][tower] for tower in towers)
     assert trained.by_category["weights"] - frozen.by_category["weights"] == pytest.approx(4 * more, rel=1e-5), "and their positions"
@@ -115,7 +115,7 @@ def test_weights_and_moments_are_what_arithmetic_says():
 
     Attention makes no square matrix: at 512 pixels one of 4,096 x 4,096 for 8 heads would take 256 MiB in bf16, and softmax two more.
     """
-    told = forecast(plan("lora", "sd15", prior_weight=0.0, checkpointing=True))
+    told = forecast(plan("lora", "sd15", prior_weight=0.0, checkpointing="all"))
     adapter = 8 * 199_296 * 4
     assert told.by_category["weights"] == 859_520_964 * 2 + adapter
     assert told.by_category["optimiser"] == pytest.approx(2 * adapter, rel=0.001)
@@ -148,14 +148,17 @@ def test_the_ladder_goes_down_rung_by_rung_and_ends():
         assert found[0] == (settings(method), ()) and len({s for s, _ in found}) == len(found) > 3
         assert step_down(found[-1][0]) is None
         assert step_down(found[0][0])[0] == found[1][0]
+        assert all(sum("checkpointing" in w for w in words) <= 1 for _, words in found), "all takes the place of the largest"
+    for s, words in recipes(settings("lora", checkpointing="all")):
+        assert s.checkpointing == "all" and not any("checkpointing" in w for w in words), "asked for: not given up"
 
 
 def test_the_least_slow_recipe_that_fits_is_chosen():
     plain = settings("dreambooth")
-    sizes = dict(zip([s for s, _ in recipes(plain)], [9 << 30, 7 << 30, 5 << 30, 4 << 30, 3 << 30]))
+    sizes = dict(zip([s for s, _ in recipes(plain)], [9 << 30, 7 << 30, 5 << 30, 4 << 30, 4 << 30, 3 << 30], strict=True))
     assert choose(plain, 10 << 30, sizes.get)[:2] == (plain, 9 << 30)
     chosen, size, sentence = choose(plain, 6 << 30, sizes.get)
-    assert chosen.weights == "bf16" and chosen.optimizer == "adamw8bit" and not chosen.checkpointing and size == 5 << 30
+    assert chosen.weights == "bf16" and chosen.optimizer == "adamw8bit" and chosen.checkpointing == "none" and size == 5 << 30
     assert "8-bit moments" in sentence and "5.0 GiB" in sentence and "6.0 GiB" in sentence and "7.0 GiB" in sentence
     with pytest.raises(BadInput, match=r"No recipe .* the smallest takes 3\.0 GiB and there are 2\.0 GiB to be had: lower"):
         choose(plain, 2 << 30, sizes.get)
@@ -172,7 +175,7 @@ def test_what_ships_is_a_fresh_forecast_and_complete():
     for base in ("pocket", "sd15", "sdxl"):
         for recipe, _ in wanted([base]):
             assert json.dumps(cards.key(recipe), sort_keys=True) in rows, "run python -m benchmarks.forecast"
-    fresh = settings("lora", checkpointing=True)
+    fresh = settings("lora", checkpointing="all")
     row = rows[json.dumps(cards.key(fresh), sort_keys=True)]
     again = forecast(fresh)
     assert (row["bytes"], row["by_category"], row["caching_bytes"]) == (again.bytes, again.by_category, caching(fresh))
@@ -197,7 +200,7 @@ def test_a_card_must_hold_what_comes_before_the_step_too():
 
 
 def test_a_card_without_fast_bf16_holds_fp32_weights(monkeypatch):
-    recipe = settings("lora", checkpointing=True)
+    recipe = settings("lora", checkpointing="all")
     plain, old = cards.weigh(recipe), forecast(recipe, bf16=False)
     assert old.by_category["weights"] > 1.8 * plain["by_category"]["weights"]
     monkeypatch.setattr(cards, "bf16_on", lambda device: False)
@@ -233,7 +236,7 @@ def test_a_training_gets_the_least_slow_recipe_that_the_card_at_hand_has_room_fo
     monkeypatch.setattr("lib.recipes.works", lambda *_: True)
     memory[0] = 5 << 30  # other programs hold the rest
     recipe, sentence = cards.choose_for(plain, torch.device("cuda"))
-    assert recipe.checkpointing and recipe.quantize == "nf4" and recipe.optimizer == "adamw" and "on this Card" in sentence
+    assert recipe.checkpointing == "all" and recipe.quantize == "nf4" and recipe.optimizer == "adamw" and "on this Card" in sentence
     memory[0] = 2 << 30
     with pytest.raises(BadInput, match=r"No recipe for lora on 'sdxl' fits this Card: the smallest takes 4\.3 GiB"):
         cards.choose_for(plain, torch.device("cuda"))

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from lib import checkpoint, train
 from lib.base import Base, load_base
-from lib.methods import as_saved, load_run
+from lib.methods import as_saved, at_rest, load_run
 from lib.photos import load_dataset
 from lib.record import NotFinite
 from lib.settings import BadInput, write_json
 from lib.step import Step
 from tests.conftest import ROOT
 
-LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": True}
+LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": "all"}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def kill(*_):
         ("dreambooth", {"optimizer": "adamw8bit"}),
         ("dreambooth", {"weights": "bf16"}),
         ("dreambooth", LOW | {"fused_backward": True}),
-        ("dreambooth", {"fused_backward": True, "checkpointing": True}),
+        ("dreambooth", {"fused_backward": True, "checkpointing": "all"}),
     ],
 )
 def test_three_steps_and_three_are_six_bit_for_bit(make, tmp_path, method, changes):
@@ -306,7 +306,7 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_
 
     def short(self, *inputs):
         steps.append(weakref.ref(self))
-        if self.taken == 4 and not self.settings.checkpointing:
+        if self.taken == 4 and self.settings.checkpointing != "largest":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss(self, *inputs)
 
@@ -319,7 +319,7 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_
     run = train.train(make(save_every=3))
     said = capsys.readouterr().out
     assert "memory ran out at step 5" in said and "gradient checkpointing" in said and "after step 3" in said
-    assert same(whole, run) and json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"]
+    assert same(whole, run) and json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"] == "largest"
 
 
 def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, monkeypatch):
@@ -333,7 +333,7 @@ def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, m
     monkeypatch.setattr(train, "step_down", lambda *inputs: (tried.append(steps[-1]()), step_down(*inputs))[1])
     with pytest.raises(BadInput, match="no smaller recipe is left"):
         train.train(make(optimizer="adamw8bit"))
-    assert tried == [None] * 3 and len(steps) == 3
+    assert tried == [None] * 4 and len(steps) == 4
 
 
 def test_memory_that_does_not_suffice_for_samples_costs_the_samples_alone(make, tmp_path, monkeypatch, capsys):
@@ -363,6 +363,23 @@ def test_memory_that_does_not_suffice_for_a_watcher_costs_that_watcher_alone(mak
     said = capsys.readouterr()
     assert seen == {"greedy": [1], "modest": [1, 2, 3, 4]} and "going on from the last checkpoint" not in said.out + said.err
     assert (said.out + said.err).count("does not suffice for what is measured along the way at step 1") == 1
+
+
+def test_a_watcher_for_whom_a_part_cannot_be_loaded_again_is_left_out_too(make, monkeypatch, capsys):
+    """Memory runs out within `Base.renew`, which leaves the part None: what looks at the model then asks for it again, and is told so."""
+    base, seen = load_base(make().base), []
+
+    def look(state):
+        seen.append(state.step)
+        with at_rest(base):
+            pass
+
+    def short(*inputs, **others):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("lib.base.read_pipeline", short)
+    train.train(make(steps=3), base, watchers=[look, look])
+    assert seen == [1, 1] and capsys.readouterr().out.count("does not suffice for what is measured along the way at step 1") == 2
 
 
 def test_weights_are_exact_again_where_memory_runs_out_while_they_are_rounded(monkeypatch):
