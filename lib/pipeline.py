@@ -87,11 +87,21 @@ def lacking(path, parts):
 
 @cache
 def stack():
-    """diffusers, with what pipelines stand on imported. The collector passes that over from then on: once, before any weights are here."""
-    quiet()
-    import diffusers
-    from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
+    """diffusers, with what pipelines stand on imported. The collector passes that over from then on: once, before any weights are here.
 
+    bitsandbytes, which diffusers imports, marks four small functions for torch.compile, and the compiler that they bring in is an eighth
+    of the start: for so long torch is told, by its own variable, to let functions be as they are.
+    """
+    compiles = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        quiet()
+        import diffusers
+        from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
+    finally:
+        os.environ.pop("TORCHDYNAMO_DISABLE")
+        if compiles is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = compiles
     gc.freeze()
     return diffusers
 

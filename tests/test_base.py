@@ -1,5 +1,8 @@
 import gc
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from lib.ladder import out_of_memory
 from lib.methods import trainable, tuned_parts
 from lib.pipeline import read_pipeline
 from lib.settings import BadInput, Settings
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +163,24 @@ def test_a_base_that_lacks_a_weight_is_refused_and_never_made_up(tiny_folder, tm
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(BadInput, match=f"it lacks 1 weights such as {part}\\..*{lost.removeprefix('text_model.')}"):
         load_base(str(folder))
+
+
+def test_the_stack_comes_without_the_compiler_and_leaves_it_to_others():
+    code = """
+import os, sys
+from lib.pipeline import stack
+stack()
+import torch
+assert "bitsandbytes" in sys.modules and "torch._inductor.compile_fx" not in sys.modules
+seen = []
+torch.compile(lambda x: x + 1, backend=lambda graph, inputs: seen.append(graph) or graph.forward)(torch.ones(2))
+assert len(seen) == 1, "a function that a reader compiles is compiled"
+print(os.environ.get("TORCHDYNAMO_DISABLE"))
+"""
+    for said in (None, "0"):
+        environment = {k: v for k, v in os.environ.items() if k != "TORCHDYNAMO_DISABLE"} | ({"TORCHDYNAMO_DISABLE": said} if said else {})
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.strip() == str(said), done.stderr
 
 
 @pytest.mark.parametrize("on", [True, False])
