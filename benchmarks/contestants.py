@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from lib.base import POCKET, ROOT
@@ -28,7 +29,7 @@ RANK = 4  # their default, on attention alone
 LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
 SUBJECT = ROOT / "data" / "subjects" / "character"
 FAVOURS = (
-    "their scripts are started without `accelerate launch`, whose own start would come on top",
+    "their scripts are started without `accelerate launch`, as they are documented, but for one row, where it keeps all threads",
     "torchvision, where it is missing, is a stand-in of `benchmarks/torchvision_standin.py`, which loads faster",
     "nothing is logged where tensorboard is missing, no validation pictures are drawn, and no checkpoint is written before step 500",
     "bf16 (`--mixed_precision bf16`) in their documented tier too, as ours trains; their README leaves it at accelerate's default",
@@ -94,7 +95,8 @@ def lay_out(work, base, resolution=64, **sampling):
 
 
 def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=None, resolution=64, batch=4):
-    """Command line (after the interpreter's watcher) and environment of diffusers' script at a tier: "documented", "best" or "inductor".
+    """Command line (after the interpreter's watcher) and environment of diffusers' script at a tier: "documented", "launched" (the same,
+    which `run` starts by accelerate), "best" or "inductor".
 
     `rate`: a learning rate in place of the documented one. `every`: steps between checkpoints, for the curves alone.
     """
@@ -121,7 +123,7 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
         "seed": 0,
     }
     flags = ["--with_prior_preservation"]
-    if tier != "documented":
+    if tier not in ("documented", "launched"):
         command["dataloader_num_workers"] = field.workers[kind]
         flags += ["--pre_compute_text_embeddings", "--allow_tf32"]
         flags += ["--set_grads_to_none"] if method == "dreambooth" else []  # their LoRA script always does
@@ -148,6 +150,11 @@ def ours(field, method, kind, recipe, steps, output, **changes):
     return Settings.preset(method, str(field.base), data=str(field.data[kind].root), output=str(output), steps=steps, **changes)
 
 
+def accelerate_launch():
+    """What goes before "-m module" for `accelerate launch`: one process with all the threads that a plain start has (it would take one)."""
+    return "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_cpu_threads_per_process", str(torch.get_num_threads())
+
+
 def load_result(folder, base):
     """The U-Net of a finished run of either side, or of a checkpoint of theirs, loaded into the fresh `base`."""
     from diffusers import UNet2DConditionModel
@@ -162,14 +169,15 @@ def load_result(folder, base):
     return base
 
 
-def run(work, name, program, steps, environment=None):
-    """Run a training, watched, in a process of its own. Returns seconds: "first" (start to the end of step 1), "step" (steady state),
-    "whole" (start to exit) and "tail" (last step to exit), and "peak_bytes", "resident_bytes", "standin"."""
+def run(work, name, program, steps, environment=None, launcher=()):
+    """Run a training, watched, in a process of its own, started by a `launcher` if one is named. Returns seconds: "first" (start to the
+    end of step 1), "step" (steady state), "whole" (start to exit) and "tail" (last step to exit), and "peak_bytes", "resident_bytes",
+    "standin"."""
     result = Path(work) / f"{name}.json"
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with open(Path(work) / f"{name}.log", "w", encoding="utf-8") as log:
         start = time.time()
-        command = [sys.executable, "-m", "benchmarks.watched", str(result), str(steps), *map(str, program)]
+        command = [sys.executable, *launcher, "-m", "benchmarks.watched", str(result), str(steps), *map(str, program)]
         ended = subprocess.run(command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=log, stderr=subprocess.STDOUT)
         stop = time.time()
     if ended.returncode or not result.is_file():

@@ -76,7 +76,7 @@ def machine(device):
 
 def profile(method, steps):
     """The parts of a step of `method` by the course's recipe: seconds of each phase, FLOP, bytes, and the slowest operations."""
-    from lib.step import Step, plain_attention
+    from lib.step import Step
 
     base = load_base()
     step = Step(base, Settings.preset(method, data="-", output="-"))
@@ -86,17 +86,16 @@ def profile(method, steps):
     inputs = latents, noise, torch.randint(0, 1000, (8,)).to(base.device), base.conditions(["a zwx robot", "a robot"] * 4)
     base.rest()
 
+    marks = []
+    for holder, part in ((step, "loss"), (step.optimizer, "step")):  # the step itself, which calls these two
+        setattr(holder, part, _marked(getattr(holder, part), marks, base.device))
+
     def phases():
-        marks = [now(base.device)]
-        with plain_attention(step.plain):
-            loss = step.loss(*inputs)
-            total = loss[:4].mean() + loss[4:].mean()
-            marks.append(now(base.device))
-            total.backward()
-        marks.append(now(base.device))
-        step.optimizer.step()
-        marks.append(now(base.device))
-        return [b - a for a, b in zip(marks, marks[1:])]
+        marks.clear()
+        began = now(base.device)
+        step(*inputs)
+        (_, predicted), (back, updated) = marks
+        return predicted - began, back - predicted, updated - back
 
     for _ in range(3):
         phases()
@@ -123,6 +122,18 @@ def profile(method, steps):
         "operations": [{"name": e.key, "share": own(e) / total, "calls": e.count} for e in events[:10]],
         "bf16": base.bf16,
     }
+
+
+def _marked(function, marks, device):
+    """`function`, which adds (its start, its end) to `marks`."""
+
+    def called(*inputs):
+        start = now(device)
+        found = function(*inputs)
+        marks.append((start, now(device)))
+        return found
+
+    return called
 
 
 def against(machine, profile):

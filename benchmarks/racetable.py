@@ -8,6 +8,7 @@ WHO = {
     "lean": "ours, less memory",
     "thrifty": "ours, least memory",
     "documented": "theirs, as documented",
+    "launched": "theirs, by accelerate launch",
     "best": "theirs, best flags",
     "inductor": "theirs, inductor",
 }

@@ -78,7 +78,8 @@ def watch_ours(watch):
 
 def main():
     result, steps, program, *arguments = sys.argv[1:]
-    watch = Watch(int(steps), count="ACCELERATE_DYNAMO_BACKEND" not in os.environ)  # compiled code cannot be followed tensor by tensor
+    compiled = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"  # that cannot be followed tensor by tensor
+    watch = Watch(int(steps), count=not compiled)
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
         from .torchvision_standin import install

@@ -187,7 +187,10 @@ def intervals(values, x, caption="", alt=None, around=None, margin=None, log=Fal
 
     `around`: where no effect lies, a vertical line, with the `margin` that counts as none as a band about it (of a ratio: a factor).
     """
+    from matplotlib.patheffects import withStroke
+
     chart, axes = _axes(caption, x, "", height=0.9 + 0.36 * len(values))
+    halo = [withStroke(linewidth=3, foreground="white")]  # so that a number on the line around which all lie can be read
     if around is not None:
         axes.axvline(around, color="black", linewidth=1)
         if margin:
@@ -197,7 +200,7 @@ def intervals(values, x, caption="", alt=None, around=None, margin=None, log=Fal
         if low is not None:
             axes.plot([low, high], [k, k], color=COLORS[0], linewidth=2, marker="|", markersize=9)
         axes.plot(value, k, "o", color=COLORS[0])
-        axes.annotate(number(value), (value, k), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(number(value), (value, k), (0, 6), textcoords="offset points", ha="center", fontsize=9, path_effects=halo)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")

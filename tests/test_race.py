@@ -38,6 +38,8 @@ def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
     size = 4 * 500 * 500  # weights, gradient, two moments, and what AdamW makes in passing; last step's gradient is gone by then
     assert 5 * size <= found["peak_bytes"] < 6.5 * size
     assert 0 < found["step"] < found["first"] < found["whole"] and found["resident_bytes"] > 10 * size
+    launched = contestants.run(tmp_path, "launched", [script, 7], 7, launcher=contestants.accelerate_launch())
+    assert launched["peak_bytes"] == found["peak_bytes"] and launched["first"] > found["first"], "accelerate's own start comes before"
     script.write_text("raise SystemExit('no luck')")
     with pytest.raises(BadInput, match="no luck"):
         contestants.run(tmp_path, "broken", [script], 7)
@@ -68,15 +70,17 @@ def result(step, peak):
 
 
 def test_ratios_are_of_the_same_round_and_whole_runs_hold_the_preparation():
-    cells = [("lora", "small", who) for who in ("like", "documented", "inductor")]
-    found = dict(zip(cells, ([result(0.1, 70), result(0.2, 70)], [result(0.2, 100), result(0.2, 100)], "it does not compile")))
+    cells = [("lora", "small", who) for who in ("like", "documented", "inductor", "lean", "launched")]
+    theirs, lean = [result(0.2, 100), result(0.2, 100)], [result(0.2, 50)]
+    found = dict(zip(cells, ([result(0.1, 70), result(0.2, 70)], theirs, "it does not compile", lean, theirs)))
     field = SimpleNamespace(prepare_seconds={"small": 3.0})
-    mine, theirs, failed = race.summary(found, field)
+    mine, theirs, failed = race.summary(found, field)[:3]
     assert mine["whole"]["smallest"] == pytest.approx(4 + 499 * 0.1 + 1 + 3)
     assert theirs["whole"]["median"] == pytest.approx(4 + 499 * 0.2 + 1)
     assert failed["failed"] == "it does not compile"
-    (row,) = race.ratios(found)
+    row, *others = race.ratios(found)
     assert (row["ours"], row["theirs"], row["peak_bytes"]) == ("like", "documented", 0.7)
+    assert [(r["ours"], r["theirs"]) for r in others] == [("lean", "documented"), ("like", "launched")], "launched, one of ours is enough"
     assert (row["steps_per_second"]["smallest"], row["steps_per_second"]["largest"]) == (1.0, 2.0)
     facts = {"device": "d", "whole_is": "estimated", "in_their_favour": ["x"], "versions": {"torch": "t", "diffusers": "f"}}
     table = racetable.figures({"cells": [mine, theirs, failed], "ratios": [row]} | facts)
