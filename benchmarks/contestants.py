@@ -29,7 +29,7 @@ RANK = 4  # their default, on attention alone
 LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
 SUBJECT = ROOT / "data" / "subjects" / "character"
 FAVOURS = (
-    "their scripts are started without `accelerate launch`, as they are documented, but for one row, where it keeps all threads",
+    "their scripts are started without `accelerate launch`, which their README uses, but for one row, where it keeps all threads",
     "torchvision, where it is missing, is a stand-in of `benchmarks/torchvision_standin.py`, which loads faster",
     "nothing is logged where tensorboard is missing, no validation pictures are drawn, and no checkpoint is written before step 500",
     "bf16 (`--mixed_precision bf16`) in their documented tier too, as ours trains; their README leaves it at accelerate's default",

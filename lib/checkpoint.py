@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from .record import say
 from .settings import BadInput, read_json, write_json
 
-FORMAT = "lora-dreambooth-workbench checkpoint"
+FORMAT = "lora-dreambooth-workbench checkpoint, version 2"
 KEPT = 2
 SHARE = 0.04  # of the training's time that writing them may take
 
@@ -92,7 +92,7 @@ class Checkpoints:
             try:
                 state = read_json(folder / "state.json")
                 if state.get("format") != FORMAT:
-                    raise BadInput(f"{folder / 'state.json'} is not this project's")
+                    raise BadInput(f"{folder / 'state.json'} is not of this version")
                 for name, digest in state["sha256"].items():
                     with open(folder / name, "rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() != digest:

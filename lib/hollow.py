@@ -131,6 +131,8 @@ def cuda_scratch(function, args, out):
         return 4 * batch * heads * rows * (width + 1)
     if function in (aten.convolution.default, aten.convolution_backward.default):
         *given, weight = args[: 2 if function is aten.convolution.default else 3]
+        if function is aten.convolution_backward.default and not args[-1][1]:
+            given = given[:1]  # frozen weights: of its input nothing is read
         if weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
             return sum(t.nbytes for t in given if not t.is_contiguous(memory_format=torch.channels_last))
     if str(function) == "bitsandbytes.gemm_4bit.default":

@@ -1,9 +1,9 @@
 """What a step keeps for the way back, and what it computes again there: gradient checkpointing (Chen et al. 2016, arXiv 1604.06174).
 
-"all": of every block it keeps the input alone, by diffusers' own flags; the whole forward pass runs twice. "largest": so for those
-transformers alone that keep most, for their bytes cost the least time. Under both, convolutions that do not train keep no input: torch
-keeps it whether or not the weights have a gradient, and where they have none the way back needs the weights alone. The numbers stay the
-same, bit for bit.
+"all": of every residual and transformer block it keeps the input alone, by diffusers' own flags; nearly all of the forward pass runs twice.
+"largest": so for those transformers alone that keep most, for their bytes cost the least time. Under both, convolutions that do not train
+keep no input of their own: torch does whether or not the weights have a gradient, and where they have none the way back needs the weights
+alone. (An adapter beside a convolution keeps that input all the same.) The numbers stay the same, bit for bit.
 """
 
 import torch
@@ -39,14 +39,15 @@ def largest(unet):
 
 
 def _frozen(layer, x):
-    """What a convolution makes of `x`, of which it keeps the shape: the way back reads no more of it."""
+    """What a convolution makes of `x`, of which it keeps the form: the way back reads no number of it."""
     weight, shape = layer.weight, x.shape  # not `x`: what is said here to autograd stays
 
     def pack(tensor):
-        return tensor.shape if tensor.shape == shape and tensor.shape != weight.shape else tensor
+        same = tensor.shape == shape and tensor.shape != weight.shape
+        return (tensor.shape, tensor.stride(), tensor.dtype) if same else tensor
 
     def unpack(kept):
-        return kept if torch.is_tensor(kept) else weight.new_empty(1).expand(kept)
+        return kept if torch.is_tensor(kept) else torch.empty_strided(kept[0], kept[1], dtype=kept[2], device=weight.device)
 
     with saved_tensors_hooks(pack, unpack):
         return layer._conv_forward(x, weight, layer.bias)

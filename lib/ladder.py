@@ -4,8 +4,8 @@ Why in this order. LoRA: checkpointing the largest transformers takes half of th
 more; everywhere it takes nearly all, for a third of a step's arithmetic; NF4 then writes its weights out for every product, and rounds
 them; 8-bit moments of so few weights save little. DreamBooth: 8-bit moments and bf16 weights cost little arithmetic (a random number for
 two weights) and save most, of moments, and of the bf16 copies that fp32 weights need; updating within the backward pass, in many small
-kernels, saves the gradients, which matters once activations are few; only checkpointing adds much. From arithmetic and bytes
-(data/results/forecast.json): the seconds are to be confirmed on a GPU.
+kernels, saves the gradients, which matters once activations are few, so after the largest transformers; checkpointing all adds most. From
+arithmetic and bytes (data/results/forecast.json): the seconds are to be confirmed on a GPU.
 """
 
 from .settings import BadInput
@@ -22,8 +22,8 @@ RUNGS = {
     "dreambooth": (
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
         ({"weights": "bf16", "precision": "auto"}, "weights in bf16, rounded stochastically"),
-        ({"fused_backward": True}, "weights updated within the backward pass"),
         ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers, a seventh more time a step"),
+        ({"fused_backward": True}, "weights updated within the backward pass"),
         ({"checkpointing": "all"}, "gradient checkpointing, a third more time a step"),
     ),
 }

@@ -1,9 +1,10 @@
 """AdamW for every recipe: all weights at once, or piece by piece where that saves memory.
 
-A piece is some weights that are updated together (`lib/piece.py`): about a 256th of all numbers, and at least half a million. With
-`fused_backward` that happens inside the backward pass, as soon as the piece's gradients are whole, which are then freed (Lv et al. 2023,
-arXiv 2306.09782, weight by weight): never do all gradients exist at once, so nobody can know the norm of them all before the first is used.
-In its place each piece is clipped to clip * sqrt(its share of the numbers): then the norm of all stays within clip, as it does otherwise.
+A piece is some weights that are updated together (`lib/piece.py`), of a 256th of all numbers or half a million at most, unless one weight
+alone has more; small ones are apart, as their moments are never 8-bit. With `fused_backward` that happens inside the backward pass, as soon
+as the piece's gradients are whole, which are then freed (Lv et al. 2023, arXiv 2306.09782, weight by weight): never do all gradients exist
+at once, so nobody can know the norm of them all before the first is used. In its place each piece is clipped to clip * sqrt(its share of
+the numbers): then the norm of all stays within clip, as it does otherwise.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from .piece import FEW, Piece, in_fp32
 
-PIECE, PIECES = 2**19, 256  # numbers in a piece at least; how many pieces there are at most, or so
+PIECE, PIECES = 2**19, 256  # numbers that a piece may hold, or this part of all, where that is more
 
 
 class Optimizer:
@@ -79,8 +80,9 @@ class Optimizer:
     def load(self, found):
         """Go on from what `tensors` gave, of this recipe or of another: moments become 8-bit where they were fp32, and the other way."""
         self.generator.set_state(found["rounding"].cpu())
-        if any(name.endswith(".which") for name in found) and self.settings.optimizer != "adamw8bit":
-            found = in_fp32(found)
+        mine = [piece.which for piece in self.pieces if piece.eight_bit]
+        if any(which.tolist() not in mine for name, which in found.items() if name.endswith(".which")):
+            found = in_fp32(found)  # of other pieces, or for a recipe without 8-bit moments
         for piece in self.pieces:
             piece.load(found)
 

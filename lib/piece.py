@@ -35,7 +35,9 @@ class Piece:
 
     @torch.no_grad()
     def update(self, rate, scale, generator):
-        """Take a step at `rate` times the share by the gradients divided by `scale`, a tensor, and free them."""
+        """Take a step at `rate` times the share by the gradients divided by `scale`, a tensor, and free them; without any, none."""
+        if not self.gradients:
+            return
         (group,) = self.adamw.param_groups
         group["lr"] = rate * self.share
         if self.stand is None:
@@ -43,11 +45,12 @@ class Piece:
             self.adamw.step()
             self.adamw.zero_grad()
             return
-        values, gradient = (torch.zeros(self.numbers, device=self.stand.device) for _ in range(2))
-        own, parts, slopes = [dense(w).flatten() for w in self.weights], values.split(self.sizes), gradient.split(self.sizes)
-        torch._foreach_copy_(parts, own)
         have = [k for k, w in enumerate(self.weights) if w.grad is not None]
-        torch._foreach_copy_([slopes[k] for k in have], [dense(self.weights[k].grad).flatten() for k in have])
+        make = torch.empty if len(have) == len(self.weights) else torch.zeros
+        values, gradient = (make(self.numbers, device=self.stand.device) for _ in range(2))
+        own, parts, slopes = [dense(w).view(-1) for w in self.weights], values.split(self.sizes), gradient.split(self.sizes)
+        torch._foreach_copy_(parts, own)
+        torch._foreach_copy_([slopes[k] for k in have], [dense(self.weights[k].grad).view(-1) for k in have])
         for weight in self.weights:
             weight.grad = None
         self.stand.data, self.stand.grad = values, gradient.div_(scale)
@@ -82,26 +85,25 @@ class Piece:
         """Take its moments out of what all pieces' `tensors` gave; 8-bit ones must be of this very piece (see `in_fp32`)."""
         device = self.weights[0].device
         if f"{self.which[0]}.which" in found:
-            mine = {name.split(".")[1]: t.to(device) for name, t in found.items() if name.startswith(f"{self.which[0]}.")}
+            mine = {name.split(".")[1]: t.to(device, copy=True) for name, t in found.items() if name.startswith(f"{self.which[0]}.")}
             codes = {f"qmap{n}": self._codes(table) for n, table in enumerate(MOMENTS.values(), 1)}
             moments = {name: mine[name] for name in ("state1", "state2", "absmax1", "absmax2")}
             self.adamw.state[self.stand] = {"step": int(mine["step"])} | moments | codes
             return
-        known = [k for k in self.which if f"{k}.step" in found]
+        known = [(n, k) for n, k in enumerate(self.which) if f"{k}.step" in found]  # others have had no gradient
         if self.stand is None:
-            for k in known:  # the fused kernel reads moments in the order of the weight's memory
-                weight = self.weights[self.which.index(k)]
-                moments = {name: torch.empty_like(weight) for name in MOMENTS}
+            for n, k in known:  # the fused kernel reads moments in the order of the weight's memory
+                moments = {name: torch.empty_like(self.weights[n]) for name in MOMENTS}
                 for name, moment in moments.items():
-                    dense(moment).flatten().copy_(found[f"{k}.{name}"])
-                self.adamw.state[weight] = {"step": found[f"{k}.step"].float().to(device, copy=True)} | moments
+                    dense(moment).view(-1).copy_(found[f"{k}.{name}"])
+                self.adamw.state[self.weights[n]] = {"step": found[f"{k}.step"].float().to(device, copy=True)} | moments
         elif known:
-            step = found[f"{known[0]}.step"].float().to(device, copy=True)
+            step = found[f"{known[0][1]}.step"].float().to(device, copy=True)
             moments = {name: torch.zeros(self.numbers, device=device) for name in MOMENTS}
             for name, moment in moments.items():
-                for k, part in zip(self.which, moment.split(self.sizes)):
-                    if k in known:
-                        part.copy_(found[f"{k}.{name}"])
+                parts = moment.split(self.sizes)
+                for n, k in known:
+                    parts[n].copy_(found[f"{k}.{name}"])
             self.adamw.state[self.stand] = self._eight_bit(step, moments) if self.eight_bit else {"step": step} | moments
 
     def _codes(self, table):

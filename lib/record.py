@@ -5,6 +5,7 @@ import math
 import platform
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -169,10 +170,15 @@ def versions():
 
 
 def device_name(device):
-    """A device in words: the card's name, or the processor with its threads."""
+    """A device in words: the card's name, or the processor's with the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"CPU, {torch.get_num_threads()} threads, {name}"
 
 
 def say(text):

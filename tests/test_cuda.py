@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lib.ladder import RUNGS
 from tests.conftest import ROOT
 from tests.tiny import make_tiny
 
@@ -59,7 +60,7 @@ print(json.dumps({"runs": found, "steps": json.loads((run / "metrics.json").read
 """
 
 
-@pytest.mark.parametrize("method, rungs", [("lora", 4), ("dreambooth", 5)])
+@pytest.mark.parametrize("method, rungs", [(method, len(RUNGS[method]) + 1) for method in ("lora", "dreambooth")])
 def test_each_recipe_trains_draws_and_resumes_on_a_card(card, dataset, tmp_path, method, rungs):
     said = on_card(PROGRAM, method, make_tiny("sd1", tmp_path / "tiny"), str(dataset.root), str(tmp_path))
     found = json.loads(said.splitlines()[-1])

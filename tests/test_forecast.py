@@ -51,6 +51,7 @@ def measured(recipe):
 QUICK = [
     ("lora", {"checkpointing": "all", "quantize": "nf4", "rank": 32, "batch_size": 2}),
     ("dreambooth", {"fused_backward": True, "optimizer": "adamw8bit", "weights": "bf16", "checkpointing": "all", "batch_size": 1}),
+    ("lora", {"checkpointing": "largest"}),
     ("lora", {"text_encoder_rate": 1e-4}),
     ("dreambooth", {"text_encoder_rate": 1e-5}),
 ]
@@ -63,6 +64,7 @@ MORE = [
     ("dreambooth", {}),
     ("dreambooth", {"precision": "fp32", "batch_size": 2, "prior_weight": 0.0}),
     ("dreambooth", {"checkpointing": "all"}),
+    ("dreambooth", {"checkpointing": "largest", "weights": "bf16"}),
     ("dreambooth", {"optimizer": "adamw8bit", "batch_size": 8}),
     ("dreambooth", {"fused_backward": True}),
     ("dreambooth", {"weights": "bf16"}),
