@@ -19,7 +19,7 @@ class Optimizer:
     """AdamW on `weights` as `settings` say; `rate` is the learning rate that `step` uses, times the weight's share in `shares`."""
 
     def __init__(self, weights, shares, settings, device):
-        self.settings, self.rate, self.squares, self.hooks = settings, settings.learning_rate, [], []
+        self.weights, self.settings, self.rate, self.squares, self.hooks = weights, settings, settings.learning_rate, [], []
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         plain = settings.optimizer == "adamw" and settings.weights == "fp32"
         self.numbers = sum(w.numel() for w in weights)
@@ -41,7 +41,7 @@ class Optimizer:
             norm = torch.stack(self.squares).sum().sqrt()
             self.squares.clear()
             return norm
-        norm = get_total_norm([g for piece in self.pieces for g in piece.gradients])
+        norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
         for piece in self.pieces:
             piece.update(self.rate, self._over(norm, self.settings.clip), self.generator)
         return norm

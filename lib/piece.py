@@ -36,7 +36,8 @@ class Piece:
     @torch.no_grad()
     def update(self, rate, scale, generator):
         """Take a step at `rate` times the share by the gradients divided by `scale`, a tensor, and free them; without any, none."""
-        if not self.gradients:
+        have = [k for k, w in enumerate(self.weights) if w.grad is not None]
+        if not have:
             return
         (group,) = self.adamw.param_groups
         group["lr"] = rate * self.share
@@ -45,7 +46,6 @@ class Piece:
             self.adamw.step()
             self.adamw.zero_grad()
             return
-        have = [k for k, w in enumerate(self.weights) if w.grad is not None]
         make = torch.empty if len(have) == len(self.weights) else torch.zeros
         values, gradient = (make(self.numbers, device=self.stand.device) for _ in range(2))
         own, parts, slopes = [dense(w).view(-1) for w in self.weights], values.split(self.sizes), gradient.split(self.sizes)
@@ -124,7 +124,7 @@ class Piece:
 
 
 def in_fp32(found):
-    """What pieces' `tensors` gave with fp32 moments in the place of 8-bit ones: for a recipe that has none."""
+    """What pieces' `tensors` gave with fp32 moments in the place of 8-bit ones: for a recipe without these, or with other pieces."""
     from bitsandbytes.functional import create_dynamic_map, dequantize_blockwise
 
     found = dict(found)

@@ -36,6 +36,4 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(meth
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
 
     assert found["dino"] > floor + 0.4, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
-    # Of eight places one would be right by chance. Measured: 81 to 100 % on four seeds of one processor, 56 % of one seed on another's,
-    # whose rounding makes another training of it.
-    assert there > 0.4, f"{there:.0%} of the pictures show the place that was asked for"
+    assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"
