@@ -54,10 +54,10 @@ class Field:
     workers: dict
 
 
-def lay_out(work, base, resolution=64, **sampling):
-    """Make the `Field` in the folder `work`: the photos as the course has them ("small") and as 2-megapixel JPEGs ("large").
+def lay_out(work, base, resolution=64, kinds=("small", "large")):
+    """Make the `Field` in the folder `work`: photos of the size that trains ("small"), and as 2-megapixel JPEGs ("large").
 
-    `base` draws the class images, both sides' in one go; `base.name` may be "pocket" or a folder. `sampling` goes to `Base.generate`.
+    `base` draws the class images, both sides' in one go; `base.name` may be "pocket" or a folder.
     """
     from lib.lesson import draw_class_images
 
@@ -72,31 +72,29 @@ def lay_out(work, base, resolution=64, **sampling):
         picture = Image.open(path).convert("RGB").resize((LARGE, LARGE), Image.Resampling.BICUBIC)
         picture.save(camera / f"{path.stem}.jpg", quality=92)
     data, seconds, photos = {}, {}, {}
-    for kind, source in (("small", SUBJECT), ("large", camera)):
+    for kind in kinds:
+        source = camera if kind == "large" or resolution > 256 else SUBJECT  # the subject's own photos have 256 pixels
         start = time.perf_counter()
         data[kind] = prepare(source, work / f"data_{kind}", resolution=resolution)
         seconds[kind] = time.perf_counter() - start
         photos[kind] = work / f"photos_{kind}"
         photos[kind].mkdir()
+        data[kind] = draw_class_images(base, data[kind])
+        taken = [camera / p["file"] for p in read_json(data[kind].root / "dataset.json")["photos"] if p["use"] == "train"]
+        for path in taken if kind == "large" else [item.path for item in data[kind].train]:
+            shutil.copy(path, photos[kind])
     subject = data["small"].subject
-    data["small"] = draw_class_images(base, data["small"], **sampling)
-    data["large"] = draw_class_images(base, data["large"], **sampling)
-    names = [p["file"] for p in read_json(data["large"].root / "dataset.json")["photos"] if p["use"] == "train"]
-    for name in names:
-        shutil.copy(camera / name, photos["large"])
-    for item in data["small"].train:
-        shutil.copy(item.path, photos["small"])
     plain = prompts(subject, with_identifier=False)
     classes = work / "class_images"
     classes.mkdir()
-    for k, picture in enumerate(base.generate([plain] * CLASS_IMAGES, range(20_000, 20_000 + CLASS_IMAGES), **sampling)):
+    for k, picture in enumerate(base.generate([plain] * CLASS_IMAGES, range(20_000, 20_000 + CLASS_IMAGES))):
         picture.save(classes / f"{k:03d}.png")
     return Field(folder, data, photos, classes, prompts(subject), plain, seconds, dict.fromkeys(photos, 0))
 
 
 def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=None, resolution=64, batch=4):
     """Command line (after the interpreter's watcher) and environment of diffusers' script at a tier: "documented", "launched" (the same,
-    which `run` starts by accelerate), "best" or "inductor".
+    which `run` starts by accelerate), "best", "inductor", or "workers" (inductor, texts encoded in each step).
 
     `rate`: a learning rate in place of the documented one. `every`: steps between checkpoints, for the curves alone.
     """
@@ -125,13 +123,13 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
     flags = ["--with_prior_preservation"]
     if tier not in ("documented", "launched"):
         command["dataloader_num_workers"] = field.workers[kind]
-        flags += ["--pre_compute_text_embeddings", "--allow_tf32"]
+        flags += ["--allow_tf32"] + ["--pre_compute_text_embeddings"] * (tier != "workers")
         flags += ["--set_grads_to_none"] if method == "dreambooth" else []  # their LoRA script always does
     known = script.read_text("utf-8")
     words = [str(script), *(flag for flag in flags if f'"{flag}"' in known)]  # SDXL's computes text embeddings beforehand anyway
     for name, value in command.items():
         words += [f"--{name}", str(value)]
-    return words, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} if tier == "inductor" else {}
+    return words, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} if tier in ("inductor", "workers") else {}
 
 
 # How we race: with their adapter (rank 4, attention alone), as the course trains, with the one saving that is fastest on a CPU of those
@@ -173,18 +171,28 @@ def run(work, name, program, steps, environment=None, launcher=()):
     """Run a training, watched, in a process of its own, started by a `launcher` if one is named. Returns seconds: "first" (start to the
     end of step 1), "step" (steady state), "whole" (start to exit) and "tail" (last step to exit), and "peak_bytes", "resident_bytes",
     "standin"."""
-    result = Path(work) / f"{name}.json"
+    start = time.time()
+    process = begin(work, name, program, steps, environment, launcher)
+    found = end(work, name, process)
+    return found | timings(found.pop("ends"), start, time.time())
+
+
+def begin(work, name, program, steps, environment=None, launcher=()):
+    """Start what `run` runs, and do not wait for it. Returns the process."""
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, *launcher, "-m", "benchmarks.watched", f"{Path(work) / name}.json", str(steps), *map(str, program)]
     with open(Path(work) / f"{name}.log", "w", encoding="utf-8") as log:
-        start = time.time()
-        command = [sys.executable, *launcher, "-m", "benchmarks.watched", str(result), str(steps), *map(str, program)]
-        ended = subprocess.run(command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=log, stderr=subprocess.STDOUT)
-        stop = time.time()
-    if ended.returncode or not result.is_file():
-        last = [line for line in Path(log.name).read_text("utf-8").splitlines() if line.strip()][-1:]
-        raise BadInput(f"{name} ended with {ended.returncode} ({' '.join(last)[:200]}): read {log.name}.")
-    found = read_json(result)
-    return found | timings(found.pop("ends"), start, stop)
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=log, stderr=subprocess.STDOUT)
+
+
+def end(work, name, process):
+    """Wait for what `begin` started. Returns what `benchmarks/watched.py` wrote; raises BadInput where it failed."""
+    log, result = (Path(work) / f"{name}.{kind}" for kind in ("log", "json"))
+    if process.wait() or not result.is_file():
+        lines = [line for line in log.read_text("utf-8").splitlines() if line.strip()]
+        last = [line for line in lines if "Error: " in line][-1:] or lines[-1:]
+        raise BadInput(f"{name} ended with {process.returncode} ({' '.join(last)[:200]}): read {log}.")
+    return read_json(result)
 
 
 def timings(ends, start, stop, short=None):

@@ -1,7 +1,6 @@
 """Our two trainings against diffusers' DreamBooth scripts, on the same base model, photos and class-image count, interleaved in one run.
 
     python -m benchmarks.race --scripts DIR [--rounds 3] [--steps 25] [--full] [--inductor] [--keep FOLDER]
-    python -m benchmarks.race --scripts DIR --base sd15 --device cuda      # random weights: speed and memory alone
 
 DIR holds train_dreambooth.py and train_dreambooth_lora.py (github.com/huggingface/diffusers, examples/dreambooth). Each training runs in a
 process of its own, watched by `benchmarks/watched.py`, contestants turn about. Results go to benchmarks/results/race.json and the README.
@@ -31,9 +30,9 @@ as documented, 1.03 and 1.55 at best flags; start, without torch's compiler, 0.7
 
 import argparse
 import hashlib
+import os
 import statistics
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -164,54 +163,42 @@ def main():
     parser.add_argument("--full", action="store_true", help=f"train all {FULL} steps each time instead of estimating them")
     parser.add_argument("--inductor", action="store_true", help="their third tier too")
     parser.add_argument("--no-learning", action="store_true", help="speed and memory alone")
-    parser.add_argument("--base", default="pocket", choices=("pocket", "sd15", "sdxl"))
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--keep", type=Path, help="folder for runs and logs instead of a temporary one")
     parser.add_argument("--output", type=Path, help="where the JSON goes, instead of benchmarks/results/ and the README")
     args = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for all contestants: this race is on the CPU
     try:
-        check(args)
+        check(args.scripts)
         with tempfile.TemporaryDirectory() as work:
             work = args.keep or Path(work)
             work.mkdir(parents=True, exist_ok=True)
-            if args.base == "pocket":
-                found = race(work, args)
-            else:
-                from .random_base import race as race_shapes
-
-                found = race_shapes(work, args)
+            found = race(work, args)
     except BadInput as error:
         raise SystemExit(str(error)) from None
-    write_json(args.output or (RESULTS if args.base == "pocket" else RESULTS.with_name(f"race_{args.base}.json")), found)
-    if args.base == "pocket" and not args.output:
+    write_json(args.output or RESULTS, found)
+    if not args.output:
         into_file(README, "race", racetable.figures(found))
     print(racetable.figures(found))
 
 
-def check(args):
-    """Raise BadInput before anything slow."""
-    for name in [SDXL] if args.base == "sdxl" else SCRIPTS.values():
-        if not (args.scripts / name).is_file():
-            raise BadInput(f"There is no {name} in {args.scripts}: give the folder examples/dreambooth of huggingface/diffusers.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("No CUDA device is at hand: run this command on a machine with one, or leave --device out to race the pocket base.")
-    if args.base != "pocket" and args.device != "cuda":
-        raise BadInput(f"Base {args.base} takes minutes a step on a CPU: run it with --device cuda.")
-    if args.base == "sdxl" and find_spec("torchvision") is None:
-        raise BadInput("Their SDXL script needs torchvision itself: install it first.")
-    if args.base == "pocket" and args.device == "cuda":
-        raise BadInput("The pocket base races on the CPU: leave --device out, or name --base sd15 or sdxl.")
+def check(scripts, names=tuple(SCRIPTS.values())):
+    """Raise BadInput before anything slow where `scripts` is not the folder of diffusers' scripts."""
+    for name in names:
+        if not (scripts / name).is_file():
+            raise BadInput(f"There is no {name} in {scripts}: give the folder examples/dreambooth of huggingface/diffusers.")
 
 
 def race(work, args):
     """The whole race on the pocket base: what race.json holds."""
-    base = load_base()
+    base = load_base(device="cpu")
     field = lay_out(work, base)
     del base
     tried = tune(work, field, args.scripts, "lora", ("small", "large"), args.steps)
     found = measure(work, field, args.scripts, args.rounds, args.steps, entries(inductor=args.inductor), args.full)
     cells = summary(found, field, args.full)
-    result = facts(args, cells, ratios(found)) | {"workers": field.workers, "workers_tried": tried}
+    result = facts(args.scripts, "cpu") | {"cells": cells, "ratios": ratios(found), "workers": field.workers, "workers_tried": tried}
+    result |= {"steps": FULL if args.full else args.steps,
+               "whole_is": "measured" if args.full else "estimated from the start, the steady state and the end"}
     if not args.no_learning:
         from .learning import learn
 
@@ -219,19 +206,14 @@ def race(work, args):
     return result
 
 
-def facts(args, cells, ratios):
+def facts(scripts, device):
     """What every race's result names."""
-    scripts = [args.scripts / name for name in (*SCRIPTS.values(), SDXL)]
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in scripts if path.is_file()}
+    paths = [scripts / name for name in (*SCRIPTS.values(), SDXL)]
     return {
-        "cells": cells,
-        "ratios": ratios,
-        "steps": FULL if args.full else args.steps,
-        "whole_is": "measured" if args.full else "estimated from the start, the steady state and the end",
         "documented": DOCUMENTED,
         "in_their_favour": list(contestants.FAVOURS),
-        "scripts_sha256": hashes,
-        "device": device_name(torch.device(args.device)),
+        "scripts_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()},
+        "device": device_name(torch.device(device)),
         "versions": versions(),
     }
 

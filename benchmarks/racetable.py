@@ -11,6 +11,7 @@ WHO = {
     "launched": "theirs, by accelerate launch",
     "best": "theirs, best flags",
     "inductor": "theirs, inductor",
+    "workers": "theirs, inductor, data workers",
 }
 PHOTOS = {"small": "64 pixels", "large": "2.1 megapixels"}
 

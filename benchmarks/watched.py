@@ -4,8 +4,13 @@
     python -m benchmarks.watched RESULT.json STEPS lib.train settings.json                      # or a module
 
 The training is not touched and not told. The end of a step is the end of the optimiser's step in their scripts, which torch announces to
-whoever asks, and the end of `lib.step.Step` in ours, which comes after it. Memory is counted by the same lines for both, over every tensor
-that is alive, whoever holds it. Times are seconds since the epoch, which the caller knows too.
+whoever asks, and the end of `lib.step.Step` in ours, which comes after it. Memory is counted by the same lines for both: on the CPU over
+every tensor that is alive in step 2, whoever holds it; on CUDA it is what the allocator gave, and held, in steps 2 to 5. Times are
+seconds since the epoch, which the caller knows too.
+
+Where `BENCHMARK_TURNS` names a path and a number of steps ("/tmp/turns/name:20"), the training waits after the first `SHORT` steps, and
+again after each so many: it says so in <path>.<k>.ready, and goes on when there is a <path>.<k>.go. So trainings that are all ready can be
+timed on one card one after the other (`benchmarks/cuda_race.py`).
 """
 
 import gc
@@ -30,22 +35,42 @@ class Watch:
 
     def __init__(self, steps, count=True):
         self.steps, self.count, self.ends, self.peak, self.categories, self.memory = steps, count, [], None, None, None
+        turns = os.environ.get("BENCHMARK_TURNS", "")
+        self.turns, self.size, self.begins = turns.rpartition(":")[0], int(turns.rpartition(":")[2] or 0), []
 
     def __call__(self, *_):
         step = len(self.ends) + 1
-        if torch.cuda.is_available() and step in (1, SHORT, self.steps):
+        turn = self.turns and step >= SHORT and (step - SHORT) % self.size == 0
+        if torch.cuda.is_available() and (turn or step in (1, SHORT, self.steps)):
             torch.cuda.synchronize()  # only where a time is read: a wait in every step would slow down whoever has none
         self.ends.append(time.time())
-        if self.count and step == 1:
+        if torch.cuda.is_available():
+            self.on_card(step)
+        elif self.count and step == 1:
             self.begin()
         elif self.count and step == 2:
             self.end()
+        if turn:
+            self.wait((step - SHORT) // self.size)
+
+    def on_card(self, step):
+        """What CUDA's allocator gave at most after step 1, and what it held: ours resets both before each step, so each step is read."""
+        if step == 1:
+            torch.cuda.reset_peak_memory_stats()
+            self.peak, self.categories = 0, {"reserved": 0}
+        elif step <= SHORT:
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
+            self.categories["reserved"] = max(self.categories["reserved"], torch.cuda.max_memory_reserved())
+
+    def wait(self, k):
+        """Say that `k` turns are over, and wait for the next one; `begins` are the times at which they began."""
+        Path(f"{self.turns}.{k}.ready").touch()
+        while len(self.ends) < self.steps and not Path(f"{self.turns}.{k}.go").exists():
+            time.sleep(0.01)
+        self.begins.append(time.time())
 
     def begin(self):
         """Count from here on: what is alive now, whoever holds it, and what the next step makes."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            return
         gc.collect()
         alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"]
         weights = [t for t in alive if issubclass(type(t), torch.nn.Parameter)]
@@ -55,9 +80,6 @@ class Watch:
 
     def end(self):
         """The worst moment since `begin`."""
-        if torch.cuda.is_available():
-            self.peak = torch.cuda.max_memory_allocated()
-            return
         self.memory.__exit__(None, None, None)
         self.peak, self.categories, self.memory = self.memory.bytes, self.memory.by_category, None
 
@@ -92,7 +114,7 @@ def main():
         without = False
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     peak = {"peak_bytes": watch.peak, "peak_by_category": watch.categories, "resident_bytes": resident_bytes()}
-    found = peak | {"ends": watch.ends, "standin": without}
+    found = peak | {"ends": watch.ends, "begins": watch.begins, "standin": without}
     Path(result).write_text(json.dumps(found), "utf-8")
 
 

@@ -32,6 +32,7 @@ TAKEN, SLACK = 0.8 * 2**30, 1.08
 WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prior_weight", "snr_gamma", "clip", "warmup", "cooldown",
               "sample_every", "sample_steps", "guidance", "save_every", "resolution")
 RESULTS = ROOT / "data" / "results" / "forecast.json"
+FRESH = {}  # what was forecast in this process, by recipe and device: a training asks twice
 STACK = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "accelerate")  # what a step's memory depends on
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
@@ -90,13 +91,15 @@ def bf16_on(device):
 def weigh(settings, device="cuda", rows=None, bf16=None):
     """{"bytes" of the step, "caching_bytes" of what comes before it, "by_category" of the step} of a recipe: one of the `rows` of
     data/results/forecast.json, which are of cards with fast bf16, or a new forecast. `bf16`: as `forecast` has it, if not `bf16_on` it."""
-    bf16 = bf16_on(device) if bf16 is None else bf16
+    bf16, wanted = bf16_on(device) if bf16 is None else bf16, key(settings)
     if device == "cuda" and bf16:
-        wanted = key(settings)
         for row in stored() if rows is None else rows:
             if row["recipe"] == wanted:
                 return {name: row[name] for name in ("bytes", "caching_bytes", "by_category")}
-    return asdict(forecast(settings, device, bf16=bf16)) | {"caching_bytes": caching(settings, device, bf16=bf16)}
+    mine = json.dumps([wanted, device, bf16])
+    if mine not in FRESH:
+        FRESH[mine] = asdict(forecast(settings, device, bf16=bf16)) | {"caching_bytes": caching(settings, device, bf16=bf16)}
+    return FRESH[mine]
 
 
 def needed(weighed):

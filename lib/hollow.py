@@ -89,10 +89,10 @@ def hollow_quantized(layer, kind, dtype, device):
 def as_on_cuda():
     """Inside it, functions do what CUDA does otherwise than the CPU, by PyTorch's source.
 
-    Attention takes the flash kernel (fp32 or wide heads: the memory-efficient one); neither makes the n x n matrix. Autocast runs group and
-    layer norms in fp32 (autocast_mode.h), and `group_norm` first makes its input contiguous (group_norm.cpp).
+    Attention takes the flash kernel (fp32 or wide heads: the memory-efficient one); neither makes the n x n matrix. `group_norm` first
+    makes its input contiguous (group_norm.cpp). Norms are in their input's precision on both (`lib.on_card.norms_in_bf16`).
     """
-    attention, group_norm, layer_norm = F.scaled_dot_product_attention, F.group_norm, F.layer_norm
+    attention, group_norm = F.scaled_dot_product_attention, F.group_norm
 
     def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **others):
         if attn_mask is not None or others:
@@ -104,17 +104,11 @@ def as_on_cuda():
             return aten._scaled_dot_product_efficient_attention(query, key, value, None, kept, dropout_p, is_causal)[0]
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)[0]
 
-    def full(tensor):
-        return tensor.float() if tensor is not None and torch.is_autocast_enabled("cpu") else tensor
-
     def group(input, groups, weight=None, bias=None, eps=1e-5):
-        return group_norm(full(input).contiguous(), groups, full(weight), full(bias), eps)
-
-    def layer(input, shape, weight=None, bias=None, eps=1e-5):
-        return layer_norm(full(input), shape, full(weight), full(bias), eps)
+        return group_norm(input.contiguous(), groups, weight, bias, eps)
 
     # Patched, and no TorchFunctionMode: checkpointing computes again inside autograd, where such a mode is off.
-    with mock.patch.multiple(F, scaled_dot_product_attention=fused, group_norm=group, layer_norm=layer):
+    with mock.patch.multiple(F, scaled_dot_product_attention=fused, group_norm=group):
         yield
 
 

@@ -6,18 +6,22 @@ keep no input of their own: torch does whether or not the weights have a gradien
 alone. (An adapter beside a convolution keeps that input all the same.) The numbers stay the same, bit for bit.
 """
 
+from functools import partial
+
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 SHARE = 0.5  # of what the largest transformer keeps: from that on "largest" computes one again
 
 
-def keep(unet, checkpointing):
-    """Let `unet` keep what `checkpointing` says: "none" (as it comes: everything), "largest" or "all"."""
+def keep(unet, checkpointing, random=False):
+    """Let `unet` keep what `checkpointing` says: "none" (as it comes: everything), "largest" or "all"; `random`: it has dropout."""
     if checkpointing == "none":
         unet.disable_gradient_checkpointing()
     else:
-        unet.enable_gradient_checkpointing()
+        # Where nothing is random, random states need not be put back, which could not be recorded (`lib/on_card.py`).
+        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=random))
     if checkpointing == "largest":
         chosen = {id(transformer) for transformer in largest(unet)}
         for module in unet.modules():

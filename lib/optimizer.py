@@ -7,6 +7,8 @@ at once, so nobody can know the norm of them all before the first is used. In it
 the numbers): then the norm of all stays within clip, as it does otherwise.
 """
 
+import weakref
+
 import torch
 from torch.nn.utils import get_total_norm
 
@@ -26,7 +28,9 @@ class Optimizer:
         most = self.numbers if plain and not settings.fused_backward else max(PIECE, self.numbers // PIECES)
         self.pieces = [Piece(which, weights, share, settings, device, flat=not plain) for which, share in cut(weights, shares, most)]
         if settings.fused_backward:
-            self.hooks = [w.register_post_accumulate_grad_hook(lambda w, p=p: self._arrived(p)) for p in self.pieces for w in p.weights]
+            mine = weakref.ref(self)  # what a hook holds lives, unseen by Python's collector, as long as its weight
+            for k, piece in enumerate(self.pieces):
+                self.hooks += [w.register_post_accumulate_grad_hook(lambda _, k=k: mine()._arrived(k)) for w in piece.weights]
 
     @property
     def state(self):
@@ -46,6 +50,16 @@ class Optimizer:
             piece.update(self.rate, self._over(norm, self.settings.clip), self.generator)
         return norm
 
+    def forget(self):
+        """Begin the step anew that broke off while it was recorded: nothing of it has run but in Python."""
+        self.squares.clear()
+        # Another generator, for the old one waits for the end of the record.
+        self.generator = torch.Generator(self.generator.device).manual_seed(self.settings.seed + 1)
+        for piece in self.pieces:
+            piece.waiting = len(piece.weights)
+        for weight in self.weights:
+            weight.grad = None
+
     def close(self):
         """Let the weights' gradients be: nothing is updated in a backward pass any more."""
         for hook in self.hooks:
@@ -56,7 +70,8 @@ class Optimizer:
         """What gradients of `norm` are divided by, so that it is at most `clip`."""
         return (norm / clip).clamp(min=1.0)
 
-    def _arrived(self, piece):
+    def _arrived(self, k):
+        piece = self.pieces[k]
         piece.waiting -= 1
         if not piece.waiting:
             self.update(piece)

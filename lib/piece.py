@@ -8,6 +8,7 @@ import torch
 
 DECAY = 1e-2  # AdamW's weight decay, the default of torch and of diffusers' scripts
 FEW = 4096  # numbers of a weight; below, its moments stay fp32: bitsandbytes' own limit
+LATE = 10**6  # a step at which no moment is biased any more
 BLOCK = 256  # numbers that share a scale in bitsandbytes' 8-bit moments
 MOMENTS = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}  # torch's names, and of bitsandbytes' tables of 8-bit codes
 
@@ -26,7 +27,8 @@ class Piece:
 
             self.adamw = AdamW8bit([self.stand], weight_decay=DECAY)
         else:
-            self.adamw = torch.optim.AdamW([self.stand] if flat else self.weights, weight_decay=DECAY, fused=True)
+            on_card = self.weights[0].device.type == "cuda"  # there a step may be recorded
+            self.adamw = torch.optim.AdamW([self.stand] if flat else self.weights, weight_decay=DECAY, fused=True, capturable=on_card)
 
     @property
     def gradients(self):
@@ -54,16 +56,33 @@ class Piece:
         for weight in self.weights:
             weight.grad = None
         self.stand.data, self.stand.grad = values, gradient.div_(scale)
-        if not self.eight_bit:
+        if self.eight_bit:
+            self._update_8bit(group)
+        else:
             self.adamw.step()
-        else:  # its `step` would wait for the GPU
-            if not self.adamw.state[self.stand]:
-                self.adamw.init_state(group, self.stand, 0, 0)
-            self.adamw.update_step(group, self.stand, 0, 0)
         if own[0].dtype == torch.bfloat16:
             round_stochastically(values, generator)
         torch._foreach_copy_([own[k] for k in have], [parts[k] for k in have])
         self.stand.data, self.stand.grad = values.new_empty(0), None
+
+    def _update_8bit(self, group):
+        """bitsandbytes' kernel takes rate and number of the step from Python, which a recorded step (`lib/on_card.py`) does not ask. So it
+        moves zeros at rate 1, long after the first step, and bias is corrected here: theta - alpha_t m / (sqrt(v) + eps), with alpha_t =
+        alpha sqrt(1 - beta2^t) / (1 - beta1^t) (Kingma & Ba 2015, section 2)."""
+        from bitsandbytes.functional import optimizer_update_8bit_blockwise
+
+        state, (beta1, beta2) = self.adamw.state[self.stand], group["betas"]
+        if not state:
+            self.adamw.init_state(group, self.stand, 0, 0)
+            state["step"] = torch.zeros((), device=self.stand.device)
+        state["step"] += 1
+        values, moved = self.stand.data, torch.zeros_like(self.stand.data)
+        optimizer_update_8bit_blockwise(
+            "adam", self.stand.grad, moved, state["state1"], state["state2"], beta1, beta2, 0.0, 0.0, group["eps"], LATE, 1.0,
+            state["qmap1"], state["qmap2"], state["absmax1"], state["absmax2"],
+        )
+        pace = group["lr"] * (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])
+        values.mul_(1 - group["lr"] * DECAY).addcmul_(moved, pace)
 
     def tensors(self):
         """Its moments as {name: tensor}: fp32 ones by the number of their weight, 8-bit ones by the piece's first, with all numbers."""
@@ -88,7 +107,7 @@ class Piece:
             mine = {name.split(".")[1]: t.to(device, copy=True) for name, t in found.items() if name.startswith(f"{self.which[0]}.")}
             codes = {f"qmap{n}": self._codes(table) for n, table in enumerate(MOMENTS.values(), 1)}
             moments = {name: mine[name] for name in ("state1", "state2", "absmax1", "absmax2")}
-            self.adamw.state[self.stand] = {"step": int(mine["step"])} | moments | codes
+            self.adamw.state[self.stand] = {"step": mine["step"].float()} | moments | codes
             return
         known = [(n, k) for n, k in enumerate(self.which) if f"{k}.step" in found]  # others have had no gradient
         if self.stand is None:
@@ -115,7 +134,7 @@ class Piece:
     def _eight_bit(self, step, moments):
         from bitsandbytes.functional import quantize_blockwise
 
-        state = {"step": int(step)}
+        state = {"step": step}
         for n, (name, table) in enumerate(MOMENTS.items(), 1):
             codes = self._codes(table)
             small, how = quantize_blockwise(moments[name], code=codes, blocksize=BLOCK)

@@ -5,6 +5,7 @@ Of a single file it also finds out what the model predicts, which a folder's sch
 
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 
@@ -89,9 +90,16 @@ def lacking(path, parts):
 def stack():
     """diffusers, with what pipelines stand on imported. The collector passes that over from then on: once, before any weights are here.
 
-    bitsandbytes, which diffusers imports, marks four small functions for torch.compile, and the compiler that they bring in is an eighth
-    of the start: for so long torch is told, by its own variable, to let functions be as they are.
+    In a thread of its own: errors that the packages catch while they are imported hold on to all callers and what these load later, and the
+    collector would pass that over too, so that the first base model would never leave memory.
     """
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(_imported).result()
+
+
+def _imported():
+    """bitsandbytes, which diffusers imports, marks four small functions for torch.compile, and the compiler that they bring in is an eighth
+    of the start: for so long torch is told, by its own variable, to let functions be as they are."""
     compiles = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:

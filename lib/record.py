@@ -138,6 +138,7 @@ def metrics(settings, state, clock, peak, trainable, file_bytes, device):
     """What was measured, with units, versions and device: the content of metrics.json."""
     on_cuda = device.type == "cuda"
     peak_bytes = clock.peak if on_cuda else sum(peak.values()) if peak else None
+    by = "torch.cuda.max_memory_allocated within steps; categories by the forecast" if on_cuda else "bytes of all live tensors in step 2"
     return {
         "method": settings.method,
         "steps": state.step,
@@ -147,7 +148,7 @@ def metrics(settings, state, clock, peak, trainable, file_bytes, device):
         "train_seconds": clock.total,
         "peak_bytes": peak_bytes,
         "peak_by_category": peak,
-        "peak_measured_by": "torch.cuda.max_memory_allocated within steps" if on_cuda else "bytes of all live tensors in step 2",
+        "peak_measured_by": by,
         "resident_bytes": resident_bytes(),
         "file_bytes": file_bytes,
         "trainable_parameters": trainable,

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from .kept import keep
 from .methods import adapter_off, shares, trainable, tuned_parts
+from .on_card import Recorded, can_record, norms_in_bf16
 from .optimizer import Optimizer
 
 SMALL = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
@@ -84,9 +85,13 @@ class Step:
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._ready(True)
         self.optimizer = Optimizer(self.weights, shares(base, self.weights, settings), settings, base.device)
+        self.recorded = can_record(settings, base.device)
+        self.work = Recorded(self._work, [self.optimizer.generator], self.optimizer.forget) if self.recorded else self._work
 
     def _ready(self, training):
-        keep(self.unet, self.settings.checkpointing if training else "none")
+        keep(self.unet, self.settings.checkpointing if training else "none", self.settings.dropout > 0)
+        if self.base.device.type == "cuda":
+            norms_in_bf16(self.parts.values(), training)
         # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth of the step for the same numbers.
         for module in self.unet.modules():
             if hasattr(module, "_cast_input_dtype"):
@@ -99,6 +104,7 @@ class Step:
     def close(self):
         """Leave the model as one to draw with: no step can be taken after that."""
         self.optimizer.close()
+        self.work = None  # with it the memory of what was recorded goes
         self._ready(False)
         self.parts.eval()
 
@@ -128,12 +134,17 @@ class Step:
         latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by name, each with B rows, as `Base.predict`
         takes them. The first batch_size rows are instance images, the others class images, or what the teacher is asked.
         """
-        settings = self.settings
-        self.optimizer.rate = self.rate
+        # A recorded step reads its rate, as all that changes, from a tensor.
+        rate = torch.full((), self.rate, device=self.base.device) if self.recorded else self.rate
+        numbers = self.work(rate, latents, noise, timesteps, conditions)
+        self.taken += 1
+        return numbers
+
+    def _work(self, rate, *inputs):
+        settings, self.optimizer.rate = self.settings, rate
         with plain_attention(self.plain):
-            loss = self.loss(latents, noise, timesteps, conditions)
+            loss = self.loss(*inputs)
             instance, prior = loss[: settings.batch_size].mean(), loss[settings.batch_size :].sum() / settings.batch_size
             (instance + settings.prior_weight * prior).backward()
         norm = self.optimizer.step()
-        self.taken += 1
         return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()

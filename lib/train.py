@@ -116,6 +116,13 @@ def fit(settings, base, dataset, run, watchers):
             base.renew(list(tuned_parts(base, recipe)), exact(recipe))  # names alone: the parts themselves must go
 
 
+def forecast_split(recipe):
+    """Bytes of a step on a card by category, as `lib.forecast` tells them."""
+    from .cards import weigh
+
+    return weigh(recipe)["by_category"]
+
+
 def exact(recipe):
     """The precision in which to read the weights that a recipe trains, where the base's own would round them before: fp32, or None."""
     return torch.float32 if recipe.method == "dreambooth" and recipe.weights == "fp32" else None
@@ -128,11 +135,12 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     items, sources = zip(*sources)
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
-    clock, peak, rows, largest = Clock(base.device), None, [], 0
+    told = forecast_split(settings) if base.device.type == "cuda" else None
+    clock, peak, rows, largest = Clock(base.device), told, [], 0
     if kept:
         record, weights, moments = kept
         resume(step, weights, moments)
-        step.taken, rows, peak = record["step"], record["rows"], record["peak"]
+        step.taken, rows, peak = record["step"], record["rows"], told or record["peak"]
         largest = float("inf") if peak else 0
         clock.resume(rows, record["peak_cuda"])
         say(f"{settings.method}: going on after step {step.taken}, where the training was interrupted")
@@ -144,8 +152,9 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
         with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:
             while step.taken < settings.steps and not state.stopping:
                 batch = next(stream)
-                # Memory is measured in the second step, when the optimiser's state is there, and where a batch has larger pictures.
-                worth = step.taken > first and batch[1].numel() > largest
+                # Memory is measured in the second step, when the optimiser's state is there, and where a batch has larger pictures. On a
+                # card CUDA's own counter does that, and the forecast tells the categories: following each tensor there takes seconds.
+                worth = step.taken > first and batch[1].numel() > largest and not told
                 measured = PeakMemory(step.parts, step.optimizer, sources) if worth else None
                 with clock, measured or nullcontext():
                     numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))

@@ -183,6 +183,21 @@ print(os.environ.get("TORCHDYNAMO_DISABLE"))
         assert done.returncode == 0 and done.stdout.strip() == str(said), done.stderr
 
 
+def test_the_first_base_model_can_leave_memory(tiny_folder):
+    code = """
+import gc, sys, weakref
+from lib.base import load_base
+base = load_base(sys.argv[1])
+assert gc.get_freeze_count() > 100_000
+unet = weakref.ref(base.pipe.unet)
+base.pipe.unet = None
+gc.collect()
+print(unet() is None)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tiny_folder], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr or "what importing left behind holds the callers of that time, and all they load"
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_the_collector_is_afterwards_as_it_was_also_where_a_base_is_refused(tiny_folder, monkeypatch, on):
     def refuse(*_, **__):

@@ -54,7 +54,7 @@ def test_the_rungs_compute_more_in_turn_and_leave_no_trace(tiny_folder, make):
 @pytest.mark.parametrize("trains", [False, True])
 def test_a_convolution_keeps_its_input_only_if_it_trains(trains):
     unet = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.SiLU()).requires_grad_(trains)
-    unet.enable_gradient_checkpointing = unet.disable_gradient_checkpointing = lambda: None
+    unet.enable_gradient_checkpointing = unet.disable_gradient_checkpointing = lambda *_: None
     inputs, gradients = [torch.randn(2, 4, 8, 8, requires_grad=True, generator=torch.Generator().manual_seed(0)) for _ in range(2)], []
     for how, leaf in zip(("none", "all"), inputs):
         keep(unet, how)

@@ -8,9 +8,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from benchmarks import contestants, floor, race, racetable, random_base, sections, sizes
+from benchmarks import contestants, cuda_memory, cuda_race, cuda_step, floor, race, racetable, random_base, sections, sizes
 from benchmarks import torchvision_standin as standin
-from lib.settings import BadInput
+from benchmarks.watched import SHORT
+from lib import cards
+from lib.settings import BadInput, read_json
 
 TINY = """
 import sys, torch
@@ -27,8 +29,20 @@ def test_the_readmes_print_what_was_measured():
     assert sections.section(sections.README, "race") == racetable.figures(sections.read(race.RESULTS)), "run `make race` again"
     measured = floor.figures(sections.read(floor.RESULTS))
     assert sections.section(floor.README, "floor") == measured, "run `python -m benchmarks.floor` again"
+    for module, name in ((cuda_race, "cuda race"), (cuda_step, "cuda step"), (cuda_memory, "cuda memory")):
+        measured = module.figures(sections.read(module.RESULTS))
+        assert sections.section(module.README, name) == measured, f"run `python -m {module.__name__}` again, or its figures"
     measured = sizes.figures(sections.read(sizes.RESULTS))
     assert sections.section(sizes.README, "sizes") == measured, "run `python -m benchmarks.sizes` again"
+
+
+def test_the_forecasts_that_ship_are_within_eight_percent_of_what_a_card_took():
+    found = sections.read(cuda_memory.RESULTS)
+    rows = cuda_memory.against(found, read_json(cards.RESULTS)["rows"])
+    assert {row["base"] for row, _ in rows} == {"sd15", "sdxl"} and len(rows) > 20
+    wrong = {str(row["recipe"]): round(told / row["bytes"] - 1, 3) for row, told in rows if abs(told / row["bytes"] - 1) > 0.08}
+    assert not wrong
+    assert all(abs(row["recorded"] / row["bytes"] - 1) < 0.02 for row, _ in rows if row["recorded"]), "a record takes no more than a step"
 
 
 def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
@@ -96,21 +110,35 @@ def test_rivals_run_beside_each_other_in_a_new_order_each_round():
     assert race.in_turn(cells, 0)[0] != race.in_turn(cells, 1)[0]
 
 
-def arguments(**changes):
-    return SimpleNamespace(**{"scripts": ROOT / "tests", "base": "pocket", "device": "cpu"} | changes)
-
-
 def test_what_cannot_race_is_told_in_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="no train_dreambooth_lora.py"):
-        race.check(arguments())
-    for name in (*contestants.SCRIPTS.values(), contestants.SDXL):
+        race.check(ROOT / "tests")
+    for name in contestants.SCRIPTS.values():
         (tmp_path / name).touch()
+    race.check(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BadInput, match="No CUDA device"):
-        race.check(arguments(scripts=tmp_path, base="sd15", device="cuda"))
-    with pytest.raises(BadInput, match="--device cuda"):
-        race.check(arguments(scripts=tmp_path, base="sd15"))
-    race.check(arguments(scripts=tmp_path))
+    for more, words in ([], "train_dreambooth_lora_sdxl.py"), ([contestants.SDXL], "No CUDA device"):
+        for name in more:
+            (tmp_path / name).touch()
+        monkeypatch.setattr(sys, "argv", ["cuda_race", "--scripts", str(tmp_path)])
+        with pytest.raises(SystemExit, match=words):
+            cuda_race.main()
+
+
+def test_trainings_that_are_all_ready_take_turns(tmp_path, monkeypatch):
+    script = tmp_path / "tiny.py"
+    script.write_text(TINY)
+    monkeypatch.setattr(cuda_race.Contestant, "command", lambda self, work, field, scripts, steps: ([script, steps], {}))
+    monkeypatch.setattr(cuda_race, "PATIENCE", 60)
+    heat = [cuda_race.Contestant("sd15", 1, "lora", who) for who in ("like", "documented")]
+    found = cuda_race.together(tmp_path, {"sd15": SimpleNamespace(result=lambda: None)}, None, heat, 2, 3)
+    turns = sorted((begin, found[one]["ends"][SHORT + 3 * (k + 1) - 1], one.who, k)
+                   for one in heat for k, begin in enumerate(found[one]["begins"][:2]))
+    assert [(who, k) for *_, who, k in turns] == [("like", 0), ("documented", 0), ("documented", 1), ("like", 1)]
+    assert all(before[1] <= after[0] for before, after in zip(turns, turns[1:])), "two of them ran at once"
+    assert all(len(found[one]["steps"]) == 2 and min(found[one]["steps"]) > 0 for one in heat)
+    script.write_text("raise SystemExit('no luck')")
+    assert "no luck" in cuda_race.together(tmp_path, {"sd15": SimpleNamespace(result=lambda: None)}, None, heat[:1], 2, 3)[heat[0]]
 
 
 def test_the_stand_in_does_what_the_scripts_call(monkeypatch):

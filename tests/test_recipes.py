@@ -1,6 +1,8 @@
 """Recipes that fit: each learns the same as the plain one, saves what it promises, and is refused where it makes no sense."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -66,6 +68,19 @@ def test_gradients_are_clipped_to_the_norm_of_all(tiny_folder, make, changes, cl
     step, numbers, _ = taken(tiny_folder, make("dreambooth", clip=clip, **changes), steps=1)
     first = sum(state["exp_avg"].square().sum() for state in step.optimizer.state.values()).sqrt() / 0.1  # 1 - beta1, of AdamW
     assert 0.01 < numbers[2] < 1000 and first == pytest.approx(min(clip, float(numbers[2])), rel=0.02)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_that_nobody_holds_leaves_memory(tiny_folder, make, fused):
+    """As where memory runs out and the next recipe needs it: a hook of a weight is out of the collector's sight, and what it holds too."""
+    base = load_base(tiny_folder)
+    step = Step(base, make("dreambooth", fused_backward=fused))
+    step(*batch(base))
+    gone = [weakref.ref(thing) for thing in (step, step.optimizer, step.weights[0])]
+    del step
+    base.pipe.unet = None
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None, None]
 
 
 def test_fused_clipping_keeps_the_norm_of_all_within_the_limit(tiny_folder, make, monkeypatch):
