@@ -33,11 +33,11 @@ from lib.hollow import fake_device
 from lib.settings import BadInput, write_json
 from lib.step import Step
 
-from . import contestants
+from . import contestants, sections
 from .contestants import SCRIPTS, SDXL, lay_out, ours, theirs
+from .cudatable import figures, headline
 from .floor import machine
 from .race import check, facts, middle
-from .racetable import NAMES, spread, who
 from .random_base import build
 from .sections import into_file
 from .watched import SHORT
@@ -45,7 +45,6 @@ from .watched import SHORT
 RESULTS = ROOT / "benchmarks" / "results" / "cuda_race.json"
 README = ROOT / "benchmarks" / "README.md"
 RESOLUTION = {"sd15": 512, "sdxl": 1024}
-TITLES = {"sd15": "SD 1.5, 512 pixels", "sdxl": "SDXL, 1024 pixels"}
 CONTESTANTS = ("like", "thrifty", "documented", "inductor", "workers")
 WORKERS = 4  # processes of their data loader at best flags, but for their SD LoRA script: on CUDA it cannot pass embeddings to them
 PATIENCE = 420  # seconds until a contestant that is not ready, or ends no turn, is left out
@@ -192,30 +191,6 @@ def with_floors(found):
     return found
 
 
-def figures(found):
-    """The race as Markdown; None is one that was not run."""
-    if found is None:
-        return "Not measured on this version yet: `python -m benchmarks.cuda_race --scripts DIR`.\n"
-    m = found["machine"]
-    lines = [
-        f"On {found['device']}, torch {found['versions']['torch']}, diffusers {found['versions']['diffusers']}: {m['bf16'] / 1e12:.0f} "
-        f"TFLOP a second in bf16, {m['bandwidth'] / 1e12:.1f} TB a second. Median (smallest to largest) of turns of {found['steps']} "
-        "steps; one class image joins each instance image.",
-        "",
-        "| | batch | steps a second | ours over theirs | share of the floor | GiB allocated | GiB reserved |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in found["rows"]:
-        name = f"{TITLES[r['base']]}, {NAMES[r['method']]}: {who(r)}"
-        if "failed" in r:
-            lines.append(f"| {name} | {r['batch']} | does not run here: {r['failed'].split(chr(10))[0].replace('|', '/')[:140]} | | | | |")
-            continue
-        over, share = ("ours" in r and spread(r["ours"])) or "", f"{r['floor']:.0%}" if "floor" in r else ""
-        sizes = [f"{r[name] / 2**30:.1f}" if r[name] else "-" for name in ("peak_bytes", "reserved_bytes")]
-        lines.append(f"| {name} | {r['batch']} | {spread(r['steps_per_second'])} | {over} | {share} | {' | '.join(sizes)} |")
-    return "\n".join(lines) + "\n"
-
-
 def ground(work, base):
     """The `Field` of a base, in a folder."""
     work.mkdir(parents=True, exist_ok=True)
@@ -256,6 +231,7 @@ def main():
     write_json(args.output, with_floors(found))
     if args.output == RESULTS:
         into_file(README, "cuda race", figures(found))
+        into_file(sections.README, "card", headline(found))
     print(figures(found))
 
 

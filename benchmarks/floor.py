@@ -86,7 +86,7 @@ def profile(method, steps):
     inputs = latents, noise, torch.randint(0, 1000, (8,)).to(base.device), base.conditions(["a zwx robot", "a robot"] * 4)
     base.rest()
 
-    marks = []
+    marks, step.work = [], step._work  # recorded as a whole, as on a card, a step has no phases
     for holder, part in ((step, "loss"), (step.optimizer, "step")):  # the step itself, which calls these two
         setattr(holder, part, _marked(getattr(holder, part), marks, base.device))
 

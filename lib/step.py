@@ -4,7 +4,7 @@
     step(latents, noise, timesteps, conditions)      # -> losses and gradient norm, on the device
 
 Nothing else of a base model is touched than its U-Net, the configuration of its scheduler, and `Base.predict`: a base without weights, VAE,
-text encoder or data will do, and fake tensors (`lib/hollow.py`).
+text encoder or data will do, and fake tensors (`lib/hollow.py`). On a card the step is recorded and replayed (`lib/on_card.py`).
 """
 
 from contextlib import contextmanager

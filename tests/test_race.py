@@ -32,6 +32,7 @@ def test_the_readmes_print_what_was_measured():
     for module, name in ((cuda_race, "cuda race"), (cuda_step, "cuda step"), (cuda_memory, "cuda memory")):
         measured = module.figures(sections.read(module.RESULTS))
         assert sections.section(module.README, name) == measured, f"run `python -m {module.__name__}` again, or its figures"
+    assert sections.section(sections.README, "card") == cuda_race.headline(sections.read(cuda_race.RESULTS))
     measured = sizes.figures(sections.read(sizes.RESULTS))
     assert sections.section(sizes.README, "sizes") == measured, "run `python -m benchmarks.sizes` again"
 
