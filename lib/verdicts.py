@@ -14,7 +14,7 @@ from .effects import BASE, BENCH, FULL, LORA, MEASURES, NOT_MEASURED, PARTS, RES
 from .settings import PRESETS, BadInput, read_json
 from .study_rows import BUSY, read_bench
 
-SAMPLE_SECONDS, BANDWIDTH = 0.13, 20e6  # a picture of 25 guided steps (benchmarks/results/pocket.json); bits a second, of claim 4
+SAMPLE_SECONDS, BANDWIDTH = 0.2, 20e6  # a picture of 25 guided steps (benchmarks/results/pocket.json); bits a second, of claim 4
 # base -> (parameters of its U-Net, parameters of an attention LoRA for each rank): 2 bytes a parameter, in fp16 as shipped. For each
 # attention block of width d with text of width c a rank takes 14 d + 2 c: c is 768 in Stable Diffusion 1.5, 2048 in SDXL.
 SHAPES = {"sd15": (859_520_964, 199_296), "sdxl": (2_567_463_684, 1_451_520)}
