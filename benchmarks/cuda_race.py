@@ -20,6 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.base import ROOT, quiet
-from lib.forecast import forecast, hollow_base, hollow_inputs, plan
+from lib.forecast import forecast, hollow_base, hollow_inputs, plan, side
 from lib.hollow import fake_device
 from lib.settings import BadInput, write_json
 from lib.step import Step
@@ -38,13 +39,13 @@ from .contestants import SCRIPTS, SDXL, lay_out, ours, theirs
 from .cudatable import figures, headline
 from .floor import machine
 from .race import check, facts, middle
-from .random_base import build
+from .random_base import PIPELINES, build
 from .sections import into_file
 from .watched import SHORT
 
 RESULTS = ROOT / "benchmarks" / "results" / "cuda_race.json"
 README = ROOT / "benchmarks" / "README.md"
-RESOLUTION = {"sd15": 512, "sdxl": 1024}
+FIELDS = [("sd15", 1), ("sd15", 4), ("sdxl", 1)]
 CONTESTANTS = ("like", "thrifty", "documented", "inductor", "workers")
 WORKERS = 4  # processes of their data loader at best flags, but for their SD LoRA script: on CUDA it cannot pass embeddings to them
 PATIENCE = 420  # seconds until a contestant that is not ready, or ends no turn, is left out
@@ -84,11 +85,11 @@ class Contestant(NamedTuple):
     def settings(self):
         """Ours, or what is as large as theirs."""
         recipe = contestants.RECIPES[self.method].get(self.who, contestants.LIKE if self.method == "lora" else {})
-        return plan(self.method, self.base, resolution=RESOLUTION[self.base], batch_size=self.batch, **recipe)
+        return plan(self.method, self.base, batch_size=self.batch, **recipe)
 
     def command(self, work, field, scripts, steps):
         """Its program and environment."""
-        size = {"resolution": RESOLUTION[self.base], "batch": self.batch}
+        size = {"resolution": side(self.settings()), "batch": self.batch}
         if not self.is_ours:
             if (self.base, self.method, self.who) == ("sd15", "lora", "inductor"):
                 field = replace(field, workers={"small": 0})
@@ -147,9 +148,9 @@ def together(work, grounds, scripts, heat, rounds, size):
     return found
 
 
-def reached(path, process, patience=PATIENCE):
-    """Wait until there is `path`, or its process ended, or patience."""
-    limit = time.time() + patience
+def reached(path, process):
+    """Wait until there is `path`, or its process ended, or `PATIENCE`."""
+    limit = time.time() + PATIENCE
     while not path.exists() and process.poll() is None and time.time() < limit:
         time.sleep(0.01)
 
@@ -178,7 +179,6 @@ def rows(found):
         mine = found.get(one._replace(who="like"), "it did not race")
         if not one.is_ours and not isinstance(mine, str):
             row["ours"] = middle([b / a for a, b in zip(mine["steps"], result["steps"])])
-            row["ours_bytes"] = mine["peak_bytes"] / result["peak_bytes"]
         yield row
 
 
@@ -195,26 +195,35 @@ def ground(work, base):
     """The `Field` of a base, in a folder."""
     work.mkdir(parents=True, exist_ok=True)
     folder = build(base, work / "base", dtype=torch.float32 if base == "sd15" else torch.bfloat16)
-    field = lay_out(work, Painter(folder), RESOLUTION[base], kinds=("small",))
+    field = lay_out(work, Painter(folder), side(plan("lora", base)), kinds=("small",))
     field.workers["small"] = WORKERS
     return field
+
+
+def field_of(text):
+    """(base, batch size) of BASE:BATCH; argparse tells what is none."""
+    base, _, batch = text.partition(":")
+    if base not in PIPELINES or not batch.isdigit() or not int(batch):
+        raise argparse.ArgumentTypeError(f"{text!r} is no base and batch size, such as sd15:4 or sdxl:1")
+    return base, int(batch)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scripts", required=True, type=Path)
-    parser.add_argument("--fields", nargs="+", default=["sd15:1", "sd15:4", "sdxl:1"], metavar="BASE:BATCH")
+    parser.add_argument("--fields", nargs="+", type=field_of, default=FIELDS, metavar="BASE:BATCH")
     parser.add_argument("--who", nargs="+", default=CONTESTANTS, choices=CONTESTANTS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="of a turn")
     parser.add_argument("--keep", type=Path, help="folder for runs and logs instead of a temporary one")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    fields = [(name, int(batch)) for name, _, batch in (field.partition(":") for field in args.fields)]
     try:
         check(args.scripts, (*SCRIPTS.values(), SDXL))
         if not torch.cuda.is_available():
             raise BadInput("No CUDA device is at hand: run this command on a machine with one.")
+        if "sdxl" in dict(args.fields) and find_spec("torchvision") is None:
+            raise BadInput("Their SDXL script needs torchvision itself: install it first.")
     except BadInput as error:
         raise SystemExit(str(error)) from None
     quiet()
@@ -223,8 +232,8 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         work = args.keep or Path(temporary)
         with ThreadPoolExecutor(1) as aside:  # grounds are laid out while the first contestants make ready
-            grounds = {base: aside.submit(ground, work / base, base) for base in dict(fields)}
-            for heat in heats(entries(fields, args.who), ROOM * torch.cuda.mem_get_info()[1]):
+            grounds = {base: aside.submit(ground, work / base, base) for base in dict(args.fields)}
+            for heat in heats(entries(args.fields, args.who), ROOM * torch.cuda.mem_get_info()[1]):
                 seen = together(work, grounds, args.scripts, heat, args.rounds, args.steps)
                 found["rows"] += rows(seen)
                 write_json(args.output, found)

@@ -1,6 +1,6 @@
 """The race on a card (`benchmarks/cuda_race.py`) as Markdown."""
 
-from .racetable import NAMES, WHO, spread, who
+from .racetable import NAMES, WHO, failure, spread, who
 
 UNMEASURED = "Not measured on this version yet: `python -m benchmarks.cuda_race --scripts DIR`.\n"
 TITLES = {"sd15": "SD 1.5, 512 pixels", "sdxl": "SDXL, 1024 pixels"}
@@ -22,7 +22,7 @@ def figures(found):
     for r in found["rows"]:
         name = f"{TITLES[r['base']]}, {NAMES[r['method']]}: {who(r)}"
         if "failed" in r:
-            lines.append(f"| {name} | {r['batch']} | does not run here: {r['failed'].split(chr(10))[0].replace('|', '/')[:140]} | | | | |")
+            lines.append(f"| {name} | {r['batch']} | {failure(r)} | | | | |")
             continue
         over, share = ("ours" in r and spread(r["ours"])) or "", f"{r['floor']:.0%}" if "floor" in r else ""
         sizes = [f"{r[name] / 2**30:.1f}" if r[name] else "-" for name in ("peak_bytes", "reserved_bytes")]

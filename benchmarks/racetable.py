@@ -31,6 +31,11 @@ def who(cell):
     return WHO["preset" if (cell["method"], cell["who"]) == ("dreambooth", "like") else cell["who"]]
 
 
+def failure(cell):
+    """Why a contestant did not run, as a cell."""
+    return f"does not run here: {cell['failed'].split(chr(10))[0].replace('|', '/')[:140]}"
+
+
 def figures(found):
     """The race as Markdown; None is a race that was not run."""
     if found is None:
@@ -47,7 +52,7 @@ def figures(found):
     for c in found["cells"]:
         name = f"{NAMES[c['method']]}: {who(c)} | {PHOTOS[c['photos']]}"
         if "failed" in c:
-            lines.append(f"| {name} | does not run here: {c['failed'].split(chr(10))[0].replace('|', '/')[:80]} | | | | |")
+            lines.append(f"| {name} | {failure(c)} | | | | |")
         else:
             lines.append(f"| {name} | {spread(c['steps_per_second'])} | {spread(c['first'], 1)} | {c['whole']['median']:.0f} | "
                          f"{mib(c['peak_bytes'])} | {mib(c['resident_bytes'])} |")

@@ -1,4 +1,5 @@
-"""A diffusers folder of Stable Diffusion 1.5's or XL's shape with random weights, so that speed and memory can be raced without a download.
+"""Stable Diffusion 1.5's or XL's shape with random weights, as a diffusers folder or as a training step alone, so that speed and memory can
+be measured without a download.
 
 Built from `data/shapes/`. Nothing can be learnt with such weights, so no fidelity is measured.
 """
@@ -9,13 +10,12 @@ from types import SimpleNamespace
 import torch
 from torch.utils._pytree import tree_map
 
-from lib.base import POCKET, ROOT, Base
-from lib.forecast import folder_of, hollow_inputs
+from lib.base import POCKET, Base
+from lib.forecast import SHAPES, folder_of, hollow_inputs
 from lib.hollow import fake_device
 from lib.settings import BadInput, read_json, write_json
 from lib.step import Step
 
-SHAPES = ROOT / "data" / "shapes"
 PIPELINES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
 
 

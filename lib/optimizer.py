@@ -56,7 +56,7 @@ class Optimizer:
         # Another generator, for the old one waits for the end of the record.
         self.generator = torch.Generator(self.generator.device).manual_seed(self.settings.seed + 1)
         for piece in self.pieces:
-            piece.waiting = len(piece.weights)
+            piece.wait()
         for weight in self.weights:
             weight.grad = None
 
@@ -78,7 +78,7 @@ class Optimizer:
 
     def update(self, piece):
         """Update a piece by what gradients it has, clipped by themselves, within a backward pass or without."""
-        piece.waiting = len(piece.weights)
+        piece.wait()
         if not piece.gradients:
             return
         norm = get_total_norm(piece.gradients).float()

@@ -19,7 +19,8 @@ class Piece:
     def __init__(self, which, weights, share, settings, device, flat):
         self.which, self.weights, self.share = which, [weights[k] for k in which], share
         self.sizes = [w.numel() for w in self.weights]
-        self.numbers, self.waiting = sum(self.sizes), len(which)  # waiting: gradients that are still to come in this backward pass
+        self.numbers = sum(self.sizes)
+        self.wait()
         self.stand = torch.nn.Parameter(torch.empty(0, device=device)) if flat else None
         self.eight_bit = settings.optimizer == "adamw8bit" and self.sizes[0] >= FEW
         if self.eight_bit:
@@ -29,6 +30,10 @@ class Piece:
         else:
             on_card = self.weights[0].device.type == "cuda"  # there a step may be recorded
             self.adamw = torch.optim.AdamW([self.stand] if flat else self.weights, weight_decay=DECAY, fused=True, capturable=on_card)
+
+    def wait(self):
+        """Wait for all gradients anew: `waiting` are those still to come in a backward pass."""
+        self.waiting = len(self.weights)
 
     @property
     def gradients(self):

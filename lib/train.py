@@ -136,7 +136,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
     told = forecast_split(settings) if base.device.type == "cuda" else None
-    clock, peak, rows, largest = Clock(base.device), told, [], 0
+    clock, peak, rows, largest = Clock(base.device), told, [], float("inf") if told else 0
     if kept:
         record, weights, moments = kept
         resume(step, weights, moments)
@@ -154,7 +154,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                 batch = next(stream)
                 # Memory is measured in the second step, when the optimiser's state is there, and where a batch has larger pictures. On a
                 # card CUDA's own counter does that, and the forecast tells the categories: following each tensor there takes seconds.
-                worth = step.taken > first and batch[1].numel() > largest and not told
+                worth = step.taken > first and batch[1].numel() > largest
                 measured = PeakMemory(step.parts, step.optimizer, sources) if worth else None
                 with clock, measured or nullcontext():
                     numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))

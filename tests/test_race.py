@@ -1,5 +1,6 @@
 """The race measures both sides alike, and what the README prints of it is what was measured."""
 
+import argparse
 import sys
 from types import SimpleNamespace
 
@@ -124,6 +125,13 @@ def test_what_cannot_race_is_told_in_a_sentence(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["cuda_race", "--scripts", str(tmp_path)])
         with pytest.raises(SystemExit, match=words):
             cuda_race.main()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_race, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="needs torchvision itself"):
+        cuda_race.main()
+    for wrong in ("sd15", "sd15:0", "flux:1"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{wrong}' is no base and batch size"):
+            cuda_race.field_of(wrong)
 
 
 def test_trainings_that_are_all_ready_take_turns(tmp_path, monkeypatch):
