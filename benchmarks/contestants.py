@@ -25,6 +25,7 @@ from lib.settings import BadInput, Settings, read_json
 SCRIPTS = {"lora": "train_dreambooth_lora.py", "dreambooth": "train_dreambooth.py"}
 SDXL = "train_dreambooth_lora_sdxl.py"
 DOCUMENTED = {"lora": {"rate": 1e-4, "steps": 500}, "dreambooth": {"rate": 5e-6, "steps": 800}}  # their README, with class images
+FULL = 500  # steps of a whole training
 RANK = 4  # their default, on attention alone
 LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
 SUBJECT = ROOT / "data" / "subjects" / "character"
@@ -41,7 +42,7 @@ FAVOURS = (
 class Field:
     """What all contestants share: the base's folder, our prepared data sets and their photo folders by kind, their class images.
 
-    `workers`: by kind, the processes of their data loader at best flags, as `race.tune` found them.
+    `best`: by (method, kind), the processes of their data loader and whether Adam is 8-bit at their best flags, as `race.tune` found them.
     """
 
     base: Path
@@ -51,7 +52,7 @@ class Field:
     instance_prompt: str
     class_prompt: str
     prepare_seconds: dict
-    workers: dict
+    best: dict
 
 
 def lay_out(work, base, resolution=64, kinds=("small", "large")):
@@ -89,12 +90,12 @@ def lay_out(work, base, resolution=64, kinds=("small", "large")):
     classes.mkdir()
     for k, picture in enumerate(base.generate([plain] * CLASS_IMAGES, range(20_000, 20_000 + CLASS_IMAGES))):
         picture.save(classes / f"{k:03d}.png")
-    return Field(folder, data, photos, classes, prompts(subject), plain, seconds, dict.fromkeys(photos, 0))
+    return Field(folder, data, photos, classes, prompts(subject), plain, seconds, {})
 
 
 def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=None, resolution=64, batch=4):
     """Command line (after the interpreter's watcher) and environment of diffusers' script at a tier: "documented", "launched" (the same,
-    which `run` starts by accelerate), "best", "inductor", or "workers" (inductor, texts encoded in each step).
+    which `run` starts by accelerate), "best", "inductor" (best, compiled), or "workers" (inductor, texts encoded in each step).
 
     `rate`: a learning rate in place of the documented one. `every`: steps between checkpoints, for the curves alone.
     """
@@ -122,8 +123,8 @@ def theirs(scripts, field, method, kind, tier, steps, output, rate=None, every=N
     }
     flags = ["--with_prior_preservation"]
     if tier not in ("documented", "launched"):
-        command["dataloader_num_workers"] = field.workers[kind]
-        flags += ["--allow_tf32"] + ["--pre_compute_text_embeddings"] * (tier != "workers")
+        command["dataloader_num_workers"], eight_bit = field.best[method, kind]
+        flags += ["--allow_tf32"] + ["--use_8bit_adam"] * eight_bit + ["--pre_compute_text_embeddings"] * (tier != "workers")
         flags += ["--set_grads_to_none"] if method == "dreambooth" else []  # their LoRA script always does
     known = script.read_text("utf-8")
     words = [str(script), *(flag for flag in flags if f'"{flag}"' in known)]  # SDXL's computes text embeddings beforehand anyway

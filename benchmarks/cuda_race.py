@@ -92,7 +92,7 @@ class Contestant(NamedTuple):
         size = {"resolution": side(self.settings()), "batch": self.batch}
         if not self.is_ours:
             if (self.base, self.method, self.who) == ("sd15", "lora", "inductor"):
-                field = replace(field, workers={"small": 0})
+                field = replace(field, best={(self.method, "small"): (0, False)})
             return theirs(scripts, field, self.method, "small", self.who, steps, work / self.name, **size)
         path = work / f"{self.name}_settings.json"
         ours(field, self.method, "small", self.who, steps, work / self.name, batch_size=self.batch).save(path)
@@ -196,7 +196,7 @@ def ground(work, base):
     work.mkdir(parents=True, exist_ok=True)
     folder = build(base, work / "base", dtype=torch.float32 if base == "sd15" else torch.bfloat16)
     field = lay_out(work, Painter(folder), side(plan("lora", base)), kinds=("small",))
-    field.workers["small"] = WORKERS
+    field.best.update({(method, "small"): (WORKERS, False) for method in SCRIPTS})
     return field
 
 

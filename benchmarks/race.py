@@ -1,13 +1,14 @@
 """Our two trainings against diffusers' DreamBooth scripts, on the same base model, photos and class-image count, interleaved in one run.
 
-    python -m benchmarks.race --scripts DIR [--rounds 3] [--steps 25] [--full] [--inductor] [--keep FOLDER]
+    python -m benchmarks.race --scripts DIR [--rounds 3] [--steps 25] [--keep FOLDER]
 
 DIR holds train_dreambooth.py and train_dreambooth_lora.py (github.com/huggingface/diffusers, examples/dreambooth). Each training runs in a
 process of its own, watched by `benchmarks/watched.py`, contestants turn about. Results go to benchmarks/results/race.json and the README.
 
 Their tiers: as documented, started plainly or by `accelerate launch`; their best flags (text embeddings computed beforehand, gradients
-set to none, the fastest number of data workers); the same compiled by inductor (`--inductor`). Ours: "like" has the same adapter as theirs
-(rank 4, attention), "preset" is the course's recipe, "lean" spares memory in one way, "thrifty" (the foot of `lib.ladder`) in all.
+set to none, what is fastest of some numbers of data workers and of 8-bit Adam or not); the same compiled by inductor. Ours: "like" has the
+same adapter as theirs (rank 4, attention), "preset" is the course's recipe, "lean" spares memory in one way, "thrifty" (the foot of
+`lib.ladder`) in all. Inductor, which compiles for minutes, and thrifty, which is here for its bytes, run in the first round alone.
 Photos: brought to 64 pixels beforehand, and as JPEGs of 2.1 megapixels.
 
 Predictions, written before the first measurement (two CPU cores):
@@ -26,6 +27,9 @@ photos 2.7 and 2.1; start 0.8 and 0.84.
 Predictions before the fourth, on another machine (AVX512-BF16, half the matrix rate), where lean is checkpointing of the largest
 transformers alone (LoRA), and bf16 weights updated in pieces (DreamBooth): bytes 0.69 and 0.62 at 1.17 and 1.37 times their steps a second
 as documented, 1.03 and 1.55 at best flags; start, without torch's compiler, 0.76 and 0.8, and 0.55 of theirs by accelerate launch.
+Predictions before the fifth, with data workers tuned for each method (they were tuned for LoRA alone, and slowed DreamBooth down): theirs
+at best flags as fast as documented or a tenth faster, so DreamBooth 1.45 of it with small photos and 2.0 with large ones; 8-bit Adam is
+slower on a CPU; inductor makes their step a tenth faster than best flags; lean with large photos 2.2 and 1.9.
 """
 
 import argparse
@@ -33,6 +37,7 @@ import hashlib
 import os
 import statistics
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -42,23 +47,21 @@ from lib.record import device_name, versions
 from lib.settings import BadInput, write_json
 
 from . import contestants, racetable
-from .contestants import DOCUMENTED, SCRIPTS, SDXL, lay_out, ours, run, theirs
+from .contestants import DOCUMENTED, FULL, SCRIPTS, SDXL, lay_out, ours, run, theirs
 from .sections import README, into_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "race.json"
 METHODS = ("lora", "dreambooth")
-FULL = 500  # steps of a whole training
 WORKERS = (0, 2, 4)  # processes of their data loader that are tried for their best flags
+ONCE = ("thrifty", "inductor")  # who runs in the first round alone
 
 
-def entries(methods=METHODS, kinds=("small", "large"), inductor=False, learn=True):
+def entries():
     """(method, photos, contestant) of every cell, rivals beside each other."""
     found = []
-    for method in methods:
-        for kind in kinds:
-            more = ["preset"] * (learn and method == "lora") + ["lean", "thrifty", "launched"] + ["inductor"] * inductor
-            more = more if kind == "small" else []
-            found += [(method, kind, who) for who in ["like", "documented", "best", *more]]
+    for method, kind in product(METHODS, ("small", "large")):
+        more = ["preset"] * (method == "lora") + ["thrifty", "launched", "inductor"] if kind == "small" else []
+        found += [(method, kind, who) for who in ["like", "documented", "best", "lean", *more]]
     return found
 
 
@@ -68,29 +71,35 @@ def in_turn(cells, k):
     return [group[(i + k) % len(group)] for group in groups for i in range(len(group))]
 
 
-def tune(work, field, scripts, method, kinds, steps, **size):
-    """Set `field.workers` to the fastest of `WORKERS` for each kind of photos. Returns the seconds a step of each, by kind and number."""
-    found = {}
-    for kind in kinds:
-        for number in WORKERS:
-            field.workers[kind] = number
-            name = f"tune_{kind}_{number}"
-            command, environment = theirs(scripts, field, method, kind, "best", steps, Path(work) / name, **size)
-            found.setdefault(kind, {})[number] = run(work, name, command, steps, environment)["step"]
-        field.workers[kind] = min(found[kind], key=found[kind].get)
+def tune(work, field, scripts, steps):
+    """Set `field.best` to what is fastest of `WORKERS`, and with these of 8-bit Adam or not, for each method and kind of photos. Returns
+    the seconds a step of each."""
+    found = []
+    for method, kind in product(METHODS, field.photos):
+
+        def seconds(*flags):
+            field.best[method, kind], name = flags, f"tune_{method}_{kind}_{'_'.join(map(str, flags))}"
+            command, environment = theirs(scripts, field, method, kind, "best", steps, Path(work) / name)
+            step = run(work, name, command, steps, environment)["step"]
+            found.append({"method": method, "photos": kind, "workers": flags[0], "eight_bit": flags[1], "step": step})
+            return step
+
+        workers = min(WORKERS, key=lambda number: seconds(number, False))
+        alone = found[-len(WORKERS) + WORKERS.index(workers)]["step"]
+        field.best[method, kind] = workers, seconds(workers, True) < alone
     return found
 
 
-def measure(work, field, scripts, rounds, steps, cells, full=False, **size):
+def measure(work, field, scripts, rounds, steps, cells):
     """{cell: [what `contestants.run` found, one a round]}; a contestant that cannot run here has a sentence in place of the list."""
     found = {cell: [] for cell in cells}
     for k in range(rounds):
         for method, kind, who in in_turn(cells, k):
-            if isinstance(found[method, kind, who], str) or k and who == "thrifty":  # that one is here for its bytes
+            if isinstance(found[method, kind, who], str) or k and who in ONCE:
                 continue
             name = f"{method}_{kind}_{who}_{k}"
             try:
-                found[method, kind, who].append(one(work, name, field, scripts, method, kind, who, FULL if full else steps, **size))
+                found[method, kind, who].append(one(work, name, field, scripts, method, kind, who, steps))
             except BadInput as error:
                 if who != "inductor":
                     raise
@@ -99,19 +108,19 @@ def measure(work, field, scripts, rounds, steps, cells, full=False, **size):
     return found
 
 
-def one(work, name, field, scripts, method, kind, who, steps, **size):
+def one(work, name, field, scripts, method, kind, who, steps):
     """One training of one contestant, watched."""
     if who in contestants.RECIPES[method]:
         settings = Path(work) / f"{name}_settings.json"
-        changes = {"batch_size": size["batch"]} if size else {}
-        ours(field, method, kind, who, steps, Path(work) / name, **changes).save(settings)
+        ours(field, method, kind, who, steps, Path(work) / name).save(settings)
         return run(work, name, ["lib.train", settings], steps)
-    command, environment = theirs(scripts, field, method, kind, who, steps, Path(work) / name, **size)
+    command, environment = theirs(scripts, field, method, kind, who, steps, Path(work) / name)
     return run(work, name, command, steps, environment, contestants.accelerate_launch() if who == "launched" else ())
 
 
-def summary(found, field, full=False):
-    """The cells of race.json: medians with spread over rounds; whole seconds of `FULL` steps with preparing the photos for ours."""
+def summary(found, field):
+    """The cells of race.json: medians with spread over rounds; "whole" estimates the seconds of `FULL` steps from the start, the steady
+    state and the end, with preparing the photos for ours."""
     cells = []
     for (method, kind, who), runs in found.items():
         cell = {"method": method, "photos": kind, "who": who}
@@ -119,7 +128,7 @@ def summary(found, field, full=False):
             cells.append(cell | {"failed": runs})
             continue
         prepare = field.prepare_seconds[kind] if who in contestants.RECIPES[method] else 0.0
-        whole = [prepare + (r["whole"] if full else r["first"] + (FULL - 1) * r["step"] + r["tail"]) for r in runs]
+        whole = [prepare + r["first"] + (FULL - 1) * r["step"] + r["tail"] for r in runs]
         cells.append(cell | {
             "steps_per_second": middle([1 / r["step"] for r in runs]),
             "step": middle([r["step"] for r in runs]),
@@ -140,7 +149,7 @@ def ratios(found):
         if who in contestants.RECIPES[method] or isinstance(runs, str):
             continue
         rivals = [w for m, p, w in found if (m, p) == (method, kind) and w in contestants.RECIPES[method]]
-        for mine in rivals[:1] if who == "launched" else rivals:
+        for mine in rivals[:1] if who in ("launched", "inductor") else rivals:
             pairs = list(zip(found[method, kind, mine], runs))
             row = {"method": method, "photos": kind, "ours": mine, "theirs": who}
             row |= {"steps_per_second": middle([b["step"] / a["step"] for a, b in pairs])}
@@ -160,8 +169,6 @@ def main():
     parser.add_argument("--scripts", required=True, type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--full", action="store_true", help=f"train all {FULL} steps each time instead of estimating them")
-    parser.add_argument("--inductor", action="store_true", help="their third tier too")
     parser.add_argument("--no-learning", action="store_true", help="speed and memory alone")
     parser.add_argument("--keep", type=Path, help="folder for runs and logs instead of a temporary one")
     parser.add_argument("--output", type=Path, help="where the JSON goes, instead of benchmarks/results/ and the README")
@@ -193,15 +200,16 @@ def race(work, args):
     base = load_base(device="cpu")
     field = lay_out(work, base)
     del base
-    tried = tune(work, field, args.scripts, "lora", ("small", "large"), args.steps)
-    found = measure(work, field, args.scripts, args.rounds, args.steps, entries(inductor=args.inductor), args.full)
-    cells = summary(found, field, args.full)
-    result = facts(args.scripts, "cpu") | {"cells": cells, "ratios": ratios(found), "workers": field.workers, "workers_tried": tried}
-    result |= {"steps": FULL if args.full else args.steps,
-               "whole_is": "measured" if args.full else "estimated from the start, the steady state and the end"}
+    tried = tune(work, field, args.scripts, args.steps)
+    best = [{"method": m, "photos": k, "workers": workers, "eight_bit": bits} for (m, k), (workers, bits) in field.best.items()]
+    found = measure(work, field, args.scripts, args.rounds, args.steps, entries())
+    cells = summary(found, field)
+    result = facts(args.scripts, "cpu") | {"cells": cells, "ratios": ratios(found), "best": best, "tried": tried}
+    result["steps"] = args.steps
     if not args.no_learning:
-        from .learning import learn
+        from .learning import learn, whole
 
+        result["trained"] = whole(work, field, args.scripts, cells)
         result["learning"] = learn(work, field, args.scripts, cells)
     return result
 

@@ -71,7 +71,7 @@ def test_the_steady_state_is_the_long_run_less_the_short_one():
 def test_scripts_get_only_flags_that_they_know(tmp_path):
     (tmp_path / "train_dreambooth.py").write_text('"--with_prior_preservation" "--set_grads_to_none" "--allow_tf32"')
     field = SimpleNamespace(base=tmp_path, photos={"small": "p"}, class_images="c", instance_prompt="a zwx robot", class_prompt="a robot",
-                            workers={"small": 2})
+                            best={("dreambooth", "small"): (2, False), ("lora", "small"): (0, True)})
     words, environment = contestants.theirs(tmp_path, field, "dreambooth", "small", "documented", 9, "o")
     assert "--set_grads_to_none" not in words and environment == {}
     assert words[words.index("--learning_rate") + 1] == "5e-06" and words[words.index("--max_train_steps") + 1] == "9"
@@ -79,6 +79,16 @@ def test_scripts_get_only_flags_that_they_know(tmp_path):
     assert "--set_grads_to_none" in words and "--pre_compute_text_embeddings" not in words
     assert words[words.index("--dataloader_num_workers") + 1] == "2"
     assert environment == {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"} and words[words.index("--learning_rate") + 1] == "0.0008"
+
+
+def test_their_best_flags_are_the_fastest_that_were_tried_for_each_method(tmp_path, monkeypatch):
+    seconds = {("lora", 4, False): 1, ("lora", 4, True): 2, ("dreambooth", 0, False): 2, ("dreambooth", 0, True): 1}
+    monkeypatch.setattr(race, "theirs", lambda scripts, field, method, kind, *_: ((method, *field.best[method, kind]), {}))
+    monkeypatch.setattr(race, "run", lambda work, name, command, *_: {"step": seconds.get(command, 3)})
+    field = SimpleNamespace(photos={"small": "p"}, best={})
+    tried = race.tune(tmp_path, field, tmp_path, 9)
+    assert field.best == {("lora", "small"): (4, False), ("dreambooth", "small"): (0, True)}
+    assert len(tried) == 2 * (len(race.WORKERS) + 1)
 
 
 def result(step, peak):
@@ -98,14 +108,15 @@ def test_ratios_are_of_the_same_round_and_whole_runs_hold_the_preparation():
     assert (row["ours"], row["theirs"], row["peak_bytes"]) == ("like", "documented", 0.7)
     assert [(r["ours"], r["theirs"]) for r in others] == [("lean", "documented"), ("like", "launched")], "launched, one of ours is enough"
     assert (row["steps_per_second"]["smallest"], row["steps_per_second"]["largest"]) == (1.0, 2.0)
-    facts = {"device": "d", "whole_is": "estimated", "in_their_favour": ["x"], "versions": {"torch": "t", "diffusers": "f"}}
+    best = [{"method": "lora", "photos": "small", "workers": 2, "eight_bit": True}]
+    facts = {"device": "d", "best": best, "in_their_favour": ["x"], "versions": {"torch": "t", "diffusers": "f"}}
     table = racetable.figures({"cells": [mine, theirs, failed], "ratios": [row]} | facts)
     assert "| LoRA: theirs, as documented | 64 pixels | 5.00 (5.00 to 5.00) | 4.0 (4.0 to 4.0) | 105 | 0 | 477 |" in table
-    assert "does not run here: it does not compile" in table
+    assert "does not run here: it does not compile" in table and "LoRA, 64 pixels: 2 data workers, 8-bit Adam." in table
 
 
 def test_rivals_run_beside_each_other_in_a_new_order_each_round():
-    cells = race.entries(inductor=True)
+    cells = race.entries()
     for k in range(3):
         turn = race.in_turn(cells, k)
         assert sorted(turn) == sorted(cells) and len({c[:2] for c in turn}) == 1 + sum(a[:2] != b[:2] for a, b in zip(turn, turn[1:]))

