@@ -7,7 +7,6 @@ course's own figures and the picture come from runs/course, which `make course` 
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from lib.record import device_name, versions
 from lib.settings import Settings, read_json, write_json
 from lib.train import train
 
-from .sections import README, into_file
+from .sections import README, into_file, middle, spread
 
 RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"
 PICTURE = ROOT / "data" / "results" / "side_by_side.png"
@@ -32,11 +31,6 @@ import sys; from lib.settings import Settings; from lib.train import train
 train(Settings.preset({method!r}, data={data!r}, output={output!r}, steps=1, sample_every=0))
 """
 SHOWN = ("on the beach", "in the forest", "at night", "in the snow", "in space")
-
-
-def middle(values):
-    """Median with the smallest and largest of a list of seconds."""
-    return {"median": statistics.median(values), "smallest": min(values), "largest": max(values), "rounds": len(values)}
 
 
 def measure(rounds, steps):
@@ -97,23 +91,19 @@ def figures(found):
     """The README's section of figures, as Markdown, from what was measured."""
     s, memory, course = found["seconds"], found["memory"], found.get("course")
 
-    def spread(name, digits=3):
-        return f"{s[name]['median']:.{digits}f} ({s[name]['smallest']:.{digits}f} to {s[name]['largest']:.{digits}f})"
-
     lines = [
         f"Measured on {found['device']}, torch {found['versions']['torch']}: median (smallest to largest) of {s['lora']['rounds']} rounds.",
         "",
         "| | LoRA | DreamBooth |",
         "| --- | ---: | ---: |",
-        f"| seconds a training step, 4 instance + 4 class images | {spread('lora')} | {spread('dreambooth')} |",
+        f"| seconds a training step, 4 instance + 4 class images | {spread(s['lora'], 3)} | {spread(s['dreambooth'], 3)} |",
         f"| peak memory of the step, MiB | {memory['lora']['peak_bytes'] / 2**20:.0f} | {memory['dreambooth']['peak_bytes'] / 2**20:.0f} |",
         f"| file as shipped, MiB | {memory['lora']['file_bytes'] / 2**20:.2f} | {memory['dreambooth']['file_bytes'] / 2**20:.2f} |",
         f"| weights that train | {memory['lora']['trainable_parameters']:,} | {memory['dreambooth']['trainable_parameters']:,} |",
         "",
-        f"A DreamBooth step takes {spread('ratio', 2)} times as long as a LoRA step, the two of a round held against each "
-        "other. A picture of 25 guided steps takes "
-        f"{spread('picture', 2)} s; "
-        f"a cold start to the end of the first step {spread('cold start', 1)} s.",
+        f"In the same round a DreamBooth step took {spread(s['ratio'])} times as long as a LoRA step; the table's medians are each of "
+        f"their own rounds, so their quotient differs. A picture of 25 guided steps takes {spread(s['picture'])} s; LoRA's cold start to "
+        f"the end of its first step, in {s['cold start']['rounds']} rounds, {spread(s['cold start'], 1)} s.",
     ]
     if course:
         lines += [

@@ -30,7 +30,7 @@ RANK = 4  # their default, on attention alone
 LARGE = 1448  # side of a multi-megapixel photo: 2.1 megapixels
 SUBJECT = ROOT / "data" / "subjects" / "character"
 FAVOURS = (
-    "their scripts are started without `accelerate launch`, which their README uses, but for one row, where it keeps all threads",
+    "their scripts are started directly, which is faster than the `accelerate launch` of their README; one row uses that, with all threads",
     "torchvision, where it is missing, is a stand-in of `benchmarks/torchvision_standin.py`, which loads faster",
     "nothing is logged where tensorboard is missing, no validation pictures are drawn, and no checkpoint is written before step 500",
     "bf16 (`--mixed_precision bf16`) in their documented tier too, as ours trains; their README leaves it at accelerate's default",
@@ -196,15 +196,14 @@ def end(work, name, process):
     return read_json(result)
 
 
-def timings(ends, start, stop, short=None):
+def timings(ends, start, stop):
     """Seconds "first", "step", "whole" and "tail" from the ends of the steps, the start and the stop of a process.
 
     "step", the steady state, is the long run less the short one that it begins with: what both share, the start, falls out.
     """
     from .watched import SHORT
 
-    short = short or SHORT
-    if len(ends) <= short:
-        raise BadInput(f"A run took {len(ends)} steps, and a steady state takes more than {short}: set --steps higher.")
-    return {"first": ends[0] - start, "step": (ends[-1] - ends[short - 1]) / (len(ends) - short), "whole": stop - start,
+    if len(ends) <= SHORT:
+        raise BadInput(f"A run took {len(ends)} steps, and a steady state takes more than {SHORT}: set --steps higher.")
+    return {"first": ends[0] - start, "step": (ends[-1] - ends[SHORT - 1]) / (len(ends) - SHORT), "whole": stop - start,
             "tail": stop - ends[-1]}

@@ -16,16 +16,15 @@ from lib.base import ROOT, quiet
 from lib.cards import key, stored
 from lib.memory import reclaim
 from lib.record import device_name, say, versions
-from lib.settings import METHODS, write_json
+from lib.settings import METHODS, read_json, write_json
 
 from .floor import best
 from .forecast import wanted
 from .racetable import NAMES
 from .random_base import step_of
-from .sections import into_file
+from .sections import OWN_README, into_file, rows_before
 
 RESULTS = ROOT / "benchmarks" / "results" / "cuda_memory.json"
-README = ROOT / "benchmarks" / "README.md"
 
 
 def measure(settings, device):
@@ -39,7 +38,7 @@ def measure(settings, device):
 
 
 def workspaces(device):
-    """Bytes that cuBLAS takes for itself on this card at the first product and keeps: a forecast is of the step's own."""
+    """Bytes that cuBLAS takes for itself on this card at the first product and keeps: `lib.hollow.WORKSPACE` by measurement."""
     reclaim(device)
     before, (a, b) = torch.cuda.memory_allocated(), (torch.ones(64, 64, device=device, dtype=torch.bfloat16) for _ in range(2))
     torch.nn.functional.linear(a, b, b[0]), a @ b
@@ -54,18 +53,18 @@ def _peak(do):
     return torch.cuda.max_memory_allocated()
 
 
-def figures(found, forecasts=None):
+def figures(found):
     """The measurements beside the forecasts, as Markdown; None is what was not measured."""
     if found is None:
         return "Not measured on this version yet: `python -m benchmarks.cuda_memory`.\n"
     lines = [
-        f"On {found['device']}, torch {found['versions']['torch']}, diffusers {found['versions']['diffusers']}, batch size 1, GiB; the "
-        f"forecasts and {found['workspaces'] / 2**20:.0f} MiB that cuBLAS takes for itself on this card.",
+        f"On {found['device']}, torch {found['versions']['torch']}, diffusers {found['versions']['diffusers']}, batch size 1, GiB. The "
+        "column forecast is what `python -m lib.memory` prints.",
         "",
         "| | class images | given up | forecast | measured | error | recorded | reserved | seconds a step |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row, forecast in against(found, forecasts):
+    for row, forecast in against(found):
         given_up = "; ".join(words.partition(",")[0] for words in row["given_up"]) or "nothing"
         sizes = [f"{size / 2**30:.2f}" for size in (forecast, row["bytes"])]
         more = [f"{row[name] / 2**30:.2f}" if row[name] else "-" for name in ("recorded", "reserved")]
@@ -75,10 +74,10 @@ def figures(found, forecasts=None):
     return "\n".join(lines) + "\n"
 
 
-def against(found, forecasts=None):
-    """[(row, bytes forecast for it, workspaces and all)] of what was measured, by the forecasts that ship or others."""
-    told = {str(row["recipe"]): row["bytes"] for row in (stored() if forecasts is None else forecasts)}
-    return [(row, told[str(row["recipe"])] + found["workspaces"]) for row in found["rows"]]
+def against(found):
+    """[(row, bytes forecast for it)] of what was measured, in the order of the forecasts that ship."""
+    measured = {str(row["recipe"]): row for row in found["rows"]}
+    return [(measured[str(row["recipe"])], row["bytes"]) for row in stored() if str(row["recipe"]) in measured]
 
 
 def main():
@@ -92,6 +91,7 @@ def main():
     quiet()
     device = torch.device("cuda")
     found = {"device": device_name(device), "versions": versions(), "units": "bytes", "workspaces": workspaces(device), "rows": []}
+    kept = rows_before(args.output, found, "device", "versions")
     for settings, words in wanted(args.bases):
         if settings.method not in args.methods:
             continue
@@ -104,9 +104,10 @@ def main():
         about = {"recipe": key(settings), "base": settings.base, "method": settings.method, "class_images": settings.prior_weight > 0}
         found["rows"].append(about | {"given_up": list(words)} | measured)
         say(f"{settings.base}, {settings.method}: {measured}")
-        write_json(args.output, found)
+        new = [row["recipe"] for row in found["rows"]]
+        write_json(args.output, found | {"rows": [row for row in kept if row["recipe"] not in new] + found["rows"]})
     if args.output == RESULTS:
-        into_file(README, "cuda memory", figures(found))
+        into_file(OWN_README, "cuda memory", figures(read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -38,13 +38,12 @@ from . import contestants, sections
 from .contestants import SCRIPTS, SDXL, lay_out, ours, theirs
 from .cudatable import figures, headline
 from .floor import machine
-from .race import check, facts, middle
+from .race import check, facts
 from .random_base import PIPELINES, build
-from .sections import into_file
+from .sections import OWN_README, into_file, middle
 from .watched import SHORT
 
 RESULTS = ROOT / "benchmarks" / "results" / "cuda_race.json"
-README = ROOT / "benchmarks" / "README.md"
 FIELDS = [("sd15", 1), ("sd15", 4), ("sdxl", 1)]
 CONTESTANTS = ("like", "thrifty", "documented", "inductor", "workers")
 WORKERS = 4  # processes of their data loader at best flags, but for their SD LoRA script: on CUDA it cannot pass embeddings to them
@@ -136,8 +135,6 @@ def together(work, grounds, scripts, heat, rounds, size):
             (work / f"{one.name}.{k}.go").touch()
             reached(work / f"{one.name}.{k + 1}.ready", running[one])
     for one, process in running.items():
-        if not (work / f"{one.name}.{rounds}.ready").exists():
-            process.kill()
         try:
             result = contestants.end(work, one.name, process)
         except BadInput as error:
@@ -149,9 +146,11 @@ def together(work, grounds, scripts, heat, rounds, size):
 
 
 def reached(path, process):
-    """Wait until there is `path`, or its process ended, or `PATIENCE`."""
+    """Wait until there is `path`, or its process ended; after `PATIENCE` end it, for it would run beside the others' turns."""
     limit = time.time() + PATIENCE
-    while not path.exists() and process.poll() is None and time.time() < limit:
+    while not path.exists() and process.poll() is None:
+        if time.time() > limit:
+            process.kill()
         time.sleep(0.01)
 
 
@@ -182,10 +181,15 @@ def rows(found):
         yield row
 
 
+def contestant(row):
+    """Whose row of the result it is."""
+    return Contestant(*(row[name] for name in Contestant._fields))
+
+
 def with_floors(found):
     """The result with "floor" in the rows of ours: the share of a step that is the floor."""
     for row in found["rows"]:
-        one = Contestant(*(row[name] for name in Contestant._fields))
+        one = contestant(row)
         if one.is_ours and "failed" not in row:
             row["floor"] = floor(one.settings(), found["machine"]) * row["steps_per_second"]["median"]
     return found
@@ -227,7 +231,8 @@ def main():
     except BadInput as error:
         raise SystemExit(str(error)) from None
     quiet()
-    found = facts(args.scripts, "cuda") | {"machine": machine(torch.device("cuda")), "steps": args.steps, "rows": []}
+    found = facts(args.scripts, "cuda") | {"machine": machine(torch.device("cuda")), "steps": args.steps}
+    found["rows"] = sections.rows_before(args.output, found, "device", "versions", "steps")
     torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.keep or Path(temporary)
@@ -235,11 +240,11 @@ def main():
             grounds = {base: aside.submit(ground, work / base, base) for base in dict(args.fields)}
             for heat in heats(entries(args.fields, args.who), ROOM * torch.cuda.mem_get_info()[1]):
                 seen = together(work, grounds, args.scripts, heat, args.rounds, args.steps)
-                found["rows"] += rows(seen)
+                found["rows"] = [row for row in found["rows"] if contestant(row) not in seen] + list(rows(seen))
                 write_json(args.output, found)
     write_json(args.output, with_floors(found))
     if args.output == RESULTS:
-        into_file(README, "cuda race", figures(found))
+        into_file(OWN_README, "cuda race", figures(found))
         into_file(sections.README, "card", headline(found))
     print(figures(found))
 

@@ -20,13 +20,10 @@ from lib.settings import write_json
 
 from .contestants import LIKE
 from .floor import now
-from .race import middle
-from .racetable import spread
 from .random_base import step_of
-from .sections import into_file
+from .sections import OWN_README, into_file, middle, spread
 
 RESULTS = ROOT / "benchmarks" / "results" / "cuda_step.json"
-README = ROOT / "benchmarks" / "README.md"
 
 
 def uncompiled(step, bf16):
@@ -123,7 +120,7 @@ def main():
     found["ways"] = measure(args.steps, args.rounds)
     write_json(args.output, found)
     if args.output == RESULTS:
-        into_file(README, "cuda step", figures(found))
+        into_file(OWN_README, "cuda step", figures(found))
     print(figures(found), f"{time.time() - began:.0f} s")
 
 

@@ -1,6 +1,9 @@
 """The race on a card (`benchmarks/cuda_race.py`) as Markdown."""
 
-from .racetable import NAMES, WHO, failure, spread, who
+from itertools import product
+
+from .racetable import NAMES, WHO, failure, who
+from .sections import spread
 
 UNMEASURED = "Not measured on this version yet: `python -m benchmarks.cuda_race --scripts DIR`.\n"
 TITLES = {"sd15": "SD 1.5, 512 pixels", "sdxl": "SDXL, 1024 pixels"}
@@ -40,4 +43,15 @@ def headline(found):
         over = ", ".join(f"{r['ours']['median']:.1f} times {WHO[r['who']].replace(',', '')}" for r in rivals)
         where = f"{TITLES[mine['base']]}, batch {mine['batch']}, {NAMES[mine['method']]}"
         words.append(f"{where}: {mine['steps_per_second']['median']:.1f} steps a second, {over}")
-    return f"On {found['device']}, random weights: {'; '.join(words)}.\n"
+    return f"On {found['device']}, random weights: {'; '.join(words)}. {missing(ran)}\n"
+
+
+def missing(ran):
+    """A sentence on what is wanted (SD 1.5 at batch 1 and 4, SDXL at 1) and has not been measured yet; "" where all has."""
+    there, words = {tuple(row[name] for name in ("base", "batch", "method", "who")) for row in ran}, []
+    for (base, batch), method in product((("sd15", 1), ("sd15", 4), ("sdxl", 1)), NAMES):
+        tiers = {"as documented": ("documented",), "inductor": ("inductor", "workers")}
+        lacks = [tier for tier, names in tiers.items() if not any((base, batch, method, name) in there for name in names)]
+        if lacks and (base, method) != ("sdxl", "dreambooth"):  # for which they have no script
+            words.append(f"{TITLES[base].partition(',')[0]}, batch {batch}, {NAMES[method]} against theirs {' and '.join(lacks)}")
+    return f"Not measured yet: {'; '.join(words)}." if words else ""

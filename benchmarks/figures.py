@@ -107,8 +107,9 @@ def section(rows, made):
             "Means over subjects (of costs geometric) of means over seeds; differences are paired by subject and seed. Intervals: 95 %, "
             f"bootstrap over subjects, {RESAMPLES:,} resamples, none below {ENOUGH}, each by itself. {SAME} Intervals speak of other "
             "subjects, not of other prompts or another judge; by those of single methods, in the charts, two methods can't be compared. "
-            f"Seconds were taken two trainings side by side, without runs whose step took over {BUSY} times the usual; quiet ones stand "
-            f"further up.{cell} Rows: `data/results/pocketbench.csv`.",
+            f"Seconds and memory are of the step as it was when these runs were made, two trainings side by side on a thread each, without "
+            f"runs whose step took over {BUSY} times the usual; those of today's step, a training alone, are in the first table.{cell} "
+            "Rows: `data/results/pocketbench.csv`.",
             "",
             main.markdown(),
             "",

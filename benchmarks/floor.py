@@ -23,10 +23,9 @@ from lib.base import ROOT, load_base
 from lib.record import device_name, versions
 from lib.settings import Settings, write_json
 
-from .sections import into_file
+from .sections import OWN_README, into_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "floor.json"
-README = ROOT / "benchmarks" / "README.md"
 WIDTH = 2048  # of the matrices whose product tells the rate
 COPIED = 2**28  # bytes of the tensor whose copy tells the bandwidth
 PHASES = ("forward", "backward", "clip and update")
@@ -181,7 +180,7 @@ def main():
     found = {"machine": rates, "methods": methods, "device": device_name(device), "versions": versions(), "steps": args.steps}
     write_json(args.output, found)
     if args.output == RESULTS:
-        into_file(README, "floor", figures(found))
+        into_file(OWN_README, "floor", figures(found))
     print(figures(found))
 
 

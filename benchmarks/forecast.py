@@ -7,13 +7,15 @@ Rows of the ladder as it is that were made with the versions installed are kept;
 """
 
 import sys
+from importlib.metadata import version
 
-from lib.cards import RESULTS, key, stack, stored
+from lib.cards import RESULTS, key, stored
 from lib.forecast import caching, forecast, plan
 from lib.ladder import recipes
-from lib.settings import METHODS, write_json
+from lib.settings import METHODS, read_json, write_json
 
 BASES = ("pocket", "sd15", "sdxl")
+STACK = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "accelerate")  # what a step's memory depends on
 
 
 def wanted(bases=BASES):
@@ -26,12 +28,14 @@ def wanted(bases=BASES):
 
 if __name__ == "__main__":
     now = [key(settings) for settings, _ in wanted()]
-    rows = [row for row in stored() if row["recipe"] in now]
+    stack = {package: version(package).partition("+")[0] for package in STACK}  # after a plus: the device that torch was built for
+    kept = stored() if RESULTS.is_file() and read_json(RESULTS)["versions"] == stack else []
+    rows = [row for row in kept if row["recipe"] in now]
     for settings, words in wanted(sys.argv[1:] or BASES):
         recipe = key(settings)
         if all(row["recipe"] != recipe for row in rows):
             found = forecast(settings)
             rows.append({"recipe": recipe, "given_up": list(words), "bytes": found.bytes, "caching_bytes": caching(settings),
                          "by_category": found.by_category})
-            write_json(RESULTS, {"made_by": "python -m benchmarks.forecast", "device": "cuda", "versions": stack(), "rows": rows})
+            write_json(RESULTS, {"made_by": "python -m benchmarks.forecast", "device": "cuda", "versions": stack, "rows": rows})
             print(settings.base, settings.method, settings.prior_weight, *words, f"{found.bytes / 2**30:.2f} GiB", sep="; ", flush=True)

@@ -35,7 +35,7 @@ slower on a CPU; inductor makes their step a tenth faster than best flags; lean 
 import argparse
 import hashlib
 import os
-import statistics
+import random
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -48,7 +48,7 @@ from lib.settings import BadInput, write_json
 
 from . import contestants, racetable
 from .contestants import DOCUMENTED, FULL, SCRIPTS, SDXL, lay_out, ours, run, theirs
-from .sections import README, into_file
+from .sections import README, into_file, middle
 
 RESULTS = ROOT / "benchmarks" / "results" / "race.json"
 METHODS = ("lora", "dreambooth")
@@ -66,9 +66,11 @@ def entries():
 
 
 def in_turn(cells, k):
-    """The cells of round `k`: rivals stay beside each other, and nobody always runs after the same one."""
-    groups = [[c for c in cells if c[:2] == pair] for pair in dict.fromkeys(c[:2] for c in cells)]
-    return [group[(i + k) % len(group)] for group in groups for i in range(len(group))]
+    """The cells of round `k`: rivals stay beside each other, in another order each round, so that nobody always runs after the same one."""
+    groups, order = [[c for c in cells if c[:2] == pair] for pair in dict.fromkeys(c[:2] for c in cells)], random.Random(k)
+    for group in groups:
+        order.shuffle(group)
+    return [cell for group in groups for cell in group]
 
 
 def tune(work, field, scripts, steps):
@@ -157,11 +159,6 @@ def ratios(found):
             known = pairs[0][0]["peak_bytes"] and pairs[0][1]["peak_bytes"]
             rows.append(row | {"peak_bytes": pairs[0][0]["peak_bytes"] / pairs[0][1]["peak_bytes"] if known else None})
     return rows
-
-
-def middle(values):
-    """Median with the smallest and largest of a list of numbers."""
-    return {"median": statistics.median(values), "smallest": min(values), "largest": max(values), "rounds": len(values)}
 
 
 def main():

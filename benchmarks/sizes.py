@@ -35,9 +35,9 @@ from lib.record import device_name, versions
 from lib.safefile import size_of, write_weights
 from lib.settings import Settings, read_json, write_json
 
-from .sections import into_file, read
+from .sections import OWN_README, into_file, read
 
-RESULTS, README = ROOT / "benchmarks" / "results" / "sizes.json", ROOT / "benchmarks" / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "sizes.json"
 SHAPES, WIDTH, RANK = ROOT / "data" / "shapes" / "sd15", 320, 32
 # case: (what it is, seconds wanted, rounds)
 CASES = {
@@ -230,7 +230,7 @@ def main():
             print(case, result, flush=True)
             if args.width == WIDTH:
                 write_json(RESULTS, found)
-                into_file(README, "sizes", figures(found))
+                into_file(OWN_README, "sizes", figures(found))
 
         wanted = {*args.cases, *(NEEDS[case] for case in args.cases if case in NEEDS)}
         if wanted != {"pocket"}:

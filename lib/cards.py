@@ -3,8 +3,8 @@
     python -m lib.memory --base sdxl --method dreambooth --resolution 1024 [--card 12] [--set prior_weight=0] [--json]
     python -m lib.memory --base sd15 --set data=runs/mine/data      # for the largest of a data set's pictures
 
-A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context, the workspaces of cuBLAS and cuDNN (together about
-0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
+A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context and cuDNN's workspaces (together about 0.5) and a desktop
+(0.3), and asks that a forecast and 8 % more fit the rest: its own error, and what PyTorch's allocator cannot fill.
 A T4, sold as 16 GB, has 14.7 GiB. Counted is the worst of two moments: the training step, when VAE and text encoders have left the card,
 and before it the encoding of the pictures, when the U-Net has not come yet. Not counted are samples and measurements along the way, for
 which VAE and text encoders come back beside the step's weights: where they do not fit, they are left out, and the training goes on.
@@ -14,15 +14,16 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, fields
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from .base import ROOT
+from .dataset import load_dataset
 from .figure import Table
 from .forecast import BASES, caching, forecast, largest, plan, shape_of, side
 from .ladder import choose, recipes
 from .pipeline import has_fast_bf16
+from .room import free_memory
 from .settings import METHODS, BadInput, Settings, read_json
 from .tables import NAMES
 
@@ -33,7 +34,6 @@ WEIGHTLESS = ("data", "output", "seed", "steps", "learning_rate", "alpha", "prio
               "sample_every", "sample_steps", "guidance", "save_every", "resolution")
 RESULTS = ROOT / "data" / "results" / "forecast.json"
 FRESH = {}  # what was forecast in this process, by recipe and device: a training asks twice
-STACK = ("torch", "diffusers", "transformers", "peft", "bitsandbytes", "accelerate")  # what a step's memory depends on
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
     ("Stable Diffusion 1.4, all weights", 27.5, "PEFT README, on an A100"),
@@ -50,8 +50,11 @@ def usable(card):
     return int((card * 2**30 - TAKEN) / SLACK)
 
 
-def room(device):
-    """Bytes that a forecast may take on the CUDA device at hand, now: what other programs leave of it."""
+def room(device, held=0):
+    """Bytes that a forecast may take on the device at hand, now: what other programs leave of it, and `held`, which the forecast counts
+    too, is there already."""
+    if device.type == "cpu":
+        return int((free_memory() + held) / SLACK)
     free, total = torch.cuda.mem_get_info(device)
     return min(usable(total / 2**30), int((free + torch.cuda.memory_reserved(device)) / SLACK))
 
@@ -64,23 +67,10 @@ def key(settings):
     return given | {"class_images": settings.prior_weight > 0, "resolution": pixels[0] if pixels[0] == pixels[1] else list(pixels)}
 
 
-def stack():
-    """The versions of `STACK` that are installed, without what follows a plus: torch's names the device it was built for."""
-    found = {}
-    for package in STACK:
-        try:
-            found[package] = version(package).partition("+")[0]
-        except PackageNotFoundError:  # of bitsandbytes, which not every machine has
-            continue
-    return found
-
-
 def stored():
-    """The rows of data/results/forecast.json, if they were made with the versions installed here; else []."""
-    if not RESULTS.is_file():
-        return []
-    found = read_json(RESULTS)
-    return found["rows"] if all(found["versions"].get(package) == mine for package, mine in stack().items()) else []
+    """The rows of data/results/forecast.json. They count with other versions of the stack too, since a step's tensors hardly change with
+    these: made with torch 2.13, they were within 8 % of what a card took under 2.11 (benchmarks/README.md)."""
+    return read_json(RESULTS)["rows"] if RESULTS.is_file() else []
 
 
 def bf16_on(device):
@@ -107,11 +97,11 @@ def needed(weighed):
     return max(weighed["bytes"], weighed["caching_bytes"])
 
 
-def choose_for(settings, device):
-    """(settings, sentence): the least slow recipe from `settings` down that the CUDA `device` has room for. Raises BadInput for none."""
-    rows = stored()
-    card = torch.cuda.get_device_name(device)
-    return choose(settings, room(device), lambda s: needed(weigh(s, "cuda", rows)), f"this {card}", device)[::2]
+def choose_for(settings, device, held=0):
+    """(settings, sentence): the least slow recipe from `settings` down that `device` has room for, of which `held` bytes of weights are
+    there already. Raises BadInput for none."""
+    rows, where = stored(), "this machine" if device.type == "cpu" else f"this {torch.cuda.get_device_name(device)}"
+    return choose(settings, room(device, held), lambda s: needed(weigh(s, device.type, rows)), where, device)[::2]
 
 
 def ladder(settings, device="cuda", bf16=None):
@@ -156,7 +146,7 @@ def published():
 def for_guide(rows=None):
     """{(base, method): bytes} of the smallest recipe with class images, from data/results/forecast.json: what `lib.guide.advise` takes."""
     found = {}
-    for row in read_json(RESULTS)["rows"] if rows is None else rows:
+    for row in stored() if rows is None else rows:
         if row["recipe"]["class_images"]:
             pair = row["recipe"].get("base", "pocket"), row["recipe"]["method"]
             found[pair] = min(needed(row), found.get(pair, needed(row)))
@@ -178,6 +168,8 @@ def read_arguments(argv=None):
     for pair in given.set:
         setting, equals, value = pair.partition("=")
         kind = kinds.get(setting, str)
+        if setting in ("base", "method", "resolution"):
+            raise BadInput(f"--set {pair} has an option of its own: write --{setting} {value}.")
         try:
             if not equals or kind is bool and value.lower() not in ("true", "false"):
                 raise ValueError
@@ -186,15 +178,18 @@ def read_arguments(argv=None):
             raise BadInput(f"--set {pair} is no setting with its value: write it as in --set rank=32 or checkpointing=all.") from None
     if given.card is not None and not 0 < given.card <= 1000:
         raise BadInput(f"--card is {given.card}: give the card's memory in GB, such as 8.")
-    return given, plan(given.method, given.base, **{"resolution": given.resolution} | changes)
+    if "data" in changes:
+        load_dataset(changes["data"])
+    return given, plan(given.method, given.base, resolution=given.resolution, **changes)
 
 
 def report(given, settings):
-    """What `main` prints, as a dict in bytes. Raises BadInput if no recipe fits the largest of `CARDS`."""
+    """What `main` prints, as a dict in bytes. Raises BadInput if no recipe fits the largest card."""
     card = given.card or (round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if torch.cuda.is_available() else 8)
     weighed = ladder(settings, given.device)
     sizes = {recipe["settings"]: needed(recipe) for recipe in weighed}
-    choose(settings, usable(max(CARDS)), sizes.get, f"any common card, {max(CARDS)} GB the largest")
+    most = max(*CARDS, card)
+    choose(settings, usable(most), sizes.get, f"any common card, {most:g} GB the largest")
     try:
         sentence = choose(settings, usable(card), sizes.get, f"a card of {card:g} GB")[2]
     except BadInput as error:
@@ -215,7 +210,7 @@ def main(argv=None):
     try:
         given, settings = read_arguments(argv)
         found = report(given, settings)
-    except BadInput as error:
+    except (BadInput, OSError) as error:  # such as a name that is too long for a file's
         sys.exit(str(error))
     if given.json:
         return print(json.dumps(found, indent=1))

@@ -2,37 +2,49 @@
 
     <run>/checkpoint/step_000050/  weights.safetensors     the weights that train, as they are (fp32 or bf16)
                                    optimizer.safetensors   moments, and all random states
-                                   state.json              step, log so far, what it belongs to, SHA-256 of the two files
+                                   state.json              step, log so far, what it belongs to, SHA-256 of the two files and of itself
 
 A checkpoint is written under a temporary name and renamed, and the last two are kept: whatever happens, a whole one is there. The data
 position is the number of steps, since pictures, noise and timesteps follow from the seed alone. Once the run is finished they go.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .ladder import gib
 from .record import say
+from .runs import ELSEWHERE
 from .settings import BadInput, read_json, write_json
 
-FORMAT = "lora-dreambooth-workbench checkpoint, version 2"
+FORMAT = "lora-dreambooth-workbench checkpoint, version 3"
 KEPT = 2
 SHARE = 0.04  # of the training's time that writing them may take
 
 
 class Checkpoints:
-    """The checkpoints of the run folder `run`, which trains by `settings` on pictures `files` {name: SHA-256} from base `base` (a hash)."""
+    """The checkpoints of the run folder `run`, which trains by `settings` on the data set with the `record` of its dataset.json from the
+    `Base` `base`."""
 
-    def __init__(self, run, settings, files, base):
+    def __init__(self, run, settings, record, base):
         self.folder, self.every = Path(run) / "checkpoint", settings.save_every
-        self.about = {"format": FORMAT, "base": base, "files": files}
-        self.cost, self.written = 0.0, 0.0
+        self.about = {
+            "format": FORMAT,
+            "settings": {name: value for name, value in asdict(settings).items() if name not in ELSEWHERE},
+            "device": f"{base.device.type} in {str(base.pipe.unet.dtype).removeprefix('torch.')}",
+            "base": weights_hash(base),
+            "files": record["files"],
+            "subject": record["subject"],
+        }
+        self.cost, self.written, self.last, self.damaged = 0.0, 0.0, None, []
 
     def check_room(self, step, shipped):
         """Raise BadInput if the disk has no room for the checkpoints of `step` and `shipped` bytes of weights, before the first step."""
@@ -43,7 +55,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder.parent).free
         if needed > free:
             raise BadInput(
-                f"The disk of {self.folder.parent} has {free / 2**30:.1f} GiB left, and the run takes up to {needed / 2**30:.1f} GiB"
+                f"The disk of {self.folder.parent} has {gib(free)} left, and the run takes up to {gib(needed)}"
                 f"{' with its checkpoints, which save_every 0 leaves out' * bool(self.every)}: free some space or choose another output."
             )
 
@@ -52,7 +64,9 @@ class Checkpoints:
         return bool(self.every) and step % self.every == 0 and clock.total - self.written >= self.cost / SHARE
 
     def write(self, step, log, clock, peak):
-        """Write a checkpoint of the `Step` and its `Log`. Where the disk cannot take it, that is said, and the training goes on."""
+        """Write a checkpoint of the `Step` and its `Log`. Returns whether it is there; where the disk cannot take it, that is said."""
+        if self.last == step.taken:  # there already
+            return True
         began = time.perf_counter()
         target = self.folder / f"step_{step.taken:06d}"
         part = self.folder / f".{target.name}.{os.getpid()}.part"
@@ -65,16 +79,19 @@ class Checkpoints:
                 save_file(tensors, part / f"{name}.safetensors")
                 with open(part / f"{name}.safetensors", "rb") as file:
                     files[f"{name}.safetensors"] = hashlib.file_digest(file, "sha256").hexdigest()
-            taken = {"step": step.taken, "rows": log.rows, "peak": peak, "peak_cuda": clock.peak, "sha256": files}
-            write_json(part / "state.json", self.about | taken)
+            state = self.about | {"step": step.taken, "rows": log.rows, "peak": peak, "peak_cuda": clock.peak, "sha256": files}
+            write_json(part / "state.json", state | {"own": digest(state)})
             shutil.rmtree(target, ignore_errors=True)
             os.replace(part, target)
+            self.last = step.taken
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
-            say(f"no checkpoint could be written at step {step.taken} ({str(error).splitlines()[0]}): training goes on, free some space")
-        for old in self.all()[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            say(f"no checkpoint could be written at step {step.taken} ({str(error).splitlines()[0]}): free some space")
+        else:
+            for old in (*self.damaged, *self.all()[KEPT:]):
+                shutil.rmtree(old, ignore_errors=True)
         self.cost, self.written = time.perf_counter() - began, clock.total
+        return self.last == step.taken
 
     def all(self):
         """The folders of whole checkpoints, newest first."""
@@ -83,7 +100,8 @@ class Checkpoints:
     def latest(self):
         """(state, weights, optimizer tensors) of the newest checkpoint that is not damaged, on the CPU; None if there is none at all.
 
-        Raises BadInput if all are damaged, or belong to another base model or to photos that have changed since, saying which.
+        Raises BadInput if all are damaged, or belong to other settings, another kind of device, another base model or to photos that have
+        changed since, saying which.
         """
         for part in self.folder.glob(".step_*"):  # a process was killed while it wrote that
             shutil.rmtree(part, ignore_errors=True)
@@ -93,28 +111,44 @@ class Checkpoints:
                 state = read_json(folder / "state.json")
                 if state.get("format") != FORMAT:
                     raise BadInput(f"{folder / 'state.json'} is not of this version")
-                for name, digest in state["sha256"].items():
+                if digest(state) != state["own"]:
+                    raise BadInput("state.json is not as it was written")
+                for name, written in state["sha256"].items():
                     with open(folder / name, "rb") as file:
-                        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != written:
                             raise BadInput(f"{name} is not as it was written")
                 tensors = [load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer")]
             except (OSError, KeyError, TypeError, AttributeError, SafetensorError, BadInput) as error:
                 reason = str(error).splitlines()[0]
                 say(f"checkpoint {folder.name} is damaged ({reason}): trying the one before")
+                self.damaged.append(folder)
                 continue
             self._check_owner(state)
+            self.last = state["step"]
             return state, *tensors
         if found:
             raise BadInput(f"No checkpoint in {self.folder} can be used ({reason}): delete that folder, and the training begins anew.")
         return None
 
     def _check_owner(self, state):
-        if state["base"] != self.about["base"]:
+        mine = self.about
+        other = [name for name, value in mine["settings"].items() if state["settings"].get(name) != value]
+        other += ["the subject's words"] * (state["subject"] != mine["subject"])
+        if other:
+            raise BadInput(
+                f"The checkpoint in {self.folder} is of another training, by {', '.join(other[:3])}: delete that folder to begin anew."
+            )
+        if state["device"] != mine["device"]:
+            raise BadInput(
+                f"The training in {self.folder.parent} was interrupted at step {state['step']} on {state['device']}, and "
+                f"{mine['device']} draws other random numbers: go on there, or delete {self.folder} to begin anew."
+            )
+        if state["base"] != mine["base"]:
             raise BadInput(
                 f"The training in {self.folder.parent} was interrupted at step {state['step']}, and its base model has changed since: "
                 f"bring that back, or delete {self.folder} to begin anew."
             )
-        old, new = state["files"], self.about["files"]
+        old, new = state["files"], mine["files"]
         words = [f"{n} is {'gone' if n not in new else 'new' if n not in old else 'another'}" for n in sorted(old | new)]
         changed = [w for w, n in zip(words, sorted(old | new)) if old.get(n) != new.get(n)]
         if changed:
@@ -127,6 +161,12 @@ class Checkpoints:
     def clear(self):
         """Delete them: the run is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def digest(state):
+    """SHA-256 of what state.json says, but for this."""
+    said = {name: value for name, value in state.items() if name != "own"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def resume(step, weights, optimizer):

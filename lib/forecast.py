@@ -6,7 +6,7 @@ The step runs under PyTorch's FakeTensorMode, meta tensors that know a device, a
 PEFT, checkpointing and the optimiser are the installed ones, so a copy that they keep is a copy that is counted.
 
 `device="cpu"` counts what the CPU does, "cuda" what CUDA does otherwise (`lib/hollow.py`). Not counted: the CUDA context, the allocator's
-slack, workspaces of cuBLAS and cuDNN; `lib/cards.py` leaves room for them.
+slack, cuDNN's workspaces; `lib/cards.py` leaves room for them.
 """
 
 import math
@@ -21,7 +21,7 @@ from .base import POCKET, ROOT, Base, at_once
 from .buckets import bucket
 from .dataset import load_dataset
 from .families import FAMILIES, family_of
-from .hollow import SCRATCH, fake_device
+from .hollow import SCRATCH, WORKSPACE, fake_device
 from .locate import locate
 from .memory import PeakMemory
 from .settings import METHODS, PRESETS, BadInput, Settings, read_json
@@ -38,20 +38,20 @@ class Forecast:
     by_category: dict
 
 
-def forecast(settings, device="cuda", pictures=PICTURES, bf16=True):
+def forecast(settings, device="cuda", bf16=True):
     """The `Forecast` of a training step of `settings`, whose base is one of `BASES` or a diffusers folder (its weights are not read).
 
-    device: "cuda" or "cpu". pictures: how many instance and class images are cached. bf16: whether the device multiplies bf16 fast, which
-    is what precision "auto" asks, and on CUDA what weights are loaded in. Raises BadInput.
+    device: "cuda" or "cpu". bf16: whether the device multiplies bf16 fast, which decides what precision "auto" means, and on CUDA what
+    weights are loaded in. Raises BadInput.
     """
     from .step import Step
 
     with fake_device(device):
         base = hollow_base(settings.base, loaded(device, bf16), bf16, settings.text_encoder_rate > 0)
-        inputs, sources = hollow_inputs(base, settings, pictures)
+        inputs, sources = hollow_inputs(base, settings)
         step = Step(base, settings)
         _fill_optimizer(step)
-        with PeakMemory(step.parts, step.optimizer, sources, SCRATCH.get(device)) as peak:
+        with PeakMemory(step.parts, step.optimizer, [sources, workspace(device)], SCRATCH.get(device)) as peak:
             step(*inputs)
     return Forecast(peak.bytes, dict(peak.by_category))
 
@@ -129,7 +129,12 @@ def hollow_base(name, dtype=torch.bfloat16, bf16=True, reads=False):
     return base
 
 
-def hollow_inputs(base, settings, pictures=PICTURES):
+def workspace(device):
+    """What a device's libraries hold for themselves in the memory that is weighed, as one tensor."""
+    return torch.empty(WORKSPACE[device], dtype=torch.uint8)
+
+
+def hollow_inputs(base, settings):
     """(the step's inputs: latents, noise, timesteps, conditions; the cached latents and embeddings they come from)."""
     config, folder = base.unet.config, folder_of(base.name)
     vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
@@ -147,7 +152,7 @@ def hollow_inputs(base, settings, pictures=PICTURES):
         return told
 
     shape = (config.in_channels, height // factor, width // factor)
-    sources = [(torch.empty(n, *shape), torch.empty(n, *shape), conditions(n)) for n in pictures[: 1 + (settings.prior_weight > 0)]]
+    sources = [(torch.empty(n, *shape), torch.empty(n, *shape), conditions(n)) for n in PICTURES[: 1 + (settings.prior_weight > 0)]]
     rows = settings.batch_size * len(sources)
     return (torch.empty(rows, *shape), torch.empty(rows, *shape), torch.zeros(rows, dtype=torch.long), conditions(rows)), sources
 
@@ -186,6 +191,7 @@ def _caching(name, size, device, some, bf16):
             vae = AutoencoderKL.from_config(read_json(folder_of(name) / "vae" / "config.json"))
         vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else low)
         pictures = torch.empty(some or at_once(width * height), 3, height, width, dtype=vae.dtype)
-        with PeakMemory(torch.nn.ModuleList([vae, *base.text_encoders.values()]), None, pictures, SCRATCH.get(device)) as peak:
+        parts, held = torch.nn.ModuleList([vae, *base.text_encoders.values()]), [pictures, workspace(device)]
+        with PeakMemory(parts, None, held, SCRATCH.get(device)) as peak:
             vae.encode(pictures)
     return peak.bytes

@@ -27,7 +27,7 @@ ATTENTION_BACKWARD = (
 def fake_device(device):
     """Inside it, tensors have no memory, and modules that are converted keep their parameters, as real ones do.
 
-    They call themselves the CPU's on every `device`: a PyTorch without CUDA cannot go backward through others.
+    They report the device "cpu" whatever `device` is, because autograd of a PyTorch built without CUDA refuses CUDA tensors.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -135,3 +135,6 @@ def cuda_scratch(function, args, out):
 
 
 SCRATCH = {"cuda": cuda_scratch}  # device -> what its kernels take for themselves; nothing is counted on others
+# Bytes that cuBLAS takes at the first product and keeps, of PyTorch's allocator: measured on an H200. By PyTorch's notes on CUDA semantics
+# it is 32 MiB from Hopper on, and 8 before.
+WORKSPACE = {"cuda": 33 * 2**20, "cpu": 0}

@@ -1,9 +1,9 @@
 """What a step keeps for the way back, and what it computes again there: gradient checkpointing (Chen et al. 2016, arXiv 1604.06174).
 
 "all": of every residual and transformer block it keeps the input alone, by diffusers' own flags; nearly all of the forward pass runs twice.
-"largest": so for those transformers alone that keep most, for their bytes cost the least time. Under both, convolutions that do not train
-keep no input of their own: torch does whether or not the weights have a gradient, and where they have none the way back needs the weights
-alone. (An adapter beside a convolution keeps that input all the same.) The numbers stay the same, bit for bit.
+"largest": so for those transformers alone that keep most, for their bytes cost the least time. Under both, convolutions whose weights are
+frozen do not save their input: PyTorch saves it always, but the backward pass reads it only for the gradient of the weights. (An adapter
+beside a convolution saves that input all the same.) The numbers stay the same, bit for bit.
 """
 
 from functools import partial

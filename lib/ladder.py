@@ -1,11 +1,12 @@
 """The ladder of recipes: what to give up for memory, the least slow first; the choice for a card, and the step down when memory runs out.
 
-Why in this order. LoRA: checkpointing the largest transformers takes half of the activations away for a part of the forward pass once
-more; everywhere it takes nearly all, for a third of a step's arithmetic; NF4 then writes its weights out for every product, and rounds
-them; 8-bit moments of so few weights save little. DreamBooth: 8-bit moments and bf16 weights cost little arithmetic (a random number for
-two weights) and save most, of moments, and of the bf16 copies that fp32 weights need; updating within the backward pass, in many small
-kernels, saves the gradients, which matters once activations are few, so after the largest transformers; checkpointing all adds most. From
-arithmetic and bytes (data/results/forecast.json): the seconds are to be confirmed on a GPU.
+Why in this order, from arithmetic and bytes (data/results/forecast.json); seconds on a GPU are still to be measured.
+LoRA. Checkpointing the largest transformers: about half of the activations, for part of a second forward pass. Checkpointing all: nearly
+all activations, for a whole second forward pass, a third of a step's arithmetic. NF4: most of the frozen weights, which are rounded and
+written out again for every product. 8-bit moments: little, for so few weights.
+DreamBooth. 8-bit moments and bf16 weights: most of all, for little arithmetic (a random number for two weights). The largest transformers
+next, since only when activations are few do the gradients count that an update within the backward pass, in many small kernels, frees.
+Checkpointing all: the most time.
 """
 
 from .settings import BadInput
@@ -14,17 +15,17 @@ from .settings import BadInput
 # is in force already is passed over.
 RUNGS = {
     "lora": (
-        ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers, a seventh more time a step"),
-        ({"checkpointing": "all"}, "gradient checkpointing, a third more time a step"),
+        ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers"),
+        ({"checkpointing": "all"}, "gradient checkpointing"),
         ({"quantize": "nf4"}, "the frozen layers in 4 bits"),
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
     ),
     "dreambooth": (
         ({"optimizer": "adamw8bit"}, "8-bit moments"),
         ({"weights": "bf16", "precision": "auto"}, "weights in bf16, rounded stochastically"),
-        ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers, a seventh more time a step"),
+        ({"checkpointing": "largest"}, "gradient checkpointing of the largest transformers"),
         ({"fused_backward": True}, "weights updated within the backward pass"),
-        ({"checkpointing": "all"}, "gradient checkpointing, a third more time a step"),
+        ({"checkpointing": "all"}, "gradient checkpointing"),
     ),
 }
 
@@ -61,7 +62,7 @@ def choose(settings, room, weigh, where="the card", device=None):
 
 def gib(size):
     """Bytes in words."""
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def step_down(settings, device=None):

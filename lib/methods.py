@@ -113,7 +113,8 @@ def save_weights(base, settings, folder):
                 dtype = module.dtype
                 module.half().save_pretrained(part / name)
                 module.to(dtype)
-                shutil.rmtree(folder / name, ignore_errors=True)
+                if (folder / name).is_dir():  # out of the way first: deleting it takes time in which neither would be there
+                    os.replace(folder / name, part / f"before_{name}")
                 os.replace(part / name, folder / name)
     finally:  # also where the disk is full
         shutil.rmtree(part, ignore_errors=True)

@@ -21,7 +21,8 @@ def can_record(settings, device):
 
 
 class Recorded:
-    """`work(*inputs)`, a function of tensors that gives one tensor, from its third call with a shape on as a CUDA graph.
+    """`work(*inputs)`, a function of tensors that gives one tensor, which from the third call with the same shapes on is replayed as a CUDA
+    graph.
 
     What it makes lies in memory that all graphs share. It reads weights, moments and the `generators` it draws from where they lay when it
     was recorded, so these must stay there. Where recording fails, or finds no room (its memory is its own, and a tenth to a fifth more than

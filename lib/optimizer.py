@@ -1,10 +1,10 @@
 """AdamW for every recipe: all weights at once, or piece by piece where that saves memory.
 
-A piece is some weights that are updated together (`lib/piece.py`), of a 256th of all numbers or half a million at most, unless one weight
-alone has more; small ones are apart, as their moments are never 8-bit. With `fused_backward` that happens inside the backward pass, as soon
-as the piece's gradients are whole, which are then freed (Lv et al. 2023, arXiv 2306.09782, weight by weight): never do all gradients exist
-at once, so nobody can know the norm of them all before the first is used. In its place each piece is clipped to clip * sqrt(its share of
-the numbers): then the norm of all stays within clip, as it does otherwise.
+A piece is some weights that are updated together (`lib/piece.py`): at most a 256th of all numbers, or half a million where that is more,
+unless one weight alone has more. Small weights are in pieces of their own, as their moments are never 8-bit.
+With `fused_backward` a piece is updated inside the backward pass, as soon as its gradients are whole, and these are freed (Lv et al. 2023,
+arXiv 2306.09782, weight by weight). All gradients then never exist at once, so their common norm is not known before the first is used. In
+its place each piece is clipped to clip * sqrt(its share of the numbers): then the norm of all stays within clip, as it does otherwise.
 """
 
 import weakref

@@ -21,19 +21,19 @@ class NotFinite(RuntimeError):
 
 
 class Clock:
-    """Times steps: `with clock:` around each. `steps` are seconds of those that are over; `total` their sum, `per_step` their median.
+    """Times steps: `with clock:` around each. `ends` are seconds of training until the end of each that is over; `total` is the last of
+    these, `per_step` the median of a step.
 
     On CUDA kernels run behind Python's back, and waiting for each step would slow it down: there events are recorded, which `settle`
     reads. `peak` is the largest `torch.cuda.max_memory_allocated` within steps, in bytes: samples and curves do not count.
     """
 
     def __init__(self, device):
-        self.cuda, self.steps, self.waiting, self.peak = device.type == "cuda", [], [], 0
+        self.cuda, self.ends, self.waiting, self.peak = device.type == "cuda", [], [], 0
 
     def resume(self, rows, peak):
         """Go on from the `rows` of a log, whose steps had `peak`."""
-        ends = [0.0, *(row["seconds"] for row in rows)]
-        self.steps, self.peak = [after - before for before, after in zip(ends, ends[1:])], peak
+        self.ends, self.peak = [row["seconds"] for row in rows], peak
 
     def _now(self):
         if not self.cuda:
@@ -55,20 +55,21 @@ class Clock:
             self.settle()
 
     def settle(self):
-        """Move what was recorded into `steps`; on CUDA this waits for the last step."""
+        """Move what was recorded into `ends`; on CUDA this waits for the last step."""
         for start, end in self.waiting:
             if self.cuda:
                 end.synchronize()
-            self.steps.append(start.elapsed_time(end) / 1000 if self.cuda else end - start)
+            self.ends.append(self.total + (start.elapsed_time(end) / 1000 if self.cuda else end - start))
         self.waiting.clear()
 
     @property
     def total(self):
-        return sum(self.steps)
+        return self.ends[-1] if self.ends else 0.0
 
     @property
     def per_step(self):
-        settled = sorted(self.steps[2:] or self.steps)  # the first ones are slow
+        steps = [after - before for before, after in zip([0.0, *self.ends], self.ends)]
+        settled = sorted(steps[2:] or steps)  # the first ones are slow
         return settled[len(settled) // 2]
 
 
@@ -112,7 +113,7 @@ class Log:
                 "instance_loss": instance,
                 "prior_loss": prior,
                 "gradient_norm": norm,
-                "seconds": sum(self.clock.steps[:step]),
+                "seconds": self.clock.ends[step - 1],
                 "learning_rate": settings.rate(step - 1),
             }
             self.rows.append(row)
@@ -127,10 +128,12 @@ class Log:
         seen = [self.names[source][k] for source, some in enumerate(chosen) for k in some.tolist()]
         bad = [name for name, value in zip(seen, each) if not math.isfinite(value)]
         rate = f"learning_rate ({self.settings.learning_rate}) is likely too high: lower it"
+        exact = self.settings.precision == "fp32" or self.settings.weights == "bf16"
+        more = "" if exact else ", or set precision to 'fp32'"
         if not bad:
-            return f"The gradient's norm is {norm} at step {step}, with all losses finite; {rate}, or set precision to 'fp32'."
+            return f"The gradient's norm is {norm} at step {step}, with all losses finite; {rate}{more}."
         if len(bad) == len(seen):
-            return f"The loss is {loss} at step {step}, for every picture; {rate}, or set precision to 'fp32'."
+            return f"The loss is {loss} at step {step}, for every picture; {rate}{more}."
         return f"The loss is {loss} at step {step}, because of {' and '.join(dict.fromkeys(bad))} alone: take it out, or {rate}."
 
 

@@ -3,17 +3,22 @@
 import hashlib
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from .captions import class_caption
-from .methods import weight_bytes
+from .methods import ADAPTER, WITH_WEIGHTS, weight_bytes
 from .record import say
 from .settings import BadInput, read_json
 
 # These change where a run lies or how safe it is, not what it learns. The data set is compared by its content.
 ELSEWHERE = ("output", "data", "save_every")
+# All that a training writes into its folder: nothing else is ever cleared.
+MADE = ("settings.json", "settings.json.*.part", "log.jsonl", "metrics.json", "metrics.json.*.part", "curve.json", "curve.json.*.part",
+        "samples", "checkpoint", ADAPTER, *WITH_WEIGHTS, ".weights.*")
 
 
 @contextmanager
@@ -21,14 +26,18 @@ def alone(output):
     """Hold the run folder `output` against other processes that would train there. Raises BadInput while one does."""
     from filelock import FileLock, Timeout
 
-    run = Path(output).resolve()
-    lock = FileLock(run.with_name(f".{run.name}.lock"))  # beside the folder, which may be set aside or made anew
-    with suppress(OSError):  # where nothing can be written, `open_run` returns a finished run or says so
-        run.parent.mkdir(parents=True, exist_ok=True)
+    run = Path(output).expanduser().resolve()
+    # Beside the folder, which may be set aside or made anew; where nothing can be written there, in the temporary folder.
+    elsewhere = f"workbench-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+    locks = FileLock(run.with_name(f".{run.name}.lock")), FileLock(Path(tempfile.gettempdir()) / elsewhere)
+    for lock in locks:
         try:
             lock.acquire(timeout=0)
+            break
         except Timeout:
             raise BadInput(f"Another training is writing to {output}: wait for it, stop it, or choose another output.") from None
+        except OSError:
+            continue
     try:
         yield
     finally:
@@ -38,11 +47,10 @@ def alone(output):
         lock.release()
 
 
-def open_run(settings, dataset):
-    """(run folder, whether the same settings and data have been trained there to the end). Makes the folder, or keeps what is to go on.
+def look(settings, dataset):
+    """(run folder, "finished" if the same settings and data have been trained there to the end, "cut short", or "new").
 
-    A folder that holds a run of other settings or data is renamed to <name>_before_1 (2, ...), which is said, and a new one made; one in
-    which nothing was learnt yet is cleared. Raises BadInput, before anything slow, if class images are missing or the folder is no run's.
+    Nothing is changed here. Raises BadInput, before anything slow, if class images are missing or the folder is no run's.
     """
     if settings.prior_weight > 0 and not prior_items(settings, dataset):
         raise BadInput(
@@ -56,25 +64,29 @@ def open_run(settings, dataset):
                 f"Data set {dataset.root} has photos of {missing[0][0]} x {missing[0][1]} pixels and no class image of that size, which "
                 "train in one batch: draw them again in notebook 01, as many as photos or more."
             )
-    run = Path(settings.output)
-    if run.exists() and not run.is_dir() or run.is_dir() and any(run.iterdir()) and not (run / "settings.json").is_file():
+    run = Path(settings.output).expanduser()
+    if run.exists() and not run.is_dir() or _names(run) and not {"method", "data", "output"} <= _read(run / "settings.json").keys():
         raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
-    if run.is_dir() and any(run.iterdir()):
-        same, finished, worth = _look(run, settings, data_hash(dataset))
-        if same and finished:
-            say(f"{run} has been trained already, by the same settings on the same data: it is returned as it is")
-            return run, True
-        if same and any((run / "checkpoint").glob("step_*")):
-            return run, False
-        if worth:
-            _set_aside(run)
-    shutil.rmtree(run, ignore_errors=True)
+    same, finished, worth = _look(run, settings, data_hash(dataset))
+    if not worth and (others := [name for name in _names(run) if not _made(name) and name[0] != "."]):
+        raise BadInput(f"Output {run} holds {others[0]}, which no training makes: choose another folder.")
+    return run, "finished" if same and finished else "cut short" if same and any((run / "checkpoint").glob("step_*")) else "new"
+
+
+def make_ready(run, settings):
+    """Make the folder of a new run. What a run of other settings or data has left there is renamed to <name>_before_1 (2, ...), which is
+    said; where nothing was learnt yet, what is there is cleared. Raises BadInput where nothing can be written."""
     try:
-        (run / "samples").mkdir(parents=True)
+        if _look(run, settings, None)[2]:
+            _set_aside(run)
+        for name in filter(_made, os.listdir(run) if run.is_dir() else ()):
+            if name != "settings.json":  # which is replaced in one move: without it the folder would be no run's
+                (shutil.rmtree if (run / name).is_dir() else os.unlink)(run / name)
+        run.mkdir(parents=True, exist_ok=True)
         settings.save(run / "settings.json")
+        (run / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise BadInput(f"Output {run} cannot be written ({error.strerror}): choose another folder, or free some space.") from None
-    return run, False
 
 
 def prior_items(settings, dataset):
@@ -91,13 +103,23 @@ def data_hash(dataset):
     return hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()
 
 
+def _names(run):
+    """What lies in a folder, but for what a process has left that was killed while it wrote its settings."""
+    return [name for name in sorted(os.listdir(run)) if not fnmatch(name, "settings.json.*.part")] if run.is_dir() else []
+
+
+def _made(name):
+    return any(fnmatch(name, one) for one in MADE)
+
+
 def _look(run, settings, data):
     """(trained by the same settings, finished on the same data, holding something that someone may want)."""
     old, found = (_read(run / name) for name in ("settings.json", "metrics.json"))
     # A setting that an older version of this project did not know may have had another value than today's default.
     same = all(name in old and old[name] == value for name, value in asdict(settings).items() if name not in ELSEWHERE)
     weights = weight_bytes(run)
-    finished = bool(weights) and found.get("data_sha256") == data and not found.get("stopped_early")
+    whole = bool(weights) and weights == found.get("file_bytes")
+    finished = whole and found.get("data_sha256") == data and not found.get("stopped_early")
     return same, finished, bool(weights or found) or any((run / "checkpoint").glob("step_*"))
 
 
@@ -113,4 +135,5 @@ def _set_aside(run):
     while (aside := run.with_name(f"{run.name}_before_{number}")).exists():
         number += 1
     os.replace(run, aside)
-    say(f"{run} holds a run of other settings or data: it is kept as {aside}; delete that if you do not need it")
+    say(f"{run} holds a run of other settings or data, or one without a checkpoint to go on from: it is kept as {aside}; delete that if "
+        "you do not need it")

@@ -1,5 +1,7 @@
 """What is looked at along a training, off its clock: fixed-seed samples, and what else is left out where memory does not suffice."""
 
+from PIL import Image
+
 from .ladder import out_of_memory
 from .memory import reclaim
 from .methods import as_saved, at_rest
@@ -14,6 +16,21 @@ def draw(base, dataset, step, run, state):
     """Add `sample` to the state's, as long as memory suffices for that."""
     if state.draws:
         state.draws = fits(base, step, "samples", lambda: state.samples.append((step.taken, sample(base, dataset, step, run))))
+
+
+def drawn_until(step, run):
+    """[(step, its pictures)] that lie in a run folder, until `step`; later ones are deleted, for they will be drawn again."""
+    drawn = {}
+    for path in sorted((run / "samples").glob("step_[0-9]*_[0-9].png")):
+        at = int(path.stem.split("_")[1])
+        try:
+            if at > step:
+                raise OSError
+            with Image.open(path) as image:
+                drawn.setdefault(at, []).append(image.copy())
+        except OSError:  # or the process was killed while it wrote this one
+            path.unlink()
+    return sorted(drawn.items())
 
 
 def fits(base, step, what, do):

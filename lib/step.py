@@ -78,8 +78,9 @@ class Step:
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
         small = base.unet.config.sample_size**2 <= SMALL
-        # Convolutions that train are faster as they come where pictures are small, all others with channels last.
-        as_they_come = small and settings.method == "dreambooth"
+        # Convolutions that train are faster as they come where pictures are small, all others with channels last, which PEFT's DoRA of
+        # convolutions cannot read.
+        as_they_come = small and settings.method == "dreambooth" or settings.dora
         self.unet = base.unet.to(memory_format=torch.contiguous_format if as_they_come else torch.channels_last)
         self.plain = fused_layers(self.unet) if small and base.device.type == "cpu" else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()

@@ -3,29 +3,33 @@
 Every run of the same data and seed sees the same pictures, noise and timesteps in the same order, whichever weights train.
 """
 
+import errno
+import shutil
 import signal
 import sys
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
-import torch
-from PIL import Image
 from safetensors import SafetensorError
 
 from .base import load_base
 from .batches import batches, cache_latents, gather
-from .checkpoint import Checkpoints, resume, weights_hash
+from .checkpoint import Checkpoints, resume
 from .dataset import read_record
 from .ladder import out_of_memory, step_down
-from .memory import PeakMemory, reclaim
+from .memory import reclaim
 from .methods import save_weights, tuned_parts
 from .photos import load_dataset
 from .recipes import settle
 from .record import FLUSH, Clock, Log, NotFinite, metrics, say
-from .runs import alone, data_hash, open_run, prior_items
-from .samples import draw, fits
+from .room import Meter, choose_recipe, exact, read_again
+from .runs import alone, data_hash, look, make_ready, prior_items
+from .samples import draw, drawn_until, fits
 from .settings import BadInput, Settings, write_json
 from .step import Step
+
+# What an OSError says when a file cannot be written: no space, over quota or limit, a disk that fails or cannot be written, no permission.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 
 
 class State:
@@ -37,15 +41,7 @@ class State:
 
     def resume(self, step, seconds, rows, run):
         """Stand where a checkpoint stands, with its losses and the samples drawn until then."""
-        self.step, self.seconds, self.losses, drawn = step, seconds, [row["loss"] for row in rows], {}
-        for path in sorted((run / "samples").glob("step_*_*.png")):
-            at = int(path.stem.split("_")[1])
-            if at <= step:
-                with Image.open(path) as image:
-                    drawn.setdefault(at, []).append(image.copy())
-            else:
-                path.unlink()  # it will be drawn again
-        self.samples = sorted(drawn.items())
+        self.step, self.seconds, self.losses, self.samples = step, seconds, [row["loss"] for row in rows], drawn_until(step, run)
 
     def stop(self):
         """End the training after this step; what was learnt is saved and usable."""
@@ -64,24 +60,23 @@ def train(settings, base=None, watchers=()):
     """
     dataset = load_dataset(settings.data)
     with alone(settings.output):
-        run, finished = open_run(settings, dataset)
-        return run if finished else fit(settings, base or load_base(settings.base), dataset, run, watchers)
+        run, state = look(settings, dataset)
+        if state == "finished":
+            say(f"{run} has been trained already, by the same settings on the same data: it is returned as it is")
+            shutil.rmtree(run / "checkpoint", ignore_errors=True)  # left where a process was killed at the very end
+            return run
+        return fit(settings, base or load_base(settings.base), dataset, run, state == "new", watchers)
 
 
-def fit(settings, base, dataset, run, watchers):
+def fit(settings, base, dataset, run, new, watchers):
     """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
     base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
     base.side = settings.resolution
     base.fingerprint  # noqa: B018 (kept once read: metrics.json needs it, when the base's files may have gone or changed)
-    recipe = settle(settings, base.device)
-    if base.device.type == "cuda":
-        from .cards import choose_for
-
-        base.pipe.unet.to("cpu")  # until it is needed, if it was: pictures are encoded without it
-        reclaim(base.device)
-        recipe, sentence = choose_for(recipe, base.device)
-        say(sentence)
-    checkpoints = Checkpoints(run, settings, read_record(dataset.root)["files"], weights_hash(base))
+    recipe = choose_recipe(settle(settings, base.device), base)
+    if new:
+        make_ready(run, settings)
+    checkpoints = Checkpoints(run, settings, read_record(dataset.root), base)
     held = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
     try:
@@ -93,14 +88,17 @@ def fit(settings, base, dataset, run, watchers):
                        "other programs hold, or lower the resolution.") from error
     state = State(settings.steps)
     if base.device.type == "cuda" and exact(recipe):
-        base.renew(list(tuned_parts(base, recipe)), exact(recipe))
+        read_again(base, recipe)
     with stops_gently(state):
         while True:
             try:
                 return run_steps(recipe, base, dataset, run, sources, checkpoints, state, watchers)
             except (OSError, SafetensorError) as error:
+                if isinstance(error, OSError) and error.errno not in UNWRITABLE:  # a watcher's own
+                    raise
+                remedy = "make it writable" if getattr(error, "errno", None) in UNWRITABLE[-2:] else "free some space"
                 reason = f"Run {run} cannot be written ({error})"
-                raise BadInput(f"{reason}: free some space, and train again by the same settings to go on.") from error
+                raise BadInput(f"{reason}: {remedy}, and train again by the same settings to go on.") from error
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -112,20 +110,9 @@ def fit(settings, base, dataset, run, watchers):
                     f"({recipe.batch_size}), or free memory that other programs hold and train again by the same settings to go on."
                 )
             recipe, words = lower
-            say(f"memory ran out at step {state.step + 1}: going on from the last checkpoint with {words}")
-            base.renew(list(tuned_parts(base, recipe)), exact(recipe))  # names alone: the parts themselves must go
-
-
-def forecast_split(recipe):
-    """Bytes of a step on a card by category, as `lib.forecast` tells them."""
-    from .cards import weigh
-
-    return weigh(recipe)["by_category"]
-
-
-def exact(recipe):
-    """The precision in which to read the weights that a recipe trains, where the base's own would round them before: fp32, or None."""
-    return torch.float32 if recipe.method == "dreambooth" and recipe.weights == "fp32" else None
+            again = "going on from the last checkpoint" if checkpoints.all() else "beginning anew"
+            say(f"memory ran out at step {state.step + 1}: {again} with {words}")
+            read_again(base, recipe)
 
 
 def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):
@@ -135,46 +122,42 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     items, sources = zip(*sources)
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
-    told = forecast_split(settings) if base.device.type == "cuda" else None
-    clock, peak, rows, largest = Clock(base.device), told, [], float("inf") if told else 0
+    clock, meter, rows = Clock(base.device), Meter(settings, base.device), []
     if kept:
         record, weights, moments = kept
         resume(step, weights, moments)
-        step.taken, rows, peak = record["step"], record["rows"], told or record["peak"]
-        largest = float("inf") if peak else 0
+        step.taken, rows = record["step"], record["rows"]
         clock.resume(rows, record["peak_cuda"])
+        meter.resume(record["peak"])
         say(f"{settings.method}: going on after step {step.taken}, where the training was interrupted")
     state.resume(step.taken, clock.total, rows, run)
-    stream, first = batches(settings, [[mean.shape[1:] for mean in s[0]] for s in sources]), step.taken
-    for _ in range(first):
+    if state.stopping and not step.taken:  # Ctrl-C in the very step for which memory did not suffice
+        raise KeyboardInterrupt
+    stream = batches(settings, [[mean.shape[1:] for mean in s[0]] for s in sources])
+    for _ in range(step.taken):
         next(stream)
     try:
         with Log(run / "log.jsonl", settings, state, clock, [[i.path.name for i in some] for some in items], rows) as log:
             while step.taken < settings.steps and not state.stopping:
                 batch = next(stream)
-                # Memory is measured in the second step, when the optimiser's state is there, and where a batch has larger pictures. On a
-                # card CUDA's own counter does that, and the forecast tells the categories: following each tensor there takes seconds.
-                worth = step.taken > first and batch[1].numel() > largest
-                measured = PeakMemory(step.parts, step.optimizer, sources) if worth else None
-                with clock, measured or nullcontext():
+                with clock, meter.during(step, batch[1].numel(), sources):
                     numbers = step(*gather(base, sources, batch, step.scheduler.config.num_train_timesteps))
-                if measured:
-                    peak, largest = measured.by_category, batch[1].numel()
                 log.add(numbers, batch[0])
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % FLUSH == 0 or step.taken == settings.steps:
                     log.flush()
-                if checkpoints.due(step.taken, clock):
-                    log.flush()
-                    checkpoints.write(step, log, clock, peak)
                 if settings.sample_every and step.taken % settings.sample_every == 0:
                     draw(base, dataset, step, run, state)
                 watchers = [w for w in watchers if fits(base, step, "what is measured along the way", lambda w=w: w(state))]
                 base.rest(tuned)
+                if checkpoints.due(step.taken, clock):  # last of all: what was drawn and measured until then is whole
+                    log.flush()
+                    checkpoints.write(step, log, clock, meter.peak)
             log.flush()
             if step.taken < settings.steps:
-                say(f"{settings.method}: stopped after step {step.taken}; the same settings would go on from here")
-                checkpoints.write(step, log, clock, peak)
+                here = settings.save_every and checkpoints.write(step, log, clock, meter.peak)
+                words = "go on from here" if here else "go on from the last checkpoint" if checkpoints.all() else "begin anew"
+                say(f"{settings.method}: stopped after step {step.taken}; the same settings would {words}")
                 if settings.sample_every and not state.samples:  # stopped before the first were due: something to look at all the same
                     draw(base, dataset, step, run, state)
     except NotFinite as error:
@@ -182,7 +165,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     step.close()
     file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
     about = {"data_sha256": data_hash(dataset), "family": base.family.name, "base_fingerprint": base.fingerprint}
-    write_json(run / "metrics.json", about | metrics(settings, state, clock, peak, trained, file_bytes, base.device))
+    write_json(run / "metrics.json", about | metrics(settings, state, clock, meter.peak, trained, file_bytes, base.device))
     if step.taken == settings.steps:
         checkpoints.clear()
     return run
@@ -190,9 +173,13 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
 
 def back_to_last_good(step, checkpoints, run):
     """Save the weights of the last checkpoint, as a run ships them. Returns a sentence on that."""
-    kept = checkpoints.latest()
+    (run / "metrics.json").unlink(missing_ok=True)  # of an earlier stop
+    try:
+        kept = checkpoints.latest()
+    except BadInput as error:
+        return str(error)
     if not kept:
-        return "It had learnt nothing worth saving yet."
+        return "There is no checkpoint yet from which anything could be saved."
     resume(step, *kept[1:])
     step.close()
     save_weights(step.base, step.settings, run)

@@ -24,8 +24,9 @@ LATER, NOT_THERE = "measured in notebook 05", "no figure in these rows"
 HEADINGS = ["claim", "in words", "measurement", "effect of DreamBooth against LoRA (95 % interval)", "verdict", "your own run"]
 CAPTION = (f"Means over subjects of paired differences, or geometric means of ratios (x). Intervals: 95 %, bootstrap over subjects, "
            f"{RESAMPLES:,} resamples, each by itself; a verdict that would fall if all that are judged were to be right at once "
-           f"(Bonferroni) says so. {SAME} Seconds were taken two trainings side by side; runs whose step took over {BUSY} times the usual "
-           "are left out of them. Your own run is one subject and one seed: no interval, no verdict.")
+           f"(Bonferroni) says so. {SAME} Seconds and memory are of the step as it was when these runs were made, two side by side; runs "
+           f"whose step took over {BUSY} times the usual are left out of the seconds. Today's stand in the README's first table. Your "
+           "own run is one subject and one seed: no interval, no verdict.")
 # One measurement of a claim: `sign` 1 or -1 is the direction claimed, 0 shows the effect without judging by it.
 Part = namedtuple("Part", "label measure sign study of against pair", defaults=(1, "main", FULL, LORA, ("seed",)))
 RARE, POOR = {"variant": "rare"}, {"variant": ("duplicates", "one_background")}

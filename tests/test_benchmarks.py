@@ -9,7 +9,7 @@ from benchmarks import learning_rates as rates
 from benchmarks import sizes
 from benchmarks.__main__ import README, RESULTS, figures, middle
 from benchmarks.pocketbench import RESULTS as BENCH
-from benchmarks.sections import section
+from benchmarks.sections import OWN_README, section
 from lib.rows import read_table
 from lib.settings import PRESETS, read_json
 
@@ -52,7 +52,7 @@ def test_a_rate_is_best_where_the_subject_is_learned_and_the_prompt_followed():
 
 def test_files_of_stable_diffusions_size_take_what_was_promised_at_most():
     found = read_json(sizes.RESULTS)
-    assert section(sizes.README, "sizes") == sizes.figures(found), "run `python -m benchmarks.sizes` again"
+    assert section(OWN_README, "sizes") == sizes.figures(found), "run `python -m benchmarks.sizes` again"
     assert set(found["cases"]) == set(sizes.CASES)
     for case, (what, wanted, _) in sizes.CASES.items():
         assert found["cases"][case]["seconds"] <= wanted, what

@@ -12,7 +12,7 @@ from benchmarks.forecast import wanted
 from lib import cards
 from lib.base import at_once, has_fast_bf16, load_base, quiet
 from lib.forecast import BASES, PICTURES, caching, forecast, hollow_base, plan, shape_of
-from lib.hollow import fake_device
+from lib.hollow import WORKSPACE, fake_device
 from lib.ladder import choose, recipes, step_down
 from lib.memory import PeakMemory
 from lib.settings import BadInput, read_json
@@ -73,16 +73,22 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize("base, towers", [("sd15", ["text_encoder"]), ("sdxl", ["text_encoder", "text_encoder_2"])])
-def test_text_encoders_that_train_are_counted_whole(base, towers):
-    """Their weights, fp32 with gradients and two moments under DreamBooth, as much a weight as the U-Net's."""
-    recipe = {"prior_weight": 0.0, "checkpointing": "all"}
-    frozen, trained = (forecast(plan("dreambooth", base, text_encoder_rate=rate, **recipe)) for rate in (0.0, 1e-6))
-    more = sum(PARAMETERS[base][tower] for tower in towers)
+ALONE = {"prior_weight": 0.0, "checkpointing": "all"}
+
+
+def test_a_text_encoder_that_trains_is_counted_whole():
+    """Its weights, fp32 with gradients and two moments under DreamBooth, as much a weight as the U-Net's."""
+    frozen, trained = (forecast(plan("dreambooth", "sd15", text_encoder_rate=rate, **ALONE)) for rate in (0.0, 1e-6))
+    more = PARAMETERS["sd15"]["text_encoder"]
     assert trained.by_category["weights"] - frozen.by_category["weights"] == pytest.approx(4 * more, rel=1e-5), "and their positions"
     assert trained.by_category["optimiser"] - frozen.by_category["optimiser"] == pytest.approx(8 * more, rel=0.001)
-    adapter = forecast(plan("lora", base, text_encoder_rate=1e-6, **recipe))
-    assert 2 * more < adapter.bytes - forecast(plan("lora", base, **recipe)).bytes < 4 * more, "frozen in bf16, and what they keep"
+
+
+@pytest.mark.parametrize("base, towers", [("sd15", ["text_encoder"]), ("sdxl", ["text_encoder", "text_encoder_2"])])
+def test_text_encoders_with_adapters_are_there_in_bf16(base, towers):
+    more = sum(PARAMETERS[base][tower] for tower in towers)
+    adapter, frozen = forecast(plan("lora", base, text_encoder_rate=1e-6, **ALONE)).bytes, cards.weigh(plan("lora", base, **ALONE))["bytes"]
+    assert 2 * more < adapter - frozen < 4 * more, "and what they keep"
 
 
 @pytest.mark.parametrize("method, changes", [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)])
@@ -135,12 +141,12 @@ def test_nothing_of_a_forecast_stays_behind():
 
 def test_caching_takes_more_the_more_pictures_pass_at_once_and_large_ones_pass_alone():
     one, eight = (caching(settings("lora", "sd15"), some=n) for n in (1, 8))
-    whole = 2 * (83_653_863 + 123_060_480)
+    whole = 2 * (83_653_863 + 123_060_480) + WORKSPACE["cuda"]
     assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
     plain = forecast(settings("lora", "sd15", prior_weight=0.0)).bytes
     assert one < caching(settings("lora", "sd15")) < plain < eight, "two at once stay below a step; eight would not"
     assert [at_once(side**2) for side in (64, 256, 512, 768, 1024, 2048)] == [8, 8, 2, 1, 1, 1]
-    large = 2 * (PARAMETERS["sdxl"]["text_encoder"] + PARAMETERS["sdxl"]["text_encoder_2"])
+    large = 2 * (PARAMETERS["sdxl"]["text_encoder"] + PARAMETERS["sdxl"]["text_encoder_2"]) + WORKSPACE["cuda"]
     assert 2 * 2**30 < caching(settings("lora", "sdxl")) - large - 4 * PARAMETERS["sdxl"]["vae"] < 3 * 2**30, "its VAE runs in fp32"
 
 
@@ -167,8 +173,7 @@ def test_the_least_slow_recipe_that_fits_is_chosen():
 
 
 def test_a_card_offers_less_than_its_name():
-    assert cards.usable(8) < 0.9 * 8 * 2**30
-    assert all(a < b for a, b in zip(map(cards.usable, cards.CARDS), map(cards.usable, cards.CARDS[1:])))
+    assert [round(cards.usable(card) / 2**30, 1) for card in (4, 8, 24)] == [3.0, 6.7, 21.5]
 
 
 def test_what_ships_is_a_fresh_forecast_and_complete():
@@ -177,10 +182,9 @@ def test_what_ships_is_a_fresh_forecast_and_complete():
     for base in ("pocket", "sd15", "sdxl"):
         for recipe, _ in wanted([base]):
             assert json.dumps(cards.key(recipe), sort_keys=True) in rows, "run python -m benchmarks.forecast"
-    fresh = settings("lora", checkpointing="all")
-    row = rows[json.dumps(cards.key(fresh), sort_keys=True)]
-    again = forecast(fresh)
-    assert (row["bytes"], row["by_category"], row["caching_bytes"]) == (again.bytes, again.by_category, caching(fresh))
+    for fresh in (settings("lora", checkpointing="all"), list(recipes(settings("dreambooth", "pocket")))[-1][0]):
+        row, again = rows[json.dumps(cards.key(fresh), sort_keys=True)], forecast(fresh)
+        assert (row["bytes"], row["by_category"], row["caching_bytes"]) == (again.bytes, again.by_category, caching(fresh))
 
 
 def test_the_targets_of_the_issue_are_forecast():
@@ -207,15 +211,8 @@ def test_a_card_without_fast_bf16_holds_fp32_weights(monkeypatch):
     assert old.by_category["weights"] > 1.8 * plain["by_category"]["weights"]
     monkeypatch.setattr(cards, "bf16_on", lambda device: False)
     assert cards.weigh(recipe) == {"bytes": old.bytes, "by_category": old.by_category, "caching_bytes": caching(recipe, bf16=False)}
-    assert caching(recipe, bf16=False) > 1.8 * caching(recipe)
-
-
-def test_forecasts_that_ship_count_with_any_build_and_any_python(monkeypatch):
-    installed, shipped = cards.version, read_json(cards.RESULTS)["rows"]
-    monkeypatch.setattr(cards, "version", lambda package: "2.13.0+cu130" if package == "torch" else installed(package))
-    assert cards.stored() == shipped
-    monkeypatch.setattr(cards, "version", lambda package: "0.1" if package == "peft" else installed(package))
-    assert cards.stored() == []
+    own = WORKSPACE["cuda"]
+    assert caching(recipe, bf16=False) - own > 1.8 * (caching(recipe) - own)
 
 
 def test_a_base_of_a_known_shape_is_that_shape(tmp_path, tiny_folder):
@@ -240,7 +237,7 @@ def test_a_training_gets_the_least_slow_recipe_that_the_card_at_hand_has_room_fo
     recipe, sentence = cards.choose_for(plain, torch.device("cuda"))
     assert recipe.checkpointing == "all" and recipe.quantize == "nf4" and recipe.optimizer == "adamw" and "on this Card" in sentence
     memory[0] = 2 << 30
-    with pytest.raises(BadInput, match=r"No recipe for lora on 'sdxl' fits this Card: the smallest takes 4\.3 GiB"):
+    with pytest.raises(BadInput, match=r"No recipe for lora on 'sdxl' fits this Card: the smallest takes 4\.4 GiB"):
         cards.choose_for(plain, torch.device("cuda"))
 
 
@@ -258,7 +255,7 @@ def test_the_command_prints_and_gives_json(capsys):
     cards.main(["--base", "sdxl", "--method", "dreambooth", "--resolution", "1024"])
     printed = capsys.readouterr().out
     assert "DreamBooth on sdxl at 1024 pixels" in printed and "24 GB" in printed
-    assert "No recipe for dreambooth" in printed or "Chosen: " in printed
+    assert "No recipe for dreambooth on 'sdxl' fits a card of 8 GB: the smallest takes 1" in printed
     assert "the U-Net waits: 4." in printed
     cards.main(["--base", "pocket", "--set", "text_encoder_rate=1e-5"])
     assert "LoRA on pocket" in capsys.readouterr().out
@@ -266,6 +263,8 @@ def test_the_command_prints_and_gives_json(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["recipes"][0]["bytes"] == sum(found["recipes"][0]["by_category"].values()) > 10**9
     assert found["sentence"].startswith("Chosen: ") and [c["card_gb"] for c in found["cards"]] == list(cards.CARDS)
+    cards.main(["--base", "sdxl", "--method", "dreambooth", "--card", "80", "--json"])
+    assert "Chosen: the plain recipe" in json.loads(capsys.readouterr().out)["sentence"], "larger than any common card"
 
 
 def test_what_fits_no_card_is_refused(monkeypatch):
@@ -281,9 +280,11 @@ def test_what_fits_no_card_is_refused(monkeypatch):
     (["--set", "rank=many"], "--set rank=many is no setting with its value"),
     (["--set", "rnk=8"], "did you mean 'rank'"),
     (["--card", "-3"], "--card is -3.0"),
+    (["--set", "base=sdxl"], "--set base=sdxl has an option of its own: write --base sdxl"),
+    (["--set", "data=nowhere"], "nowhere is no prepared data set"),
     (["--set", "quantize=nf4", "--method", "dreambooth"], "quantize"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(arguments, said):
-    with pytest.raises(SystemExit, match=".*") as caught:
+    with pytest.raises(SystemExit) as caught:
         cards.main(arguments)
     assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -242,6 +242,14 @@ def test_it_says_what_it_teaches(source):
     assert sorted(len(c.splitlines()) for c in code)[len(code) // 2] <= 9, "most cells hold one idea"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_it_takes_about_as_long_as_it_says(name):
+    text = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
+    said = int(re.search(r"\*\*Takes\*\* about (\d+) seconds", text)[1])
+    measured = json.loads((ROOT / "benchmarks" / "results" / "pocket.json").read_text("utf-8"))["notebooks"][name]
+    assert measured / 1.5 < said < measured * 1.5, f"make bench measured {measured:.0f} s"
+
+
 def test_the_set_up_is_the_same_everywhere():
     assert len({setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in NAMES}) == 1
 

@@ -11,13 +11,15 @@ import weakref
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from lib import checkpoint, train
+from lib import cards, checkpoint, room, train
 from lib.base import Base, load_base
 from lib.methods import as_saved, at_rest, load_run
 from lib.photos import load_dataset
 from lib.record import NotFinite
+from lib.runs import alone
 from lib.settings import BadInput, write_json
 from lib.step import Step
 from tests.conftest import ROOT
@@ -75,6 +77,7 @@ def kill(*_):
         ("lora", {"text_encoder_rate": 1e-4, "prior": "teacher"}),
         ("lora", {"quantize": "nf4", "optimizer": "adamw8bit"}),
         ("lora", {"quantize": "int8"}),
+        ("lora", {"dora": True, "targets": "all"}),
         ("dreambooth", {}),
         ("dreambooth", {"optimizer": "adamw8bit"}),
         ("dreambooth", {"weights": "bf16"}),
@@ -173,6 +176,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_nothing_is_lost(make, mon
 def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_one(make, dataset, tmp_path, capsys):
     run = train.train(make())
     stamp, seen = (run / "adapter.safetensors").stat().st_mtime_ns, []
+    (run / "checkpoint").mkdir()  # as if killed between the result and the tidying up
     assert train.train(make(), watchers=[seen.append]) == run and not seen
     assert (run / "adapter.safetensors").stat().st_mtime_ns == stamp and "trained already" in capsys.readouterr().out
     shutil.copytree(dataset.root, tmp_path / "moved")
@@ -188,6 +192,51 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     assert (tmp_path / "lora_before_2" / "adapter.safetensors").is_file()
 
 
+def test_a_folder_of_the_users_own_is_never_cleared(make, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "holiday").mkdir(parents=True)
+    for said, words in ({"editor.fontSize": 12}, "exists and is no run folder"), (None, "holds holiday, which no training makes"):
+        settings = make(output=str(folder))
+        write_json(folder / "settings.json", said) if said else settings.save(folder / "settings.json")
+        before = (folder / "settings.json").read_text()
+        with pytest.raises(BadInput, match=words):
+            train.train(settings)
+        assert (folder / "holiday").is_dir() and (folder / "settings.json").read_text() == before
+
+
+@pytest.mark.parametrize("left", ["settings.json.123.part", "samples", ".ipynb_checkpoints"])
+def test_what_a_killed_process_or_a_notebook_left_in_a_new_folder_is_no_hindrance(make, tmp_path, left):
+    run = tmp_path / "lora"
+    run.mkdir()
+    if left.endswith(".part"):
+        (run / left).touch()
+    else:
+        make(steps=2).save(run / "settings.json")
+        (run / left).mkdir()
+    train.train(make(steps=2))
+    assert weights(run) and (run / left).exists() == (not left.endswith(".part"))
+
+
+def test_settings_that_are_refused_leave_a_finished_run_where_it_is(make, tmp_path):
+    run = train.train(make())
+    stamp = (run / "adapter.safetensors").stat().st_mtime_ns
+    with pytest.raises(BadInput, match="There is no base model"):
+        train.train(make().replace(base=str(tmp_path / "pockett")))
+    assert train.train(make()) == run and (run / "adapter.safetensors").stat().st_mtime_ns == stamp
+    (run / "adapter.safetensors").write_bytes(b"cut off")
+    train.train(make())
+    assert weights(run), "weights that are not as long as they were are trained again"
+
+
+def test_a_link_is_a_run_folder_too(make, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    settings = make(output=str(tmp_path / "link"), steps=2)
+    assert in_child(lambda: train.train(settings, watchers=[kill])) == -signal.SIGKILL
+    train.train(settings)
+    assert weights(tmp_path / "disk")
+
+
 def test_two_trainings_do_not_share_a_run_folder(make, tmp_path):
     refused = []
 
@@ -200,6 +249,24 @@ def test_two_trainings_do_not_share_a_run_folder(make, tmp_path):
     assert len(refused) == 2 and len(losses(run)) == 2 and [p.name for p in tmp_path.iterdir() if "lora" in p.name] == ["lora"]
     killed = in_child(lambda: train.train(make(seed=1, steps=2), watchers=[kill]))
     assert killed == -signal.SIGKILL and len(losses(train.train(make(seed=1, steps=2)))) == 2, "a dead process holds nothing"
+
+
+def test_a_lock_that_cannot_stand_beside_the_folder_holds_all_the_same(tmp_path, monkeypatch):
+    import filelock
+
+    acquire = filelock.FileLock.acquire
+
+    def beside(lock, *more, **options):
+        if str(tmp_path) in lock.lock_file:
+            raise PermissionError("read-only")
+        return acquire(lock, *more, **options)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", beside)
+    with alone(tmp_path / "run"):
+        with pytest.raises(BadInput, match="Another training"), alone(tmp_path / "run"):
+            pass
+    with alone(tmp_path / "run"):
+        pass
 
 
 def test_a_run_of_a_version_that_did_not_know_a_setting_is_not_taken_for_todays(make, tmp_path):
@@ -231,7 +298,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_none_whole_is_refu
     whole = train.train(make(output=str(tmp_path / "whole")))
     settings = make(save_every=2)
     run = train.train(settings, watchers=[stop_at(5)])
-    newest, before = checkpoint.Checkpoints(run, settings, {}, "").all()
+    newest, before = sorted((run / "checkpoint").iterdir(), reverse=True)
     assert (newest.name, before.name) == ("step_000005", "step_000004")
     broken = bytearray((newest / "weights.safetensors").read_bytes())
     broken[-3] ^= 1
@@ -247,6 +314,62 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_none_whole_is_refu
     write_json(run / "checkpoint" / "step_000004" / "state.json", {"format": "someone else's"})
     with pytest.raises(BadInput, match="delete that folder"):
         train.train(settings)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"device": "cuda in bfloat16"}, "at step 3 on cuda in bfloat16, and cpu in float32 draws other random numbers: go on there, or"),
+    ({"settings": {"seed": 7}}, "of another training, by .*: delete that folder"),
+    ({"subject": {}}, "of another training, by the subject's words: delete that folder"),
+])  # fmt: skip
+def test_a_foreign_checkpoint_is_refused_in_a_sentence(make, changes, said):
+    run = train.train(make(), watchers=[stop_at(3)])
+    path = run / "checkpoint" / "step_000003" / "state.json"
+    state = json.loads(path.read_text()) | changes
+    write_json(path, state | {"own": checkpoint.digest(state)})
+    with pytest.raises(BadInput, match=said):
+        train.train(make())
+
+
+@pytest.mark.parametrize("changes", [{"step": 5}, {"rows": []}, {"sha256": {}}, {"base": "another"}])
+def test_a_state_that_is_not_as_it_was_written_counts_as_damaged(make, tmp_path, capsys, changes):
+    whole = train.train(make(output=str(tmp_path / "whole")))
+    run = train.train(make(save_every=2), watchers=[stop_at(3)])
+    path = run / "checkpoint" / "step_000003" / "state.json"
+    write_json(path, json.loads(path.read_text()) | changes)
+    assert same(train.train(make(save_every=2)), whole) and "step_000003 is damaged (state.json is not" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(make, monkeypatch):
+    made, replace = [], os.replace
+    monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: (made.append(str(b)), replace(a, b)))
+    train.train(make(save_every=3), watchers=[stop_at(3)])
+    assert sum(name.endswith("step_000003") for name in made) == 1
+
+
+@pytest.mark.parametrize("moment", ["before the samples", "within one"])
+def test_a_process_killed_at_its_samples_draws_them_when_it_goes_on(make, tmp_path, moment):
+    settings = make(save_every=2, sample_every=2, sample_steps=1)
+
+    def cut_short():
+        save, saved = Image.Image.save, []
+
+        def dies(image, path, *more):
+            if len(saved) == 5:  # the second of step 4
+                if moment == "within one":
+                    path.write_bytes(b"\x89PNG")
+                kill()
+            saved.append(path)
+            save(image, path, *more)
+
+        Image.Image.save = dies
+        train.train(settings)
+
+    assert in_child(cut_short) == -signal.SIGKILL
+    run = train.train(settings)
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step_{at:04d}_{k}.png" for at in (2, 4, 6) for k in range(4)]
+    for path in (run / "samples").iterdir():
+        with Image.open(path) as image:
+            image.load()
 
 
 @pytest.mark.parametrize("part, layer", [("unet", "conv_in"), ("vae", "quant_conv")])
@@ -320,6 +443,56 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(make, tmp_
     said = capsys.readouterr().out
     assert "memory ran out at step 5" in said and "gradient checkpointing" in said and "after step 3" in said
     assert same(whole, run) and json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"] == "largest"
+
+
+def test_ctrl_c_in_a_step_for_which_memory_does_not_suffice_ends_at_the_last_checkpoint(make, tmp_path, monkeypatch, capsys):
+    loss = Step.loss
+
+    def short(self, *inputs):
+        if self.taken == at:
+            signal.raise_signal(signal.SIGINT)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(self, *inputs)
+
+    monkeypatch.setattr(Step, "loss", short)
+    at = 2
+    with pytest.raises(KeyboardInterrupt):  # nothing to go on from
+        train.train(make(save_every=3, output=str(tmp_path / "none")))
+    assert "memory ran out at step 3: beginning anew with" in capsys.readouterr().out
+    at = 4
+    run = train.train(make(save_every=3))
+    assert len(losses(run)) == 3 and weights(run) and "going on from the last checkpoint with" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_while_the_base_is_read_again_is_told_in_a_sentence(make, monkeypatch):
+    def short(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Step, "loss", short)
+    monkeypatch.setattr(Base, "renew", short)
+    with pytest.raises(BadInput, match="Memory ran out while the base model was loaded again"):
+        train.train(make())
+
+
+def test_on_a_cpu_too_a_recipe_is_chosen_that_fits(make, monkeypatch, capsys):
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    monkeypatch.setattr(cards, "free_memory", lambda: 9 * 2**20)
+    monkeypatch.setattr(cards, "weigh", lambda s, *_: {"bytes": (20 if s.checkpointing == "none" else 5) * 2**20, "caching_bytes": 0})
+    run = train.train(make(steps=2))
+    assert "Chosen: gradient checkpointing of the largest transformers: it takes 5 MiB" in capsys.readouterr().out
+    assert json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"] == "largest"
+    monkeypatch.setattr(cards, "weigh", lambda *_: {"bytes": 2**40, "caching_bytes": 0})
+    with pytest.raises(BadInput, match="No recipe for lora on .* fits this machine: the smallest takes 1024.0 GiB"):
+        train.train(make(steps=3))
+
+
+def test_free_memory_is_what_the_control_group_leaves(monkeypatch):
+    files = {"/proc/self/cgroup": "0::/job", "/sys/fs/cgroup/job/memory.max": "3000", "/sys/fs/cgroup/job/memory.current": "2000",
+             "/sys/fs/cgroup/job/memory.stat": "anon 5\ninactive_file 500\n"}
+    monkeypatch.setattr(room.Path, "read_text", lambda path, *_: files[str(path)])
+    assert room.free_memory() == 1500
+    files["/sys/fs/cgroup/job/memory.max"] = "max\n"
+    assert room.free_memory() > 2**28, "no limit: the machine's own"
 
 
 def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, monkeypatch):
@@ -408,9 +581,9 @@ def test_at_the_foot_of_the_ladder_the_error_stands(make, monkeypatch):
 def test_a_disk_too_small_is_told_before_the_first_step(make, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(Step, "loss", None)
-    with pytest.raises(BadInput, match="up to .* with its checkpoints, which save_every 0 leaves out: free"):
+    with pytest.raises(BadInput, match="has 0 MiB left, and .* up to .* MiB with its checkpoints, which save_every 0 leaves out: free"):
         train.train(make())
-    with pytest.raises(BadInput, match="takes up to [0-9.]+ GiB: free some space or choose another output"):
+    with pytest.raises(BadInput, match="takes up to [0-9]+ MiB: free some space or choose another output"):
         train.train(make(save_every=0))
 
 
@@ -426,6 +599,30 @@ def test_a_disk_that_fills_up_costs_the_checkpoint_but_not_the_training(make, tm
     assert in_child(small_disk) == 0
     assert "no checkpoint could be written at step 2" in capfd.readouterr().out
     assert not list((tmp_path / "lora").glob("checkpoint/.step*"))
+
+
+def test_a_training_goes_on_bit_for_bit_once_the_disk_has_room_again(make, tmp_path, capfd):
+    whole, settings = train.train(make(output=str(tmp_path / "whole"))), make(save_every=2)
+
+    def fills_up():
+        def fill(state):
+            if state.step == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+        train.train(settings, watchers=[fill])
+
+    assert in_child(fills_up) == 1 and "free some space" in capfd.readouterr().err
+    assert same(train.train(settings), whole) and "going on after step 2" in capfd.readouterr().out
+
+
+def test_what_a_watcher_raises_is_not_told_as_a_full_disk(make):
+    with pytest.raises(FileNotFoundError, match="none"):
+        train.train(make(), watchers=[lambda state: open("/none")])
+
+
+def test_without_checkpoints_a_stop_leaves_none_and_says_so(make, capsys):
+    run = train.train(make(save_every=0), watchers=[stop_at(3)])
+    assert weights(run) and not (run / "checkpoint").exists() and "the same settings would begin anew" in capsys.readouterr().out
 
 
 def test_a_disk_that_cannot_even_take_the_result_is_told_in_one_sentence(make, tmp_path, capfd):
