@@ -81,15 +81,15 @@ class Checkpoints:
                     files[f"{name}.safetensors"] = hashlib.file_digest(file, "sha256").hexdigest()
             state = self.about | {"step": step.taken, "rows": log.rows, "peak": peak, "peak_cuda": clock.peak, "sha256": files}
             write_json(part / "state.json", state | {"own": digest(state)})
-            shutil.rmtree(target, ignore_errors=True)
+            for old in (target, *self.damaged):  # one of which may be of this very step
+                shutil.rmtree(old, ignore_errors=True)
             os.replace(part, target)
-            self.last = step.taken
+            self.last, self.damaged = step.taken, []
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
             say(f"no checkpoint could be written at step {step.taken} ({str(error).splitlines()[0]}): free some space")
-        else:
-            for old in (*self.damaged, *self.all()[KEPT:]):
-                shutil.rmtree(old, ignore_errors=True)
+        for old in self.all()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
         self.cost, self.written = time.perf_counter() - began, clock.total
         return self.last == step.taken
 

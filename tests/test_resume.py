@@ -339,6 +339,15 @@ def test_a_state_that_is_not_as_it_was_written_counts_as_damaged(make, tmp_path,
     assert same(train.train(make(save_every=2)), whole) and "step_000003 is damaged (state.json is not" in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_makes_way_for_a_whole_one_of_the_same_step(make):
+    settings = make(save_every=2)
+    run = train.train(settings, watchers=[stop_at(4)])
+    (run / "checkpoint" / "step_000004" / "weights.safetensors").write_bytes(b"cut off")
+    train.train(settings, watchers=[stop_at(5)])
+    assert [p.name for p in sorted((run / "checkpoint").iterdir())] == ["step_000004", "step_000005"], "and both are whole:"
+    assert all((p / "weights.safetensors").stat().st_size > 100 for p in (run / "checkpoint").iterdir())
+
+
 def test_a_checkpoint_that_is_there_is_not_written_again(make, monkeypatch):
     made, replace = [], os.replace
     monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: (made.append(str(b)), replace(a, b)))
