@@ -178,6 +178,16 @@ def run(work, name, program, steps, environment=None, launcher=()):
     return found | timings(found.pop("ends"), start, time.time())
 
 
+def one(work, name, field, scripts, method, kind, who, steps, **changes):
+    """One training of one contestant, watched; `changes` are of our settings."""
+    if who in RECIPES[method]:
+        settings = Path(work) / f"{name}_settings.json"
+        ours(field, method, kind, who, steps, Path(work) / name, **changes).save(settings)
+        return run(work, name, ["lib.train", settings], steps)
+    command, environment = theirs(scripts, field, method, kind, who, steps, Path(work) / name)
+    return run(work, name, command, steps, environment, accelerate_launch() if who == "launched" else ())
+
+
 def begin(work, name, program, steps, environment=None, launcher=()):
     """Start what `run` runs, and do not wait for it. Returns the process."""
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}

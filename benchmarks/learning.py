@@ -11,6 +11,7 @@ overfitting that our recipe reaches sooner: its lowest point on the way is no hi
 """
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 from lib.base import load_base
@@ -22,7 +23,7 @@ from lib.samples import SAMPLE_PLACES
 from lib.settings import PRESETS, Settings
 from lib.train import train
 
-from .contestants import DOCUMENTED, FULL, load_result, ours, run, theirs
+from .contestants import DOCUMENTED, FULL, load_result, one, ours, run, theirs
 
 LEVEL = 0.5  # the set fidelity: this share of the way from the untouched base to the real photos' own score
 SEEDS, SAMPLING = (700, 701), {"steps": 15, "guidance": 4.0}
@@ -70,7 +71,7 @@ def learn(work, field, scripts, cells):
         curves.append(_theirs(work, field, scripts, method, "best", scales, STEPS, our_rate, EVERY))
         print([{k: v for k, v in c.items() if k != "points"} | {"last": c["points"][-1]} for c in curves[-5:]], flush=True)
     for curve in curves:
-        times = next(c for c in cells if (c["method"], c["photos"], c["who"]) == (curve["method"], "small", curve["timed_as"]))
+        times = cell(cells, curve["method"], curve["timed_as"])
         first, step = times["first"]["median"], times["step"]["median"]
         points = [untouched | {"seconds": first - step}] + [p | {"seconds": first + (p["step"] - 1) * step} for p in curve["points"]]
         curve |= {"points": points, "seconds_to_level": seconds_to(points, level)}
@@ -82,24 +83,20 @@ def whole(work, field, scripts, cells):
     """Trainings of `FULL` steps by their documented recipe and rate, from start to exit: [{method, who, seconds, what the race's `cells`
     estimated, loss_train, loss_held_out}]."""
     scales, found = Scales(load_base(str(field.base)), field.data["small"]), []
-    for method, documented in DOCUMENTED.items():
-        for who in ("like", "documented", "best"):
-            name = f"whole_{method}_{who}"
-            output = Path(work) / name
-            if who == "like":
-                settings = Path(work) / f"{name}_settings.json"
-                ours(field, method, "small", who, FULL, output, **THEIRS, learning_rate=documented["rate"]).save(settings)
-                command, environment = ["lib.train", settings], {}
-            else:
-                command, environment = theirs(scripts, field, method, "small", who, FULL, output)
-            seconds = run(work, name, command, FULL, environment)["whole"]
-            estimate = next(c for c in cells if (c["method"], c["photos"], c["who"]) == (method, "small", who))
-            losses = scales.losses(load_result(output, load_base(str(field.base))))
-            found.append({"method": method, "who": who, "seconds": seconds, "estimate": estimate["whole"]["median"] - estimate["prepare"]}
-                         | losses)
-            shutil.rmtree(output)
-            print(found[-1], flush=True)
+    for method, who in product(DOCUMENTED, ("like", "documented", "best")):
+        name, changes = f"whole_{method}_{who}", THEIRS | {"learning_rate": DOCUMENTED[method]["rate"]}
+        seconds = one(work, name, field, scripts, method, "small", who, FULL, **changes)["whole"]
+        losses, estimate = scales.losses(load_result(Path(work) / name, load_base(str(field.base)))), cell(cells, method, who)
+        found.append({"method": method, "who": who, "seconds": seconds, "estimate": estimate["whole"]["median"] - estimate["prepare"]}
+                     | losses)
+        shutil.rmtree(Path(work) / name)
+        print(found[-1], flush=True)
     return found
+
+
+def cell(cells, method, who):
+    """What the race found for a contestant with small photos."""
+    return next(c for c in cells if (c["method"], c["photos"], c["who"]) == (method, "small", who))
 
 
 def _ours(work, field, method, scales, who, recipe, changes):

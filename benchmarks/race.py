@@ -47,7 +47,7 @@ from lib.record import device_name, versions
 from lib.settings import BadInput, write_json
 
 from . import contestants, racetable
-from .contestants import DOCUMENTED, FULL, SCRIPTS, SDXL, lay_out, ours, run, theirs
+from .contestants import DOCUMENTED, FULL, SCRIPTS, SDXL, lay_out, one, run, theirs
 from .sections import README, into_file, middle
 
 RESULTS = ROOT / "benchmarks" / "results" / "race.json"
@@ -78,17 +78,18 @@ def tune(work, field, scripts, steps):
     the seconds a step of each."""
     found = []
     for method, kind in product(METHODS, field.photos):
+        tried = {}
 
-        def seconds(*flags):
+        def attempt(*flags):
             field.best[method, kind], name = flags, f"tune_{method}_{kind}_{'_'.join(map(str, flags))}"
             command, environment = theirs(scripts, field, method, kind, "best", steps, Path(work) / name)
-            step = run(work, name, command, steps, environment)["step"]
-            found.append({"method": method, "photos": kind, "workers": flags[0], "eight_bit": flags[1], "step": step})
-            return step
+            tried[flags] = run(work, name, command, steps, environment)["step"]
 
-        workers = min(WORKERS, key=lambda number: seconds(number, False))
-        alone = found[-len(WORKERS) + WORKERS.index(workers)]["step"]
-        field.best[method, kind] = workers, seconds(workers, True) < alone
+        for workers in WORKERS:
+            attempt(workers, False)
+        attempt(min(tried, key=tried.get)[0], True)
+        field.best[method, kind] = min(tried, key=tried.get)
+        found += [{"method": method, "photos": kind, "workers": w, "eight_bit": bits, "step": step} for (w, bits), step in tried.items()]
     return found
 
 
@@ -108,16 +109,6 @@ def measure(work, field, scripts, rounds, steps, cells):
                 found[method, kind, who] = str(error)
             print(name, found[method, kind, who][-1:], flush=True)
     return found
-
-
-def one(work, name, field, scripts, method, kind, who, steps):
-    """One training of one contestant, watched."""
-    if who in contestants.RECIPES[method]:
-        settings = Path(work) / f"{name}_settings.json"
-        ours(field, method, kind, who, steps, Path(work) / name).save(settings)
-        return run(work, name, ["lib.train", settings], steps)
-    command, environment = theirs(scripts, field, method, kind, who, steps, Path(work) / name)
-    return run(work, name, command, steps, environment, contestants.accelerate_launch() if who == "launched" else ())
 
 
 def summary(found, field):

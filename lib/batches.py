@@ -4,10 +4,10 @@ A batch is of one size, so that it is one tensor: photos of one bucket (`lib/buc
 """
 
 import torch
-from PIL import Image
 from torch.utils._pytree import tree_map
 
 from .buckets import bucket
+from .decode import upright
 from .settings import BadInput
 
 
@@ -17,7 +17,7 @@ def cache_latents(base, items, encoded=True):
     Means and deviations are lists of [1, C, h, w], one an item. With encoded=False the captions stay token ids, for text encoders that
     train (see `Base.conditions`).
     """
-    images = [picture(item.path) for item in items]
+    images = [upright(item.path) for item in items]
     mean, std, said = [None] * len(items), [None] * len(items), []
     for size in dict.fromkeys(image.size for image in images):
         where = [k for k, image in enumerate(images) if image.size == size]
@@ -32,15 +32,6 @@ def cache_latents(base, items, encoded=True):
     rows = sorted(set(said))
     conditions = base.conditions([text for text, _ in rows], [size for _, size in rows], encoded)
     return mean, std, conditions, torch.tensor([rows.index(one) for one in said], device=base.device)
-
-
-def picture(path):
-    """The picture in a file, RGB. Raises BadInput if there is none in it."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read as a picture ({error}): prepare the data set again with notebook 01.") from None
 
 
 def gather(base, sources, batch, train_steps):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from .settings import BadInput
 
@@ -68,6 +68,19 @@ def open_photo(path, size=None, side=None):
         rgb, full = rgb.transpose(TURNS[turn]), full[::-1] if turn >= 5 else full
     rgb.info = {}
     return rgb, full, kind, mode, tuple(findings)
+
+
+def upright(picture):
+    """A picture (PIL or path) as an upright RGB image: EXIF rotation applied, transparency on white. BadInput if it cannot be read."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on missing, foreign and damaged files
+        raise BadInput(f"The picture {picture} cannot be read ({error}): make it again or restore it.") from error
 
 
 def cut(path, crop, size):

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map
 
 from .base import LARGEST_BATCH
 from .batches import at_steps
+from .decode import upright
 from .fidelity import finite
-from .judge import upright
 from .methods import at_rest
 from .settings import BadInput
 from .step import diffusion_loss

@@ -13,27 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .base import quiet
+from .decode import upright
 from .settings import BadInput
 
 FOLDER = Path(__file__).parents[1] / "data" / "judge"
 PAIRS = {"pocket": (FOLDER / "clip", FOLDER / "identity"), "real": ("openai/clip-vit-base-patch32", "facebook/dino-vits16")}
 BATCH = 64
-
-
-def upright(picture):
-    """A picture (PIL or path) as an upright RGB image: EXIF rotation applied, transparency on white. BadInput if it cannot be read."""
-    try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on missing, foreign and damaged files
-        raise BadInput(f"The picture {picture} cannot be read ({error}): make it again or restore it.") from error
 
 
 def _load(kind, name):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .judge import upright
+from .decode import upright
 
 MEGABYTES = 233  # AlexNet, all of it; LPIPS needs its convolutions
 

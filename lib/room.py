@@ -18,13 +18,14 @@ A_NUMBER, A_PIXEL, FAR = 20, 8192, 0.5
 
 def choose_recipe(recipe, base):
     """The recipe itself, or the least slow one below it that there is memory for, which is said. Raises BadInput where there is none."""
-    held = sum(p.nbytes for p in base.pipe.unet.parameters())
+    held = 0
     if base.device.type == "cuda":
         base.pipe.unet.to("cpu")  # until it is needed, if it was: pictures are encoded without it
         reclaim(base.device)
-        held = 0
     elif is_small(recipe, base):
         return recipe
+    else:
+        held = sum(p.nbytes for p in base.pipe.unet.parameters())
     from .cards import choose_for
 
     recipe, sentence = choose_for(recipe, base.device, held)

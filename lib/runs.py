@@ -67,17 +67,23 @@ def look(settings, dataset):
     run = Path(settings.output).expanduser()
     if run.exists() and not run.is_dir() or _names(run) and not {"method", "data", "output"} <= _read(run / "settings.json").keys():
         raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
-    same, finished, worth = _look(run, settings, data_hash(dataset))
-    if not worth and (others := [name for name in _names(run) if not _made(name) and name[0] != "."]):
+    if not _worth(run) and (others := [name for name in _names(run) if not _made(name) and name[0] != "."]):
         raise BadInput(f"Output {run} holds {others[0]}, which no training makes: choose another folder.")
-    return run, "finished" if same and finished else "cut short" if same and any((run / "checkpoint").glob("step_*")) else "new"
+    old, found = (_read(run / name) for name in ("settings.json", "metrics.json"))
+    # A setting that an older version of this project did not know may have had another value than today's default.
+    if any(name not in old or old[name] != value for name, value in asdict(settings).items() if name not in ELSEWHERE):
+        return run, "new"
+    whole = found.get("file_bytes") == weight_bytes(run) > 0 and found.get("data_sha256") == data_hash(dataset)
+    if whole and not found.get("stopped_early"):
+        return run, "finished"
+    return run, "cut short" if _checkpoints(run) else "new"
 
 
 def make_ready(run, settings):
     """Make the folder of a new run. What a run of other settings or data has left there is renamed to <name>_before_1 (2, ...), which is
     said; where nothing was learnt yet, what is there is cleared. Raises BadInput where nothing can be written."""
     try:
-        if _look(run, settings, None)[2]:
+        if _worth(run):
             _set_aside(run)
         for name in filter(_made, os.listdir(run) if run.is_dir() else ()):
             if name != "settings.json":  # which is replaced in one move: without it the folder would be no run's
@@ -112,15 +118,13 @@ def _made(name):
     return any(fnmatch(name, one) for one in MADE)
 
 
-def _look(run, settings, data):
-    """(trained by the same settings, finished on the same data, holding something that someone may want)."""
-    old, found = (_read(run / name) for name in ("settings.json", "metrics.json"))
-    # A setting that an older version of this project did not know may have had another value than today's default.
-    same = all(name in old and old[name] == value for name, value in asdict(settings).items() if name not in ELSEWHERE)
-    weights = weight_bytes(run)
-    whole = bool(weights) and weights == found.get("file_bytes")
-    finished = whole and found.get("data_sha256") == data and not found.get("stopped_early")
-    return same, finished, bool(weights or found) or any((run / "checkpoint").glob("step_*"))
+def _checkpoints(run):
+    return any((run / "checkpoint").glob("step_*"))
+
+
+def _worth(run):
+    """Whether a folder holds something that someone may want."""
+    return bool(weight_bytes(run) or _read(run / "metrics.json")) or _checkpoints(run)
 
 
 def _read(path):

@@ -1,7 +1,8 @@
 """What is looked at along a training, off its clock: fixed-seed samples, and what else is left out where memory does not suffice."""
 
-from PIL import Image
+from contextlib import suppress
 
+from .decode import upright
 from .ladder import out_of_memory
 from .memory import reclaim
 from .methods import as_saved, at_rest
@@ -22,13 +23,12 @@ def drawn_until(step, run):
     """[(step, its pictures)] that lie in a run folder, until `step`; later ones are deleted, for they will be drawn again."""
     drawn = {}
     for path in sorted((run / "samples").glob("step_[0-9]*_[0-9].png")):
-        at = int(path.stem.split("_")[1])
-        try:
-            if at > step:
-                raise OSError
-            with Image.open(path) as image:
-                drawn.setdefault(at, []).append(image.copy())
-        except OSError:  # or the process was killed while it wrote this one
+        at, image = int(path.stem.split("_")[1]), None
+        with suppress(BadInput):  # the process was killed while it wrote this one
+            image = upright(path) if at <= step else None
+        if image:
+            drawn.setdefault(at, []).append(image)
+        else:
             path.unlink()
     return sorted(drawn.items())
 

@@ -28,8 +28,9 @@ from .samples import draw, drawn_until, fits
 from .settings import BadInput, Settings, write_json
 from .step import Step
 
-# What an OSError says when a file cannot be written: no space, over quota or limit, a disk that fails or cannot be written, no permission.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+# What an OSError says when a file cannot be written, and what helps.
+UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), "free some space")
+UNWRITABLE |= dict.fromkeys((errno.EROFS, errno.EACCES), "make it writable")
 
 
 class State:
@@ -96,7 +97,7 @@ def fit(settings, base, dataset, run, new, watchers):
             except (OSError, SafetensorError) as error:
                 if isinstance(error, OSError) and error.errno not in UNWRITABLE:  # a watcher's own
                     raise
-                remedy = "make it writable" if getattr(error, "errno", None) in UNWRITABLE[-2:] else "free some space"
+                remedy = UNWRITABLE[getattr(error, "errno", errno.ENOSPC)]  # safetensors names none
                 reason = f"Run {run} cannot be written ({error})"
                 raise BadInput(f"{reason}: {remedy}, and train again by the same settings to go on.") from error
             except (RuntimeError, MemoryError) as error:
