@@ -39,7 +39,7 @@ pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results
 	@$(RUN) -m benchmarks.pocketbench $(ARGS)
 
 pocket: $(READY) ## train the pocket base again from nothing (hours on a CPU; resumes where it stopped)
-	@$(RUN) -m lib.pocket $(ARGS)
+	@$(RUN) -m pocket $(ARGS)
 
 clean:    ## remove what the set-up and the tools made; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

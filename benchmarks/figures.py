@@ -12,9 +12,9 @@ from benchmarks.studies import studies
 from lib import bench_figures, shipping, show, study_figures
 from lib.charts import NAMES
 from lib.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, shown
-from lib.pocket.subjects import bench_subjects
 from lib.settings import METHODS, BadInput
 from lib.study_rows import BUSY, read_bench, size, steps
+from pocket.subjects import bench_subjects
 
 ROOT = BENCH.parents[2]
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link

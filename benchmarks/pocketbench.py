@@ -33,13 +33,13 @@ from lib.judge import FOLDER as JUDGE
 from lib.lesson import draw_class_images
 from lib.methods import load_run
 from lib.photos import load_dataset, prepare, prompts, read_subject
-from lib.pocket.places import PHRASES
-from lib.pocket.subjects import bench_subjects
-from lib.pocket.world import render
 from lib.record import device_name, versions
 from lib.settings import BadInput, Settings, read_json, write_json
 from lib.sweep import name, read_table, sweep, write_table
 from lib.train import train
+from pocket.places import PHRASES
+from pocket.subjects import bench_subjects
+from pocket.world import render
 
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
 SEEDS = (1000, 1001, 1002, 1003)

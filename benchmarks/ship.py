@@ -28,11 +28,11 @@ from lib.extract import extract
 from lib.fidelity import evaluate
 from lib.methods import load_run, weight_bytes
 from lib.photos import load_dataset
-from lib.pocket.subjects import bench_subjects
 from lib.record import device_name, versions
 from lib.settings import METHODS, BadInput, read_json, write_json
 from lib.survival import Concept, likeness, likeness_together, shares
 from lib.sweep import name, read_table, sweep, write_table
+from pocket.subjects import bench_subjects
 
 RESULTS = ROOT / "data" / "results" / "shipping.csv"
 ROUNDS = 5  # of pictures that are timed

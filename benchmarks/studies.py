@@ -5,8 +5,8 @@ from dataclasses import fields
 from benchmarks import learning_rates
 from lib.ladder import recipes
 from lib.photos import KINDS
-from lib.pocket.objects import CLASSES
 from lib.settings import METHODS, Settings
+from pocket.objects import CLASSES
 
 RANKS = (1, 4, 16, 64)
 STEPS = Settings.steps  # of every training, the presets'

@@ -91,7 +91,7 @@ class StableDiffusionXL(Family):
 
 
 class Pocket(Family):
-    """The course's own small model: Stable Diffusion's parts around a VAE of twelve channels (`lib/pocket`)."""
+    """The course's own small model: Stable Diffusion's parts around a VAE of twelve channels (`pocket`)."""
 
     name, title, configs = "pocket", "the pocket base", str(POCKET)
 

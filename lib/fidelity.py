@@ -7,15 +7,16 @@ look at the pictures too.
 
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .judge import Judge, load_identity, load_judge, upright  # noqa: F401  (the measures and their judge are imported from here)
-from .pocket.places import PHRASES
-from .settings import BadInput
+from .settings import BadInput, read_json
 
-PLACES = tuple(PHRASES.values())
+WORLD = read_json(Path(__file__).resolve().parent.parent / "data" / "prompts" / "world.json")  # what the pocket base learnt to draw
+CLASSES, PLACES = tuple(WORLD["classes"]), tuple(WORLD["places"])
 GREY = (127, 127, 127)  # stands in for the background of a masked photo
 
 
@@ -182,20 +183,3 @@ def prior_similarity(base, dataset, judge, class_prompt, seeds, **sampling):
     """
     images = base.generate([class_prompt] * len(seeds), list(seeds), **sampling)
     return similarity(judge.identity(images), judge.identity([i.path for i in dataset.train]))
-
-
-def read_scene(judge, pictures):
-    """What the judge's CLIP sees in each picture: dicts {"class", "color", "place", "sure"}, zero-shot over the world's prompts.
-
-    All class x color x place prompts compete; each attribute is the one with the largest share, "sure" the smallest of the three.
-    """
-    from .pocket.objects import CLASSES
-    from .pocket.world import COLORS, PHRASES, prompt
-
-    names = list(CLASSES), list(COLORS), list(PHRASES)
-    texts = judge.clip_texts([prompt(kind, color, place) for kind in names[0] for color in names[1] for place in names[2]])
-    scale = judge.clip_images.model.logit_scale.exp().item()
-    share = (scale * judge.clip_images(pictures) @ texts.T).softmax(1).reshape(-1, *map(len, names))
-    best = [share.sum([d for d in (1, 2, 3) if d != axis]).max(1) for axis in (1, 2, 3)]
-    return [{key: names[a][int(best[a].indices[i])] for a, key in enumerate(("class", "color", "place"))} |
-            {"sure": min(float(b.values[i]) for b in best)} for i in range(len(pictures))]

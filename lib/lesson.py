@@ -85,9 +85,8 @@ def class_prompts(dataset, count=CLASS_IMAGES):
     What a style or a light is laid over is told by the captions, so there they are the captions without it.
     """
     from .captions import class_caption
-    from .fidelity import PLACES
+    from .fidelity import CLASSES, PLACES
     from .photos import prompts
-    from .pocket.objects import CLASSES
 
     subject = dataset.subject
     if subject.kind in ("style", "lighting"):
@@ -150,7 +149,7 @@ def tell_limits(base, subject):
 
     `subject` is the `Subject`; the examples are told by who made them.
     """
-    if base.name == "pocket" and "lib.pocket" not in subject.made_by:
+    if base.name == "pocket" and "pocket.subjects" not in subject.made_by:
         print("These are your own pictures, and the pocket base is a small model of drawings at 64 x 64 pixels. It can show whether "
               "colours, rough shape and markings of your subject are learnt and carried to new places, and how the two methods differ "
               "in time, memory and file size. It cannot show a photograph: no texture, no fine detail, no true light, and every place "

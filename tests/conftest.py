@@ -19,7 +19,7 @@ def tiny_folder(tmp_path_factory):
     from transformers import CLIPTextModel
 
     from lib.base import quiet
-    from lib.pocket import clip, unet, vae
+    from pocket import clip, unet, vae
 
     quiet()
     torch.manual_seed(0)

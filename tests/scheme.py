@@ -152,7 +152,7 @@ def tiny_pipeline(family, folder):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from lib.base import quiet
-    from lib.pocket.clip import make_tokenizer
+    from pocket.clip import make_tokenizer
 
     quiet()
     torch.manual_seed(0)

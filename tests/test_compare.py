@@ -15,9 +15,9 @@ from lib.compare import WEIGHTS, Comparison, Run, add_shares, choose_judge, comp
 from lib.fidelity import check_prompts
 from lib.judge import PAIRS
 from lib.photos import KINDS, Subject, prepare
-from lib.pocket.world import render, sample_scene
 from lib.settings import BadInput
 from lib.tables import COLUMNS, cells, certificate_rows, table, verdict, write_summary
+from pocket.world import render, sample_scene
 
 METRICS = {"seconds_per_step": 0.1, "train_seconds": 30.0, "peak_bytes": 3 * 2**20, "file_bytes": 2**19, "device": "cpu",
            "versions": {"torch": "2"}}

@@ -11,8 +11,8 @@ from PIL import Image
 from lib.base import LARGEST_BATCH, load_base
 from lib.drift import FixedNoise, Predictions, fixed_noise, fixed_noise_loss, predict, prediction_cache, prediction_drift
 from lib.methods import at_rest, trainable
-from lib.pocket.world import render, sample_scene
 from lib.settings import BadInput, Settings
+from pocket.world import render, sample_scene
 
 
 @pytest.fixture(scope="module")

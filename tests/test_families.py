@@ -404,7 +404,7 @@ def full_size(folder):
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from lib.pocket import clip
+    from pocket import clip
 
     tokenizer = clip.make_tokenizer()
     tokenizer.model_max_length = 77

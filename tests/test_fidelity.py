@@ -16,7 +16,6 @@ from lib.fidelity import (
     evaluate,
     evaluation_prompts,
     finite,
-    read_scene,
     real_row,
     score,
     similarity,
@@ -24,10 +23,11 @@ from lib.fidelity import (
     subject_alone,
 )
 from lib.judge import FOLDER, load_identity, load_judge
-from lib.pocket.identity import TEST_GROUPS, area_under_curve, certificate
-from lib.pocket.lookalikes import group
-from lib.pocket.world import held_out, render, sample_scene
 from lib.settings import BadInput
+from pocket.identity import TEST_GROUPS, area_under_curve, certificate
+from pocket.lookalikes import group
+from pocket.measure import read_scene
+from pocket.world import held_out, render, sample_scene
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import foreign
 import pytest
 
 from lib.base import load_base
-from lib.fidelity import PLACES, evaluate, evaluation_prompts, load_judge, read_scene
+from lib.fidelity import PLACES, evaluate, evaluation_prompts, load_judge
 from lib.lesson import draw_class_images
 from lib.methods import load_run
 from lib.photos import prepare
-from lib.pocket.places import PHRASES
 from lib.settings import Settings
 from lib.train import train
+from pocket.measure import read_scene
+from pocket.places import PHRASES
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lib.pocket import clip, vae
-from lib.pocket.measure import held_out_triples, obedience, open_square, readme
-from lib.pocket.objects import ACCESSORIES, CLASSES, HEAD
-from lib.pocket.pictures import picture, pool
-from lib.pocket.places import PHRASES
-from lib.pocket.stage import Stage, rate
-from lib.pocket.unet import make_scheduler
-from lib.pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
+from pocket import clip, vae
+from pocket.measure import held_out_triples, obedience, open_square, readme
+from pocket.objects import ACCESSORIES, CLASSES, HEAD
+from pocket.pictures import picture, pool
+from pocket.places import PHRASES
+from pocket.stage import Stage, rate
+from pocket.unet import make_scheduler
+from pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
 
 POCKET = ROOT / "data" / "pocket"
 
@@ -177,3 +177,8 @@ def test_the_vae_still_reconstructs_the_example_subjects():
 
 def test_the_readme_of_the_base_says_what_was_measured():
     assert (POCKET / "README.md").read_text() == readme(json.loads((POCKET / "measured.json").read_text()))
+
+
+def test_the_world_in_words_is_the_world_that_is_drawn():
+    world = json.loads((POCKET.parent / "prompts" / "world.json").read_text())
+    assert (world["classes"], world["places"]) == (list(CLASSES), list(PHRASES.values()))

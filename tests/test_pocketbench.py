@@ -8,9 +8,9 @@ from benchmarks import pocketbench as bench
 from benchmarks import studies as plans
 from lib import recipes
 from lib.photos import load_dataset, prepare
-from lib.pocket.subjects import bench_subjects
 from lib.settings import BadInput, read_json
 from lib.sweep import name, read_table
+from pocket.subjects import bench_subjects
 
 
 @pytest.fixture(scope="module")

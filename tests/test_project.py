@@ -93,7 +93,7 @@ def test_the_package_needs_the_same(floors):
         n: str(r) for n, r in floors.items() if n not in for_tests}
     assert {n: str(r) for n, r in requirements(project["project"]["optional-dependencies"]["test"]).items()} == {
         n: str(r) for n, r in floors.items() if n in for_tests}
-    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "lib").rglob("__init__.py")}
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for room in ("lib", "pocket") for path in (ROOT / room).rglob("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == folders
     assert project["project"]["license"] == "Apache-2.0"
     assert "Apache License" in read("LICENSE") and "limitations under the License" in read("LICENSE")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.pocket import figures, subjects
-from lib.pocket.clip import OTHER_WORDS
-from lib.pocket.objects import CLASSES
-from lib.pocket.places import PHRASES
-from lib.pocket.world import COLORS, RARE_WORDS, SIZE, render, sample_identity, sample_scene
+from pocket import figures, subjects
+from pocket.clip import OTHER_WORDS
+from pocket.objects import CLASSES
+from pocket.places import PHRASES
+from pocket.world import COLORS, RARE_WORDS, SIZE, render, sample_identity, sample_scene
 
 DATA = Path(__file__).parents[1] / "data"
 KINDS = ("character", "product", "clothing", "style", "pose", "lighting")

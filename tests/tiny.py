@@ -11,7 +11,7 @@ def make_tiny(family, folder, seed=0):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from lib.base import quiet
-    from lib.pocket import clip
+    from pocket import clip
 
     quiet()
     torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """What the pocket base and its judge can do, measured: `data/pocket/measured.json`, its grid of pictures and its README.
 
-python -m lib.pocket measure
+python -m pocket measure
 """
 
 import json
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..base import load_base
-from ..settings import write_json
+from lib.base import load_base
+from lib.settings import write_json
+
 from . import clip as clip_
 from .objects import CLASSES
 from .pictures import pool
@@ -64,6 +65,20 @@ def obedience(base, clip, tokenizer, count=512):
     return dict(zip(TARGETS, (round(float(r), 4) for r in right))), pictures
 
 
+def read_scene(judge, pictures):
+    """What the judge's CLIP sees in each picture: dicts {"class", "color", "place", "sure"}, zero-shot over the world's prompts.
+
+    All class x color x place prompts compete; each attribute is the one with the largest share, "sure" the smallest of the three.
+    """
+    names = list(CLASSES), list(COLORS), list(PHRASES)
+    texts = judge.clip_texts([prompt(kind, color, place) for kind in names[0] for color in names[1] for place in names[2]])
+    scale = judge.clip_images.model.logit_scale.exp().item()
+    share = (scale * judge.clip_images(pictures) @ texts.T).softmax(1).reshape(-1, *map(len, names))
+    best = [share.sum([d for d in (1, 2, 3) if d != axis]).max(1) for axis in (1, 2, 3)]
+    return [{key: names[a][int(best[a].indices[i])] for a, key in enumerate(("class", "color", "place"))} |
+            {"sure": min(float(b.values[i]) for b in best)} for i in range(len(pictures))]
+
+
 def judge_accuracy(clip, tokenizer, count=1024, plain=1.0):
     """Shares of class, colour and place that the judge reads rightly off held-out drawings of the world itself.
 
@@ -113,7 +128,7 @@ def readme(found):
         "# The pocket base",
         "",
         "A `StableDiffusionPipeline` of 64 x 64 pixels, trained from scratch by `make pocket` on a world that the project draws itself",
-        "(`lib/pocket/`): 12 classes of objects, 8 colours, 8 places.",
+        "(`pocket/`): 12 classes of objects, 8 colours, 8 places.",
         "Licence Apache-2.0; no photograph and nobody else's weights went into it.",
         "",
         f"![64 of the {found['prompts']} test prompts](grid.png)",
@@ -131,6 +146,6 @@ def readme(found):
         "",
         f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors. The foreign drawings are colour emoji of the Noto font on plain",
         "grounds, the photographs three subjects of the DreamBooth data set; neither is in the repository. Measured by",
-        "`python -m lib.pocket measure`.",
+        "`python -m pocket measure`.",
     ]
     return "\n".join(lines) + "\n"

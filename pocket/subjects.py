@@ -1,6 +1,6 @@
 """The example subjects: what a learner trains on before bringing photos. None of them can come out of the base's world.
 
-    python -m lib.pocket.subjects data/subjects      # draws all six folders again, the same to the pixel, and a sheet of them
+    python -m pocket.subjects data/subjects      # draws all six folders again, the same to the pixel, and a sheet of them
 
 A subject is six training pictures and two held out, each in another place. `garden` and `studio` are places that the base
 has no words for, as a user's kitchen would be. `bench_subjects` draws identities from the world's own grammar instead.
@@ -111,7 +111,7 @@ def picture(example, place, size=SIZE):
 def describe(example):
     """The subject.json of an example, as a dict."""
     return {"kind": example.kind, "class_noun": example.class_noun, "identifier": example.identifier, "license": LICENSE,
-            "made_by": "python -m lib.pocket.subjects data/subjects", "held_out": [f"{p}.png" for p in HELD_OUT],
+            "made_by": "python -m pocket.subjects data/subjects", "held_out": [f"{p}.png" for p in HELD_OUT],
             "captions": {f"{p}.png": caption(example, p) for p in TRAIN + HELD_OUT}, "note": example.note}
 
 
@@ -142,7 +142,7 @@ def draw_all(root, size=SIZE):
         _write(folder / "subject.json", json.dumps(describe(example), indent=2) + "\n")
         about = (f"{example.note} Eight pictures of {size} x {size} pixels, each in another place; `{HELD_OUT[0]}.png` and "
                  f"`{HELD_OUT[1]}.png` are held out from training. The caption of the first: \"{caption(example, TRAIN[0])}\". "
-                 "Drawn by `python -m lib.pocket.subjects data/subjects`; licence CC0 1.0: use it as you like.")
+                 "Drawn by `python -m pocket.subjects data/subjects`; licence CC0 1.0: use it as you like.")
         _write(folder / "README.md", f"# {example.kind.capitalize()}\n\n{about}\n")
     _write(root / "sheet.png", sheet)
 
@@ -178,5 +178,5 @@ def bench_subjects(n=30):
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m lib.pocket.subjects FOLDER (the folder to draw the subjects into, such as data/subjects)")
+        sys.exit("usage: python -m pocket.subjects FOLDER (the folder to draw the subjects into, such as data/subjects)")
     draw_all(sys.argv[1])

@@ -5,7 +5,7 @@ part, and a stranger. An encoder that tells them apart on one background, and kn
 test, arXiv 2604.01973). Subjects are world identities, world identities in free colours, and *creatures*: things assembled from
 random parts, so that the judge has seen that subjects exist which no class of the world describes.
 
-    python -m lib.pocket.lookalikes sheet.png      # draws groups to look at
+    python -m pocket.lookalikes sheet.png      # draws groups to look at
 """
 
 from dataclasses import dataclass, replace

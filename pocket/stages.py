@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..record import device_name
-from ..settings import read_json, write_json
+from lib.record import device_name
+from lib.settings import read_json, write_json
+
 from . import clip as clip_
 from . import unet as unet_
 from . import vae as vae_

@@ -3,7 +3,7 @@
 A `Scene` is one object of a class, in a colour, at a place. Its `Identity` holds what captions leave out: the second
 colour, the pattern, an accessory, eyes, proportions. Every scene follows from a seed, so a data set is a range of seeds.
 
-    python -m lib.pocket.world scenes.png      # draws a sheet of scenes to look at
+    python -m pocket.world scenes.png      # draws a sheet of scenes to look at
 """
 
 from dataclasses import dataclass, replace

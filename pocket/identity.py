@@ -4,9 +4,9 @@ It learns by supervised contrast (Khosla et al. 2020, arXiv 2004.11362) on look-
 seeds and identities of the judge alone. Load it like any encoder: `AutoModel.from_pretrained("data/judge/identity")`; the embedding
 is `pooler_output`, and its cosine is the score.
 
-    python -m lib.pocket.identity pool pool.npy         # draws the pictures once (4 minutes of one core)
-    python -m lib.pocket.identity train pool.npy        # trains, resumable (12 minutes of one core), writes data/judge/identity
-    python -m lib.pocket.identity certify               # measures it on identities it never saw, writes certificate.json
+    python -m pocket.identity pool pool.npy         # draws the pictures once (4 minutes of one core)
+    python -m pocket.identity train pool.npy        # trains, resumable (12 minutes of one core), writes data/judge/identity
+    python -m pocket.identity certify               # measures it on identities it never saw, writes certificate.json
 """
 
 import json
@@ -25,7 +25,7 @@ from transformers import ResNetConfig, ResNetModel
 from .lookalikes import MEMBERS, SCENES, group
 from .world import SIZE
 
-FOLDER = Path(__file__).parents[2] / "data" / "judge" / "identity"
+FOLDER = Path(__file__).parents[1] / "data" / "judge" / "identity"
 TRAIN_GROUPS, TEST_GROUPS = range(3500), range(10**6, 10**6 + 120)
 MEAN = STD = 0.5
 TEMPERATURE = 0.1
