@@ -1,9 +1,10 @@
-"""`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command goes on where it was.
+"""`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command
+goes on where it was.
 
     python -m pocket [vae text unet judge identity measure] [--work runs/pocket] [--out data] [--steps unet=12000]
 
-Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights go to `--out` in fp16.
-A finished stage is prolonged by asking for more steps.
+Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights
+go to `--out` in fp16. A finished stage is prolonged by asking for more steps.
 """
 
 import argparse
@@ -14,8 +15,15 @@ STEPS = {"vae": 2500, "text": 600, "unet": 12_000, "judge": 1500, "identity": 40
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="stage", help=f"any of {', '.join(STAGES)}; all, in this order, if none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "stages",
+        nargs="*",
+        metavar="stage",
+        help=f"any of {', '.join(STAGES)}; all, in this order, if none is named",
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--steps", action="append", default=[], metavar="STAGE=N")

@@ -1,4 +1,6 @@
-"""The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP, and what was measured."""
+"""The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP,
+and what was measured.
+"""
 
 import hashlib
 
@@ -7,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib.record import device_name
-from lib.settings import read_json, write_json
+from lib.files.json_file import read_json, write_json
+from lib.models.devices import device_name
 
 from . import clip as clip_
 from . import unet as unet_
@@ -30,14 +32,18 @@ def cached(file, make):
 
 
 def vae(work, out, steps, batch=16):
-    """Train the VAE on pictures of every kind, then scale its latents per channel, inside its own quantisation layers."""
+    """Train the VAE on pictures of every kind, then scale its latents per channel, inside its own
+    quantisation layers.
+    """
     pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
     torch.manual_seed(0)
     model = vae_.make_vae().to(memory_format=torch.channels_last)
 
     def loss(model):
         chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
-        x = vae_.augment(vae_.to_tensor(pictures[chosen])).contiguous(memory_format=torch.channels_last)
+        x = vae_.augment(vae_.to_tensor(pictures[chosen])).contiguous(
+            memory_format=torch.channels_last
+        )
         value, psnr, kl = vae_.loss(model, x)
         return value, {"psnr": psnr, "kl": kl}
 
@@ -57,12 +63,16 @@ def record(out, stage, result):
 
 
 def scenes_for(work, salt, hold_out=True):
-    """The scenes that base or judge learn from, and their pictures as uint8 [N, 64, 64, 3], drawn once."""
+    """The scenes that base or judge learn from, and their pictures as uint8 [N, 64, 64, 3], drawn
+    once.
+    """
     scenes = training_scenes(SCENES, salt, hold_out)
     return scenes, cached(work / f"scenes_{salt}.npy", lambda: pool(render, scenes))
 
 
-def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding, words=0.0, **sizes):
+def _train_clip(
+    name, salt, hold_out, work, steps, batch, seed, average, padding, words=0.0, **sizes
+):
     """Train a CLIP on the scenes of `salt`; returns it with its tokenizer and what was measured."""
     scenes, pictures = scenes_for(work, salt, hold_out)
     meanings = np.array([clip_.meaning(s) for s in scenes])
@@ -84,8 +94,12 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
 
 
 def text(work, out, steps):
-    """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
-    model, tokenizer, result = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", 0.2, widths=(32, 64, 128))
+    """The base's text tower: trained contrastively beside a small image tower that is then thrown
+    away, and frozen.
+    """
+    model, tokenizer, result = _train_clip(
+        "text", "base", True, work, steps, 192, 1, 0.98, "max_length", 0.2, widths=(32, 64, 128)
+    )
     model.text_model.half().save_pretrained(out / "pocket" / "text_encoder")
     tokenizer.save_pretrained(out / "pocket" / "tokenizer")
     record(out, "text", result)
@@ -98,7 +112,9 @@ def unet(work, out, steps, batch=48):
     tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     scenes, pictures = scenes_for(work, "base")
-    latents = cached(work / f"latents_{encoder_hash(vae)}.npy", lambda: unet_.encode_pictures(vae, pictures))
+    latents = cached(
+        work / f"latents_{encoder_hash(vae)}.npy", lambda: unet_.encode_pictures(vae, pictures)
+    )
     torch.manual_seed(2)
     model = unet_.make_unet().to(memory_format=torch.channels_last)
     loss = unet_.make_loss(unet_.make_scheduler(), tower, tokenizer, scenes, latents, batch)
@@ -108,7 +124,9 @@ def unet(work, out, steps, batch=48):
 
 
 def encoder_hash(vae):
-    """Eight digits that change when the encoder does: latents made by another encoder are never reused."""
+    """Eight digits that change when the encoder does: latents made by another encoder are never
+    reused.
+    """
     total = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for tensor in part.state_dict().values():
@@ -117,8 +135,12 @@ def encoder_hash(vae):
 
 
 def judge(work, out, steps):
-    """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones too."""
-    model, tokenizer, result = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99, "longest")
+    """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones
+    too.
+    """
+    model, tokenizer, result = _train_clip(
+        "judge", "judge", False, work, steps, 192, 3, 0.99, "longest"
+    )
     model.half().save_pretrained(out / "judge" / "clip")
     tokenizer.save_pretrained(out / "judge" / "clip")
     record(out, "judge", result)
@@ -136,7 +158,13 @@ def identity(work, out, steps):
 
 
 def measure(work, out, _):
-    """Measure what was trained; foreign pictures lie in work/foreign, photographs in ../shared/photos, where there are any."""
+    """Measure what was trained; foreign pictures lie in work/foreign, photographs in
+    ../shared/photos, where there are any.
+    """
     from .measure import measure
 
-    print(measure(out, foreign=work / "foreign", photos=out.resolve().parent.parent / "shared" / "photos"))
+    print(
+        measure(
+            out, foreign=work / "foreign", photos=out.resolve().parent.parent / "shared" / "photos"
+        )
+    )

@@ -1,4 +1,6 @@
-"""The pocket base's U-Net and its pipeline: real diffusers classes at a size that two CPU cores can train."""
+"""The pocket base's U-Net and its pipeline: real diffusers classes at a size that two CPU cores can
+train.
+"""
 
 import numpy as np
 import torch
@@ -9,11 +11,14 @@ from .clip import captions_for
 from .vae import LATENTS, to_tensor
 
 CHANNELS = (64, 128, 192)
-NO_CAPTION = 0.1  # share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022)
+# share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022)
+NO_CAPTION = 0.1
 
 
 def make_scheduler():
-    """Stable Diffusion's noise schedule with v-prediction (Salimans and Ho 2022), sampled by DDIM from the noisiest step on."""
+    """Stable Diffusion's noise schedule with v-prediction (Salimans and Ho 2022), sampled by DDIM
+    from the noisiest step on.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -27,7 +32,9 @@ def make_scheduler():
 
 
 def make_unet(text_width=128, channels=CHANNELS, size=16):
-    """A `UNet2DConditionModel` on [B, LATENTS, size, size]; cross-attention at every resolution but the finest, where it costs most."""
+    """A `UNet2DConditionModel` on [B, LATENTS, size, size]; cross-attention at every resolution but
+    the finest, where it costs most.
+    """
     deeper = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=size,
@@ -46,7 +53,10 @@ def make_unet(text_width=128, channels=CHANNELS, size=16):
 def encode_pictures(vae, pictures, batch=128):
     """Latent means of uint8 [N, H, W, 3] as a float16 array [N, LATENTS, H/4, W/4]."""
     with torch.no_grad():
-        parts = [vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean.half() for i in range(0, len(pictures), batch)]
+        parts = [
+            vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean.half()
+            for i in range(0, len(pictures), batch)
+        ]
     return torch.cat(parts).numpy()
 
 
@@ -58,7 +68,9 @@ def encode_captions(text_model, tokenizer, texts):
 
 
 def make_loss(scheduler, text_model, tokenizer, scenes, latents, batch):
-    """The noise-prediction loss of latent diffusion on random scenes with fresh captions, timesteps stratified over the batch."""
+    """The noise-prediction loss of latent diffusion on random scenes with fresh captions, timesteps
+    stratified over the batch.
+    """
 
     def loss(model):
         chosen = torch.randint(len(scenes), (batch,)).numpy()
@@ -66,17 +78,25 @@ def make_loss(scheduler, text_model, tokenizer, scenes, latents, batch):
         texts, _ = captions_for([scenes[i] for i in chosen], rng, drop=0.2)
         texts = ["" if rng.random() < NO_CAPTION else t for t in texts]
         z = torch.as_tensor(latents[chosen]).float()
-        t = ((torch.arange(batch) + torch.rand(batch)) / batch * scheduler.config.num_train_timesteps).long()
+        t = (
+            (torch.arange(batch) + torch.rand(batch)) / batch * scheduler.config.num_train_timesteps
+        ).long()
         noise = torch.randn_like(z)
         noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
-        out = model(noisy.contiguous(memory_format=torch.channels_last), t, encode_captions(text_model, tokenizer, texts)).sample
+        out = model(
+            noisy.contiguous(memory_format=torch.channels_last),
+            t,
+            encode_captions(text_model, tokenizer, texts),
+        ).sample
         return F.mse_loss(out.float(), target), {}
 
     return loss
 
 
 def make_pipeline(vae, text_model, tokenizer, unet):
-    """The four parts as a `StableDiffusionPipeline` without a safety checker (its scenes hold nothing to check)."""
+    """The four parts as a `StableDiffusionPipeline` without a safety checker (its scenes hold
+    nothing to check).
+    """
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_model,

@@ -1,4 +1,6 @@
-"""The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged on foreign ones."""
+"""The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged
+on foreign ones.
+"""
 
 import numpy as np
 import torch
@@ -23,7 +25,12 @@ def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
         scaling_factor=1.0,
         force_upcast=False,
     )
-    for name, module in vae.named_modules():  # each residual block starts as the identity: the straight path learns first
+    for (
+        name,
+        module,
+    ) in (
+        vae.named_modules()
+    ):  # each residual block starts as the identity: the straight path learns first
         if name.endswith("conv2"):
             torch.nn.init.zeros_(module.weight)
     torch.nn.init.zeros_(vae.quant_conv.bias)
@@ -38,7 +45,9 @@ def to_tensor(pictures, device="cpu"):
 
 
 def psnr(vae, pictures, batch=64):
-    """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3], through uint8 as saved files are."""
+    """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3],
+    through uint8 as saved files are.
+    """
     scores = []
     for start in range(0, len(pictures), batch):
         x = to_tensor(pictures[start : start + batch])
@@ -50,7 +59,9 @@ def psnr(vae, pictures, batch=64):
 
 
 def augment(x):
-    """Flips and swaps of colour channels for a batch [B, 3, H, W]: colours and facings that no drawing code chose."""
+    """Flips and swaps of colour channels for a batch [B, 3, H, W]: colours and facings that no
+    drawing code chose.
+    """
     if torch.rand(()) < 0.5:
         x = x.flip(3)
     if torch.rand(()) < 0.5:
@@ -61,22 +72,40 @@ def augment(x):
 
 
 def loss(vae, x):
-    """Mean over pictures of log mean squared error, whose minimum is the best mean PSNR, and a light pull to N(0, 1)."""
+    """Mean over pictures of log mean squared error, whose minimum is the best mean PSNR, and a
+    light pull to N(0, 1).
+    """
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.sample()).sample
     error = (y.float() - x).pow(2).mean((1, 2, 3))
-    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-    return (error + 3e-5).log().mean() + KL_WEIGHT * kl, -10 * (error.detach() / 4).log10().mean(), kl.detach()
+    kl = (
+        0.5
+        * (
+            posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
+        ).mean()
+    )
+    return (
+        (error + 3e-5).log().mean() + KL_WEIGHT * kl,
+        -10 * (error.detach() / 4).log10().mean(),
+        kl.detach(),
+    )
 
 
 def whiten(vae, pictures, power=0.5):
-    """Scale the latent channels inside `quant_conv` and `post_quant_conv`; the reconstruction stays as it was.
+    """Scale the latent channels inside `quant_conv` and `post_quant_conv`; the reconstruction stays
+    as it was.
 
-    Each channel is centred on zero; its deviation s becomes s ** (1 - power), then all are scaled to a mean square of one.
-    A whole levelling (power 1) would make the finest detail as loud as colour and shape.
+    Each channel is centred on zero; its deviation s becomes s ** (1 - power), then all are scaled
+    to a mean square of one. A whole levelling (power 1) would make the finest detail as loud as
+    colour and shape.
     """
     with torch.no_grad():
-        z = torch.cat([vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)])
+        z = torch.cat(
+            [
+                vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean
+                for i in range(0, len(pictures), 64)
+            ]
+        )
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
         scale = std**-power
         scale = scale / (std * scale).square().mean().sqrt()

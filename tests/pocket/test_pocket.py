@@ -1,0 +1,222 @@
+"""The pocket world, what trains its base, and the base itself as it ships."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from pocket import clip, vae
+from pocket.measure import held_out_triples, obedience, open_square, readme
+from pocket.objects import ACCESSORIES, CLASSES, HEAD
+from pocket.pictures import picture, pool
+from pocket.places import PHRASES
+from pocket.stage import Stage, rate
+from pocket.unet import make_scheduler
+from pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
+
+POCKET = ROOT / "data" / "pocket"
+
+
+def test_a_scene_follows_from_its_seed_and_salt():
+    one, again, other = sample_scene(7), sample_scene(7), sample_scene(7, salt="judge")
+    assert one == again and np.array_equal(render(one), render(again))
+    assert one.identity != other.identity, "base and judge must not share identities at a seed"
+
+
+def test_every_class_place_and_accessory_draws_something_of_its_own():
+    pictures = {
+        kind: np.asarray(render(sample_scene(3, kind=kind, color="red", place="snow")), int)
+        for kind in CLASSES
+    }
+    names = list(pictures)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            assert np.abs(pictures[a] - pictures[b]).mean() > 2, f"{a} and {b} look alike"
+    grounds = {
+        place: np.asarray(render(sample_scene(3, kind="cat", color="red", place=place)), int)
+        for place in PHRASES
+    }
+    assert (
+        min(np.abs(a - b).mean() for k, a in grounds.items() for j, b in grounds.items() if k != j)
+        > 8
+    )
+    assert set(HEAD) == set(CLASSES) and len(ACCESSORIES) >= 3
+
+
+def test_the_held_out_triples_touch_every_class_colour_and_place_evenly():
+    triples = held_out_triples()
+    every = len(CLASSES) * len(COLORS) * len(PHRASES)
+    assert len(triples) == every // 8
+    for axis, names in enumerate((CLASSES, COLORS, PHRASES)):
+        counts = [sum(t[axis] == n for t in triples) for n in names]
+        assert max(counts) == min(counts) > 0
+    assert not any(held_out(s) for s in training_scenes(500))
+
+
+def test_captions_are_true_and_partial():
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(i) for i in range(300)]
+    said = np.array([clip.claims(caption(s, rng, drop=0.3)) for s in scenes])
+    meant = np.array([clip.meaning(s) for s in scenes])
+    assert ((said == -1) | (said == meant)).all()
+    left_out = (said == -1).mean(0)
+    assert 0.01 < left_out[0] < 0.1 and 0.2 < left_out[1] < 0.4 and 0.2 < left_out[2] < 0.4
+
+
+def test_a_caption_matches_just_the_scenes_it_is_true_of():
+    scenes = [
+        clip.meaning(sample_scene(0, kind=k, color=c, place=p))
+        for k, c, p in (("cat", "red", "snow"), ("cat", "blue", "snow"), ("car", "red", "night"))
+    ]
+    said = [
+        clip.claims(t)
+        for t in ("a cat", "a red thing", "a cat in the snow", "a blue cat at night", "a toy")
+    ]
+    assert clip.matches(said, scenes).astype(int).tolist() == [
+        [1, 1, 0],
+        [1, 0, 1],
+        [1, 1, 0],
+        [0, 0, 0],
+        [1, 1, 1],
+    ]
+
+
+def test_the_contrastive_loss_knows_several_true_pairs():
+    class Two(torch.nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, input_ids, pixel_values):
+            return type("Out", (), {"logits_per_text": self.logits})()
+
+    true = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    good = clip.contrastive_loss(Two(torch.tensor([[9.0, 9.0], [-9.0, 9.0]])), None, None, true)
+    bad = clip.contrastive_loss(Two(torch.tensor([[9.0, -9.0], [-9.0, 9.0]])), None, None, true)
+    assert good < bad, "a true pair off the diagonal must be wanted, not pushed away"
+
+
+def test_whitening_scales_the_latents_and_leaves_the_picture():
+    torch.manual_seed(0)
+    model = vae.make_vae((8, 16, 16), latents=6).eval()
+    x = vae.to_tensor(pool(picture, range(12)))
+    with torch.no_grad():
+        before = model.decode(model.encode(x).latent_dist.mode()).sample
+        spread = model.encode(x).latent_dist.std
+        vae.whiten(model, pool(picture, range(12)), power=1.0)
+        after = model.encode(x).latent_dist
+        assert torch.allclose(model.decode(after.mode()).sample, before, atol=1e-3), (
+            "an eighth of a grey level of 255 is rounding"
+        )
+        assert torch.allclose(
+            after.mean.mean((0, 2, 3)), torch.zeros(6), atol=1e-4
+        ) and torch.allclose(after.mean.std((0, 2, 3)), torch.ones(6), atol=1e-2)
+        assert (after.std / spread).std((0, 2, 3)).max() < 1e-3, (
+            "the posterior's deviation scales with its channel"
+        )
+
+
+def test_a_stage_goes_on_where_it_was_killed(tmp_path):
+    def train(folder, die_at=None):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        stage = None
+
+        def loss(model):
+            if stage.step == die_at:
+                raise KeyboardInterrupt
+            x = torch.randn(16, 4)
+            return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+        stage = Stage("toy", model, loss, 40, 1e-2, folder, average=0.9, every=1000, save=5)
+        stage.run()
+        return model.state_dict()
+
+    whole = train(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", die_at=22)
+    resumed = train(tmp_path / "b")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_the_rate_rises_stays_and_falls():
+    rates = [rate(step, 1000, 1.0) for step in (0, 100, 500, 699, 850, 999)]
+    assert (
+        rates[0] < 0.05
+        and rates[1] == rates[2] == rates[3] == 1.0
+        and 0.4 < rates[4] < 0.6
+        and rates[5] < 0.01
+    )
+
+
+def test_reconstruction_is_scored_in_decibels():
+    class Off(torch.nn.Module):
+        """Returns the picture with every value off by 10 of 255."""
+
+        def encode(self, x):
+            return type("E", (), {"latent_dist": type("D", (), {"mode": lambda _: x})()})()
+
+        def decode(self, z):
+            return type("D", (), {"sample": z - 20 / 255})()
+
+    pictures = np.full((3, 64, 64, 3), 128, np.uint8)
+    assert vae.psnr(Off(), pictures) == pytest.approx(10 * np.log10(255**2 / 100), abs=0.01)
+
+
+# --- as it ships
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_loads_with_plain_diffusers_and_is_small():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(POCKET)
+    assert [
+        type(getattr(pipe, part)).__name__ for part in ("vae", "text_encoder", "tokenizer", "unet")
+    ] == [
+        "AutoencoderKL",
+        "CLIPTextModel",
+        "CLIPTokenizer",
+        "UNet2DConditionModel",
+    ]
+    assert pipe.scheduler.config.prediction_type == make_scheduler().config.prediction_type
+    weights = list(POCKET.rglob("*.safetensors"))
+    assert sum(f.stat().st_size for f in weights) <= 40 * 2**20
+    assert not [
+        f for f in (ROOT / "data").rglob("*") if f.suffix in (".bin", ".ckpt", ".pt", ".pkl")
+    ], "safetensors only"
+
+
+def test_the_base_still_does_what_was_measured():
+    from lib.models.base import load_base
+
+    measured = json.loads((POCKET / "measured.json").read_text())["right"]
+    model, tokenizer = clip.load(ROOT / "data" / "judge" / "clip")
+    now, _ = obedience(load_base(), model, tokenizer, count=32)
+    for name, share in now.items():
+        assert share >= measured[name] - 0.15, (
+            f"{name}: {share} of 32 prompts right, {measured[name]} were measured"
+        )
+
+
+def test_the_vae_still_reconstructs_the_example_subjects():
+    from lib.models.base import load_base
+
+    measured = json.loads((POCKET / "measured.json").read_text())["psnr_db"]
+    pictures = np.stack(
+        [open_square(f) for f in sorted((ROOT / "data" / "subjects").glob("*/*.png"))[::4]]
+    )
+    assert vae.psnr(load_base().pipe.vae, pictures) > max(27, measured["example subjects"][0] - 1.5)
+
+
+def test_the_readme_of_the_base_says_what_was_measured():
+    assert (POCKET / "README.md").read_text() == readme(
+        json.loads((POCKET / "measured.json").read_text())
+    )
+
+
+def test_the_world_in_words_is_the_world_that_is_drawn():
+    world = json.loads((POCKET.parent / "prompts" / "world.json").read_text())
+    assert (world["classes"], world["places"]) == (list(CLASSES), list(PHRASES.values()))
