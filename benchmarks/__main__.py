@@ -1,5 +1,5 @@
 """`make bench`: speed and memory of the pocket base on this machine, into
-benchmarks/results/pocket.json and the README.
+benchmarks/results/pocket.json and docs/results.md.
 
     python -m benchmarks [--rounds 5] [--steps 30]
 
@@ -27,7 +27,7 @@ from lib.models.families import preset
 from lib.step.run_weights import load_run
 from lib.training.loop import train
 
-from .sections import README, into_file, middle, spread
+from .sections import RESULTS_PAGE, into_file, middle, spread
 
 RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"
 PICTURE = ROOT / "data" / "results" / "side_by_side.png"
@@ -124,7 +124,7 @@ def picture():
 
 
 def figures(found):
-    """The README's section of figures, as Markdown, from what was measured."""
+    """The section of figures of docs/results.md, as Markdown, from what was measured."""
     s, memory, course = found["seconds"], found["memory"], found.get("course")
 
     lines = [
@@ -191,7 +191,7 @@ def main():
         )
         picture()
     write_json(RESULTS, found)
-    into_file(README, "bench", figures(found))
+    into_file(RESULTS_PAGE, "bench", figures(found))
     print(figures(found))
 
 

@@ -303,7 +303,7 @@ def main():
     write_json(args.output, with_floors(found))
     if args.output == RESULTS:
         into_file(OWN_README, "cuda race", figures(found))
-        into_file(sections.README, "card", headline(found))
+        into_file(sections.RESULTS_PAGE, "card", headline(found))
     print(figures(found))
 
 

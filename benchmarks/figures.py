@@ -1,4 +1,4 @@
-"""The bench's figures (data/results/bench_*.png) and the README's sections, from
+"""The bench's figures (data/results/bench_*.png) and the sections of docs/results.md, from
 data/results/pocketbench.csv and shipping.csv alone.
 
 python -m benchmarks.figures
@@ -11,7 +11,7 @@ from benchmarks import learning_rates
 from benchmarks.analysis import bench_figures, shipping, study_figures
 from benchmarks.analysis.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, shown
 from benchmarks.analysis.study_rows import BUSY, read_bench, size, steps
-from benchmarks.sections import README, into_file
+from benchmarks.sections import RESULTS_PAGE, into_file
 from benchmarks.studies import studies
 from lib.config.settings import METHODS
 from lib.files.errors import BadInput
@@ -21,7 +21,7 @@ from lib.plots.figure import as_table
 from pocket.subjects import bench_subjects
 
 ROOT = BENCH.parents[2]
-SHOWN = ("pareto", "scores")  # as pictures too; of the others the README has the numbers and a link
+SHOWN = ("pareto", "scores")  # as pictures too; of the others the page has the numbers and a link
 MEANT = (
     "Train - held-out: DINO to the photos trained on minus DINO to held-out ones. Nearest photo:"
     " largest DINO to one training photo, minus what held-out photos have. Losses are of noise that"
@@ -96,8 +96,8 @@ def planned():
 
 
 def file(name):
-    """Where a figure's picture lies, from the README."""
-    return f"data/results/bench_{name}.png"
+    """Where a figure's picture lies, from docs/results.md."""
+    return f"../data/results/bench_{name}.png"
 
 
 def _copies(rows):
@@ -134,7 +134,7 @@ def _cell(rows):
 
 
 def section(rows, made):
-    """The README's section as Markdown: what was run, the main table, and every figure's numbers."""
+    """The section of docs/results.md as Markdown: what was run, the main table, and every figure's numbers."""
     devices = ", ".join(sorted({row["device"] for row in rows if row.get("device")}))
     stack = ", ".join(sorted({f"torch {row['torch']}" for row in rows if row.get("torch")}))
     runs, whole = len({row.get("settings_hash") or id(row) for row in rows}), planned()
@@ -203,7 +203,7 @@ def section(rows, made):
 
 
 def shipping_section(figure):
-    """The README's section on combining, extracting and switching; `figure` is
+    """The section of docs/results.md on combining, extracting and switching; `figure` is
     `benchmarks.analysis.shipping.extraction`'s, or None.
     """
     lines, headings, note = shipping.summary_rows()
@@ -236,12 +236,12 @@ def main():
         return 1
     made, cut = figures(rows), shipping.extraction()
     if cut:
-        cut.save(ROOT / file("extraction"))
-    into_file(README, "ship", shipping_section(cut))
+        cut.save(RESULTS_PAGE.parent / file("extraction"))
+    into_file(RESULTS_PAGE, "ship", shipping_section(cut))
     for name, figure in made.items():
-        figure.save(ROOT / file(name))
+        figure.save(RESULTS_PAGE.parent / file(name))
     text = section(rows, made)
-    into_file(README, "pocketbench", text)
+    into_file(RESULTS_PAGE, "pocketbench", text)
     print(text)
     return 0
 

@@ -5,8 +5,8 @@ class-image count, interleaved in one run.
 
 DIR holds train_dreambooth.py and train_dreambooth_lora.py (github.com/huggingface/diffusers,
 examples/dreambooth). Each training runs in a process of its own, watched by
-`benchmarks/watched.py`, contestants turn about. Results go to benchmarks/results/race.json and the
-README.
+`benchmarks/watched.py`, contestants turn about. Results go to benchmarks/results/race.json and
+docs/results.md.
 
 Their tiers: as documented, started plainly or by `accelerate launch`; their best flags (text
 embeddings computed beforehand, gradients set to none, what is fastest of some numbers of data
@@ -64,7 +64,7 @@ from lib.models.devices import device_name, versions
 
 from . import contestants, racetable
 from .contestants import DOCUMENTED, FULL, SCRIPTS, SDXL, lay_out, one, run, theirs
-from .sections import README, into_file, middle
+from .sections import RESULTS_PAGE, into_file, middle
 
 RESULTS = ROOT / "benchmarks" / "results" / "race.json"
 METHODS = ("lora", "dreambooth")
@@ -233,7 +233,7 @@ def main():
         raise SystemExit(str(error)) from None
     write_json(args.output or RESULTS, found)
     if not args.output:
-        into_file(README, "race", racetable.figures(found))
+        into_file(RESULTS_PAGE, "race", racetable.figures(found))
     print(racetable.figures(found))
 
 

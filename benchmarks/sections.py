@@ -1,4 +1,4 @@
-"""The sections of both READMEs that commands write, each between two marks: what is printed there
+"""The sections of docs/results.md and of benchmarks/README.md that commands write, each between two marks: what is printed there
 is what was measured, as medians with their spread.
 """
 
@@ -10,7 +10,9 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
 
-README, OWN_README = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+README = ROOT / "README.md"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
+OWN_README = ROOT / "benchmarks" / "README.md"
 
 
 def middle(values):

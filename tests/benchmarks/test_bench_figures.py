@@ -309,12 +309,12 @@ def test_a_bench_that_has_only_begun_has_a_section_too():
 
 
 def test_the_readme_has_the_marks_between_which_the_section_is_written():
-    assert sections.section(sections.README, "pocketbench") is not None
+    assert sections.section(sections.RESULTS_PAGE, "pocketbench") is not None
 
 
 @pytest.mark.skipif(not BENCH.is_file(), reason="PocketBench has not been run: make pocketbench")
 def test_the_readme_prints_what_the_command_makes():
-    found, rows = sections.section(sections.README, "pocketbench"), read_bench()
+    found, rows = sections.section(sections.RESULTS_PAGE, "pocketbench"), read_bench()
     made = figures(rows)
     assert found == section(rows, made), "run `python -m benchmarks.figures` again"
     for name, figure in made.items():

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from benchmarks import learning_rates as rates
 from benchmarks import sizes
-from benchmarks.__main__ import README, RESULTS, figures, middle
+from benchmarks.__main__ import RESULTS, RESULTS_PAGE, figures, middle
 from benchmarks.pocketbench import RESULTS as BENCH
 from benchmarks.sections import OWN_README, section
 from lib.config.presets import PRESETS
@@ -18,12 +18,12 @@ from lib.files.json_file import read_json
 
 
 def test_the_readme_prints_what_was_measured():
-    assert section(README, "bench") == figures(read_json(RESULTS)), "run `make bench` again"
+    assert section(RESULTS_PAGE, "bench") == figures(read_json(RESULTS)), "run `make bench` again"
 
 
 def test_the_readme_shows_the_picture_that_bench_makes():
     assert (
-        "(data/results/side_by_side.png)" in README.read_text("utf-8")
+        "(data/results/side_by_side.png)" in (ROOT / "README.md").read_text("utf-8")
         and (ROOT / "data" / "results" / "side_by_side.png").is_file()
     )
 

@@ -38,7 +38,7 @@ for _ in range(int(sys.argv[1])):
 
 
 def test_the_readmes_print_what_was_measured():
-    assert sections.section(sections.README, "race") == racetable.figures(
+    assert sections.section(sections.RESULTS_PAGE, "race") == racetable.figures(
         sections.read(race.RESULTS)
     ), "run `make race` again"
     measured = floor.figures(sections.read(floor.RESULTS))
@@ -54,7 +54,7 @@ def test_the_readmes_print_what_was_measured():
         assert sections.section(sections.OWN_README, name) == measured, (
             f"run `python -m {module.__name__}` again, or its figures"
         )
-    assert sections.section(sections.README, "card") == cuda_race.headline(
+    assert sections.section(sections.RESULTS_PAGE, "card") == cuda_race.headline(
         sections.read(cuda_race.RESULTS)
     )
     measured = sizes.figures(sections.read(sizes.RESULTS))

@@ -238,7 +238,7 @@ def test_the_extracted_rank_is_held_against_both_trainings_subject_by_subject(tm
 
 def test_the_readme_prints_what_shipping_measured():
     figure = extraction()
-    assert sections.section(sections.README, "ship") == shipping_section(figure), (
+    assert sections.section(sections.RESULTS_PAGE, "ship") == shipping_section(figure), (
         "run `python -m benchmarks.figures` again"
     )
     if figure:
