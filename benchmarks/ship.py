@@ -24,7 +24,7 @@ import torch
 from benchmarks.pocketbench import bench_prompts, hashes, judge
 from benchmarks.ship_runs import OTHERS, WORK, data_of, make_data, run_of, runs_needed, settings_of
 from lib.config.settings import METHODS
-from lib.convert.composition import MIXES, add_changes, mix, switch_times, use
+from lib.convert.composition import MIXES, add_changes, load_adapters, mix, switch_times
 from lib.convert.exporting import export_lora
 from lib.convert.extraction import extract
 from lib.course.sweeping import name, sweep
@@ -127,8 +127,10 @@ def combined(job):
         )
     runs = {key.replace(".", "_"): run_of(key, "lora", seed) for key in keys}
     if how == "adapters":
-        return use(base, runs, dict.fromkeys(runs, weight))
-    return use(base, {"mixed": mix(runs, how.removeprefix("mix "), dict.fromkeys(runs, weight))})
+        return load_adapters(base, runs, dict.fromkeys(runs, weight))
+    return load_adapters(
+        base, {"mixed": mix(runs, how.removeprefix("mix "), dict.fromkeys(runs, weight))}
+    )
 
 
 def compose(job, folder):
@@ -167,7 +169,7 @@ def extraction(job, folder):
             t.numel() * t.element_size() for _, _, layer in adapter for t in (layer.down, layer.up)
         )
         base, row = (
-            use(load_base(), {"extracted": adapter}),
+            load_adapters(load_base(), {"extracted": adapter}),
             {
                 "method": "extracted",
                 "kept_of_layers": kept.of_layers,

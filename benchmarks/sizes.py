@@ -68,8 +68,7 @@ def build(work, width):
     import diffusers
     import transformers
 
-    from lib.convert.adapter import Adapter, Layer
-    from lib.convert.adapter import diffusers_tensors as to_diffusers
+    from lib.convert.adapter import Adapter, Layer, diffusers_tensors
     from lib.files.safetensors_file import save_weights_file
     from lib.models.base_weights import read_target
     from lib.step.methods import LINEAR, TEXT_ATTENTION
@@ -149,7 +148,7 @@ def build(work, width):
                 )
                 for n, s in beside.items()
             }
-        save_weights_file(work / name / "adapter.safetensors", *to_diffusers(Adapter(layers)))
+        save_weights_file(work / name / "adapter.safetensors", *diffusers_tensors(Adapter(layers)))
         preset("lora", str(base), data="-", output=str(work / name), rank=RANK).save(
             work / name / "settings.json"
         )
@@ -159,7 +158,7 @@ def prepared(case, work):
     """The call that is measured, a function without arguments, with everything that it needs
     imported and in place.
     """
-    from lib.convert.composition import mix, use
+    from lib.convert.composition import load_adapters, mix
     from lib.convert.exporting import export_lora
     from lib.convert.interchange import extract_to, import_lora
     from lib.convert.merging import merge
@@ -175,7 +174,7 @@ def prepared(case, work):
             count(),
             ROOT / "data" / "adapters" / "clothing.safetensors",
         )
-        use(running, {"first": adapter})  # imports, and layers wrapped for the first time
+        load_adapters(running, {"first": adapter})  # imports, and layers wrapped for the first time
         return lambda: load_and_remove(running, f"adapter_{next(names)}", adapter)
     calls = {
         "export": lambda: export_lora(work / "lora", "kohya", file),
@@ -195,9 +194,9 @@ def load_and_remove(running, name, adapter):
     """Load an adapter beside the first, and take it out again, for the next round to meet the same
     pipeline.
     """
-    from lib.convert.composition import use
+    from lib.convert.composition import load_adapters
 
-    use(running, {name: adapter})
+    load_adapters(running, {name: adapter})
     running.pipe.set_adapters(["first"], [1.0])
     running.pipe.delete_adapters(name)
 

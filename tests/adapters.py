@@ -4,8 +4,7 @@ import shutil
 
 import torch
 
-from lib.convert.adapter import Adapter, Layer
-from lib.convert.adapter import diffusers_tensors as to_diffusers
+from lib.convert.adapter import Adapter, Layer, diffusers_tensors
 from lib.files.safetensors_file import save_weights_file
 from lib.models.base_weights import read_target
 from lib.models.families import preset
@@ -33,7 +32,7 @@ def adapter_for(folder, rank=4, alpha=2.0, seed=0):
 
 
 def written(adapter, path):
-    tensors, header = to_diffusers(adapter)
+    tensors, header = diffusers_tensors(adapter)
     save_weights_file(path, tensors, header)
     return path
 

@@ -231,7 +231,7 @@ def _configs(metadata, path):
         ) from None
 
 
-def one_alpha(adapter):
+def with_one_alpha(adapter):
     """The same adapter with one alpha for all its layers, the commonest: where it differed, `up`
     takes up the difference.
 
@@ -258,7 +258,7 @@ def kohya_tensors(adapter, sdxl=False, layers=2, attended=()):
     `layers`, `attended`: `lib.models.layer_names`.
     """
     tensors = {}
-    for part, name, layer in one_alpha(adapter):
+    for part, name, layer in with_one_alpha(adapter):
         if layer.magnitude is not None:
             raise BadInput(
                 "This adapter is a DoRA: Kohya's form keeps a magnitude for each input of a layer"

@@ -16,12 +16,11 @@ import sys
 from pathlib import Path
 
 from lib.convert.adapter import read_adapter
-from lib.convert.exporting import FORMS, facts
+from lib.convert.exporting import ADAPTER_FORMS, run_facts
 from lib.convert.interchange import export, extract_to, import_lora
-from lib.convert.merging import FORMS as WHOLE
-from lib.convert.merging import merge
+from lib.convert.merging import MODEL_FORMS, merge
 from lib.convert.model_card import write_card
-from lib.convert.verification import is_adapter, prove
+from lib.convert.verification import check_pictures, is_adapter
 from lib.dataset.kohya_folders import from_kohya, to_kohya
 from lib.files.errors import BadInput
 
@@ -46,7 +45,11 @@ def main(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    forms = {"export": (*FORMS, "checkpoint"), "merge": WHOLE, "extract": FORMS}
+    forms = {
+        "export": (*ADAPTER_FORMS, "checkpoint"),
+        "merge": MODEL_FORMS,
+        "extract": ADAPTER_FORMS,
+    }
     for name, about in HELP.items():
         command = commands.add_parser(name, help=about, description=about)
         weight = "; FILE=0.6 gives a weight" if name == "merge" else ""
@@ -124,14 +127,14 @@ def _run(given):
     elif given.command == "export":
         done = export(given.source, given.to, given.out, **options)
         yield from done.lines()
-        yield prove(given.source, done.path, base_of(given.source, given.base))
+        yield check_pictures(given.source, done.path, base_of(given.source, given.base))
         yield f"written: {done.path}, {done.bytes:,} bytes, in {done.seconds:.1f} s"
     else:
         names, weights = zip(*map(_weighed, given.source))
         done = merge(names, given.to, given.out, weights=weights, **options)
         yield from done.lines()
         if weights == (1.0,):
-            yield prove(names[0], done.path, base_of(names[0], given.base))
+            yield check_pictures(names[0], done.path, base_of(names[0], given.base))
         yield f"written: {done.path}, {done.bytes:,} bytes, in {done.seconds:.1f} s"
 
 
@@ -139,7 +142,7 @@ def base_of(source, base=None):
     """The name of a source's base model: the one given, or the one that the run or the header
     names, or the pocket base.
     """
-    known = facts(source).get("settings", {}).get("base")
+    known = run_facts(source).get("settings", {}).get("base")
     return (
         base
         or known

@@ -2,7 +2,7 @@
 tuned checkpoints added up.
 
     base = load_base("pocket")
-    use(base, {"robot": "runs/course/lora", "light": "data/adapters/lighting.safetensors"}, {"robot": 1.0, "light": 0.7})
+    load_adapters(base, {"robot": "runs/course/lora", "light": "data/adapters/lighting.safetensors"}, {"robot": 1.0, "light": 0.7})
     base.generate(["a zwx robot in vqx light"], [0])
 
 How much of each concept is left is a share: 0 is the base model's likeness to the concept's photos,
@@ -18,10 +18,15 @@ from statistics import median
 
 import torch
 
-from lib.convert.adapter import Adapter, Layer, peft_config, read_adapter
-from lib.convert.adapter import diffusers_tensors as to_diffusers
-from lib.convert.adapter import peft_tensors as to_peft
-from lib.convert.readers import hollow_part
+from lib.convert.adapter import (
+    Adapter,
+    Layer,
+    diffusers_tensors,
+    peft_config,
+    peft_tensors,
+    read_adapter,
+)
+from lib.convert.readers import unfilled_model
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
 from lib.models.base_weights import read_target
@@ -61,7 +66,7 @@ def check_name(name, taken=()):
         )
 
 
-def use(base, adapters, weights=None, other_base=False):
+def load_adapters(base, adapters, weights=None, other_base=False):
     """Load `adapters` (name -> run, file or PEFT folder, or an `Adapter`) into a `Base`, beside
     those it has, and switch them on.
 
@@ -92,11 +97,11 @@ def use(base, adapters, weights=None, other_base=False):
     return base
 
 
-def fused(base, adapters, weights=None):
-    """`use` on a fresh `Base`, and then written into its weights: it draws as fast as without.
+def load_fused(base, adapters, weights=None):
+    """`load_adapters` on a fresh `Base`, and then written into its weights: it draws as fast as without.
     Returns the base.
     """
-    use(base, adapters, weights).pipe.fuse_lora()
+    load_adapters(base, adapters, weights).pipe.fuse_lora()
     return base
 
 
@@ -107,7 +112,7 @@ def load_adapter(base, name, adapter):
     import warnings
 
     for part, layers in adapter.layers.items():
-        tensors, _ = to_diffusers(Adapter({part: layers}))
+        tensors, _ = diffusers_tensors(Adapter({part: layers}))
         config = {f"{part}.{key}": value for key, value in peft_config(part, layers).items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -152,7 +157,7 @@ def mix(adapters, how="cat", weights=None, base="pocket", density=DENSITY):
             torch.manual_seed(0)
             _peft_folders(folder, part, {n: adapters[n] for n in names})
             model = PeftModel.from_pretrained(
-                hollow_part(part, target), f"{folder}/{names[0]}", names[0]
+                unfilled_model(part, target), f"{folder}/{names[0]}", names[0]
             )
             for name in names[1:]:
                 model.load_adapter(f"{folder}/{name}", name)
@@ -193,7 +198,7 @@ def _peft_folders(folder, part, adapters):
     import json
 
     for name, adapter in adapters.items():
-        tensors, _, config = to_peft(Adapter({part: adapter.layers[part]}))[part]
+        tensors, _, config = peft_tensors(Adapter({part: adapter.layers[part]}))[part]
         save_weights_file(
             Path(folder) / name / "adapter_model.safetensors", tensors, {"format": "pt"}
         )
@@ -242,13 +247,12 @@ def switch_times(base, adapters, run=None, rounds=5):
         name: []
         for name in ("load", "choose", "remove", "fuse", "unfuse") + ("checkpoint",) * bool(run)
     }
-    use(
-        base, {"warm_up": next(iter(adapters.values()))}
-    )  # imports, and layers wrapped for the first time
+    # Imports, and layers wrapped for the first time.
+    load_adapters(base, {"warm_up": next(iter(adapters.values()))})
     for _ in range(rounds):
         for name, source in adapters.items():
             with timed(found["load"]):
-                use(base, {name: source})
+                load_adapters(base, {name: source})
         for name in adapters:
             with timed(found["choose"]):
                 base.pipe.set_adapters([name], [1.0])

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from lib.convert.adapter import diffusers_tensors as to_diffusers
-from lib.convert.adapter import kohya_tensors as to_kohya
-from lib.convert.adapter import one_alpha, read_adapter
-from lib.convert.adapter import peft_tensors as to_peft
-from lib.convert.readers import check_back, load_back, readers, sentences
+from lib.convert.adapter import (
+    diffusers_tensors,
+    kohya_tensors,
+    peft_tensors,
+    read_adapter,
+    with_one_alpha,
+)
+from lib.convert.readers import adapter_readers, check_loaded_back, load_back, reader_lines
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
@@ -25,14 +28,14 @@ from lib.files.whole_writes import made_here, size_of, takes_place
 from lib.models.base_weights import read_target
 from lib.models.compatibility import check_fit
 
-FORMS = ("kohya", "diffusers", "peft")
+ADAPTER_FORMS = ("kohya", "diffusers", "peft")
 
 
 # Content hashes as the tools compute them: of all bytes behind the header (modelspec, Kohya).
-HASHES = {"modelspec.hash_sha256": f"0x{HASH}", "sshs_model_hash": HASH, "format": "pt"}
+CONTENT_HASHES = {"modelspec.hash_sha256": f"0x{HASH}", "sshs_model_hash": HASH, "format": "pt"}
 
 
-EXPORTED = (
+EXPORT_NAMES = (
     "unet",
     "text_encoder",
     "text_encoder_2",
@@ -48,7 +51,7 @@ EXPORTED = (
 
 
 # Kohya's name of a setting -> ours.
-SETTINGS = {
+KOHYA_SETTINGS = {
     "ss_learning_rate": "learning_rate",
     "ss_unet_lr": "learning_rate",
     "ss_max_train_steps": "steps",
@@ -76,7 +79,7 @@ class Exported:
 
     def lines(self):
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
-        yield from sentences(self.readers)
+        yield from reader_lines(self.readers)
         if not self.read_back:
             yield (
                 "not read back by diffusers: the base is a single file, and this machine has no"
@@ -94,23 +97,25 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
     is damaged or does not fit the base, and if the file, read back by diffusers or PEFT, is not the
     adapter.
     """
-    if to not in FORMS:
-        raise BadInput(f"There is no form '{to}' for a LoRA: choose one of {', '.join(FORMS)}.")
-    out, known = check_out(out, folder=to == "peft"), facts(source)
-    adapter, target = with_base(source, base, known)
+    if to not in ADAPTER_FORMS:
+        raise BadInput(
+            f"There is no form '{to}' for a LoRA: choose one of {', '.join(ADAPTER_FORMS)}."
+        )
+    out, known = check_output_path(out, folder=to == "peft"), run_facts(source)
+    adapter, target = read_with_base(source, base, known)
     check_fit(adapter, target, other_base)
     started = time.perf_counter()
     adapter = replace(
-        adapter, metadata=adapter.metadata | header(target, known, title or out.stem, adapter)
+        adapter, metadata=adapter.metadata | header_texts(target, known, title or out.stem, adapter)
     )
     with takes_place(out) as part:
         names = []
         if to == "peft":
-            for name, (tensors, metadata, config) in to_peft(adapter).items():
+            for name, (tensors, metadata, config) in peft_tensors(adapter).items():
                 save_weights_file(
                     part / name / "adapter_model.safetensors",
                     tensors,
-                    metadata | HASHES,
+                    metadata | CONTENT_HASHES,
                     check=True,
                 )
                 (part / name / "adapter_config.json").write_text(
@@ -119,14 +124,14 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
                 names += tensors
         else:
             made = (
-                to_kohya(adapter, target.sdxl, target.layers, target.attended)
+                kohya_tensors(adapter, target.sdxl, target.layers, target.attended)
                 if to == "kohya"
-                else to_diffusers(adapter)
+                else diffusers_tensors(adapter)
             )
-            save_weights_file(part, made[0], made[1] | HASHES, check=True)
+            save_weights_file(part, made[0], made[1] | CONTENT_HASHES, check=True)
             names = list(made[0])
         seconds = time.perf_counter() - started
-        known_to = readers(names, to, target)
+        known_to = adapter_readers(names, to, target)
         tool, (_, bad) = next(iter(known_to.items()))
         if bad:
             raise BadInput(
@@ -134,17 +139,19 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
                 f" ({bad[0]}): export in another form."
             )
         if target.folder:
-            check_back(
-                one_alpha(adapter) if to == "kohya" else adapter, load_back(part, to, target), out
+            check_loaded_back(
+                with_one_alpha(adapter) if to == "kohya" else adapter,
+                load_back(part, to, target),
+                out,
             )
     return Exported(out, to, size_of(out), seconds, known_to, bool(target.folder))
 
 
-def with_base(source, base=None, known=None):
+def read_with_base(source, base=None, known=None):
     """(the adapter in `source`, its base as a `Target`): the base given, or the run's, or the
     header's, or the pocket base.
     """
-    known = facts(source) if known is None else known
+    known = run_facts(source) if known is None else known
     base = (
         base
         or known.get("settings", {}).get("base")
@@ -154,7 +161,7 @@ def with_base(source, base=None, known=None):
     return read_adapter(source, target.layers), target
 
 
-def check_out(out, folder=False):
+def check_output_path(out, folder=False):
     """`out` as a path that may be written. Raises BadInput if something else of the user's is
     there, or its ending is another form's.
     """
@@ -170,7 +177,7 @@ def check_out(out, folder=False):
         raise BadInput(
             f"The output {out} exists and was not made by an export: choose another name."
         )
-    if folder and out.exists() and not made_here(out, EXPORTED):
+    if folder and out.exists() and not made_here(out, EXPORT_NAMES):
         raise BadInput(
             f"The output {out} exists and was not made by an export: choose another name."
         )
@@ -190,7 +197,7 @@ def _made_here(path):
         return False
 
 
-def facts(source):
+def run_facts(source):
     """What a run folder tells beside its weights: {"settings", "metrics", "subject"}, each only
     where it is there.
     """
@@ -220,7 +227,7 @@ def facts(source):
     return found
 
 
-def header(target, known, title, adapter=None):
+def header_texts(target, known, title, adapter=None):
     """The header's texts, from the base, what the run tells (`facts`) and, for a LoRA, the
     `adapter`; only what is known.
     """
@@ -268,7 +275,7 @@ def header(target, known, title, adapter=None):
             "ss_network_module": "networks.lora",
             "ss_network_dim": max(adapter.ranks),
             "ss_base_model_version": version,
-            "ss_network_alpha": next(layer.alpha for _, _, layer in one_alpha(adapter)),
+            "ss_network_alpha": next(layer.alpha for _, _, layer in with_one_alpha(adapter)),
             "ss_sd_model_name": target.name,
             "ss_v2": target.family == "Stable Diffusion 2.x",
             "ss_output_name": title,
@@ -281,5 +288,5 @@ def header(target, known, title, adapter=None):
             ),
             "ss_tag_frequency": identifier and json.dumps({f"1_{trigger}": {trigger: images}}),
         }
-        said |= {name: settings.get(ours) for name, ours in SETTINGS.items()}
+        said |= {name: settings.get(ours) for name, ours in KOHYA_SETTINGS.items()}
     return {key: str(value) for key, value in said.items() if value not in (None, "", {})}

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lib.convert.adapter import Adapter, Layer
-from lib.convert.exporting import facts, header
+from lib.convert.exporting import header_texts, run_facts
 from lib.files.errors import BadInput
 from lib.models.base_weights import read_target
 from lib.models.compatibility import check_base
@@ -29,7 +29,7 @@ OVERSAMPLE, POWERS = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetainedEnergy:
     """How much of the change is in the adapter, as shares of the sum of S^2 (squared Frobenius
     norm).
 
@@ -43,7 +43,7 @@ class Kept:
 
 
 def extract(run, rank=16, base=None, title=None, progress=None, other_base=False):
-    """(the `Adapter` of `rank`, alpha the same, and what it `Kept`) of a DreamBooth run's tuned
+    """(the `Adapter` of `rank`, alpha the same, and what it `RetainedEnergy`) of a DreamBooth run's tuned
     parts against its base.
 
     A layer smaller than `rank` keeps all that it has. `progress(done, total)` is called after each
@@ -52,7 +52,7 @@ def extract(run, rank=16, base=None, title=None, progress=None, other_base=False
     """
     if not 1 <= rank <= 1024:
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
-    known = facts(run)
+    known = run_facts(run)
     base_name = base or known.get("settings", {}).get("base", "pocket")
     tuned, plain = read_target(base_name, run), read_target(base_name)
     if not tuned.tuned:
@@ -76,7 +76,7 @@ def extract(run, rank=16, base=None, title=None, progress=None, other_base=False
             f"{run} has the weights of '{base_name}' unchanged: there is nothing to extract; check"
             " both names."
         )
-    metadata = header(
+    metadata = header_texts(
         plain, known, title or f"{Path(run).name} rank {rank}", adapter := Adapter(layers)
     )
     metadata = {key: value for key, value in metadata.items() if not key.startswith("ss_network_")}
@@ -89,7 +89,7 @@ def extract(run, rank=16, base=None, title=None, progress=None, other_base=False
             " S^2 kept"
         ),
     }
-    return Adapter(adapter.layers, metadata, str(run)), Kept(
+    return Adapter(adapter.layers, metadata, str(run)), RetainedEnergy(
         kept / in_layers, kept / in_all, shares
     )
 
@@ -136,7 +136,7 @@ def spectrum(run, base=None):
     """Squared singular values of every layer's change, (largest first) per layer: {"part.name": 1-D
     tensor}. For charts of kept energy.
     """
-    known = facts(run)
+    known = run_facts(run)
     base_name = base or known.get("settings", {}).get("base", "pocket")
     tuned, plain = read_target(base_name, run), read_target(base_name)
     return {

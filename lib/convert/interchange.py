@@ -4,11 +4,10 @@ import tempfile
 from pathlib import Path
 
 from lib.config.settings import LIMITS
-from lib.convert.adapter import diffusers_tensors as to_diffusers
-from lib.convert.exporting import check_out, export_lora, facts, with_base
+from lib.convert.adapter import diffusers_tensors
+from lib.convert.exporting import check_output_path, export_lora, read_with_base, run_facts
 from lib.convert.extraction import extract
-from lib.convert.merging import FORMS as WHOLE
-from lib.convert.merging import merge
+from lib.convert.merging import MODEL_FORMS, merge
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
 from lib.models.compatibility import check_fit
@@ -19,10 +18,10 @@ def export(source, to, out, **options):
     """Export a run or an adapter in any form: LoRAs by `export_lora`, DreamBooth runs by `merge`,
     to which `options` go.
     """
-    if facts(source).get("settings", {}).get("method") == "dreambooth":
-        if to not in WHOLE:
+    if run_facts(source).get("settings", {}).get("method") == "dreambooth":
+        if to not in MODEL_FORMS:
             raise BadInput(
-                f"{source} is a DreamBooth run, a whole model: export it to {' or '.join(WHOLE)},"
+                f"{source} is a DreamBooth run, a whole model: export it to {' or '.join(MODEL_FORMS)},"
                 " or extract a LoRA from it."
             )
         return merge(source, to, out, **options)
@@ -32,14 +31,16 @@ def export(source, to, out, **options):
 
 
 def extract_to(run, rank, to, out, base=None, title=None, progress=None, other_base=False):
-    """Extract a LoRA and export it. Returns (`Exported`, what was `Kept`)."""
-    check_out(out, folder=to == "peft")
+    """Extract a LoRA and export it. Returns (`Exported`, what was `RetainedEnergy`)."""
+    check_output_path(out, folder=to == "peft")
     adapter, kept = extract(run, rank, base, title, progress, other_base)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
-        save_weights_file(path, *to_diffusers(adapter))
+        save_weights_file(path, *diffusers_tensors(adapter))
         return (
-            export_lora(path, to, out, base or facts(run).get("settings", {}).get("base"), title),
+            export_lora(
+                path, to, out, base or run_facts(run).get("settings", {}).get("base"), title
+            ),
             kept,
         )
 
@@ -52,7 +53,7 @@ def import_lora(source, out, base=None, data=None, other_base=False):
     folder.
     """
     out = Path(out)
-    adapter, target = with_base(source, base)
+    adapter, target = read_with_base(source, base)
     check_fit(adapter, target, other_base)
     if out.exists():
         raise BadInput(f"The output {out} exists: choose another folder.")
@@ -67,7 +68,7 @@ def import_lora(source, out, base=None, data=None, other_base=False):
     }
     told = {name: _number(name, text) for name, text in said.items()}
     settings = preset("lora", target.name, data=str(data or "-"), output=str(out), **told)
-    save_weights_file(out / "adapter.safetensors", *to_diffusers(adapter))
+    save_weights_file(out / "adapter.safetensors", *diffusers_tensors(adapter))
     settings.save(out / "settings.json")
     return out
 

@@ -15,8 +15,14 @@ from pathlib import Path
 import torch
 
 from lib.convert.adapter import read_adapter
-from lib.convert.exporting import HASHES, check_out, facts, header, with_base
-from lib.convert.readers import checkpoint_readers, folder_readers, sentences
+from lib.convert.exporting import (
+    CONTENT_HASHES,
+    check_output_path,
+    header_texts,
+    read_with_base,
+    run_facts,
+)
+from lib.convert.readers import checkpoint_readers, folder_readers, reader_lines
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import write_weights
@@ -26,7 +32,7 @@ from lib.models.compatibility import check_base, check_fit
 from lib.models.layer_names import PARTS
 from lib.models.single_file import layout
 
-FORMS = ("checkpoint", "diffusers")
+MODEL_FORMS = ("checkpoint", "diffusers")
 
 
 FILES = {
@@ -56,7 +62,7 @@ class Merged:
             f"{self.tensors} tensors in fp16, {self.changed} of them not the base's, all read back"
             " and the same"
         )
-        yield from sentences(self.readers)
+        yield from reader_lines(self.readers)
 
 
 def merge(sources, to, out, base=None, weights=None, title=None, other_base=False):
@@ -69,17 +75,17 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     cannot hold; and if a key would not load, or a tensor, read back, is not what was meant.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
-    if to not in FORMS:
+    if to not in MODEL_FORMS:
         raise BadInput(
-            f"There is no form '{to}' for a whole model: choose one of {', '.join(FORMS)}."
+            f"There is no form '{to}' for a whole model: choose one of {', '.join(MODEL_FORMS)}."
         )
     weights = [1.0] * len(sources) if weights is None else list(weights)
     if len(weights) != len(sources):
         raise BadInput(
             f"There are {len(weights)} weights for {len(sources)} adapters: give one for each."
         )
-    out, started = check_out(out, folder=to == "diffusers"), time.perf_counter()
-    known = facts(sources[0])
+    out, started = check_output_path(out, folder=to == "diffusers"), time.perf_counter()
+    known = run_facts(sources[0])
     tuned = known.get("settings", {}).get("method") == "dreambooth"
     if tuned and len(sources) > 1:
         raise BadInput(
@@ -89,7 +95,7 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     if tuned:
         target = read_target(base or known["settings"].get("base", "pocket"), sources[0])
     else:
-        target = with_base(sources[0], base, known)[1]
+        target = read_with_base(sources[0], base, known)[1]
     if tuned and not target.tuned:
         raise BadInput(
             f"{sources[0]} has no tuned weights (no folder unet): its training did not finish;"
@@ -112,9 +118,11 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
     )
     if tuned and not other_base:
         check_base(sources[0], plain)
-    metadata = header(plain, known, title or out.stem) | {"modelspec.merged_from": merged_from}
+    metadata = header_texts(plain, known, title or out.stem) | {
+        "modelspec.merged_from": merged_from
+    }
     metadata |= {
-        key: text for key, text in HASHES.items() if not key.startswith("sshs_")
+        key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")
     }  # those are for LoRAs
     known_to = (_one_file if to == "checkpoint" else _folder)(out, target, read, metadata)
     changed = sum(len(target.shapes[part]) for part in target.tuned) or len(

@@ -5,7 +5,7 @@ consent. Markdown for a hub page.
 import shutil
 from pathlib import Path
 
-from lib.convert.exporting import facts
+from lib.convert.exporting import run_facts
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 
@@ -51,7 +51,7 @@ def write_card(run, out, files=(), title=None, summary=None):
     the card says that none were taken.
     """
     run, out = Path(run), Path(out)
-    known = facts(run)
+    known = run_facts(run)
     if "settings" not in known:
         raise BadInput(
             f"{run} is no run folder (no settings.json): a card needs to know how it was trained."

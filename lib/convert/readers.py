@@ -93,7 +93,7 @@ def _dotted(tool, part, name):
     return set()
 
 
-def readers(names, form, target):
+def adapter_readers(names, form, target):
     """{tool: (keys that will load, keys that will not)} of an adapter's key names in a form,
     against `target`.
     """
@@ -104,7 +104,7 @@ def readers(names, form, target):
     return found
 
 
-def sentences(found):
+def reader_lines(found):
     """What `readers` found, a sentence a tool: "256 of 256 keys will load in ComfyUI", with the
     layers that it leaves aside.
     """
@@ -130,7 +130,7 @@ def load_back(path, form, target):
     from lib.models.pipeline import quiet
 
     quiet()
-    unet = hollow_part("unet", target)
+    unet = unfilled_model("unet", target)
     if form == "peft":
         return _peft_back(path, unet, target)
     pipe = StableDiffusionXLPipeline if target.sdxl else StableDiffusionPipeline
@@ -147,7 +147,7 @@ def load_back(path, form, target):
             found |= {("unet", name): module for name, module in _modules(unet)}
         for part in ("text_encoder", "text_encoder_2"):
             if any(key.startswith(f"{part}.") for key in tensors):
-                encoder = hollow_part(part, target)
+                encoder = unfilled_model(part, target)
                 pipe.load_lora_into_text_encoder(
                     tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata
                 )
@@ -164,7 +164,7 @@ def _peft_back(path, unet, target):
     for folder in (p for p in path.iterdir() if p.is_dir()):
         part = folder.name
         model = PeftModel.from_pretrained(
-            unet if part == "unet" else hollow_part(part, target),
+            unet if part == "unet" else unfilled_model(part, target),
             folder,
             "check",
             low_cpu_mem_usage=True,
@@ -193,7 +193,7 @@ def _modules(model):
             )
 
 
-def hollow_part(part, target):
+def unfilled_model(part, target):
     """A model with its weights reserved and never written, where only an adapter's are looked at:
     the U-Net or a text encoder.
     """
@@ -215,7 +215,7 @@ def hollow_part(part, target):
     return model.half().to_empty(device="cpu")
 
 
-def check_back(adapter, found, path):
+def check_loaded_back(adapter, found, path):
     """Raise BadInput unless what a foreign reader `found` (as of `load_back`) is the adapter, layer
     by layer.
     """
@@ -375,7 +375,7 @@ def folder_readers(target):
                     read_json(target.configurations() / "vae" / "config.json")
                 )
         else:
-            model = hollow_part(part, target)
+            model = unfilled_model(part, target)
         known = {full_name(part, n): tuple(t.shape) for n, t in model.state_dict().items()}
         for name, shape in names.items():
             passed_over = part.startswith("text") and name.endswith("position_ids")  # rightly

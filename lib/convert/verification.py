@@ -1,7 +1,7 @@
 """The last proof of an exported file: loaded by diffusers or PEFT into a fresh base, it draws what
 the run draws.
 
-same_pictures("pocket", load_any("runs/course/lora"), load_any("robot.safetensors"))        # 0: the
+picture_difference("pocket", library_loader("runs/course/lora"), library_loader("robot.safetensors"))        # 0: the
 same to the last bit
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.convert.adapter import read_adapter
-from lib.convert.composition import use
+from lib.convert.composition import load_adapters
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import open_weights
 from lib.models.base import load_base
@@ -31,7 +31,7 @@ ROUNDING = 40
 ON_CUDA = 4
 
 
-def prove(source, out, base, cuda=None):
+def check_pictures(source, out, base, cuda=None):
     """Draw the same prompts and seeds with `source` and with the written `out` on `base`; say how
     far apart the pictures are.
 
@@ -49,18 +49,18 @@ def prove(source, out, base, cuda=None):
             "pictures: not drawn, for on a processor this base takes minutes (every tensor was read"
             " back)"
         )
-    ours, allowed = load_any(source), 0
+    ours, allowed = library_loader(source), 0
     if is_adapter(source):
         adapter = read_adapter(source, read_target(base).layers)
         uneven = (
             len({layer.alpha for _, _, layer in adapter}) > 1
-        )  # then `one_alpha` rounds once more
+        )  # then `with_one_alpha` rounds once more
         ours, allowed = (
-            (lambda model: use(model, {"source": adapter}, other_base=True)),
+            (lambda model: load_adapters(model, {"source": adapter}, other_base=True)),
             ROUNDING if uneven or not is_adapter(out) else 0,
         )
     kind, measure, allowed = ("mean", np.mean, ON_CUDA) if cuda else ("largest", np.max, allowed)
-    apart = same_pictures(base, ours, load_any(out), measure=measure)
+    apart = picture_difference(base, ours, library_loader(out), measure=measure)
     said = f"{kind} difference {round(apart, 2)} of 255"
     if apart > allowed:
         raise BadInput(
@@ -70,7 +70,7 @@ def prove(source, out, base, cuda=None):
     return f"pictures: the same for the same seeds{', but for rounding' if apart else ''} ({said})"
 
 
-def same_pictures(
+def picture_difference(
     base, ours, theirs, prompts=("a picture", "a picture in the snow"), steps=10, measure=np.max
 ):
     """Largest difference of a colour value (0 to 255) between the pictures of two loaders, which
@@ -92,7 +92,7 @@ def is_adapter(path):
     return any("lora" in name for name in open_weights(path).names)
 
 
-def load_any(path):
+def library_loader(path):
     """A function Base -> Base that loads `path` by the libraries' own loaders: a run, a LoRA file
     or PEFT folder, a whole model.
 

@@ -213,7 +213,7 @@ def compare(
     `read_adapter`, `check_fit`, `evaluate` and `read_curve` do.
     """
     from lib.convert.adapter import read_adapter
-    from lib.convert.composition import use
+    from lib.convert.composition import load_adapters
     from lib.dataset.captions import prompts as wording
     from lib.evaluation.curve import FILE, costs_along, read_curve
     from lib.evaluation.drift import prediction_cache, prediction_drift
@@ -256,7 +256,7 @@ def compare(
         if run:
             base = load_run(run.folder, base)
         elif key == "kohya_lora":
-            use(base, {key: adapter})
+            load_adapters(base, {key: adapter})
             say(_words(adapter, dataset.subject))
         else:
             prompts = prompts or protocol(dataset.subject, base)

@@ -25,15 +25,15 @@ from safetensors.torch import load_file, save_file
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.text import gib, say
-from lib.training.run_folder import ELSEWHERE
+from lib.training.run_folder import NO_EFFECT_ON_WEIGHTS
 
 FORMAT = "lora-dreambooth-workbench checkpoint, version 3"
 
 
-KEPT = 2
+CHECKPOINTS_HELD = 2
 
 
-SHARE = 0.04  # of the training's time that writing them may take
+WRITING_SHARE = 0.04  # of the training's time that writing them may take
 
 
 class Checkpoints:
@@ -46,7 +46,9 @@ class Checkpoints:
         self.about = {
             "format": FORMAT,
             "settings": {
-                name: value for name, value in asdict(settings).items() if name not in ELSEWHERE
+                name: value
+                for name, value in asdict(settings).items()
+                if name not in NO_EFFECT_ON_WEIGHTS
             },
             "device": f"{base.device.type} in {str(base.pipe.unet.dtype).removeprefix('torch.')}",
             "base": weights_hash(base),
@@ -68,7 +70,7 @@ class Checkpoints:
             if self.folder.is_dir()
             else 0
         )
-        needed = (KEPT + 1) * (weights + moments) * bool(self.every) + shipped - there
+        needed = (CHECKPOINTS_HELD + 1) * (weights + moments) * bool(self.every) + shipped - there
         free = shutil.disk_usage(self.folder.parent).free
         if needed > free:
             raise BadInput(
@@ -79,12 +81,12 @@ class Checkpoints:
 
     def due(self, step, clock):
         """Whether to write one after this many steps: every `save_every`, but not so often that it
-        takes more than `SHARE` of the time.
+        takes more than `WRITING_SHARE` of the time.
         """
         return (
             bool(self.every)
             and step % self.every == 0
-            and clock.total - self.written >= self.cost / SHARE
+            and clock.total - self.written >= self.cost / WRITING_SHARE
         )
 
     def write(self, step, log, clock, peak):
@@ -126,7 +128,7 @@ class Checkpoints:
                 f"no checkpoint could be written at step {step.taken}"
                 f" ({str(error).splitlines()[0]}): free some space"
             )
-        for old in self.all()[KEPT:]:
+        for old in self.all()[CHECKPOINTS_HELD:]:
             shutil.rmtree(old, ignore_errors=True)
         self.cost, self.written = time.perf_counter() - began, clock.total
         return self.last == step.taken

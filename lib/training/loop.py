@@ -28,10 +28,16 @@ from lib.step.run_weights import save_weights
 from lib.step.training_step import Step
 from lib.training.batches import batches, cache_latents, gather
 from lib.training.checkpoints import Checkpoints, resume
-from lib.training.recipe_choice import Meter, choose_recipe, exact, read_again
-from lib.training.run_folder import alone, data_hash, look, make_ready, prior_items
-from lib.training.run_log import FLUSH, Clock, Log, NotFinite, metrics
-from lib.training.samples import draw, drawn_until, fits
+from lib.training.recipe_choice import PeakMeter, choose_recipe, exact, reload_trained
+from lib.training.run_folder import (
+    data_hash,
+    inspect_run_folder,
+    lock_run_folder,
+    make_ready,
+    prior_items,
+)
+from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, metrics
+from lib.training.samples import draw, fits, read_samples
 
 # What an OSError says when a file cannot be written, and what helps.
 UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), "free some space")
@@ -58,7 +64,7 @@ class State:
             step,
             seconds,
             [row["loss"] for row in rows],
-            drawn_until(step, run),
+            read_samples(step, run),
         )
 
     def stop(self):
@@ -81,8 +87,8 @@ def train(settings, base=None, watchers=()):
     was learnt until the last checkpoint is saved then.
     """
     dataset = load_dataset(settings.data)
-    with alone(settings.output):
-        run, state = look(settings, dataset)
+    with lock_run_folder(settings.output):
+        run, state = inspect_run_folder(settings, dataset)
         if state == "finished":
             say(
                 f"{run} has been trained already, by the same settings on the same data: it is"
@@ -125,8 +131,8 @@ def fit(settings, base, dataset, run, new, watchers):
         ) from error
     state = State(settings.steps)
     if base.device.type == "cuda" and exact(recipe):
-        read_again(base, recipe)
-    with stops_gently(state):
+        reload_trained(base, recipe)
+    with ctrl_c_stops(state):
         while True:
             try:
                 return run_steps(recipe, base, dataset, run, sources, checkpoints, state, watchers)
@@ -154,7 +160,7 @@ def fit(settings, base, dataset, run, new, watchers):
             recipe, words = lower
             again = "going on from the last checkpoint" if checkpoints.all() else "beginning anew"
             say(f"memory ran out at step {state.step + 1}: {again} with {words}")
-            read_again(base, recipe)
+            reload_trained(base, recipe)
 
 
 def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):
@@ -166,7 +172,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     items, sources = zip(*sources)
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
-    clock, meter, rows = Clock(base.device), Meter(settings, base.device), []
+    clock, meter, rows = Clock(base.device), PeakMeter(settings, base.device), []
     if kept:
         record, weights, moments = kept
         resume(step, weights, moments)
@@ -202,7 +208,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                     )
                 log.add(numbers, batch[0])
                 state.step, state.seconds = step.taken, clock.total
-                if step.taken % FLUSH == 0 or step.taken == settings.steps:
+                if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
                 if settings.sample_every and step.taken % settings.sample_every == 0:
                     draw(base, dataset, step, run, state)
@@ -269,7 +275,7 @@ def back_to_last_good(step, checkpoints, run):
 
 
 @contextmanager
-def stops_gently(state):
+def ctrl_c_stops(state):
     """Let Ctrl-C (a notebook's stop button) end the training after the current step; a second one,
     or one before any step, at once.
     """

@@ -56,7 +56,7 @@ def exact(recipe):
     return torch.float32 if recipe.method == "dreambooth" and recipe.weights == "fp32" else None
 
 
-def read_again(base, recipe):
+def reload_trained(base, recipe):
     """Load the parts that a recipe trains again from disk, untouched. Raises BadInput where memory
     runs out.
     """
@@ -73,7 +73,7 @@ def read_again(base, recipe):
         ) from error
 
 
-class Meter:
+class PeakMeter:
     """What a training's step takes at its worst moment, in bytes by category: `peak`, None until it
     is known.
 

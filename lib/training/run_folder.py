@@ -20,11 +20,11 @@ from lib.step.run_weights import ADAPTER, weight_bytes
 
 # These change where a run lies or how safe it is, not what it learns. The data set is compared by
 # its content.
-ELSEWHERE = ("output", "data", "save_every")
+NO_EFFECT_ON_WEIGHTS = ("output", "data", "save_every")
 
 
 # All that a training writes into its folder: nothing else is ever cleared.
-MADE = (
+RUN_FILES = (
     "settings.json",
     "settings.json.*.part",
     "log.jsonl",
@@ -41,7 +41,7 @@ MADE = (
 
 
 @contextmanager
-def alone(output):
+def lock_run_folder(output):
     """Hold the run folder `output` against other processes that would train there. Raises BadInput
     while one does.
     """
@@ -75,7 +75,7 @@ def alone(output):
         lock.release()
 
 
-def look(settings, dataset):
+def inspect_run_folder(settings, dataset):
     """(run folder, "finished" if the same settings and data have been trained there to the end,
     "cut short", or "new").
 
@@ -118,7 +118,7 @@ def look(settings, dataset):
     if any(
         name not in old or old[name] != value
         for name, value in asdict(settings).items()
-        if name not in ELSEWHERE
+        if name not in NO_EFFECT_ON_WEIGHTS
     ):
         return run, "new"
     whole = found.get("file_bytes") == weight_bytes(run) > 0 and found.get(
@@ -183,7 +183,7 @@ def _names(run):
 
 
 def _made(name):
-    return any(fnmatch(name, one) for one in MADE)
+    return any(fnmatch(name, one) for one in RUN_FILES)
 
 
 def _checkpoints(run):

@@ -9,12 +9,12 @@ import torch
 from lib.files.text import say
 from lib.models.devices import device_name, resident_bytes, versions
 
-FLUSH = 10  # steps between reading losses off the device
+READ_EVERY = 10  # steps between reading losses off the device
 
 
 # What a run may end up with otherwise than its settings ask for: where the device cannot do it, or
 # memory ran out.
-RECIPE = ("checkpointing", "optimizer", "weights", "fused_backward", "quantize")
+RECIPE_SETTINGS = ("checkpointing", "optimizer", "weights", "fused_backward", "quantize")
 
 
 class NotFinite(RuntimeError):
@@ -81,7 +81,7 @@ class Clock:
 
 class Log:
     """The run's log.jsonl: losses stay on the device until `flush` reads them all at once, every
-    `FLUSH` steps.
+    `READ_EVERY` steps.
 
     `names` are the pictures of each source, `rows` those of the steps taken before an interruption,
     which the file begins with.
@@ -137,7 +137,7 @@ class Log:
             self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self.waiting.clear()
-        if state.step % (5 * FLUSH) == 0 or state.step == state.steps:
+        if state.step % (5 * READ_EVERY) == 0 or state.step == state.steps:
             left, mean = (
                 self.clock.per_step * (state.steps - state.step),
                 sum(state.losses[-50:]) / len(state.losses[-50:]),
@@ -178,7 +178,7 @@ def metrics(settings, state, clock, peak, trainable, file_bytes, device):
     return {
         "method": settings.method,
         "steps": state.step,
-        "recipe": {name: getattr(settings, name) for name in RECIPE},
+        "recipe": {name: getattr(settings, name) for name in RECIPE_SETTINGS},
         "stopped_early": state.step < state.steps,
         "seconds_per_step": clock.per_step,
         "train_seconds": clock.total,

@@ -31,7 +31,7 @@ def draw(base, dataset, step, run, state):
         )
 
 
-def drawn_until(step, run):
+def read_samples(step, run):
     """[(step, its pictures)] that lie in a run folder, until `step`; later ones are deleted, for
     they will be drawn again.
     """

@@ -14,10 +14,10 @@ from adapters import FAMILIES, adapter_for, written
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lib.convert.adapter import Adapter, read_adapter
-from lib.convert.adapter import kohya_tensors as to_kohya
-from lib.convert.exporting import FORMS, export_lora
+from lib.convert.adapter import Adapter, kohya_tensors, read_adapter
+from lib.convert.exporting import ADAPTER_FORMS, export_lora
 from lib.files.errors import BadInput
+from lib.files.paths import ROOT
 from lib.models.base_weights import read_target
 from lib.models.families import preset
 from lib.models.layer_names import from_original, kohya_name, parse, to_original
@@ -29,7 +29,6 @@ def name_of(form, folder, stem="x"):
 
 
 # --- names
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,7 +135,6 @@ def test_the_published_architecture_has_as_many_tensors_as_the_published_files()
 
 
 # --- round trips
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -153,7 +151,7 @@ def test_every_form_into_every_other_and_a_reader_of_the_schemes_accepts_each(
         y.alpha != y.rank for *_, y in adapter
     )
     first = {}
-    for form in FORMS:
+    for form in ADAPTER_FORMS:
         done = export_lora(
             written(adapter, tmp_path / "run.safetensors"),
             form,
@@ -169,7 +167,7 @@ def test_every_form_into_every_other_and_a_reader_of_the_schemes_accepts_each(
         assert not next(iter(done.readers.values()))[1], (
             f"every key loads in {next(iter(done.readers))}"
         )
-    for one, other in product(FORMS, FORMS):
+    for one, other in product(ADAPTER_FORMS, ADAPTER_FORMS):
         out = export_lora(
             first[one], other, name_of(other, tmp_path, f"{one}_{other}"), base=str(folder)
         ).path
@@ -255,7 +253,7 @@ def test_layers_with_alphas_of_their_own_read_right_in_diffusers(tiny, tmp_path)
     uneven = replace(adapter, layers=layers)
     run = written(uneven, tmp_path / "run.safetensors")
     assert {y.alpha for *_, y in read_adapter(run)} == {1.0, 2.0}
-    for form in FORMS:
+    for form in ADAPTER_FORMS:
         out = export_lora(run, form, name_of(form, tmp_path, form), base=str(folder)).path
         found = load_back(out, form, target)
         for part, name, layer in uneven:
@@ -266,19 +264,20 @@ def test_layers_with_alphas_of_their_own_read_right_in_diffusers(tiny, tmp_path)
 
 
 def test_one_exported_file_draws_what_the_run_draws(tiny, tmp_path):
-    from lib.convert.verification import load_any, same_pictures
+    from lib.convert.verification import library_loader, picture_difference
 
     folder, *_ = tiny("sd1")
     run = written(adapter_for(folder), tmp_path / "run.safetensors")
-    plain = same_pictures(str(folder), lambda base: base, load_any(run), steps=2)
+    plain = picture_difference(str(folder), lambda base: base, library_loader(run), steps=2)
     assert plain > 0, "the adapter shows"
-    for form in FORMS:
+    for form in ADAPTER_FORMS:
         out = export_lora(run, form, name_of(form, tmp_path, form), base=str(folder)).path
-        assert same_pictures(str(folder), load_any(run), load_any(out), steps=2) == 0, form
+        assert (
+            picture_difference(str(folder), library_loader(run), library_loader(out), steps=2) == 0
+        ), form
 
 
 # --- headers
-# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_header_tells_the_tools_what_they_show(tiny, tmp_path, dataset):
@@ -331,7 +330,6 @@ def test_the_header_tells_the_tools_what_they_show(tiny, tmp_path, dataset):
 
 
 # --- bad input
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -482,7 +480,9 @@ def test_dora_goes_where_its_axis_is_the_same_and_is_refused_elsewhere(tiny, tmp
             and done.read_back
         )
         assert {n for _, n, _ in kept} == set(some)
-    tensors, _ = to_kohya(Adapter({"unet": {n: y for n, y in some.items() if n.endswith("to_q")}}))
+    tensors, _ = kohya_tensors(
+        Adapter({"unet": {n: y for n, y in some.items() if n.endswith("to_q")}})
+    )
     scales = {
         k.replace("alpha", "dora_scale"): torch.ones(1, 16) for k in tensors if k.endswith("alpha")
     }
@@ -495,7 +495,7 @@ def test_dora_goes_where_its_axis_is_the_same_and_is_refused_elsewhere(tiny, tmp
 @pytest.mark.parametrize("form", ["diffusers", "peft"])
 def test_a_magnitude_that_is_lost_or_turned_does_not_pass_for_the_dora(form, tiny, tmp_path):
     """A square layer, whose magnitudes could as well go with its inputs."""
-    from lib.convert.readers import check_back, load_back
+    from lib.convert.readers import check_loaded_back, load_back
 
     folder = tiny("sd1")[0]
     name = next(
@@ -515,7 +515,7 @@ def test_a_magnitude_that_is_lost_or_turned_does_not_pass_for_the_dora(form, tin
             name_of(form, tmp_path, what),
             base=str(folder),
         ).path
-        check_back(
+        check_loaded_back(
             Adapter({"unet": {name: layer}}), load_back(path, form, read_target(str(folder))), path
         )
 
@@ -554,11 +554,9 @@ def test_what_is_the_users_is_never_overwritten(good, tiny, tmp_path):
 
 def test_the_readmes_table_of_readers_is_backed_by_tests_that_exist():
     import re
-    from pathlib import Path
 
-    root = Path(__file__).resolve().parent
     text = (
-        (root.parent / "README.md")
+        (ROOT / "README.md")
         .read_text()
         .split("## What we write, who reads it")[1]
         .split("\n## ")[0]
@@ -566,7 +564,7 @@ def test_the_readmes_table_of_readers_is_backed_by_tests_that_exist():
     named = dict(re.findall(r"\[(\d)\]\s+`(test_\w+)`", text))
     defined = {
         name
-        for path in root.glob("test_ship*.py")
+        for path in (ROOT / "tests" / "convert").glob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     assert set(named.values()) <= defined, set(named.values()) - defined

@@ -17,16 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from lib.config.settings import Settings
 from lib.convert import merging
-from lib.convert.adapter import kohya_tensors as to_kohya
-from lib.convert.adapter import read_adapter
+from lib.convert.adapter import kohya_tensors, read_adapter
 from lib.convert.commands import main
-from lib.convert.composition import MIXES, add_changes, check_name, fused, mix, use
+from lib.convert.composition import MIXES, add_changes, check_name, load_adapters, load_fused, mix
 from lib.convert.exporting import export_lora
 from lib.convert.extraction import energy_by_rank, extract, low_rank, spectrum
 from lib.convert.interchange import import_lora
-from lib.convert.merging import FORMS, merge, merged_weight
+from lib.convert.merging import MODEL_FORMS, merge, merged_weight
 from lib.convert.readers import checkpoint_readers
-from lib.convert.verification import load_any, prove, same_pictures
+from lib.convert.verification import check_pictures, library_loader, picture_difference
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.kohya_folders import from_kohya
 from lib.dataset.kohya_folders import to_kohya as data_to_kohya
@@ -48,13 +47,12 @@ PIPES = {
 
 
 # --- one file, one folder
-# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", PIPES)
 def test_a_merged_checkpoint_has_the_published_keys_and_loads_back_with_the_merged_weights(
     tiny, family, tmp_path
-):  # noqa: F811
+):
     import diffusers
 
     folder, config, blocks = tiny(family)
@@ -132,7 +130,7 @@ def test_a_merged_checkpoint_has_the_published_keys_and_loads_back_with_the_merg
 @pytest.mark.parametrize("family", PIPES)
 def test_a_tuned_model_as_a_folder_loads_with_its_tuned_text_encoder(
     tiny, family, tmp_path, dataset
-):  # noqa: F811
+):
     import diffusers
 
     folder, *_ = tiny(family)
@@ -148,7 +146,7 @@ def test_a_tuned_model_as_a_folder_loads_with_its_tuned_text_encoder(
             assert torch.equal(theirs, target.read(part, name).half().float()), (part, name)
 
 
-def test_dreambooth_written_whole_draws_what_the_run_draws(tiny, tmp_path, dataset):  # noqa: F811
+def test_dreambooth_written_whole_draws_what_the_run_draws(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
     run = tuned_run(folder, tmp_path / "run", dataset)
     half = tmp_path / "half"
@@ -156,21 +154,24 @@ def test_dreambooth_written_whole_draws_what_the_run_draws(tiny, tmp_path, datas
         run, "diffusers", half
     )  # the other parts in fp16 too, so that only the way of writing differs
     one = merge(run, "checkpoint", tmp_path / "one.safetensors").path
-    assert same_pictures(str(folder), load_any(half), load_any(one), steps=2) == 0
+    assert picture_difference(str(folder), library_loader(half), library_loader(one), steps=2) == 0
     assert (
-        same_pictures(str(folder), load_any(run), load_any(half), steps=2)
+        picture_difference(str(folder), library_loader(run), library_loader(half), steps=2)
         <= 10
-        < same_pictures(str(folder), lambda base: base, load_any(half), steps=2)
+        < picture_difference(str(folder), lambda base: base, library_loader(half), steps=2)
     ), "rounding to fp16 moves a colour by less than training did"
 
 
-def test_a_merge_into_a_base_draws_what_the_adapter_draws(tiny, tmp_path):  # noqa: F811
+def test_a_merge_into_a_base_draws_what_the_adapter_draws(tiny, tmp_path):
     folder, *_ = tiny("sd1")
     run = written(adapter_for(folder), tmp_path / "a.safetensors")
-    for form, out in zip(FORMS, ("m.safetensors", "m")):
+    for form, out in zip(MODEL_FORMS, ("m.safetensors", "m")):
         whole = merge(run, form, tmp_path / out, base=str(folder)).path
-        assert same_pictures(str(folder), load_any(run), load_any(whole), steps=2) <= 10
-    assert same_pictures(str(folder), lambda base: base, load_any(run), steps=2) > 20
+        assert (
+            picture_difference(str(folder), library_loader(run), library_loader(whole), steps=2)
+            <= 10
+        )
+    assert picture_difference(str(folder), lambda base: base, library_loader(run), steps=2) > 20
 
 
 def test_dora_merges_as_peft_merges_it():
@@ -198,7 +199,7 @@ def test_dora_merges_as_peft_merges_it():
     assert torch.allclose(module.base_layer.weight, wanted, atol=1e-5)
 
 
-def test_a_whole_model_passes_tensor_by_tensor(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_whole_model_passes_tensor_by_tensor(tiny, tmp_path, monkeypatch):
     """Never is more than one tensor of the base held: the writer asks for the next after the last
     was written.
     """
@@ -221,7 +222,6 @@ def test_a_whole_model_passes_tensor_by_tensor(tiny, tmp_path, monkeypatch):  # 
 
 
 @pytest.mark.parametrize("family", PIPES)
-# noqa: F811
 def test_keys_that_go_astray_in_a_checkpoint_are_found_by_a_reader_that_is_not_ours(tiny, family):
     target = read_target(str(tiny(family)[0]))
     right, unet = layout(target), "model.diffusion_model."
@@ -272,20 +272,17 @@ def damaging(read, last, path):
     return damaged
 
 
-# noqa: F811
 def test_what_the_disk_did_not_keep_is_not_called_written(tiny, tmp_path, monkeypatch):
 
     shapes = {name: ("F16", (400, 400)) for name in "abc"}  # larger than what Python keeps back
     for check in (False, True):
         out = tmp_path / f"{check}.safetensors"
-        write = lambda: write_weights(
-            out, shapes, damaging(lambda name: torch.ones(400, 400), "c", out), check=check
-        )  # noqa: B023, E731
+        read = damaging(lambda name: torch.ones(400, 400), "c", out)
         if check:
             with pytest.raises(BadInput, match="True.safetensors was not written: read back"):
-                write()
+                write_weights(out, shapes, read, check=True)
         else:
-            write()
+            write_weights(out, shapes, read)
     assert [p.name for p in tmp_path.iterdir()] == ["False.safetensors"]
     folder, *_ = tiny("sd1")
     source, whole = written(adapter_for(folder), tmp_path / "a.safetensors"), write_weights
@@ -294,7 +291,7 @@ def test_what_the_disk_did_not_keep_is_not_called_written(tiny, tmp_path, monkey
         return whole(path, shapes, damaging(read, list(shapes)[-1], path), *rest, **options)
 
     monkeypatch.setattr(merging, "write_weights", failing)
-    for form, out in zip(FORMS, ("m.safetensors", "m")):
+    for form, out in zip(MODEL_FORMS, ("m.safetensors", "m")):
         with pytest.raises(BadInput, match="was not written: read back"):
             merge(source, form, tmp_path / out, base=str(folder))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -303,11 +300,11 @@ def test_what_the_disk_did_not_keep_is_not_called_written(tiny, tmp_path, monkey
     ], "nothing is left behind"
 
 
-def test_a_checkpoints_header_holds_the_hash_of_what_follows_it(tiny, tmp_path):  # noqa: F811
+def test_a_checkpoints_header_holds_the_hash_of_what_follows_it(tiny, tmp_path):
     folder, *_ = tiny("sd1")
     source = written(adapter_for(folder), tmp_path / "a.safetensors")
     for form, out, inside in zip(
-        FORMS, ("m.safetensors", "m"), ("", "unet/diffusion_pytorch_model.safetensors")
+        MODEL_FORMS, ("m.safetensors", "m"), ("", "unet/diffusion_pytorch_model.safetensors")
     ):
         path = merge(source, form, tmp_path / out, base=str(folder)).path / inside
         raw = path.read_bytes()
@@ -320,7 +317,7 @@ def test_a_checkpoints_header_holds_the_hash_of_what_follows_it(tiny, tmp_path):
         assert "sshs_model_hash" not in header, "which is for LoRAs"
 
 
-def test_a_folder_whose_base_lacks_a_weight_is_not_written(tiny, tmp_path):  # noqa: F811
+def test_a_folder_whose_base_lacks_a_weight_is_not_written(tiny, tmp_path):
     folder = Path(shutil.copytree(tiny("sd1")[0], tmp_path / "base"))
     source, file = (
         written(adapter_for(folder), tmp_path / "a.safetensors"),
@@ -341,7 +338,7 @@ def test_a_folder_whose_base_lacks_a_weight_is_not_written(tiny, tmp_path):  # n
     assert not (tmp_path / "half").exists()
 
 
-def test_whole_models_refuse_what_they_cannot_be(tiny, tmp_path, dataset):  # noqa: F811
+def test_whole_models_refuse_what_they_cannot_be(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
     run = tuned_run(folder, tmp_path / "run", dataset)
     for sources, options, said in (
@@ -367,10 +364,8 @@ def test_whole_models_refuse_what_they_cannot_be(tiny, tmp_path, dataset):  # no
 
 
 # --- extraction
-# ------------------------------------------------------------------------------------------------------------------------
 
 
-# noqa: F811
 def test_extraction_is_the_best_of_its_rank_and_exact_at_full_rank(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
     run, target = (
@@ -423,7 +418,7 @@ def test_the_randomised_svd_keeps_what_the_exact_one_keeps():
 
 def test_an_extracted_lora_at_full_rank_draws_nearly_what_the_tuned_model_draws(
     tiny, tmp_path, dataset
-):  # noqa: F811
+):
     folder, *_ = tiny("sd1")
     run = tuned_run(folder, tmp_path / "run", dataset)
     adapter, _ = extract(run, 64)
@@ -442,15 +437,19 @@ def test_an_extracted_lora_at_full_rank_draws_nearly_what_the_tuned_model_draws(
     save_weights_file(
         part, only, {"format": "pt"}
     )  # norms and biases as they were: no LoRA can hold those
-    difference = same_pictures(
-        str(folder), load_any(run), lambda model: use(model, {"x": adapter}), steps=2
+    difference = picture_difference(
+        str(folder),
+        library_loader(run),
+        lambda model: load_adapters(model, {"x": adapter}),
+        steps=2,
     )
     assert (
-        difference <= 10 < same_pictures(str(folder), load_any(run), lambda model: model, steps=2)
+        difference
+        <= 10
+        < picture_difference(str(folder), library_loader(run), lambda model: model, steps=2)
     )
 
 
-# noqa: F811
 def test_extraction_refuses_a_lora_a_rank_of_none_and_an_untouched_model(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
     run = tuned_run(folder, tmp_path / "run", dataset)
@@ -468,11 +467,10 @@ def test_extraction_refuses_a_lora_a_rank_of_none_and_an_untouched_model(tiny, t
 
 
 # --- several in one
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def weights_with(folder, sources, weights):
-    base = fused(load_base(str(folder)), sources, weights)
+    base = load_fused(load_base(str(folder)), sources, weights)
     return {
         n.replace(".base_layer", ""): w.detach().clone()
         for n, w in base.unet.named_parameters()
@@ -480,7 +478,7 @@ def weights_with(folder, sources, weights):
     }
 
 
-def test_adapters_add_up_each_with_its_weight(tiny, tmp_path):  # noqa: F811
+def test_adapters_add_up_each_with_its_weight(tiny, tmp_path):
     folder, *_ = tiny("sd1")
     one, two = adapter_for(folder), adapter_for(folder, rank=2, alpha=1.0)
     found, target = (
@@ -497,7 +495,7 @@ def test_adapters_add_up_each_with_its_weight(tiny, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", MIXES)
-def test_pefts_mixes_are_adapters_and_only_the_exact_ones_are_the_sum(tiny, how):  # noqa: F811
+def test_pefts_mixes_are_adapters_and_only_the_exact_ones_are_the_sum(tiny, how):
     folder, *_ = tiny("sd1")
     one, two = adapter_for(folder), adapter_for(folder, alpha=4.0, seed=1)
     mixed = mix({"one": one, "two": two}, how, {"one": 1.0, "two": 0.5}, str(folder))
@@ -513,25 +511,25 @@ def test_pefts_mixes_are_adapters_and_only_the_exact_ones_are_the_sum(tiny, how)
     assert all(torch.equal(y.up, again.layers[p][n].up) for p, n, y in mixed)
 
 
-def test_names_that_clash_or_escape_are_refused(tiny):  # noqa: F811
+def test_names_that_clash_or_escape_are_refused(tiny):
     folder, *_ = tiny("sd1")
     for name in ("../x", "a/b", "a.b", "", "x" * 41, None):
         with pytest.raises(BadInput, match="cannot be used"):
             check_name(name)
-    base = use(load_base(str(folder)), {"one": adapter_for(folder)})
+    base = load_adapters(load_base(str(folder)), {"one": adapter_for(folder)})
     with pytest.raises(BadInput, match="'one' is taken"):
-        use(base, {"one": adapter_for(folder)})
+        load_adapters(base, {"one": adapter_for(folder)})
     with pytest.raises(BadInput, match="no adapter 'two'.*one"):
-        use(base, {}, {"two": 1.0})
+        load_adapters(base, {}, {"two": 1.0})
     with pytest.raises(BadInput, match="SDXL"):
-        use(base, {"big": adapter_for(tiny("sdxl")[0])})
+        load_adapters(base, {"big": adapter_for(tiny("sdxl")[0])})
     assert base.pipe.get_list_adapters() == {
         "unet": ["one"],
         "text_encoder": ["one"],
     }, "a refused adapter leaves nothing behind"
 
 
-def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):  # noqa: F811
+def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
     run, target = tuned_run(folder, tmp_path / "run", dataset), read_target(str(folder))
     tuned = read_target(str(folder), run)
@@ -552,7 +550,6 @@ def test_what_survives_lies_between_the_base_and_the_concept_alone():
 
 
 # --- what ships, and what comes back
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["clothing", "lighting"])
@@ -573,7 +570,7 @@ def test_pictures_are_held_to_the_last_bit_on_a_processor_and_on_average_on_a_gp
     adapter = read_adapter(source, layers=1)
     right = export_lora(source, "kohya", tmp_path / "right.safetensors").path
     assert (
-        prove(source, right, "pocket")
+        check_pictures(source, right, "pocket")
         == "pictures: the same for the same seeds (largest difference 0 of 255)"
     )
     layers = {
@@ -581,15 +578,17 @@ def test_pictures_are_held_to_the_last_bit_on_a_processor_and_on_average_on_a_gp
         for k, (n, y) in enumerate(adapter.layers["unet"].items())
     }
     nearly = tmp_path / "nearly.safetensors"  # wrong in the last bits, as sums in another order are
-    save_weights_file(nearly, *to_kohya(replace(adapter, layers={"unet": layers})))
+    save_weights_file(nearly, *kohya_tensors(replace(adapter, layers={"unet": layers})))
     with pytest.raises(BadInput, match="does not draw what"):
-        prove(source, nearly, "pocket", cuda=False)
-    assert "but for rounding (mean difference 0." in prove(source, nearly, "pocket", cuda=True)
+        check_pictures(source, nearly, "pocket", cuda=False)
+    assert "but for rounding (mean difference 0." in check_pictures(
+        source, nearly, "pocket", cuda=True
+    )
     faint = tmp_path / "faint.safetensors"
     layers = {n: replace(y, alpha=0.8 * y.alpha) for n, y in adapter.layers["unet"].items()}
-    save_weights_file(faint, *to_kohya(replace(adapter, layers={"unet": layers})))
+    save_weights_file(faint, *kohya_tensors(replace(adapter, layers={"unet": layers})))
     with pytest.raises(BadInput, match="mean difference.*4 allowed"):
-        prove(source, faint, "pocket", cuda=True)
+        check_pictures(source, faint, "pocket", cuda=True)
 
 
 def test_the_command_line_exports_proves_and_says_so(tmp_path, capsys):
@@ -607,14 +606,14 @@ def test_the_command_line_exports_proves_and_says_so(tmp_path, capsys):
     )
 
 
-def test_somebodys_lora_becomes_a_run(tiny, tmp_path):  # noqa: F811
+def test_somebodys_lora_becomes_a_run(tiny, tmp_path):
     folder, *_ = tiny("sd1")
     adapter = replace(
         adapter_for(folder),
         metadata={"ss_max_train_steps": "1600", "ss_unet_lr": "0.0002", "ss_seed": "None"},
     )
     path = tmp_path / "theirs.safetensors"
-    save_weights_file(path, *to_kohya(adapter))
+    save_weights_file(path, *kohya_tensors(adapter))
     run = import_lora(path, tmp_path / "run", str(folder))
     settings = Settings.load(run / "settings.json")
     assert (settings.steps, settings.learning_rate, settings.rank, settings.alpha) == (
@@ -623,7 +622,7 @@ def test_somebodys_lora_becomes_a_run(tiny, tmp_path):  # noqa: F811
         4,
         2.0,
     )
-    assert same_pictures(str(folder), load_any(run), load_any(path), steps=2) == 0
+    assert picture_difference(str(folder), library_loader(run), library_loader(path), steps=2) == 0
     with pytest.raises(BadInput, match="exists"):
         import_lora(path, tmp_path / "run", str(folder))
 
@@ -685,7 +684,7 @@ def test_kohyas_own_folders_are_read_and_bad_ones_refused(tmp_path):
     assert not (tmp_path / "out3").exists()
 
 
-def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, dataset):  # noqa: F811
+def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, dataset):
     from lib.convert.model_card import write_card
 
     run = tuned_run(tiny("sd1")[0], tmp_path / "dreambooth", dataset)
@@ -730,7 +729,7 @@ def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, datase
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["README.md"]
 
 
-def test_positions_that_older_files_hold_are_no_hindrance(tiny, tmp_path, dataset):  # noqa: F811
+def test_positions_that_older_files_hold_are_no_hindrance(tiny, tmp_path, dataset):
     old = Path(shutil.copytree(tiny("sd1")[0], tmp_path / "old"))
     file = next((old / "text_encoder").glob("*.safetensors"))
     positions = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
@@ -740,11 +739,11 @@ def test_positions_that_older_files_hold_are_no_hindrance(tiny, tmp_path, datase
     found = load_file(done)
     assert any(k.endswith("position_ids") for k in found)
     folder = merge(run, "diffusers", tmp_path / "half", base=str(old)).path
-    assert same_pictures(str(old), load_any(folder), load_any(done), steps=2) == 0
+    assert picture_difference(str(old), library_loader(folder), library_loader(done), steps=2) == 0
 
 
 @pytest.mark.parametrize("family", PIPES)
-def test_a_single_file_is_a_base_too(tiny, family, tmp_path):  # noqa: F811
+def test_a_single_file_is_a_base_too(tiny, family, tmp_path):
     folder, *_ = tiny(family)
     adapter = adapter_for(folder)
     source = written(adapter, tmp_path / "a.safetensors")

@@ -18,7 +18,7 @@ from lib.convert.commands import main
 from lib.convert.exporting import export_lora
 from lib.convert.interchange import export, extract_to
 from lib.convert.merging import merge
-from lib.convert.verification import load_any, same_pictures
+from lib.convert.verification import library_loader, picture_difference
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
@@ -243,10 +243,10 @@ def test_the_pocket_base_as_one_file_is_the_pocket_base(tmp_path, capsys):
     assert "the same for the same seeds" in capsys.readouterr().out
     merge(JACKET, "checkpoint", tmp_path / "whole.safetensors", base=str(one))
     assert (
-        same_pictures(
+        picture_difference(
             str(one),
-            load_any(tmp_path / "folder"),
-            load_any(tmp_path / "whole.safetensors"),
+            library_loader(tmp_path / "folder"),
+            library_loader(tmp_path / "whole.safetensors"),
             steps=2,
         )
         == 0

@@ -26,10 +26,8 @@ from lib.models.base import Base, at_rest, load_base
 from lib.models.devices import free_memory
 from lib.step.run_weights import as_saved, load_run
 from lib.step.training_step import Step
-from lib.training import checkpoints as checkpoint
-from lib.training import loop as train
-from lib.training import recipe_choice as room
-from lib.training.run_folder import alone
+from lib.training import checkpoints, loop, recipe_choice
+from lib.training.run_folder import lock_run_folder
 from lib.training.run_log import NotFinite
 
 LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": "all"}
@@ -40,7 +38,7 @@ def every_checkpoint(monkeypatch):
     """Steps of milliseconds leave little time for checkpoints; here each that `save_every` asks for
     is written.
     """
-    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))
+    monkeypatch.setattr(checkpoints, "WRITING_SHARE", float("inf"))
 
 
 def in_child(function):
@@ -80,11 +78,11 @@ def kill(*_):
     ],
 )
 def test_three_steps_and_three_are_six_bit_for_bit(make, tmp_path, method, changes):
-    whole = train.train(make(method, output=str(tmp_path / "whole"), **changes))
+    whole = loop.train(make(method, output=str(tmp_path / "whole"), **changes))
     settings = make(method, output=str(tmp_path / "cut"), **changes)
-    cut = train.train(settings, watchers=[stop_at(3)])
+    cut = loop.train(settings, watchers=[stop_at(3)])
     assert json.loads((cut / "metrics.json").read_text())["stopped_early"] and len(losses(cut)) == 3
-    assert train.train(settings) == cut and same(whole, cut)
+    assert loop.train(settings) == cut and same(whole, cut)
     assert not (cut / "checkpoint").exists(), "a finished run needs none"
     done = json.loads((cut / "metrics.json").read_text())
     assert not done["stopped_early"] and done["peak_bytes"] == sum(
@@ -104,7 +102,7 @@ def test_three_steps_and_three_are_six_bit_for_bit(make, tmp_path, method, chang
 def test_a_killed_process_loses_nothing(make, tmp_path, method, moment, recipe):
     whole = make(method, output=str(tmp_path / "whole"), **recipe)
     settings = make(method, save_every=2, sample_every=2, sample_steps=1, **recipe)
-    assert in_child(lambda: train.train(whole)) == 0
+    assert in_child(lambda: loop.train(whole)) == 0
 
     def cut_short():
         if (
@@ -112,14 +110,14 @@ def test_a_killed_process_loses_nothing(make, tmp_path, method, moment, recipe):
         ):  # of the second checkpoint, when all of it is there under its temporary name
             replace = os.replace
             os.replace = lambda a, b: kill() if str(b).endswith("step_000004") else replace(a, b)
-        train.train(settings, watchers=[lambda state: kill() if state.step == 5 else None])
+        loop.train(settings, watchers=[lambda state: kill() if state.step == 5 else None])
 
     assert in_child(cut_short) == -signal.SIGKILL
     run = tmp_path / method
     assert {p.name for p in (run / "checkpoint").glob("step_*")} == (
         {"step_000002"} if moment == "writing" else {"step_000002", "step_000004"}
     )
-    assert in_child(lambda: train.train(settings)) == 0 and same(tmp_path / "whole", run)
+    assert in_child(lambda: loop.train(settings)) == 0 and same(tmp_path / "whole", run)
     assert len(list((run / "samples").glob("*.png"))) == 12 and not (run / "checkpoint").exists()
 
 
@@ -132,8 +130,9 @@ def test_the_command_line_goes_on_after_being_killed_and_interrupted(make, tmp_p
         sys.executable,
         "-c",
         (
-            "from lib import checkpoint; checkpoint.SHARE = float('inf'); import runpy; import"
-            f" sys; sys.argv = ['train', {str(tmp_path / 'settings.json')!r}];"
+            "import runpy, sys; from lib.training import checkpoints;"
+            " checkpoints.WRITING_SHARE = float('inf');"
+            f" sys.argv = ['train', {str(tmp_path / 'settings.json')!r}];"
             " runpy.run_module('lib.training.loop', run_name='__main__')"
         ),
     ]
@@ -152,12 +151,12 @@ def test_the_command_line_goes_on_after_being_killed_and_interrupted(make, tmp_p
         process.communicate()
         ended.append((process.returncode, seen))
     assert [code for code, _ in ended] == [-signal.SIGKILL, 0, 0] and ended[1][1] > 0
-    assert same(train.train(settings.replace(output=str(tmp_path / "whole"))), tmp_path / "run")
+    assert same(loop.train(settings.replace(output=str(tmp_path / "whole"))), tmp_path / "run")
 
 
 def test_ctrl_c_ends_after_the_step_with_a_usable_result(make, tiny_folder):
     before, settings = signal.getsignal(signal.SIGINT), make(steps=20)
-    run = train.train(
+    run = loop.train(
         settings, watchers=[lambda state: state.step == 2 and signal.raise_signal(signal.SIGINT)]
     )
     assert signal.getsignal(signal.SIGINT) is before
@@ -169,45 +168,45 @@ def test_ctrl_c_ends_after_the_step_with_a_usable_result(make, tiny_folder):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train.train(settings, watchers=[twice])
+        loop.train(settings, watchers=[twice])
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once_and_nothing_is_lost(make, monkeypatch):
-    run_steps = train.run_steps
+    run_steps = loop.run_steps
     monkeypatch.setattr(
-        train, "run_steps", lambda *inputs: (signal.raise_signal(signal.SIGINT), run_steps(*inputs))
+        loop, "run_steps", lambda *inputs: (signal.raise_signal(signal.SIGINT), run_steps(*inputs))
     )
     with pytest.raises(KeyboardInterrupt):
-        train.train(make(steps=3))
-    monkeypatch.setattr(train, "run_steps", run_steps)
-    cut = train.train(make(steps=3), watchers=[stop_at(2)])
+        loop.train(make(steps=3))
+    monkeypatch.setattr(loop, "run_steps", run_steps)
+    cut = loop.train(make(steps=3), watchers=[stop_at(2)])
     monkeypatch.setattr(
-        train, "run_steps", lambda *inputs: (signal.raise_signal(signal.SIGINT), run_steps(*inputs))
+        loop, "run_steps", lambda *inputs: (signal.raise_signal(signal.SIGINT), run_steps(*inputs))
     )
     with pytest.raises(KeyboardInterrupt):
-        train.train(make(steps=3))
-    monkeypatch.setattr(train, "run_steps", run_steps)
-    assert len(losses(train.train(make(steps=3)))) == 3 and weights(cut)
+        loop.train(make(steps=3))
+    monkeypatch.setattr(loop, "run_steps", run_steps)
+    assert len(losses(loop.train(make(steps=3)))) == 3 and weights(cut)
 
 
 def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_one(
     make, dataset, tmp_path, capsys
 ):
-    run = train.train(make())
+    run = loop.train(make())
     stamp, seen = (run / "adapter.safetensors").stat().st_mtime_ns, []
     (run / "checkpoint").mkdir()  # as if killed between the result and the tidying up
-    assert train.train(make(), watchers=[seen.append]) == run and not seen
+    assert loop.train(make(), watchers=[seen.append]) == run and not seen
     assert (
         run / "adapter.safetensors"
     ).stat().st_mtime_ns == stamp and "trained already" in capsys.readouterr().out
     shutil.copytree(dataset.root, tmp_path / "moved")
-    assert train.train(make(data=str(tmp_path / "moved"), save_every=3)) == run, (
+    assert loop.train(make(data=str(tmp_path / "moved"), save_every=3)) == run, (
         "the same pictures elsewhere are the same data"
     )
     assert (run / "adapter.safetensors").stat().st_mtime_ns == stamp
     first = weights(run)
-    assert train.train(make(seed=3)) == run and not torch.equal(
+    assert loop.train(make(seed=3)) == run and not torch.equal(
         *(next(iter(w.values())) for w in (first, weights(run)))
     )
     kept = tmp_path / "lora_before_1"
@@ -216,7 +215,7 @@ def test_a_finished_run_is_returned_and_changed_settings_or_data_keep_the_old_on
     )
     record = json.loads((tmp_path / "moved" / "dataset.json").read_text())
     write_json(tmp_path / "moved" / "dataset.json", record | {"notes": ["another data set"]})
-    train.train(make(seed=3, data=str(tmp_path / "moved")))
+    loop.train(make(seed=3, data=str(tmp_path / "moved")))
     assert (tmp_path / "lora_before_2" / "adapter.safetensors").is_file()
 
 
@@ -235,7 +234,7 @@ def test_a_folder_of_the_users_own_is_never_cleared(make, tmp_path):
         )
         before = (folder / "settings.json").read_text()
         with pytest.raises(BadInput, match=words):
-            train.train(settings)
+            loop.train(settings)
         assert (folder / "holiday").is_dir() and (folder / "settings.json").read_text() == before
 
 
@@ -250,18 +249,18 @@ def test_what_a_killed_process_or_a_notebook_left_in_a_new_folder_is_no_hindranc
     else:
         make(steps=2).save(run / "settings.json")
         (run / left).mkdir()
-    train.train(make(steps=2))
+    loop.train(make(steps=2))
     assert weights(run) and (run / left).exists() == (not left.endswith(".part"))
 
 
 def test_settings_that_are_refused_leave_a_finished_run_where_it_is(make, tmp_path):
-    run = train.train(make())
+    run = loop.train(make())
     stamp = (run / "adapter.safetensors").stat().st_mtime_ns
     with pytest.raises(BadInput, match="There is no base model"):
-        train.train(make().replace(base=str(tmp_path / "pockett")))
-    assert train.train(make()) == run and (run / "adapter.safetensors").stat().st_mtime_ns == stamp
+        loop.train(make().replace(base=str(tmp_path / "pockett")))
+    assert loop.train(make()) == run and (run / "adapter.safetensors").stat().st_mtime_ns == stamp
     (run / "adapter.safetensors").write_bytes(b"cut off")
-    train.train(make())
+    loop.train(make())
     assert weights(run), "weights that are not as long as they were are trained again"
 
 
@@ -269,8 +268,8 @@ def test_a_link_is_a_run_folder_too(make, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     settings = make(output=str(tmp_path / "link"), steps=2)
-    assert in_child(lambda: train.train(settings, watchers=[kill])) == -signal.SIGKILL
-    train.train(settings)
+    assert in_child(lambda: loop.train(settings, watchers=[kill])) == -signal.SIGKILL
+    loop.train(settings)
     assert weights(tmp_path / "disk")
 
 
@@ -281,17 +280,17 @@ def test_two_trainings_do_not_share_a_run_folder(make, tmp_path):
         with pytest.raises(
             BadInput, match="Another training is writing to .*lora: wait for it"
         ) as error:
-            train.train(make(seed=state.step))
+            loop.train(make(seed=state.step))
         refused.append(error)
 
-    run = train.train(make(steps=2), watchers=[another])
+    run = loop.train(make(steps=2), watchers=[another])
     assert (
         len(refused) == 2
         and len(losses(run)) == 2
         and [p.name for p in tmp_path.iterdir() if "lora" in p.name] == ["lora"]
     )
-    killed = in_child(lambda: train.train(make(seed=1, steps=2), watchers=[kill]))
-    assert killed == -signal.SIGKILL and len(losses(train.train(make(seed=1, steps=2)))) == 2, (
+    killed = in_child(lambda: loop.train(make(seed=1, steps=2), watchers=[kill]))
+    assert killed == -signal.SIGKILL and len(losses(loop.train(make(seed=1, steps=2)))) == 2, (
         "a dead process holds nothing"
     )
 
@@ -307,21 +306,21 @@ def test_a_lock_that_cannot_stand_beside_the_folder_holds_all_the_same(tmp_path,
         return acquire(lock, *more, **options)
 
     monkeypatch.setattr(filelock.FileLock, "acquire", beside)
-    with alone(tmp_path / "run"):
-        with pytest.raises(BadInput, match="Another training"), alone(tmp_path / "run"):
+    with lock_run_folder(tmp_path / "run"):
+        with pytest.raises(BadInput, match="Another training"), lock_run_folder(tmp_path / "run"):
             pass
-    with alone(tmp_path / "run"):
+    with lock_run_folder(tmp_path / "run"):
         pass
 
 
 def test_a_run_of_a_version_that_did_not_know_a_setting_is_not_taken_for_todays(make, tmp_path):
-    run = train.train(make(steps=2))
+    run = loop.train(make(steps=2))
     old = json.loads((run / "settings.json").read_text())
     assert old.pop("cooldown") == make().cooldown, (
         "today's default, but without that setting the rate never fell"
     )
     write_json(run / "settings.json", old)
-    train.train(make(steps=2))
+    loop.train(make(steps=2))
     assert (tmp_path / "lora_before_1" / "metrics.json").is_file() and len(losses(run)) == 2
 
 
@@ -329,24 +328,24 @@ def test_changed_pictures_are_refused_when_a_training_goes_on(make, dataset, tmp
     root = tmp_path / "photos"
     shutil.copytree(dataset.root, root)
     settings = make(data=str(root))
-    run = train.train(settings, watchers=[stop_at(3)])
+    run = loop.train(settings, watchers=[stop_at(3)])
     record = json.loads((root / "dataset.json").read_text())
     (root / "train" / "001.png").write_bytes((root / "train" / "000.png").read_bytes())
     record["files"]["train/001.png"] = record["files"]["train/000.png"]
     write_json(root / "dataset.json", record)
     load_dataset(root)
     with pytest.raises(BadInput, match=r"step 3.*train/001.png is another\)"):
-        train.train(settings)
+        loop.train(settings)
     shutil.rmtree(run / "checkpoint")
-    assert len(losses(train.train(settings))) == 6, "begun anew, as the sentence says"
+    assert len(losses(loop.train(settings))) == 6, "begun anew, as the sentence says"
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_none_whole_is_refused(
     make, tmp_path, capsys
 ):
-    whole = train.train(make(output=str(tmp_path / "whole")))
+    whole = loop.train(make(output=str(tmp_path / "whole")))
     settings = make(save_every=2)
-    run = train.train(settings, watchers=[stop_at(5)])
+    run = loop.train(settings, watchers=[stop_at(5)])
     newest, before = sorted((run / "checkpoint").iterdir(), reverse=True)
     assert (newest.name, before.name) == ("step_000005", "step_000004")
     broken = bytearray((newest / "weights.safetensors").read_bytes())
@@ -355,49 +354,56 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_none_whole_is_refu
     keep = tmp_path / "keep"
     shutil.copytree(run, keep)
     capsys.readouterr()
-    assert same(train.train(settings), whole)
+    assert same(loop.train(settings), whole)
     said = capsys.readouterr().out
     assert "step_000005 is damaged" in said and "after step 4" in said
     shutil.rmtree(run)
     shutil.copytree(keep, run)
     write_json(run / "checkpoint" / "step_000004" / "state.json", {"format": "someone else's"})
     with pytest.raises(BadInput, match="delete that folder"):
-        train.train(settings)
+        loop.train(settings)
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"device": "cuda in bfloat16"}, "at step 3 on cuda in bfloat16, and cpu in float32 draws other random numbers: go on there, or"),
-    ({"settings": {"seed": 7}}, "of another training, by .*: delete that folder"),
-    ({"subject": {}}, "of another training, by the subject's words: delete that folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"device": "cuda in bfloat16"},
+            "at step 3 on cuda in bfloat16, and cpu in float32 draws other random numbers:"
+            " go on there, or",
+        ),
+        ({"settings": {"seed": 7}}, "of another training, by .*: delete that folder"),
+        ({"subject": {}}, "of another training, by the subject's words: delete that folder"),
+    ],
+)
 def test_a_foreign_checkpoint_is_refused_in_a_sentence(make, changes, said):
-    run = train.train(make(), watchers=[stop_at(3)])
+    run = loop.train(make(), watchers=[stop_at(3)])
     path = run / "checkpoint" / "step_000003" / "state.json"
     state = json.loads(path.read_text()) | changes
-    write_json(path, state | {"own": checkpoint.digest(state)})
+    write_json(path, state | {"own": checkpoints.digest(state)})
     with pytest.raises(BadInput, match=said):
-        train.train(make())
+        loop.train(make())
 
 
 @pytest.mark.parametrize(
     "changes", [{"step": 5}, {"rows": []}, {"sha256": {}}, {"base": "another"}]
 )
 def test_a_state_that_is_not_as_it_was_written_counts_as_damaged(make, tmp_path, capsys, changes):
-    whole = train.train(make(output=str(tmp_path / "whole")))
-    run = train.train(make(save_every=2), watchers=[stop_at(3)])
+    whole = loop.train(make(output=str(tmp_path / "whole")))
+    run = loop.train(make(save_every=2), watchers=[stop_at(3)])
     path = run / "checkpoint" / "step_000003" / "state.json"
     write_json(path, json.loads(path.read_text()) | changes)
     assert (
-        same(train.train(make(save_every=2)), whole)
+        same(loop.train(make(save_every=2)), whole)
         and "step_000003 is damaged (state.json is not" in capsys.readouterr().out
     )
 
 
 def test_a_damaged_checkpoint_makes_way_for_a_whole_one_of_the_same_step(make):
     settings = make(save_every=2)
-    run = train.train(settings, watchers=[stop_at(4)])
+    run = loop.train(settings, watchers=[stop_at(4)])
     (run / "checkpoint" / "step_000004" / "weights.safetensors").write_bytes(b"cut off")
-    train.train(settings, watchers=[stop_at(5)])
+    loop.train(settings, watchers=[stop_at(5)])
     assert [p.name for p in sorted((run / "checkpoint").iterdir())] == [
         "step_000004",
         "step_000005",
@@ -410,7 +416,7 @@ def test_a_damaged_checkpoint_makes_way_for_a_whole_one_of_the_same_step(make):
 def test_a_checkpoint_that_is_there_is_not_written_again(make, monkeypatch):
     made, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (made.append(str(b)), replace(a, b)))
-    train.train(make(save_every=3), watchers=[stop_at(3)])
+    loop.train(make(save_every=3), watchers=[stop_at(3)])
     assert sum(name.endswith("step_000003") for name in made) == 1
 
 
@@ -430,10 +436,10 @@ def test_a_process_killed_at_its_samples_draws_them_when_it_goes_on(make, tmp_pa
             save(image, path, *more)
 
         Image.Image.save = dies
-        train.train(settings)
+        loop.train(settings)
 
     assert in_child(cut_short) == -signal.SIGKILL
-    run = train.train(settings)
+    run = loop.train(settings)
     assert sorted(p.name for p in (run / "samples").iterdir()) == [
         f"step_{at:04d}_{k}.png" for at in (2, 4, 6) for k in range(4)
     ]
@@ -449,21 +455,21 @@ def test_a_changed_base_model_is_refused_when_a_training_goes_on(
     mine = tmp_path / "base"
     shutil.copytree(tiny_folder, mine)
     settings = make(base=str(mine))
-    train.train(settings, watchers=[stop_at(3)])
+    loop.train(settings, watchers=[stop_at(3)])
     changed = getattr(load_base(str(mine)).pipe, part)
     with torch.no_grad():
         getattr(changed, layer).weight.mul_(1.5)
     changed.save_pretrained(mine / part)
     with pytest.raises(BadInput, match="base model has changed"):
-        train.train(settings)
+        loop.train(settings)
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
 def test_a_picture_that_breaks_the_loss_is_named_and_the_last_good_state_saved(
     make, tiny_folder, tmp_path, monkeypatch, method
 ):
-    good = train.train(make(method, steps=4, output=str(tmp_path / "good")))
-    gather, met = train.gather, []
+    good = loop.train(make(method, steps=4, output=str(tmp_path / "good")))
+    gather, met = loop.gather, []
 
     def broken(base, sources, batch, train_steps):
         latents, *rest = gather(base, sources, batch, train_steps)
@@ -472,11 +478,11 @@ def test_a_picture_that_breaks_the_loss_is_named_and_the_last_good_state_saved(
             latents[1] = float("inf")
         return latents, *rest
 
-    monkeypatch.setattr(train, "gather", broken)
+    monkeypatch.setattr(loop, "gather", broken)
     with pytest.raises(
         NotFinite, match=r"step 6, because of 00\d.png alone: take it out.*until step 4 is saved"
     ) as caught:
-        train.train(make(method, steps=20, save_every=2))
+        loop.train(make(method, steps=20, save_every=2))
     assert f"{met[5]:03d}.png" in str(caught.value)
     assert all(torch.equal(v, weights(good)[k]) for k, v in weights(tmp_path / method).items())
     load_run(tmp_path / method, load_base(tiny_folder))
@@ -490,7 +496,7 @@ def test_a_loss_that_breaks_just_before_a_stop_goes_back_too(make, tmp_path, mon
         lambda self, *inputs: loss(self, *inputs) * (float("nan") if self.taken == 4 else 1),
     )
     with pytest.raises(NotFinite, match=r"step 5, for every picture.*until step 4 is saved"):
-        train.train(make(save_every=2, steps=20), watchers=[stop_at(5)])
+        loop.train(make(save_every=2, steps=20), watchers=[stop_at(5)])
     assert weights(tmp_path / "lora")
 
 
@@ -498,15 +504,15 @@ def test_memory_that_runs_out_before_the_first_step_is_told_in_one_sentence(make
     def none_left(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "cache_latents", none_left)
+    monkeypatch.setattr(loop, "cache_latents", none_left)
     with pytest.raises(BadInput, match="pictures of 64 pixels were encoded.*resolution"):
-        train.train(make())
+        loop.train(make())
 
 
 def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(
     make, tmp_path, monkeypatch, capsys
 ):
-    whole = train.train(make(output=str(tmp_path / "whole")))
+    whole = loop.train(make(output=str(tmp_path / "whole")))
     loss, renew, steps = Step.loss, Base.renew, []
 
     def short(self, *inputs):
@@ -521,7 +527,7 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(
 
     monkeypatch.setattr(Step, "loss", short)
     monkeypatch.setattr(Base, "renew", renewed)
-    run = train.train(make(save_every=3))
+    run = loop.train(make(save_every=3))
     said = capsys.readouterr().out
     assert (
         "memory ran out at step 5" in said
@@ -548,10 +554,10 @@ def test_ctrl_c_in_a_step_for_which_memory_does_not_suffice_ends_at_the_last_che
     monkeypatch.setattr(Step, "loss", short)
     at = 2
     with pytest.raises(KeyboardInterrupt):  # nothing to go on from
-        train.train(make(save_every=3, output=str(tmp_path / "none")))
+        loop.train(make(save_every=3, output=str(tmp_path / "none")))
     assert "memory ran out at step 3: beginning anew with" in capsys.readouterr().out
     at = 4
-    run = train.train(make(save_every=3))
+    run = loop.train(make(save_every=3))
     assert (
         len(losses(run)) == 3
         and weights(run)
@@ -566,11 +572,11 @@ def test_memory_that_runs_out_while_the_base_is_read_again_is_told_in_a_sentence
     monkeypatch.setattr(Step, "loss", short)
     monkeypatch.setattr(Base, "renew", short)
     with pytest.raises(BadInput, match="Memory ran out while the base model was loaded again"):
-        train.train(make())
+        loop.train(make())
 
 
 def test_on_a_cpu_too_a_recipe_is_chosen_that_fits(make, monkeypatch, capsys):
-    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    monkeypatch.setattr(recipe_choice, "free_memory", lambda: 0)
     monkeypatch.setattr(cards, "free_memory", lambda: 9 * 2**20)
     monkeypatch.setattr(
         cards,
@@ -580,7 +586,7 @@ def test_on_a_cpu_too_a_recipe_is_chosen_that_fits(make, monkeypatch, capsys):
             "caching_bytes": 0,
         },
     )
-    run = train.train(make(steps=2))
+    run = loop.train(make(steps=2))
     assert (
         "Chosen: gradient checkpointing of the largest transformers: it takes 5 MiB"
         in capsys.readouterr().out
@@ -590,7 +596,7 @@ def test_on_a_cpu_too_a_recipe_is_chosen_that_fits(make, monkeypatch, capsys):
     with pytest.raises(
         BadInput, match="No recipe for lora on .* fits this machine: the smallest takes 1024.0 GiB"
     ):
-        train.train(make(steps=3))
+        loop.train(make(steps=3))
 
 
 def test_free_memory_is_what_the_control_group_leaves(monkeypatch):
@@ -607,7 +613,7 @@ def test_free_memory_is_what_the_control_group_leaves(monkeypatch):
 
 
 def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, monkeypatch):
-    step_down, steps, tried = train.step_down, [], []
+    step_down, steps, tried = loop.step_down, [], []
 
     def short(self, *inputs):
         steps.append(weakref.ref(self))
@@ -615,24 +621,24 @@ def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, m
 
     monkeypatch.setattr(Step, "loss", short)
     monkeypatch.setattr(
-        train, "step_down", lambda *inputs: (tried.append(steps[-1]()), step_down(*inputs))[1]
+        loop, "step_down", lambda *inputs: (tried.append(steps[-1]()), step_down(*inputs))[1]
     )
     with pytest.raises(BadInput, match="no smaller recipe is left"):
-        train.train(make(optimizer="adamw8bit"))
+        loop.train(make(optimizer="adamw8bit"))
     assert tried == [None] * 4 and len(steps) == 4
 
 
 def test_memory_that_does_not_suffice_for_samples_costs_the_samples_alone(
     make, tmp_path, monkeypatch, capsys
 ):
-    whole, tries = train.train(make("dreambooth", output=str(tmp_path / "whole"))), []
+    whole, tries = loop.train(make("dreambooth", output=str(tmp_path / "whole"))), []
 
     def none_left(self, *inputs, **others):
         tries.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Base, "generate", none_left)
-    run = train.train(make("dreambooth", sample_every=2))
+    run = loop.train(make("dreambooth", sample_every=2))
     said = capsys.readouterr().out
     assert (
         len(tries) == said.count("does not suffice for samples at step 2") == 1
@@ -650,7 +656,7 @@ def test_memory_that_does_not_suffice_for_a_watcher_costs_that_watcher_alone(mak
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     settings = make(steps=4)
-    train.train(settings, watchers=[greedy, lambda state: seen["modest"].append(state.step)])
+    loop.train(settings, watchers=[greedy, lambda state: seen["modest"].append(state.step)])
     said = capsys.readouterr()
     assert (
         seen == {"greedy": [1], "modest": [1, 2, 3, 4]}
@@ -678,7 +684,7 @@ def test_a_watcher_for_whom_a_part_cannot_be_loaded_again_is_left_out_too(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("lib.models.pipeline.read_pipeline", short)
-    train.train(make(steps=3), base, watchers=[look, look])
+    loop.train(make(steps=3), base, watchers=[look, look])
     assert (
         seen == [1, 1]
         and capsys.readouterr().out.count(
@@ -708,7 +714,7 @@ def test_at_the_foot_of_the_ladder_the_error_stands(make, monkeypatch):
 
     monkeypatch.setattr(Step, "loss", none_left)
     with pytest.raises(BadInput, match="batch_size"):
-        train.train(make("dreambooth"))
+        loop.train(make("dreambooth"))
 
 
 def test_a_disk_too_small_is_told_before_the_first_step(make, monkeypatch):
@@ -721,22 +727,22 @@ def test_a_disk_too_small_is_told_before_the_first_step(make, monkeypatch):
             " out: free"
         ),
     ):
-        train.train(make())
+        loop.train(make())
     with pytest.raises(
         BadInput, match="takes up to [0-9]+ MiB: free some space or choose another output"
     ):
-        train.train(make(save_every=0))
+        loop.train(make(save_every=0))
 
 
 def test_a_disk_that_fills_up_costs_the_checkpoint_but_not_the_training(make, tmp_path, capfd):
-    whole = train.train(make(output=str(tmp_path / "whole")))
+    whole = loop.train(make(output=str(tmp_path / "whole")))
 
     def small_disk():
         size = int(
             1.5 * (whole / "adapter.safetensors").stat().st_size
         )  # the adapter fits, in fp32 and with its moments it does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        run = train.train(make(save_every=2))
+        run = loop.train(make(save_every=2))
         assert len(losses(run)) == 6 and weights(run)
 
     assert in_child(small_disk) == 0
@@ -745,26 +751,26 @@ def test_a_disk_that_fills_up_costs_the_checkpoint_but_not_the_training(make, tm
 
 
 def test_a_training_goes_on_bit_for_bit_once_the_disk_has_room_again(make, tmp_path, capfd):
-    whole, settings = train.train(make(output=str(tmp_path / "whole"))), make(save_every=2)
+    whole, settings = loop.train(make(output=str(tmp_path / "whole"))), make(save_every=2)
 
     def fills_up():
         def fill(state):
             if state.step == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-        train.train(settings, watchers=[fill])
+        loop.train(settings, watchers=[fill])
 
     assert in_child(fills_up) == 1 and "free some space" in capfd.readouterr().err
-    assert same(train.train(settings), whole) and "going on after step 2" in capfd.readouterr().out
+    assert same(loop.train(settings), whole) and "going on after step 2" in capfd.readouterr().out
 
 
 def test_what_a_watcher_raises_is_not_told_as_a_full_disk(make):
     with pytest.raises(FileNotFoundError, match="none"):
-        train.train(make(), watchers=[lambda state: open("/none")])
+        loop.train(make(), watchers=[lambda state: open("/none")])
 
 
 def test_without_checkpoints_a_stop_leaves_none_and_says_so(make, capsys):
-    run = train.train(make(save_every=0), watchers=[stop_at(3)])
+    run = loop.train(make(save_every=0), watchers=[stop_at(3)])
     assert (
         weights(run)
         and not (run / "checkpoint").exists()
@@ -775,7 +781,7 @@ def test_without_checkpoints_a_stop_leaves_none_and_says_so(make, capsys):
 def test_a_disk_that_cannot_even_take_the_result_is_told_in_one_sentence(make, tmp_path, capfd):
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        train.train(make())
+        loop.train(make())
 
     assert in_child(full) == 1
     assert "BadInput" in (said := capfd.readouterr().err) and "free some space" in said
