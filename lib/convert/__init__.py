@@ -16,6 +16,6 @@ if TYPE_CHECKING:
     from lib.convert.interchange import export
     from lib.convert.merging import merge
     from lib.convert.model_card import write_card
-    from lib.convert.verification import load_any
+    from lib.convert.verification import library_loader
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)
