@@ -109,7 +109,8 @@ def _bad_input(error, record, what):
 
 
 def _sentence(mistake, record, what):
-    kind, name, value = mistake["type"], mistake["loc"][0], mistake["input"]
+    kind, place, value = mistake["type"], mistake["loc"][0], mistake["input"]
+    name = list(described(record))[place] if isinstance(place, int) else place
     if kind in UNKNOWN:
         word = what.lower()
         known = list(described(record))

@@ -85,8 +85,11 @@ def test_of_several_mistakes_the_one_to_mend_first_is_told():
 
 
 def test_code_that_is_wrong_is_no_bad_input():
+    defaults = [setting.default for setting in described(Settings).values()][3:]
     with pytest.raises(ValidationError):
-        Settings(*["x"] * 99)
+        Settings("lora", "d", "o", *defaults, "one too many")
+    with pytest.raises(BadInput, match="'data' must be a text"):
+        Settings("lora", 1, "o")
 
 
 def test_settings_take_a_whole_number_for_a_float_and_convert_nothing_else():
