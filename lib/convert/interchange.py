@@ -3,8 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from lib.config.checked import described
-from lib.config.settings import Settings
+from lib.config.settings import LIMITS
 from lib.convert.adapter import diffusers_tensors
 from lib.convert.exporting import check_output_path, export_lora, read_with_base, run_facts
 from lib.convert.extraction import extract
@@ -78,9 +77,8 @@ def _number(name, text):
     """What a header says of a setting, brought into the setting's limits; None for what is no
     number.
     """
-    setting = described(Settings)[name]
-    low, high = setting.limits
+    low, high = LIMITS[name]
     try:
-        return setting.kind(min(max(float(text), low), high)) if text is not None else None
+        return type(low)(min(max(float(text), low), high)) if text is not None else None
     except ValueError:
         return None
