@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from lib.config.settings import LIMITS
+from lib.config.checked import described
+from lib.config.settings import Settings
 from lib.convert.adapter import diffusers_tensors
 from lib.convert.exporting import check_output_path, export_lora, read_with_base, run_facts
 from lib.convert.extraction import extract
@@ -77,8 +78,9 @@ def _number(name, text):
     """What a header says of a setting, brought into the setting's limits; None for what is no
     number.
     """
-    low, high = LIMITS[name]
+    setting = described(Settings)[name]
+    low, high = setting.limits
     try:
-        return type(low)(min(max(float(text), low), high)) if text is not None else None
+        return setting.kind(min(max(float(text), low), high)) if text is not None else None
     except ValueError:
         return None

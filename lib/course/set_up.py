@@ -19,7 +19,7 @@ from lib.files.paths import ROOT
 # version; of the rest any will do.
 FLOORS, ANY = (
     ("diffusers", "transformers", "peft", "accelerate", "safetensors"),
-    ("pillow", "matplotlib", "ipywidgets", "psutil"),
+    ("pillow", "matplotlib", "ipywidgets", "psutil", "pydantic"),
 )
 
 

@@ -10,6 +10,9 @@ advice is "either", and says so.
 import math
 from collections import namedtuple
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from benchmarks.analysis.effects import (
     COSINE,
@@ -22,20 +25,16 @@ from benchmarks.analysis.effects import (
     number,
 )
 from benchmarks.analysis.verdicts import LATER, SHAPES, large, shipped_bytes
+from lib.config.checked import checked
 from lib.config.presets import PRESETS
-from lib.config.settings import METHODS, check_values
+from lib.config.settings import METHODS
 from lib.evaluation.comparison_table import NAMES
 from lib.files.errors import BadInput
 
-FIDELITY = ("likeness first", "small files first", "either")
+Fidelity = Literal["likeness first", "small files first", "either"]
 
 
-LIMITS = {
-    "memory_gib": (0.01, 10_000),
-    "disk_gib": (0.001, 1e6),
-    "concepts": (1, 1_000_000),
-    "minutes": (0.01, 1e6),
-}
+FIDELITY: tuple[str, ...] = get_args(Fidelity)
 
 
 PUBLISHED = (
@@ -55,28 +54,41 @@ COSTS = {
 Sentence = namedtuple("Sentence", "text measurement")
 
 
-@dataclass(frozen=True)
+@checked("Need")
 class Needs:
-    """What the reader has and wants; a wrong type or an impossible value raises BadInput.
+    """What the reader has and wants; a wrong type or an impossible value raises BadInput."""
 
-    memory_gib: of the card, or of the computer without one. disk_gib: for all that is kept, base
-    model left out. concepts: how many subjects to learn. fidelity: one of `FIDELITY`. minutes: for
-    training all concepts, one after another. base: "pocket" or a base that the forecast knows.
-    """
-
-    memory_gib: float
-    disk_gib: float
-    concepts: int = 1
-    fidelity: str = "either"
-    minutes: float = 60.0
-    base: str = "pocket"
-
-    def __post_init__(self):
-        check_values(self, LIMITS, "Need")
-        if self.fidelity not in FIDELITY:
-            raise BadInput(
-                f"Need 'fidelity' is {self.fidelity!r}: it must be one of {', '.join(FIDELITY)}."
-            )
+    memory_gib: Annotated[
+        float,
+        Field(
+            ge=0.01,
+            le=10_000,
+            description="Memory in GiB of the card, or of the computer without one.",
+        ),
+    ]
+    disk_gib: Annotated[
+        float,
+        Field(
+            ge=0.001,
+            le=1e6,
+            description="Disk space in GiB for all that stays, base model left out.",
+        ),
+    ]
+    concepts: Annotated[
+        int, Field(ge=1, le=1_000_000, description="How many subjects are to be learnt.")
+    ] = 1
+    fidelity: Annotated[Fidelity, Field(description="What matters more.")] = "either"
+    minutes: Annotated[
+        float,
+        Field(
+            ge=0.01,
+            le=1e6,
+            description="Minutes for training all subjects, one after another.",
+        ),
+    ] = 60.0
+    base: Annotated[
+        str, Field(description="Base model: pocket, or one that the forecast knows.")
+    ] = "pocket"
 
 
 @dataclass(frozen=True)

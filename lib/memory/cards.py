@@ -20,6 +20,7 @@ from dataclasses import asdict, fields
 
 import torch
 
+from lib.config.checked import described
 from lib.config.settings import METHODS, Settings
 from lib.dataset.imagefolder import load_dataset
 from lib.evaluation.comparison_table import NAMES
@@ -262,10 +263,10 @@ def read_arguments(argv=None):
     )
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
     given = parser.parse_args(argv)
-    kinds, changes = {f.name: f.type for f in fields(Settings)}, {}
+    known, changes = described(Settings), {}
     for pair in given.set:
         setting, equals, value = pair.partition("=")
-        kind = kinds.get(setting, str)
+        kind = known[setting].kind if setting in known else str
         if setting in ("base", "method", "resolution"):
             raise BadInput(f"--set {pair} has an option of its own: write --{setting} {value}.")
         try:

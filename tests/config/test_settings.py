@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
+from lib.config.checked import described
 from lib.config.settings import Settings
 from lib.files.errors import BadInput
 from lib.files.json_file import write_json
@@ -48,6 +50,54 @@ def test_a_bad_value_gets_one_sentence(changes, words):
         make(**changes)
     text = str(caught.value)
     assert all(word in text for word in words) and "\n" not in text
+
+
+def test_every_setting_is_described_and_limits_are_those_that_hold():
+    for name, setting in described(Settings).items():
+        assert setting.description.endswith("."), f"{name} has no description"
+        if setting.kind in (int, float):
+            for limit in setting.limits:
+                assert type(limit) is setting.kind
+                bad = limit - 1 if limit == setting.limits[0] else limit + 1
+                sentence = (
+                    f"Setting '{name}' is {bad}, outside {setting.limits[0]} to"
+                    f" {setting.limits[1]}: choose a value in that range."
+                )
+                with pytest.raises(BadInput) as caught:
+                    make(**{name: bad})
+                assert str(caught.value) == sentence
+        if setting.choices:
+            with pytest.raises(BadInput) as caught:
+                Settings(**{"method": "lora", "data": "d", "output": "o", name: "x"})
+            assert str(caught.value) == (
+                f"Setting '{name}' is 'x': it must be one of {', '.join(setting.choices)}."
+            )
+
+
+def test_of_several_mistakes_the_one_to_mend_first_is_told():
+    wrong = {"steps": "x", "rank": 0, "optimizer": "sgd"}
+    given = {"method": "lora", "data": "d", "output": "o"} | wrong
+    for word in ("colour", "steps", "rank", "optimizer"):
+        with pytest.raises(BadInput, match=f"'{word}'"):
+            Settings(**({"colour": 1} | given if word == "colour" else given))
+        given.pop(word, None)
+    assert Settings(**given).optimizer == "adamw"
+
+
+def test_code_that_is_wrong_is_no_bad_input():
+    defaults = [setting.default for setting in described(Settings).values()][3:]
+    with pytest.raises(ValidationError):
+        Settings("lora", "d", "o", *defaults, "one too many")
+    with pytest.raises(BadInput, match="'data' must be a text"):
+        Settings("lora", 1, "o")
+
+
+def test_settings_take_a_whole_number_for_a_float_and_convert_nothing_else():
+    settings = make(alpha=3)
+    assert type(settings.alpha) is float and hash(settings) == hash(make(alpha=3.0))
+    for name, value in (("dora", 1), ("steps", 3.0), ("data", b"d"), ("guidance", False)):
+        with pytest.raises(BadInput, match=f"Setting '{name}' must be .* write it as one."):
+            make(**{name: value})
 
 
 def test_an_unknown_method_is_refused_by_name():
