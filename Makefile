@@ -21,7 +21,7 @@ help:     ## this list
 	@echo "make course SUBJECT=path/to/photos CLASS_NOUN=toy [IDENTIFIER=zwx] [BASE=pocket] [STEPS=n] [SEED=n] [OUTPUT=runs/course]"
 
 course: $(READY) ## run notebooks 01 to 05 and write runs/course/report.html
-	@$(RUN) -m lib.course.runner $(COURSE_OPTIONS)
+	@$(RUN) -m lib course $(COURSE_OPTIONS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(RUN) -m jupyterlab notebooks $(ARGS)

@@ -33,7 +33,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "pocket.json"
 PICTURE = ROOT / "data" / "results" / "side_by_side.png"
 COURSE = ROOT / "runs" / "course"
 COLD = """
-import sys; from lib.settings import Settings; from lib.train import train
+from lib.models.families import preset
+from lib.training.loop import train
 train(preset({method!r}, data={data!r}, output={output!r}, steps=1, sample_every=0))
 """
 SHOWN = ("on the beach", "in the forest", "at night", "in the snow", "in space")

@@ -277,7 +277,7 @@ def one(work, name, field, scripts, method, kind, who, steps, **changes):
     if who in RECIPES[method]:
         settings = Path(work) / f"{name}_settings.json"
         ours(field, method, kind, who, steps, Path(work) / name, **changes).save(settings)
-        return run(work, name, ["lib.training.loop", settings], steps)
+        return run(work, name, ["lib", "train", settings], steps)
     command, environment = theirs(scripts, field, method, kind, who, steps, Path(work) / name)
     return run(
         work, name, command, steps, environment, accelerate_launch() if who == "launched" else ()

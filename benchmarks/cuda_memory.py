@@ -78,7 +78,7 @@ def figures(found):
         (
             f"On {found['device']}, torch {found['versions']['torch']}, diffusers"
             f" {found['versions']['diffusers']}, batch size 1, GiB. The column forecast is what"
-            " `python -m lib.memory.tracker` prints."
+            " `python -m lib forecast` prints."
         ),
         "",
         (

@@ -118,7 +118,7 @@ class Contestant(NamedTuple):
         ours(
             field, self.method, "small", self.who, steps, work / self.name, batch_size=self.batch
         ).save(path)
-        return ["lib.training.loop", path], {}
+        return ["lib", "train", path], {}
 
 
 def entries(fields, who=CONTESTANTS):

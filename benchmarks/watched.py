@@ -2,7 +2,7 @@
 `benchmarks/race.py` calls it.
 
     python -m benchmarks.watched RESULT.json STEPS train_dreambooth.py --resolution 64 ...      # a script by its path
-    python -m benchmarks.watched RESULT.json STEPS lib.training.loop settings.json                      # or a module
+    python -m benchmarks.watched RESULT.json STEPS lib train settings.json                                # or a module
 
 The training is not touched and not told. The end of a step is the end of the optimiser's step in
 their scripts, which torch announces to whoever asks, and the end of `lib.step.training_step.Step`
@@ -144,7 +144,11 @@ def main():
     else:
         watch_ours(watch)
         without = False
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if end.code:
+                raise
     peak = {
         "peak_bytes": watch.peak,
         "peak_by_category": watch.categories,

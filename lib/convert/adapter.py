@@ -105,7 +105,7 @@ def read_adapter(source, layers=2):
         if (source / "unet").is_dir():
             raise BadInput(
                 f"{source} holds tuned weights of a whole model, no LoRA: extract one with `python"
-                " -m lib.convert.commands extract`."
+                " -m lib extract`."
             )
         raise BadInput(
             f"{source} holds no LoRA (no adapter.safetensors, no adapter_config.json): name a run,"

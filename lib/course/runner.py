@@ -1,16 +1,14 @@
 """The whole course, headlessly: notebooks 01 to 05 in order, one report, one table.
 
-    python -m lib.course.runner                                                  # the example subject, as `make course` does
-    python -m lib.course.runner --subject my/photos --class-noun toy --output runs/toy
+    python -m lib course                      # the example subject, as `make course` does
+    python -m lib course --subject my/photos --class-noun toy --output runs/toy
 
 Each notebook gets those of the settings given here that it has a parameter for. Executed notebooks,
 `report.html`, `summary.json` and `timings.json` go to the output folder.
 """
 
-import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -237,49 +235,20 @@ def _whole_number(name, text, least):
     return value
 
 
-def main(arguments=None):
-    """The command line. Returns the exit code: 0, or 1 after one sentence on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.course.runner", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--subject",
-        help="folder of photos, or an example in data/subjects (default: the notebooks' own)",
-    )
-    parser.add_argument("--class-noun", help="what kind of thing the subject is, such as toy")
-    parser.add_argument("--identifier", help="the rare word that will name it, such as zwx")
-    parser.add_argument("--base", help="base model: pocket, or a Stable Diffusion folder or name")
-    parser.add_argument("--steps", help="training steps of each method")
-    parser.add_argument("--seed", help="where all randomness starts from")
-    parser.add_argument(
-        "--output", default="runs/course", help="where everything goes (default: runs/course)"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        settings = {
-            "subject": given.subject,
-            "class_noun": given.class_noun,
-            "identifier": given.identifier,
-            "base": given.base,
-            "steps": _whole_number("STEPS", given.steps, 1),
-            "seed": _whole_number("SEED", given.seed, 0),
-        }
-        summary = course(settings, given.output)
-    except (BadInput, CourseFailed) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; what was done until here is in", given.output, file=sys.stderr)
-        return 130
+def run_course(settings: dict[str, str | None], output: str | Path) -> None:
+    """`course` with settings as a command line gives them, as texts; prints the table and the verdict.
+
+    Raises `BadInput` and `CourseFailed`.
+    """
+    settings = settings | {
+        "steps": _whole_number("STEPS", settings.get("steps"), 1),
+        "seed": _whole_number("SEED", settings.get("seed"), 0),
+    }
+    summary = course(settings, output)
     print(
         "\n" + table(summary),
         summary.get("verdict", ""),
         closing(summary),
-        f"Report: {Path(given.output) / 'report.html'}",
+        f"Report: {Path(output) / 'report.html'}",
         sep="\n\n",
     )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

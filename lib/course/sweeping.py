@@ -1,24 +1,24 @@
 """The same work over many settings, on any executor: finished jobs are skipped, failed ones tried
 again, one table at the end.
 
-    python -m lib.course.sweeping notebooks/02_lora_training.ipynb --set rank=1,4,16 --set seed=0,1,2 --output runs/sweep --workers 2
+    python -m lib sweep notebooks/02_lora_training.ipynb \\
+        --set rank=1,4,16 --set seed=0,1,2 --output runs/sweep --workers 2
 
 A job is a dict of settings. Its run folder is named by their hash and holds its row, so a sweep can
 be stopped, continued and widened.
 """
 
-import argparse
 import difflib
 import hashlib
 import itertools
 import json
 import multiprocessing
 import os
-import sys
 import time
 import traceback
 from collections import deque
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,70 +268,42 @@ def _value(text):
         return text
 
 
-def main(arguments=None):
-    """The command line. Returns what `sys.exit` takes: 0, 130 after an interrupt, or one sentence,
-    which makes the exit code 1.
+class JobsFailed(RuntimeError):
+    """A sweep went through, but some of its jobs failed. Its text says how many, and where why is."""
+
+
+def run_sweep(
+    notebook: str | Path,
+    lists: Sequence[str],
+    jobs_file: str | Path | None = None,
+    output: str | Path = "runs/sweep",
+    workers: str = "1",
+) -> None:
+    """`sweep` over a notebook, as a command line asks for it, on `workers` processes; prints the table.
+
+    `lists` are texts such as "rank=1,4". Raises BadInput as `sweep` does, JobsFailed, and
+    BrokenProcessPool where a worker dies.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.course.sweeping", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("notebook", help="the notebook to run for each job")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE,...",
-        help="values of a parameter; several make a grid",
-    )
-    parser.add_argument(
-        "--jobs", help="a JSON file with a list of jobs, each of which --set then varies"
-    )
-    parser.add_argument(
-        "--output", default="runs/sweep", help="where everything goes (default: runs/sweep)"
-    )
-    parser.add_argument(
-        "--workers", default="1", help="how many notebooks run at once (default: 1)"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        if not given.workers.isdecimal() or int(given.workers) < 1:
-            raise BadInput(
-                f"--workers {given.workers} is not a whole number from 1: give how many notebooks"
-                " run at once."
-            )
-        jobs, work, workers = (
-            _jobs(given.jobs, given.set),
-            notebook_work(given.notebook),
-            int(given.workers),
+    if not workers.isdecimal() or int(workers) < 1:
+        raise BadInput(
+            f"--workers {workers} is not a whole number from 1: give how many notebooks run at once."
         )
-        if workers > 1:  # together they get the processor's cores, not each all of them
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            try:
-                rows = sweep(jobs, work, given.output, pool, say=partial(print, flush=True))
-            except KeyboardInterrupt:
-                for worker in (
-                    multiprocessing.active_children()
-                ):  # each has one more job at hand, which cannot be cancelled
-                    worker.terminate()
-                print(
-                    f"\nStopped; what is finished is in {given.output}, and the same command goes"
-                    " on from there.",
-                    file=sys.stderr,
-                )
-                return 130
-    except (BadInput, BrokenProcessPool) as error:
-        return str(error)
+    jobs, work, count = _jobs(jobs_file, lists), notebook_work(notebook), int(workers)
+    if count > 1:  # together they get the processor's cores, not each all of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        try:
+            rows = sweep(jobs, work, output, pool, say=partial(print, flush=True))
+        except KeyboardInterrupt:
+            # Each worker has one more job at hand, which cannot be cancelled.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
     print("\n" + compact(rows, dict.fromkeys(setting for job in jobs for setting in job)))
-    print(f"\nAll columns: {Path(given.output) / 'table.csv'}")
-    failed = Path(given.output) / "failed.json"
-    return (
-        f"{len(read_json(failed))} jobs failed, {failed} says why: the same command tries them"
-        " again."
-        if failed.exists()
-        else 0
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"\nAll columns: {Path(output) / 'table.csv'}")
+    failed = Path(output) / "failed.json"
+    if failed.exists():
+        raise JobsFailed(
+            f"{len(read_json(failed))} jobs failed, {failed} says why: the same command tries them"
+            " again."
+        )

@@ -1,11 +1,7 @@
-"""Look at every photo of a folder: can it be used, and what about it would hurt training?
-
-python -m lib.dataset.folder_scan path/to/photos        # prints what was found; changes nothing
-"""
+"""Look at every photo of a folder: can it be used, and what about it would hurt training?"""
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -303,10 +299,3 @@ def report(photos):
         seen = p.error or f"{p.width} x {p.height} {p.format}"
         lines += [f"{p.name}: {seen}", *(f"    {finding}" for finding in p.findings)]
     return "\n".join([*lines, *photos.findings])
-
-
-if __name__ == "__main__":
-    try:
-        print(report(scan(sys.argv[1])))
-    except BadInput as error:
-        sys.exit(str(error))

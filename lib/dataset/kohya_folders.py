@@ -1,8 +1,8 @@
 """Data sets in the folder form of Kohya's trainer, both ways: `10_identifier class/` with a caption
 .txt beside each picture.
 
-    python -m lib.convert.commands to-kohya runs/course/data --out kohya        # kohya/train/10_zwx robot/000.png, 000.txt; kohya/reg/1_robot
-    python -m lib.convert.commands from-kohya kohya --out runs/mine/data
+    python -m lib to-kohya runs/course/data --out kohya        # kohya/train/10_zwx robot/000.png, 000.txt; kohya/reg/1_robot
+    python -m lib from-kohya kohya --out runs/mine/data
 
 The number is how often an epoch repeats the folder (kohya-ss sd-scripts, docs/train_README.md).
 Regularisation pictures are class images.

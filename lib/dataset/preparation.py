@@ -1,12 +1,8 @@
 """A folder of photos -> a checked, cropped, captioned data set in the Hugging Face imagefolder
 form.
-
-python -m lib.dataset.preparation path/to/photos path/to/output toy zwx        # class noun and
-identifier; both may stand in subject.json
 """
 
 import hashlib
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -272,26 +268,6 @@ def _notes(photos, entries, resolution):
             " it; give 4 photos or more"
         )
     return [*notes, *photos.findings]
-
-
-if __name__ == "__main__":
-    if len(sys.argv) not in (3, 5):
-        sys.exit("usage: python -m lib.dataset.preparation PHOTOS OUTPUT [CLASS_NOUN IDENTIFIER]")
-    try:
-        made = prepare(*sys.argv[1:])
-        print(
-            "\n".join(
-                [
-                    *made.notes,
-                    (
-                        f"{len(made.train)} pictures to train on and {len(made.test)} held out are"
-                        f" in {made.root}"
-                    ),
-                ]
-            )
-        )
-    except BadInput as error:
-        sys.exit(str(error))
 
 
 def read_words(subject, base, class_noun="", identifier="", kind=""):

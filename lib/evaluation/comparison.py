@@ -4,7 +4,7 @@ Trains nothing.
 Every row is made from the same prompts and seeds; the base model is the floor and the real photos
 are the ceiling of fidelity.
 
-    python -m lib.evaluation.comparison runs/course/lora runs/course/dreambooth       # prints the table and the verdict
+    python -m lib compare runs/course/lora runs/course/dreambooth       # prints the table and the verdict
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.evaluation.comparison_table import NAMES, caption, table, verdict
+from lib.evaluation.comparison_table import NAMES
 from lib.evaluation.fidelity import protocol
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
@@ -345,13 +345,3 @@ def add_shares(rows):
             row[f"{key}_share"] = (row[key] - floor[key]) / room if room > 0 else None
         if prior is not None and row.get("pres") is not None:
             row["pres"] -= prior
-
-
-if __name__ == "__main__":
-    import sys
-
-    try:
-        outcome = compare(sys.argv[1:], progress=print)
-        print(table(outcome), caption(outcome), verdict(outcome), sep="\n\n")
-    except BadInput as error:
-        sys.exit(str(error))

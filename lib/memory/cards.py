@@ -1,8 +1,7 @@
-"""Which recipe fits which card, before anything is downloaded. `python -m lib.memory.tracker`
-prints it:
+"""Which recipe fits which card, before anything is downloaded. `python -m lib forecast` prints it:
 
-    python -m lib.memory.tracker --base sdxl --method dreambooth --resolution 1024 [--card 12] [--set prior_weight=0] [--json]
-    python -m lib.memory.tracker --base sd15 --set data=runs/mine/data      # for the largest of a data set's pictures
+    python -m lib forecast --base sdxl --method dreambooth --resolution 1024 [--card 12] [--set prior_weight=0] [--json]
+    python -m lib forecast --base sd15 --set data=runs/mine/data      # for the largest of a data set's pictures
 
 A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context and cuDNN's
 workspaces (together about 0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the
@@ -13,9 +12,8 @@ samples and measurements along the way, for which VAE and text encoders come bac
 weights: where they do not fit, they are left out, and the training goes on.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 
 import torch
@@ -27,7 +25,7 @@ from lib.evaluation.comparison_table import NAMES
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
-from lib.memory.forecasting import BASES, caching, forecast, largest, plan, shape_of, side
+from lib.memory.forecasting import caching, forecast, largest, plan, shape_of, side
 from lib.memory.ladder import choose, recipes
 from lib.models.devices import free_memory, has_fast_bf16
 from lib.plots.figure import Table
@@ -235,36 +233,16 @@ def for_guide(rows=None):
     return found
 
 
-def read_arguments(argv=None):
-    """(the arguments, the `Settings` that they name). Raises BadInput."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.memory.tracker",
-        description="Forecast the peak memory of a training step.",
-    )
-    parser.add_argument(
-        "--base", default="sd15", help=f"{', '.join(BASES)}, or any base model on this machine"
-    )
-    parser.add_argument("--method", default="lora", help="lora or dreambooth")
-    parser.add_argument("--resolution", type=int, help="pixels a side; the base's own if not given")
-    parser.add_argument(
-        "--card",
-        type=float,
-        help="GB of the card to choose for; the one in this machine, or 8, if not given",
-    )
-    parser.add_argument(
-        "--device", default="cuda", choices=("cuda", "cpu"), help="whose kernels are counted"
-    )
-    parser.add_argument(
-        "--set",
-        default=[],
-        action="append",
-        metavar="NAME=VALUE",
-        help="any setting, such as rank=32 or prior_weight=0",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
-    given = parser.parse_args(argv)
-    known, changes = described(Settings), {}
-    for pair in given.set:
+def settings_for(
+    base: str, method: str, resolution: int | None = None, changes: Iterable[str] = ()
+) -> Settings:
+    """The `Settings` that a command line names; `changes` are texts such as "rank=32".
+
+    Raises BadInput.
+    """
+    known = described(Settings)
+    values = {}
+    for pair in changes:
         setting, equals, value = pair.partition("=")
         kind = known[setting].kind if setting in known else str
         if setting in ("base", "method", "resolution"):
@@ -272,27 +250,33 @@ def read_arguments(argv=None):
         try:
             if not equals or kind is bool and value.lower() not in ("true", "false"):
                 raise ValueError
-            changes[setting] = value.lower() == "true" if kind is bool else kind(value)
+            values[setting] = value.lower() == "true" if kind is bool else kind(value)
         except ValueError:
             raise BadInput(
                 f"--set {pair} is no setting with its value: write it as in --set rank=32 or"
                 " checkpointing=all."
             ) from None
-    if given.card is not None and not 0 < given.card <= 1000:
-        raise BadInput(f"--card is {given.card}: give the card's memory in GB, such as 8.")
-    if "data" in changes:
-        load_dataset(changes["data"])
-    return given, plan(given.method, given.base, resolution=given.resolution, **changes)
+    if "data" in values:
+        load_dataset(values["data"])
+    return plan(method, base, resolution=resolution, **values)
 
 
-def report(given, settings):
-    """What `main` prints, as a dict in bytes. Raises BadInput if no recipe fits the largest card."""
-    card = given.card or (
+def report(settings: Settings, card: float | None = None, device: str = "cuda") -> dict:
+    """What `print_forecast` prints, as a dict in bytes.
+
+    `card` is the GB of the card to choose for: the one in this machine, or 8, if not given;
+    `device` says whose kernels are counted. Raises BadInput if no recipe fits the largest card.
+    """
+    if card is not None and not 0 < card <= 1000:
+        raise BadInput(f"--card is {card}: give the card's memory in GB, such as 8.")
+    if device not in ("cuda", "cpu"):
+        raise BadInput(f"--device is {device}: give cuda or cpu.")
+    card = card or (
         round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
         if torch.cuda.is_available()
         else 8
     )
-    weighed = ladder(settings, given.device)
+    weighed = ladder(settings, device)
     sizes = {recipe["settings"]: needed(recipe) for recipe in weighed}
     most = max(*CARDS, card)
     choose(settings, usable(most), sizes.get, f"any common card, {most:g} GB the largest")
@@ -322,7 +306,7 @@ def report(given, settings):
         "resolution": key(settings)["resolution"],
         "batch_size": settings.batch_size,
         "class_images": settings.prior_weight > 0,
-        "device": given.device,
+        "device": device,
         "recipes": found,
         "cards": cards,
         "sentence": sentence,
@@ -330,14 +314,12 @@ def report(given, settings):
     }
 
 
-def main(argv=None):
-    """Print the forecast; a bad argument ends with one sentence."""
-    try:
-        given, settings = read_arguments(argv)
-        found = report(given, settings)
-    except (BadInput, OSError) as error:  # such as a name that is too long for a file's
-        sys.exit(str(error))
-    if given.json:
+def print_forecast(
+    settings: Settings, card: float | None = None, device: str = "cuda", as_json: bool = False
+) -> None:
+    """Print `report` as two tables and a sentence, or as JSON. Raises BadInput as it does."""
+    found = report(settings, card, device)
+    if as_json:
         return print(json.dumps(found, indent=1))
     pictures = (
         f"batch {found['batch_size']}{' and as many class images' if found['class_images'] else ''}"

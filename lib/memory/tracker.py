@@ -4,7 +4,7 @@
         ...one training step...
     peak.bytes, peak.by_category
 
-    python -m lib.memory.tracker --base sdxl --method dreambooth --resolution 1024      # before the fact: see `lib/memory/cards.py`
+    python -m lib forecast --base sdxl --method dreambooth --resolution 1024      # before the fact: see `lib/memory/cards.py`
 
 Every storage that an operation makes is counted until it is freed, so the figure is exact and the
 same on every machine; it holds neither the allocator's slack nor scratch space inside kernels. On
@@ -114,9 +114,3 @@ def _scales(state):
             yield value
         elif type(value) is type(state):
             yield from _scales(value)
-
-
-if __name__ == "__main__":
-    from lib.memory.cards import main
-
-    main()

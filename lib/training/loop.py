@@ -1,4 +1,4 @@
-"""The one training loop, for both methods. `python -m lib.training.loop settings.json` runs it from
+"""The one training loop, for both methods. `python -m lib train settings.json` runs it from
 the shell.
 
 Every run of the same data and seed sees the same pictures, noise and timesteps in the same order,
@@ -8,13 +8,11 @@ whichever weights train.
 import errno
 import shutil
 import signal
-import sys
 import threading
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
-from lib.config.settings import Settings
 from lib.dataset.imagefolder import load_dataset, read_record
 from lib.files.errors import BadInput
 from lib.files.json_file import write_json
@@ -295,15 +293,3 @@ def ctrl_c_stops(state):
         yield
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-
-
-if __name__ == "__main__":
-    try:
-        print(train(Settings.load(sys.argv[1] if len(sys.argv) > 1 else "settings.json")))
-    except (BadInput, NotFinite) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(
-            "Stopped; the same command goes on from the last checkpoint, or begins anew where there"
-            " was none."
-        )

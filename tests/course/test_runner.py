@@ -272,7 +272,7 @@ def test_the_command_refuses_bad_input_with_one_sentence(arguments, said, tmp_pa
     if not all((ROOT / "notebooks" / f"{name}.ipynb").exists() for name in runner.NOTEBOOKS):
         pytest.fail("notebooks 01 to 04 are not there yet")
     started = time.monotonic()
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    assert main(["course", *arguments, "--output", str(tmp_path / "out")]) == 1
     out, err = capsys.readouterr()
     assert said in err and len(err.strip().splitlines()) == 1 and not out
     assert not (tmp_path / "out").exists() and time.monotonic() - started < 30

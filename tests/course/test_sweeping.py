@@ -405,6 +405,7 @@ def tiny(tmp_path_factory):
 
 def test_the_command_sweeps_a_notebook(tiny, tmp_path, capfd):
     arguments = [
+        "sweep",
         str(tiny),
         "--set",
         "rank=2,13",
@@ -415,12 +416,12 @@ def test_the_command_sweeps_a_notebook(tiny, tmp_path, capfd):
         "--workers",
         "2",
     ]
-    assert (
-        main(arguments)
-        == f"1 jobs failed, {tmp_path / 'out' / 'failed.json'} says why: the same command tries"
+    assert main(arguments) == 1
+    shown, said = capfd.readouterr()
+    assert said.strip().endswith(
+        f"1 jobs failed, {tmp_path / 'out' / 'failed.json'} says why: the same command tries"
         " them again."
     )
-    shown = capfd.readouterr().out
     job, failing = {"rank": 2, "word": "zwx"}, {"rank": 13, "word": "zwx"}
     row = job | {
         "lora.bytes": 200,
@@ -452,7 +453,16 @@ def test_the_command_sweeps_a_notebook(tiny, tmp_path, capfd):
 
     (tmp_path / "jobs.json").write_text(json.dumps([job]))
     assert (
-        main([str(tiny), "--jobs", str(tmp_path / "jobs.json"), "--output", str(tmp_path / "out")])
+        main(
+            [
+                "sweep",
+                str(tiny),
+                "--jobs",
+                str(tmp_path / "jobs.json"),
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
         == 0
     )
     assert "1 jobs, 1 of them finished before" in capfd.readouterr().out
@@ -504,16 +514,17 @@ def test_a_notebook_that_cannot_be_swept_is_refused(tmp_path):
     ],
 )
 def test_the_command_refuses_bad_input_with_one_sentence(
-    arguments, words, tiny, tmp_path, monkeypatch
+    arguments, words, tiny, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
     Path("jobs.json").write_text('{"rank": 4}')
-    said = main([str(tiny), "--output", "out", *arguments])
+    assert main(["sweep", str(tiny), "--output", "out", *arguments]) == 1
+    said = capfd.readouterr().err.removesuffix("\n")
     assert words in said and "\n" not in said and not Path("out").exists()
 
 
 def test_the_command_ends_with_code_1_on_bad_input(tmp_path):
-    command = [sys.executable, "-m", "lib.course.sweeping", str(tmp_path / "no.ipynb")]
+    command = [sys.executable, "-m", "lib", "sweep", str(tmp_path / "no.ipynb")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (
         ended.returncode == 1
@@ -527,7 +538,8 @@ def test_the_command_stops_cleanly_at_an_interrupt(tiny, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "lib.course.sweeping",
+        "lib",
+        "sweep",
         str(tiny),
         "--set",
         "rank=1,2,3",

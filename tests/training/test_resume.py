@@ -132,8 +132,8 @@ def test_the_command_line_goes_on_after_being_killed_and_interrupted(make, tmp_p
         (
             "import runpy, sys; from lib.training import checkpoints;"
             " checkpoints.WRITING_SHARE = float('inf');"
-            f" sys.argv = ['train', {str(tmp_path / 'settings.json')!r}];"
-            " runpy.run_module('lib.training.loop', run_name='__main__')"
+            f" sys.argv = ['lib', 'train', {str(tmp_path / 'settings.json')!r}];"
+            " runpy.run_module('lib', run_name='__main__')"
         ),
     ]
     ended = []
