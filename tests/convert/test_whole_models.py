@@ -15,10 +15,10 @@ from adapters import adapter_for, tuned_run, written
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lib.__main__ import main
 from lib.config.settings import Settings
 from lib.convert import merging
 from lib.convert.adapter import kohya_tensors, read_adapter
-from lib.convert.commands import main
 from lib.convert.composition import MIXES, add_changes, check_name, load_adapters, load_fused, mix
 from lib.convert.exporting import export_lora
 from lib.convert.extraction import energy_by_rank, extract, low_rank, spectrum
@@ -601,9 +601,8 @@ def test_the_command_line_exports_proves_and_says_so(tmp_path, capsys):
     assert (
         "212 of 212 keys will load in diffusers" in said and "largest difference 0 of 255" in said
     )
-    assert main(["export", source, "--to", "kohya", "--out", str(tmp_path / "x.txt")]).endswith(
-        "x.txt.safetensors."
-    )
+    assert main(["export", source, "--to", "kohya", "--out", str(tmp_path / "x.txt")]) == 1
+    assert capsys.readouterr().err.endswith("x.txt.safetensors.\n")
 
 
 def test_somebodys_lora_becomes_a_run(tiny, tmp_path):

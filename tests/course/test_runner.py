@@ -16,10 +16,11 @@ from bs4 import BeautifulSoup
 from conftest import ROOT
 from PIL import Image
 
+from lib.__main__ import main
 from lib.course import runner
 from lib.course.progress import Progress
 from lib.course.report import table
-from lib.course.runner import CourseFailed, course, main, run_notebook
+from lib.course.runner import CourseFailed, course, run_notebook
 from lib.files.errors import BadInput
 from lib.files.text import clock
 

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from lib.course.sweeping import grid, main, name, notebook_work, sweep
+from lib.__main__ import main
+from lib.course.sweeping import grid, name, notebook_work, sweep
 from lib.files.csv_table import compact, read_table, write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json

@@ -14,7 +14,7 @@ from adapters import FAMILIES, adapter_for, tuned_run, written
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lib.convert.commands import main
+from lib.__main__ import main
 from lib.convert.exporting import export_lora
 from lib.convert.interchange import export, extract_to
 from lib.convert.merging import merge
