@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lib.config.names import METHOD_NAMES
 from lib.config.settings import METHODS
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
@@ -24,7 +25,6 @@ from lib.models.pipeline import quiet
 
 from .floor import best
 from .forecast import wanted
-from .racetable import NAMES
 from .random_base import step_of
 from .sections import OWN_README, into_file, rows_before
 
@@ -94,7 +94,7 @@ def figures(found):
             f"{row[name] / 2**30:.2f}" if row[name] else "-" for name in ("recorded", "reserved")
         ]
         cells = [
-            f"{row['base']}, {NAMES[row['method']]}",
+            f"{row['base']}, {METHOD_NAMES[row['method']]}",
             "yes" if row["class_images"] else "no",
             given_up,
             *sizes,

@@ -2,7 +2,9 @@
 
 from itertools import product
 
-from .racetable import NAMES, WHO, failure, who
+from lib.config.names import METHOD_NAMES
+
+from .racetable import WHO, failure, who
 from .sections import spread
 
 UNMEASURED = "Not measured on this version yet: `python -m benchmarks.cuda_race --scripts DIR`.\n"
@@ -29,7 +31,7 @@ def figures(found):
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in found["rows"]:
-        name = f"{TITLES[r['base']]}, {NAMES[r['method']]}: {who(r)}"
+        name = f"{TITLES[r['base']]}, {METHOD_NAMES[r['method']]}: {who(r)}"
         if "failed" in r:
             lines.append(f"| {name} | {r['batch']} | {failure(r)} | | | | |")
             continue
@@ -64,7 +66,7 @@ def headline(found):
         over = ", ".join(
             f"{r['ours']['median']:.1f} times {WHO[r['who']].replace(',', '')}" for r in rivals
         )
-        where = f"{TITLES[mine['base']]}, batch {mine['batch']}, {NAMES[mine['method']]}"
+        where = f"{TITLES[mine['base']]}, batch {mine['batch']}, {METHOD_NAMES[mine['method']]}"
         words.append(f"{where}: {mine['steps_per_second']['median']:.1f} steps a second, {over}")
     return f"On {found['device']}, random weights: {'; '.join(words)}. {missing(ran)}\n"
 
@@ -77,7 +79,7 @@ def missing(ran):
         {tuple(row[name] for name in ("base", "batch", "method", "who")) for row in ran},
         [],
     )
-    for (base, batch), method in product((("sd15", 1), ("sd15", 4), ("sdxl", 1)), NAMES):
+    for (base, batch), method in product((("sd15", 1), ("sd15", 4), ("sdxl", 1)), METHOD_NAMES):
         tiers = {"as documented": ("documented",), "inductor": ("inductor", "workers")}
         lacks = [
             tier
@@ -86,7 +88,7 @@ def missing(ran):
         ]
         if lacks and (base, method) != ("sdxl", "dreambooth"):  # for which they have no script
             words.append(
-                f"{TITLES[base].partition(',')[0]}, batch {batch}, {NAMES[method]} against theirs"
+                f"{TITLES[base].partition(',')[0]}, batch {batch}, {METHOD_NAMES[method]} against theirs"
                 f" {' and '.join(lacks)}"
             )
     return f"Not measured yet: {'; '.join(words)}." if words else ""

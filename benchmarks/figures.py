@@ -13,10 +13,10 @@ from benchmarks.analysis.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, 
 from benchmarks.analysis.study_rows import BUSY, read_bench, size, steps
 from benchmarks.sections import RESULTS_PAGE, into_file
 from benchmarks.studies import studies
+from lib.config.names import METHOD_NAMES
 from lib.config.settings import METHODS
 from lib.files.errors import BadInput
 from lib.plots import charts
-from lib.plots.charts import NAMES
 from lib.plots.figure import as_table
 from pocket.subjects import bench_subjects
 
@@ -52,16 +52,18 @@ def rates(rows):
     found = {name: points for name, points in learning_rates.curves(rows).items() if points}
     if not found:
         return None
-    best = {NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
+    best = {METHOD_NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
     ends = {
-        NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)]
+        METHOD_NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)]
         for m, points in found.items()
     }
     chosen = ", ".join(
         f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items()
     )
     lines = {
-        NAMES[m]: [(f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points]
+        METHOD_NAMES[m]: [
+            (f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points
+        ]
         for m, points in found.items()
     }
     sets = len({(r["subject"], r["variant"]) for r in rows if r.get("study") == "rate"})
@@ -73,7 +75,9 @@ def rates(rows):
         lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best
     )
     columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
-    body = [[NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points]
+    body = [
+        [METHOD_NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points
+    ]
     figure.table = as_table(
         body,
         ["", "learning rate", "likeness", "obedience", "both (harmonic mean)", "DINO", "CLIP-T"],

@@ -1,9 +1,10 @@
 """The race (`benchmarks/race.py`) as Markdown."""
 
+from lib.config.names import METHOD_NAMES
+
 from .sections import spread
 
 UNMEASURED = "Not measured on this version yet: `make race SCRIPTS=path/to/examples/dreambooth`.\n"
-NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 WHO = {
     "like": "ours, adapter as theirs",
     "preset": "ours, course's recipe",
@@ -56,7 +57,7 @@ def figures(found):
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for c in found["cells"]:
-        name = f"{NAMES[c['method']]}: {who(c)} | {PHOTOS[c['photos']]}"
+        name = f"{METHOD_NAMES[c['method']]}: {who(c)} | {PHOTOS[c['photos']]}"
         if "failed" in c:
             lines.append(f"| {name} | {failure(c)} | | | | |")
         else:
@@ -78,7 +79,7 @@ def figures(found):
     for r in found["ratios"]:
         peak = f"{r['peak_bytes']:.2f}" if r["peak_bytes"] else "-"
         pair = (
-            f"{NAMES[r['method']]}: {who({'method': r['method'], 'who': r['ours']})} /"
+            f"{METHOD_NAMES[r['method']]}: {who({'method': r['method'], 'who': r['ours']})} /"
             f" {WHO[r['theirs']]}"
         )
         lines.append(
@@ -86,7 +87,7 @@ def figures(found):
             f" {spread(r['first'])} | {peak} |"
         )
     flags = [
-        f"{NAMES[b['method']]}, {PHOTOS[b['photos']]}: {b['workers']} data"
+        f"{METHOD_NAMES[b['method']]}, {PHOTOS[b['photos']]}: {b['workers']} data"
         f" workers{', 8-bit Adam' * b['eight_bit']}"
         for b in found["best"]
     ]
@@ -118,7 +119,7 @@ def trained(found):
     for run in found:
         name = "ours, their recipe" if run["who"] == "like" else WHO[run["who"]]
         lines.append(
-            f"| {NAMES[run['method']]}: {name} | {run['seconds']:.0f} | {run['estimate']:.0f} |"
+            f"| {METHOD_NAMES[run['method']]}: {name} | {run['seconds']:.0f} | {run['estimate']:.0f} |"
             f" {run['loss_train']:.3f} | {run['loss_held_out']:.3f} |"
         )
     return lines
@@ -151,7 +152,7 @@ def learning(found):
             else f"not in {last['seconds']:.0f}"
         )
         lines.append(
-            f"| {NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} |"
+            f"| {METHOD_NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} |"
             f" {last['dino']:.3f} | {last['clip_t']:.3f} | {last['loss_train']:.3f} |"
             f" {lowest['loss_held_out']:.3f} ({lowest['step']}) | {last['loss_held_out']:.3f} |"
         )

@@ -18,35 +18,17 @@ from benchmarks.analysis.effects import (
     shown,
 )
 from benchmarks.analysis.study_rows import common, ranked, size
+from lib.config.names import MEASURE_NAMES
 from lib.plots.charts import intervals, points
 from lib.plots.figure import Table
 
-SCORES = {
-    "dino": "DINO",
-    "dino_new": "DINO, new places",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "clip_t_new": "CLIP-T, new places",
-    "dino_train": "DINO, training photos",
-    "memorising": "train - held-out",
-    "nearest": "nearest photo",
-    "loss_train": "loss, training photos",
-    "loss_held_out": "loss, held-out photos",
-    "loss_gap": "loss gap",
-    "pres": "PRES - base",
-    "drift": "drift",
-    "diversity": "diversity",
-    "consistency": "consistency over seeds",
-    "prompt_spread": "spread over prompts",
-}
-
-
 COSTS = {
-    "seconds_per_step": "seconds a step",
-    "train_seconds": "seconds of training",
-    "peak_bytes": "peak memory",
-    "file_bytes": "file",
+    measure: MEASURE_NAMES[measure]
+    for measure in ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 }
+
+
+SCORES = {measure: name for measure, name in MEASURE_NAMES.items() if measure not in COSTS}
 
 
 WHO = {"LoRA": LORA, "DreamBooth": FULL}

@@ -5,6 +5,7 @@ consent. Markdown for a hub page.
 import shutil
 from pathlib import Path
 
+from lib.config.names import MEASURE_NAMES
 from lib.convert.exporting import run_facts
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
@@ -24,16 +25,20 @@ SHOWN = (
 )
 
 
-MEASURES = {
-    "seconds_per_step": ("seconds a step", "{:.3f}"),
-    "train_seconds": ("seconds of training", "{:.0f}"),
-    "file_bytes": ("bytes as shipped", "{:,}"),
-    "dino": ("DINO to held-out photos", "{:.3f}"),
-    "clip_i": ("CLIP-I", "{:.3f}"),
-    "clip_t": ("CLIP-T", "{:.3f}"),
-    "memorising": ("train minus held-out", "{:.3f}"),
-    "pres": ("PRES over base", "{:.3f}"),
+# What of a run's figures a card shows, and how. DINO is against photos that the run never saw.
+MEASURE_FORMS = {
+    "seconds_per_step": "{:.3f}",
+    "train_seconds": "{:.0f}",
+    "file_bytes": "{:,}",
+    "dino": "{:.3f}",
+    "clip_i": "{:.3f}",
+    "clip_t": "{:.3f}",
+    "memorising": "{:.3f}",
+    "pres": "{:.3f}",
 }
+
+
+CARD_NAMES = MEASURE_NAMES | {"dino": "DINO to held-out photos", "file_bytes": "bytes as shipped"}
 
 
 CONSENT = (
@@ -127,8 +132,8 @@ def write_card(run, out, files=(), title=None, summary=None):
     ]
     found = metrics | scores
     rows = [
-        (name, form.format(found[key]))
-        for key, (name, form) in MEASURES.items()
+        (CARD_NAMES[key], form.format(found[key]))
+        for key, form in MEASURE_FORMS.items()
         if found.get(key) is not None
     ]
     lines += [

@@ -6,6 +6,7 @@ import html
 import re
 from types import SimpleNamespace
 
+from lib.config.names import CONTESTANT_NAMES
 from lib.evaluation import comparison_table as tables
 
 PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output">
@@ -30,7 +31,7 @@ def table(summary, form="text"):
     """The comparison in `summary` (what `tables.write_summary` wrote) as a "text", "markdown" or
     "html" table.
     """
-    rows = {name: values for name, values in summary.items() if name in tables.NAMES}
+    rows = {name: values for name, values in summary.items() if name in CONTESTANT_NAMES}
     return tables.table(SimpleNamespace(rows=rows, about=summary["about"]), form)
 
 

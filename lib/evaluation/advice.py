@@ -26,9 +26,9 @@ from benchmarks.analysis.effects import (
 )
 from benchmarks.analysis.verdicts import LATER, SHAPES, large, shipped_bytes
 from lib.config.checked import checked
+from lib.config.names import METHOD_NAMES
 from lib.config.presets import PRESETS
 from lib.config.settings import METHODS
-from lib.evaluation.comparison_table import NAMES
 from lib.files.errors import BadInput
 
 Fidelity = Literal["likeness first", "small files first", "either"]
@@ -271,17 +271,17 @@ def _limit(what, found, needs):
         )
     broken = {m for m, (amount, _) in known.items() if amount > room}
     each = [
-        f"{NAMES[m]} takes {_amount(amount, unit)}, which"
+        f"{METHOD_NAMES[m]} takes {_amount(amount, unit)}, which"
         f" {'does not fit' if m in broken else 'fits'}"
         for m, (amount, _) in known.items()
     ]
-    each += [f"{NAMES[m]} is not known" for m in METHODS if m not in known]
+    each += [f"{METHOD_NAMES[m]} is not known" for m in METHODS if m not in known]
     # Where one method is too much, another that nobody has a figure for is no way out.
     broken |= {m for m in METHODS if m not in known} if broken else set()
     many = f" for {times} concepts" if times > 1 else ""
     return broken, Sentence(
         f"{what.capitalize()}{many}, of your {_amount(room, unit)}: {'; '.join(each)}.",
-        "; ".join(f"{NAMES[m]}: {source}" for m, (_, source) in known.items()),
+        "; ".join(f"{METHOD_NAMES[m]}: {source}" for m, (_, source) in known.items()),
     )
 
 
@@ -315,7 +315,9 @@ def _wanted(needs, rows, costs):
         ]
     if kind in ("holds", "does not hold"):
         side = "dreambooth" if kind == "holds" else "lora"
-        return side, [Sentence(f"Likeness: {NAMES[side]} draws the subject more alike.", text)]
+        return side, [
+            Sentence(f"Likeness: {METHOD_NAMES[side]} draws the subject more alike.", text)
+        ]
     sentence = Sentence(
         f"Likeness decides nothing: {kind}{f' ({detail})' if detail else ''}.", text
     )
@@ -342,5 +344,5 @@ def _cheaper(what, needs, rows, costs):
                 f"DreamBooth / LoRA: x {ratio:.2f}; {lora[1]}",
             )
     if side:
-        return side, Sentence(f"{NAMES[side]} takes less: {words}.", text)
+        return side, Sentence(f"{METHOD_NAMES[side]} takes less: {words}.", text)
     return None, Sentence(f"Not decided by {words}: {kind}.", text)

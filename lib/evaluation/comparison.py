@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.evaluation.comparison_table import NAMES
+from lib.config.names import CONTESTANT_NAMES
 from lib.evaluation.fidelity import protocol
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
@@ -263,7 +263,9 @@ def compare(
             kept = class_pictures and prediction_cache(
                 base, [class_prompt] * class_pictures, **sampling
             )
-        say(f"{NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts")
+        say(
+            f"{CONTESTANT_NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts"
+        )
         row = evaluate(base.only_draw(), dataset, judge, prompts, seeds, **sampling, masks=masks)
         result.images[key], result.scores[key], reference = (
             row.pop("images"),
@@ -291,7 +293,7 @@ def compare(
                     row |= costs_along(curve["points"], result.rows["real_photos"]["dino"])
                 else:
                     say(
-                        f"{NAMES[key]}: another encoder measured its curve, so neither its best"
+                        f"{CONTESTANT_NAMES[key]}: another encoder measured its curve, so neither its best"
                         " step nor half of the way is read off it"
                     )
         elif key == "kohya_lora":

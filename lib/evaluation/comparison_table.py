@@ -6,19 +6,11 @@
 import html
 import json
 
+from lib.config.names import CONTESTANT_NAMES
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 
 CERTIFICATE = ROOT / "data" / "judge" / "identity" / "certificate.json"
-
-
-NAMES = {
-    "base_model": "base model (floor)",
-    "real_photos": "real photos (ceiling)",
-    "lora": "LoRA",
-    "dreambooth": "DreamBooth",
-    "kohya_lora": "Kohya's LoRA",
-}
 
 
 # column: heading, how to print it, what it means; the order is the table's
@@ -171,7 +163,7 @@ def cells(comparison):
         return "-" if value is None else form(value) if callable(form) else form.format(value)
 
     rows = [
-        [NAMES[name]] + [text(c, row.get(c)) for c in columns]
+        [CONTESTANT_NAMES[name]] + [text(c, row.get(c)) for c in columns]
         for name, row in comparison.rows.items()
     ]
     return ["", *(COLUMNS[c][0] for c in columns)], rows
@@ -235,7 +227,7 @@ def verdict(comparison):
             ),
         ]
     weak = [
-        NAMES[m]
+        CONTESTANT_NAMES[m]
         for m in ("lora", "dreambooth")
         if m in rows and rows[m]["dino"] <= rows["base_model"]["dino"]
     ]

@@ -36,7 +36,7 @@ TYPES = {
 }
 
 
-NAMES = {dtype: name for name, dtype in TYPES.items()}
+TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
 HASH = "the SHA-256 of all that follows the header".ljust(
@@ -231,7 +231,7 @@ def save_weights_file(path, tensors, metadata=None, check=False):
     """Write tensors from memory, as they are; whole or not at all. `check` and what is returned as
     in `write_weights`.
     """
-    shapes = {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
+    shapes = {name: (TYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
     return write_weights(path, shapes, tensors.__getitem__, metadata, check)
 
 

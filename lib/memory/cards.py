@@ -19,9 +19,9 @@ from dataclasses import asdict, fields
 import torch
 
 from lib.config.checked import described
+from lib.config.names import METHOD_NAMES
 from lib.config.settings import METHODS, Settings
 from lib.dataset.imagefolder import load_dataset
-from lib.evaluation.comparison_table import NAMES
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
@@ -205,7 +205,7 @@ def which_fits(base="sd15", **changes):
     columns = [
         "card",
         "to be had, GiB",
-        *(c for m in METHODS for c in (NAMES[m], f"{NAMES[m]} needs, GiB")),
+        *(c for m in METHODS for c in (METHOD_NAMES[m], f"{METHOD_NAMES[m]} needs, GiB")),
     ]
     return Table(
         rows,
@@ -330,7 +330,7 @@ def print_forecast(
         else "{} x {}".format(*found["resolution"])
     )
     title = (
-        f"{NAMES[found['method']]} on {found['base']} at {at} pixels, {pictures}: peak of the"
+        f"{METHOD_NAMES[found['method']]} on {found['base']} at {at} pixels, {pictures}: peak of the"
         " training step, GiB"
     )
     kinds = list(found["recipes"][0]["by_category"])

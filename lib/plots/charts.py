@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lib.config.names import MEASURE_NAMES, METHOD_NAMES
 from lib.files.errors import BadInput
 from lib.plots.figure import Figure, Table, number
 from lib.plots.labels import label_ends, label_points
@@ -19,19 +20,8 @@ from lib.plots.labels import label_ends, label_points
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")
 
 
-NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
-
-
-MEASURES = {
-    "dino": "DINO",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "pres": "PRES - base",
-    "drift": "drift of the class",
-    "memorising": "train - held-out",
-    "loss_train": "loss, training photos",
-    "loss_held_out": "loss, held-out photos",
-}
+# An axis says whose drift it is, which a table says in its caption.
+AXIS_NAMES = MEASURE_NAMES | {"drift": "drift of the class"}
 
 
 STYLES, MARKERS, HATCHES = (
@@ -145,7 +135,7 @@ def along(tracks, measure="dino", x="step", caption=""):
             mark |= {name: p[x] for p in found if p["step"] == track["best_step"]}
     words = {"seconds": "seconds of training"}.get(x, x)
     return (
-        curves(lines, words, MEASURES.get(measure, measure), 1, caption, mark=mark)
+        curves(lines, words, AXIS_NAMES.get(measure, measure), 1, caption, mark=mark)
         if lines
         else None
     )
@@ -162,7 +152,9 @@ def trade(tracks, x, y, caption=""):
     lines = {name: found for name, found in lines.items() if found}
     mark = {name: tracks[name]["best_step"] for name in lines}
     return (
-        points(lines, MEASURES.get(x, x), MEASURES.get(y, y), caption, mark=mark) if lines else None
+        points(lines, AXIS_NAMES.get(x, x), AXIS_NAMES.get(y, y), caption, mark=mark)
+        if lines
+        else None
     )
 
 
@@ -174,7 +166,7 @@ def learning_rate_curve(sweep, y="dino", caption=""):
     "learning_rate" and `y`, as they stand in data/results/learning_rates.json.
     """
     sweep = {
-        NAMES.get(name, name): (
+        METHOD_NAMES.get(name, name): (
             points if isinstance(points, dict) else {row["learning_rate"]: row[y] for row in points}
         )
         for name, points in sweep.items()

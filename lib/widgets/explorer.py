@@ -5,11 +5,11 @@
 import threading
 from pathlib import Path
 
+from lib.config.names import METHOD_NAMES
 from lib.config.settings import Settings
 from lib.dataset.captions import prompts
 from lib.dataset.imagefolder import load_dataset
 from lib.files.errors import BadInput
-from lib.plots.charts import NAMES
 from lib.plots.figure import sentence_html
 from lib.plots.image_grid import grid
 
@@ -18,13 +18,13 @@ class Models:
     """The base model and the tuned ones of `runs`, loaded when first drawn with."""
 
     def __init__(self, runs):
-        unknown = [name for name in runs if name not in NAMES]
+        unknown = [name for name in runs if name not in METHOD_NAMES]
         if unknown or not runs:
             raise BadInput(
                 f"The explorer was given {unknown or 'no runs'}: give run folders by the names"
-                f" {' and '.join(NAMES)}."
+                f" {' and '.join(METHOD_NAMES)}."
             )
-        self.runs = {name: runs[name] for name in NAMES if name in runs}
+        self.runs = {name: runs[name] for name in METHOD_NAMES if name in runs}
         self.settings, self.loaded, self.drawn = (
             Settings.load(Path(next(iter(runs.values()))) / "settings.json"),
             {},
@@ -56,7 +56,7 @@ class Models:
             for name in self.runs
         ]
         labels = ["base model"] + [
-            NAMES[name] + (f", weight {adapter_weight:g}" if name == "lora" else "")
+            METHOD_NAMES[name] + (f", weight {adapter_weight:g}" if name == "lora" else "")
             for name in self.runs
         ]
         return grid(
