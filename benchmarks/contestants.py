@@ -255,7 +255,7 @@ def load_result(folder, base):
         base.pipe.load_lora_weights(str(folder), weight_name=adapters[0])
     else:
         unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", use_safetensors=True, dtype=base.unet.dtype
+            folder / "unet", use_safetensors=True, dtype=base.denoiser.dtype
         )
         base.pipe.unet = unet.to(base.device).requires_grad_(False)
     return base

@@ -21,7 +21,7 @@ from lib.files.paths import ROOT
 from lib.files.text import say
 from lib.memory.cards import key, stored
 from lib.models.devices import device_name, reclaim, versions
-from lib.models.pipeline import quiet
+from lib.models.pipeline import silence_libraries
 
 from .floor import best
 from .forecast import wanted
@@ -129,7 +129,7 @@ def main():
             "There is no CUDA device here: the forecast for Stable Diffusion stays unconfirmed"
             " until this runs on one."
         )
-    quiet()
+    silence_libraries()
     device = torch.device("cuda")
     found = {
         "device": device_name(device),

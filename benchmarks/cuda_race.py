@@ -39,7 +39,7 @@ from lib.files.json_file import write_json
 from lib.files.paths import ROOT
 from lib.memory.fake_tensors import fake_device
 from lib.memory.forecasting import forecast, hollow_base, hollow_inputs, plan, side
-from lib.models.pipeline import quiet
+from lib.models.pipeline import silence_libraries
 from lib.step.training_step import Step
 
 from . import contestants, sections
@@ -281,7 +281,7 @@ def main():
             raise BadInput("Their SDXL script needs torchvision itself: install it first.")
     except BadInput as error:
         raise SystemExit(str(error)) from None
-    quiet()
+    silence_libraries()
     found = facts(args.scripts, "cuda") | {
         "machine": machine(torch.device("cuda")),
         "steps": args.steps,

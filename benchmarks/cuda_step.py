@@ -18,7 +18,7 @@ from lib.files.json_file import write_json
 from lib.files.paths import ROOT
 from lib.memory.forecasting import plan
 from lib.models.devices import device_name, versions
-from lib.models.pipeline import quiet
+from lib.models.pipeline import silence_libraries
 from lib.step.cuda_graph import Recorded, norms_in_bf16
 
 from .contestants import LIKE
@@ -31,7 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "cuda_step.json"
 
 def uncompiled(step, bf16):
     """The step's blocks as they come, norms in bf16 or fp32."""
-    for module in step.unet.modules():
+    for module in step.denoiser.modules():
         module._compiled_call_impl = None
     norms_in_bf16(step.parts.values(), bf16)
 
@@ -39,7 +39,7 @@ def uncompiled(step, bf16):
 def compiled(step, *kinds):
     """Its blocks of some classes by inductor, which fuses norms itself."""
     norms_in_bf16(step.parts.values(), False)
-    for module in step.unet.modules():
+    for module in step.denoiser.modules():
         if isinstance(module, kinds):
             module.compile(dynamic=False)
 
@@ -124,7 +124,7 @@ def main():
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here: run this command on a machine with one.")
-    quiet()
+    silence_libraries()
     began = time.time()
     found = {
         "device": device_name(torch.device("cuda")),

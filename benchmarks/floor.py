@@ -95,9 +95,10 @@ def profile(method, steps):
     base = load_base()
     step = Step(base, preset(method, data="-", output="-"))
     torch.manual_seed(0)
-    side = base.unet.config.sample_size
+    side = base.denoiser.config.sample_size
     latents, noise = (
-        torch.randn(8, base.unet.config.in_channels, side, side).to(base.device) for _ in range(2)
+        torch.randn(8, base.denoiser.config.in_channels, side, side).to(base.device)
+        for _ in range(2)
     )
     inputs = (
         latents,
@@ -105,7 +106,7 @@ def profile(method, steps):
         torch.randint(0, 1000, (8,)).to(base.device),
         base.conditions(["a zwx robot", "a robot"] * 4),
     )
-    base.rest()
+    base.offload()
 
     marks, step.work = [], step._work  # recorded as a whole, as on a card, a step has no phases
     for holder, part in (

@@ -24,7 +24,7 @@ from lib.evaluation.curve import seconds_to
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss
 from lib.evaluation.fidelity import evaluate, evaluation_prompts, real_row
 from lib.evaluation.judge import load_judge
-from lib.models.base import at_rest, load_base
+from lib.models.base import evaluation_mode, load_base
 from lib.training.loop import train
 from lib.training.samples import SAMPLE_PLACES
 
@@ -69,7 +69,7 @@ class Scales:
 
     def __call__(self, base, step):
         """A point of a curve."""
-        with at_rest(base):
+        with evaluation_mode(base):
             found = evaluate(base, self.dataset, self.judge, self.prompts, SEEDS, **SAMPLING)
             return {"step": step, "dino": found["dino"], "clip_t": found["clip_t"]} | self.losses(
                 base

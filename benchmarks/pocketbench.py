@@ -216,7 +216,7 @@ def work(job, folder):
                     f"This device trained with {key} {used!r} instead of"
                     f" {getattr(settings, key)!r}: run that study elsewhere."
                 )
-        base = load_run(run, load_base()).only_draw()
+        base = load_run(run, load_base()).cast_for_sampling()
         row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if plain else {})
     found = evaluate(
         base,

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.memory.fake_tensors import fake_device
-from lib.memory.forecasting import SHAPES, folder_of, hollow_inputs
+from lib.memory.forecasting import BASES, SHAPES, folder_of, hollow_inputs
 from lib.models.base import Base
 from lib.models.base_files import POCKET
+from lib.models.families import family_named, family_of
 from lib.step.training_step import Step
 
 PIPELINES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
@@ -88,7 +89,9 @@ def step_of(settings, device):
             torch.bfloat16
         )
     scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
-    base = Base(SimpleNamespace(unet=unet, scheduler=scheduler), settings.base, device, True)
+    name = settings.base
+    family = family_named(BASES[name]) if name in BASES else family_of(name)
+    base = Base(SimpleNamespace(unet=unet, scheduler=scheduler), family, name, device, True)
     with fake_device("cuda"):
         inputs, _ = hollow_inputs(base, settings)
 

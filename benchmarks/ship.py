@@ -213,8 +213,8 @@ def switching(job, folder):
             seconds[kind] += [time.perf_counter() - start] * (k >= 0)
     row |= {f"pictures_per_second_{kind}": 8 / median(found) for kind, found in seconds.items()}
     weights = {
-        "lora": [w for n, w in bases["adapter"].unet.named_parameters() if "lora_" in n],
-        "dreambooth": list(bases["checkpoint"].unet.parameters()),
+        "lora": [w for n, w in bases["adapter"].denoiser.named_parameters() if "lora_" in n],
+        "dreambooth": list(bases["checkpoint"].denoiser.parameters()),
     }
     for method, some in weights.items():
         row[f"concepts_per_gb_{method}"] = 1e9 / weight_bytes(run_of(keys[0], method, seed))

@@ -70,7 +70,7 @@ def build(work, width):
 
     from lib.convert.adapter import Adapter, Layer, diffusers_tensors
     from lib.files.safetensors_file import save_weights_file
-    from lib.models.base_weights import read_target
+    from lib.models.base_weights import open_base_weights
     from lib.step.methods import LINEAR, TEXT_ATTENTION
 
     base = work / "base"
@@ -121,7 +121,7 @@ def build(work, width):
             {"format": "pt"},
         )
     write_json(base / "model_index.json", index)
-    target = read_target(str(base))
+    target = open_base_weights(str(base))
     run = work / "dreambooth"
     shapes = {name: ("F16", shape) for name, shape in target.shapes["unet"].items()}
     write_weights(
@@ -282,13 +282,13 @@ def figures(found):
 
 def sizes_of(work):
     """What the files in `work` are, where they are there."""
-    from lib.models.base_weights import read_target
+    from lib.models.base_weights import open_base_weights
 
     if not all((work / name).exists() for name in ("base", "one.safetensors", "kohya.safetensors")):
         return {}
     weights = sum(
         torch.Size(shape).numel()
-        for shape in read_target(str(work / "base")).shapes["unet"].values()
+        for shape in open_base_weights(str(work / "base")).shapes["unet"].values()
     )
     return {
         "parameters": weights,

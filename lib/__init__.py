@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lib.config.settings import Settings
     from lib.course.set_up import start, tell_limits
     from lib.dataset.captions import prompts
-    from lib.dataset.preparation import data_set
+    from lib.dataset.preparation import open_or_prepare
     from lib.files.errors import BadInput
     from lib.files.json_file import read_json, write_json
     from lib.files.paths import ROOT

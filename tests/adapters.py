@@ -6,7 +6,7 @@ import torch
 
 from lib.convert.adapter import Adapter, Layer, diffusers_tensors
 from lib.files.safetensors_file import save_weights_file
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.families import preset
 from tests import scheme
 
@@ -17,7 +17,7 @@ def adapter_for(folder, rank=4, alpha=2.0, seed=0):
     """A random LoRA beside every layer of every part that a folder has, convolutions and text
     encoders included; alpha is not rank.
     """
-    target = read_target(str(folder))
+    target = open_base_weights(str(folder))
     shapes = {
         (p, n): s
         for p in target.shapes
@@ -42,7 +42,7 @@ def tuned_run(folder, where, dataset, parts=("unet",)):
     would leave them.
     """
     where.mkdir()
-    target = read_target(str(folder))
+    target = open_base_weights(str(folder))
     generator = torch.Generator().manual_seed(1)
     for part in parts:
         (where / part).mkdir()

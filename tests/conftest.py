@@ -24,10 +24,10 @@ def tiny_folder(tmp_path_factory):
     """
     from transformers import CLIPTextModel
 
-    from lib.models.pipeline import quiet
+    from lib.models.pipeline import silence_libraries
     from pocket import clip, unet, vae
 
-    quiet()
+    silence_libraries()
     torch.manual_seed(0)
     tokenizer = clip.make_tokenizer()
     tower = CLIPTextModel(

@@ -231,10 +231,10 @@ def tiny_pipeline(family, folder):
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from lib.models.pipeline import quiet
+    from lib.models.pipeline import silence_libraries
     from pocket.clip import make_tokenizer
 
-    quiet()
+    silence_libraries()
     torch.manual_seed(0)
     tokenizer, xl = make_tokenizer(), family == "sdxl"
 

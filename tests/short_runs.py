@@ -34,7 +34,7 @@ def stop_at(step):
 def batch(base, size=2, side=8):
     generator = torch.Generator().manual_seed(1)
     latents, noise = (
-        torch.randn(size, base.unet.config.in_channels, side, side, generator=generator)
+        torch.randn(size, base.denoiser.config.in_channels, side, side, generator=generator)
         for _ in range(2)
     )
     return latents, noise, torch.arange(size) * 200, base.conditions(["a robot"] * size)

@@ -14,10 +14,10 @@ def make_tiny(family, folder, seed=0):
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from lib.models.pipeline import quiet
+    from lib.models.pipeline import silence_libraries
     from pocket import clip
 
-    quiet()
+    silence_libraries()
     torch.manual_seed(seed)
     tokenizer, newer = clip.make_tokenizer(), family != "sd1"
 

@@ -29,8 +29,8 @@ from lib.convert.adapter import (
 from lib.convert.readers import unfilled_model
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
-from lib.models.base_weights import read_target
-from lib.models.compatibility import check_fit
+from lib.models.base_weights import open_base_weights
+from lib.models.compatibility import check_compatible
 from lib.models.layer_names import full_name
 
 # PEFT's ways of mixing (peft.tuners.lora.model.LoraModel.add_weighted_adapter), and what each does,
@@ -77,13 +77,13 @@ def load_adapters(base, adapters, weights=None, other_base=False):
     loaded = {name for names in base.pipe.get_list_adapters().values() for name in names}
     for name in adapters:
         check_name(name, loaded)
-    target = read_target(base.name) if adapters else None
+    target = open_base_weights(base.name) if adapters else None
     read = {
         name: source if isinstance(source, Adapter) else read_adapter(source, target.layers)
         for name, source in adapters.items()
     }
     for adapter in read.values():
-        check_fit(adapter, target, other_base)
+        check_compatible(adapter, target, other_base)
     for name, adapter in read.items():
         load_adapter(base, name, adapter)
     weights = dict.fromkeys(read, 1.0) | (weights or {})
@@ -117,7 +117,7 @@ def load_adapter(base, name, adapter):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if part == "unet":
-                base.unet.load_lora_adapter(
+                base.denoiser.load_lora_adapter(
                     tensors,
                     prefix="unet",
                     adapter_name=name,
@@ -140,14 +140,14 @@ def mix(adapters, how="cat", weights=None, base="pocket", density=DENSITY):
     """
     from peft import PeftModel
 
-    target = read_target(base)
+    target = open_base_weights(base)
     adapters = {
         name: a if isinstance(a, Adapter) else read_adapter(a, target.layers)
         for name, a in adapters.items()
     }
     for name, adapter in adapters.items():
         check_name(name, [n for n in adapters if n == name][1:])
-        check_fit(adapter, target, other_base=True)
+        check_compatible(adapter, target, other_base=True)
     weights, mixed = weights or dict.fromkeys(adapters, 1.0), {}
     extra = {"svd_full_matrices": False}  # of these only the first directions are kept anyway
     extra |= {"density": density} if how.startswith(("ties", "dare", "magnitude")) else {}
@@ -212,17 +212,17 @@ def add_changes(base, runs, weights):
     Weights of 1 / n give the average of n checkpoints, weights of 1 the "add difference" of WebUI's
     merger. Returns the base.
     """
-    plain = read_target(base.name)
-    state = {name: p.detach().float() for name, p in base.unet.named_parameters()}
+    plain = open_base_weights(base.name)
+    state = {name: p.detach().float() for name, p in base.denoiser.named_parameters()}
     for run, weight in zip(runs, weights):
-        tuned = read_target(base.name, run)
+        tuned = open_base_weights(base.name, run)
         if "unet" not in tuned.tuned:
             raise BadInput(f"{run} has no tuned U-Net: name a DreamBooth run.")
         for name in state:
             change = tuned.read("unet", name).float() - plain.read("unet", name).float()
             state[name] = state[name] + weight * change.to(state[name].device)
-    base.unet.load_state_dict(
-        {name: value.to(base.unet.dtype) for name, value in state.items()}, strict=False
+    base.denoiser.load_state_dict(
+        {name: value.to(base.denoiser.dtype) for name, value in state.items()}, strict=False
     )
     return base
 
@@ -269,8 +269,8 @@ def switch_times(base, adapters, run=None, rounds=5):
         from lib.step.run_weights import load_run
 
         for _ in range(rounds):
-            before = base.pipe.unet
+            before = base.stored_denoiser
             with timed(found["checkpoint"]):
                 load_run(run, base)
-            base.pipe.unet = before
+            base.stored_denoiser = before
     return {name: median(seconds) for name, seconds in found.items()}

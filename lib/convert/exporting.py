@@ -25,8 +25,8 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import made_here, size_of, takes_place
-from lib.models.base_weights import read_target
-from lib.models.compatibility import check_fit
+from lib.models.base_weights import open_base_weights
+from lib.models.compatibility import check_compatible
 
 ADAPTER_FORMS = ("kohya", "diffusers", "peft")
 
@@ -103,7 +103,7 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
         )
     out, known = check_output_path(out, folder=to == "peft"), run_facts(source)
     adapter, target = read_with_base(source, base, known)
-    check_fit(adapter, target, other_base)
+    check_compatible(adapter, target, other_base)
     started = time.perf_counter()
     adapter = replace(
         adapter, metadata=adapter.metadata | header_texts(target, known, title or out.stem, adapter)
@@ -148,7 +148,7 @@ def export_lora(source, to, out, base=None, title=None, other_base=False):
 
 
 def read_with_base(source, base=None, known=None):
-    """(the adapter in `source`, its base as a `Target`): the base given, or the run's, or the
+    """(the adapter in `source`, its base as a `BaseWeights`): the base given, or the run's, or the
     header's, or the pocket base.
     """
     known = run_facts(source) if known is None else known
@@ -157,7 +157,7 @@ def read_with_base(source, base=None, known=None):
         or known.get("settings", {}).get("base")
         or read_adapter(source).metadata.get("workbench.base", "pocket")
     )
-    target = read_target(base)
+    target = open_base_weights(base)
     return read_adapter(source, target.layers), target
 
 

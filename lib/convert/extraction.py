@@ -19,7 +19,7 @@ import torch
 from lib.convert.adapter import Adapter, Layer
 from lib.convert.exporting import header_texts, run_facts
 from lib.files.errors import BadInput
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.compatibility import check_base
 
 OVERSAMPLE, POWERS = (
@@ -54,7 +54,7 @@ def extract(run, rank=16, base=None, title=None, progress=None, other_base=False
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
     known = run_facts(run)
     base_name = base or known.get("settings", {}).get("base", "pocket")
-    tuned, plain = read_target(base_name, run), read_target(base_name)
+    tuned, plain = open_base_weights(base_name, run), open_base_weights(base_name)
     if not tuned.tuned:
         raise BadInput(f"{run} has no tuned weights (no folder unet): name a DreamBooth run.")
     if not other_base:
@@ -138,7 +138,7 @@ def spectrum(run, base=None):
     """
     known = run_facts(run)
     base_name = base or known.get("settings", {}).get("base", "pocket")
-    tuned, plain = read_target(base_name, run), read_target(base_name)
+    tuned, plain = open_base_weights(base_name, run), open_base_weights(base_name)
     return {
         f"{part}.{name}": (
             torch.linalg.svdvals(

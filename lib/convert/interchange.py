@@ -11,7 +11,7 @@ from lib.convert.extraction import extract
 from lib.convert.merging import MODEL_FORMS, merge
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
-from lib.models.compatibility import check_fit
+from lib.models.compatibility import check_compatible
 from lib.models.families import preset
 
 
@@ -55,7 +55,7 @@ def import_lora(source, out, base=None, data=None, other_base=False):
     """
     out = Path(out)
     adapter, target = read_with_base(source, base)
-    check_fit(adapter, target, other_base)
+    check_compatible(adapter, target, other_base)
     if out.exists():
         raise BadInput(f"The output {out} exists: choose another folder.")
     said = adapter.metadata

@@ -27,8 +27,8 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import write_weights
 from lib.files.whole_writes import size_of, takes_place
-from lib.models.base_weights import read_target
-from lib.models.compatibility import check_base, check_fit
+from lib.models.base_weights import open_base_weights
+from lib.models.compatibility import check_base, check_compatible
 from lib.models.layer_names import PARTS
 from lib.models.single_file import layout
 
@@ -93,7 +93,7 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
             " LoRAs."
         )
     if tuned:
-        target = read_target(base or known["settings"].get("base", "pocket"), sources[0])
+        target = open_base_weights(base or known["settings"].get("base", "pocket"), sources[0])
     else:
         target = read_with_base(sources[0], base, known)[1]
     if tuned and not target.tuned:
@@ -110,10 +110,10 @@ def merge(sources, to, out, base=None, weights=None, title=None, other_base=Fals
         ]
     )
     for adapter, _ in adapters:
-        check_fit(adapter, target, other_base)
+        check_compatible(adapter, target, other_base)
     read = reader(target, adapters)
     plain, merged_from = (
-        read_target(target.name),
+        open_base_weights(target.name),
         ", ".join([target.name, *(Path(source).name for source in sources)]),
     )
     if tuned and not other_base:
@@ -226,7 +226,7 @@ def _write_folder(path, folder, target, read, metadata):
     if target.path.is_file():
         _settle_prediction(path, target)
     for part, names in target.shapes.items():
-        spare = target.spare(part)
+        spare = target.unread_names(part)
         shapes = {
             name: (_kind(target, part, name), shape)
             for name, shape in names.items()

@@ -49,7 +49,7 @@ TOOLS = {
 
 def scheme(tool, target):
     """The set of keys that `tool` knows for a base model like `target`, a
-    `lib.models.base_weights.Target`.
+    `lib.models.base_weights.BaseWeights`.
     """
     keys, sdxl, shape = set(), target.sdxl, (target.layers, target.attended)
     for part in target.shapes:
@@ -127,9 +127,9 @@ def load_back(path, form, target):
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    from lib.models.pipeline import quiet
+    from lib.models.pipeline import silence_libraries
 
-    quiet()
+    silence_libraries()
     unet = unfilled_model("unet", target)
     if form == "peft":
         return _peft_back(path, unet, target)
@@ -367,7 +367,7 @@ def folder_readers(target):
 
     good, bad = [], []
     for part, names in target.shapes.items():
-        spare = target.spare(part)
+        spare = target.unread_names(part)
         names = {name: shape for name, shape in names.items() if name not in spare}
         if part == "vae":
             with torch.device("meta"):

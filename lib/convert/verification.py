@@ -14,7 +14,7 @@ from lib.convert.composition import load_adapters
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import open_weights
 from lib.models.base import load_base
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.families import Pocket, family_of
 from lib.models.layer_names import PARTS
 from lib.step.run_weights import load_run
@@ -51,7 +51,7 @@ def check_pictures(source, out, base, cuda=None):
         )
     ours, allowed = library_loader(source), 0
     if is_adapter(source):
-        adapter = read_adapter(source, read_target(base).layers)
+        adapter = read_adapter(source, open_base_weights(base).layers)
         uneven = (
             len({layer.alpha for _, _, layer in adapter}) > 1
         )  # then `with_one_alpha` rounds once more
@@ -121,9 +121,12 @@ def library_loader(path):
         else:
             scheduler, kind = model.pipe.scheduler, type(model.pipe)
             try:
-                config = str(read_target(model.name).configurations())
+                config = str(open_base_weights(model.name).configurations())
                 model.pipe = kind.from_single_file(
-                    str(path), config=config, local_files_only=True, torch_dtype=model.unet.dtype
+                    str(path),
+                    config=config,
+                    local_files_only=True,
+                    torch_dtype=model.denoiser.dtype,
                 ).to(model.device)
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 said = str(error).splitlines()[0]

@@ -280,20 +280,23 @@ def read_words(subject, base, class_noun="", identifier="", kind=""):
     own = Path(subject).expanduser() / "subject.json"
     named = own.is_file() and read_json(own).get("identifier")
     found = read_subject(
-        subject, kind or None, class_noun or None, identifier or (None if named else propose(base))
+        subject,
+        kind or None,
+        class_noun or None,
+        identifier or (None if named else propose_identifier(base)),
     )
     base.check_words(found.class_noun, found.identifier)
     return found
 
 
-def propose(base, candidates=("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")):
+def propose_identifier(base, candidates=("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")):
     """The first of `candidates` that the tokenizer of `base` keeps in fewest pieces: a rare word,
     short to learn.
     """
-    return min(candidates, key=lambda word: len(base.pieces(word)))
+    return min(candidates, key=lambda word: len(base.tokens(word)))
 
 
-def data_set(
+def open_or_prepare(
     folder,
     base,
     subject,

@@ -210,7 +210,7 @@ def compare(
     whole picture (see `lib.evaluation.fidelity.evaluate`). `other`: a LoRA from elsewhere, such as
     Kohya's trainer (a file or folder as of `read_adapter`), that becomes a row of its own,
     "kohya_lora", without costs of training. Raises BadInput as `read_run`, `same_ground`,
-    `read_adapter`, `check_fit`, `evaluate` and `read_curve` do.
+    `read_adapter`, `check_compatible`, `evaluate` and `read_curve` do.
     """
     from lib.convert.adapter import read_adapter
     from lib.convert.composition import load_adapters
@@ -220,8 +220,8 @@ def compare(
     from lib.evaluation.fidelity import evaluate, prior_similarity, real_row
     from lib.files.whole_writes import size_of
     from lib.models.base import load_base
-    from lib.models.base_weights import read_target
-    from lib.models.compatibility import check_fit
+    from lib.models.base_weights import open_base_weights
+    from lib.models.compatibility import check_compatible
     from lib.step.run_weights import load_run
 
     runs, say = [read_run(folder) for folder in folders], progress or (lambda line: None)
@@ -232,8 +232,8 @@ def compare(
         )
     dataset = same_ground(runs)
     if other:
-        target = read_target(runs[0].settings["base"])
-        check_fit(adapter := read_adapter(other, target.layers), target)
+        target = open_base_weights(runs[0].settings["base"])
+        check_compatible(adapter := read_adapter(other, target.layers), target)
     if judge is None or isinstance(judge, str):
         judge = choose_judge(judge, runs[0].settings["base"])
     name, class_prompt = runs[0].settings["base"], wording(dataset.subject, with_identifier=False)
@@ -266,7 +266,9 @@ def compare(
         say(
             f"{CONTESTANT_NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts"
         )
-        row = evaluate(base.only_draw(), dataset, judge, prompts, seeds, **sampling, masks=masks)
+        row = evaluate(
+            base.cast_for_sampling(), dataset, judge, prompts, seeds, **sampling, masks=masks
+        )
         result.images[key], result.scores[key], reference = (
             row.pop("images"),
             row.pop("pictures"),

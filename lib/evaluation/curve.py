@@ -15,7 +15,7 @@ from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache
 from lib.evaluation.fidelity import evaluate, evaluation_prompts, similarity
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
-from lib.models.base import at_rest
+from lib.models.base import evaluation_mode
 from lib.training.samples import SAMPLE_PLACES
 
 FILE = "curve.json"
@@ -145,7 +145,7 @@ class Curve:
 
     def _measure(self, step, seconds, start):
         point = {"step": step, "seconds": seconds}
-        with at_rest(self.base):
+        with evaluation_mode(self.base):
             point |= evaluate(
                 self.base, self.dataset, self.judge, self.prompts, self.seeds, **self.sampling
             )

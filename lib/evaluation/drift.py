@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from lib.dataset.photo_file import upright
 from lib.evaluation.fidelity import finite
 from lib.files.errors import BadInput
-from lib.models.base import LARGEST_BATCH, at_rest
+from lib.models.base import LARGEST_BATCH, evaluation_mode
 from lib.step.loss import at_steps, diffusion_loss
 
 
@@ -57,7 +57,7 @@ def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
             " for each, and at least one."
         )
     generator = torch.Generator().manual_seed(seed)
-    with at_rest(base):
+    with evaluation_mode(base):
         mean, std = base.encode_images([_middle(upright(p)) for p in pictures])
     n, rounds = len(pictures), bins * draws
     shape = (rounds * n, *mean.shape[1:])
@@ -88,7 +88,7 @@ def _measure(base, fixed, function):
         DDPMScheduler.from_config(base.pipe.scheduler.config),
         sorted(set(fixed.texts)),
     )
-    with at_rest(base):
+    with evaluation_mode(base):
         conditions = base.conditions(words)  # afresh each time: a text encoder may have trained too
         found = []
         with base.autocast():  # around all batches, so that fp32 weights are cast once
@@ -155,15 +155,15 @@ def prediction_cache(base, texts, pictures=None, bins=4, draws=2, seed=0, **samp
     data set are what prior preservation trains on, and would flatter it. Raises BadInput if `base`
     is being trained.
     """
-    if getattr(base.unet, "peft_config", None) or any(
-        p.requires_grad for p in base.unet.parameters()
+    if getattr(base.denoiser, "peft_config", None) or any(
+        p.requires_grad for p in base.denoiser.parameters()
     ):
         raise BadInput(
             f"The base model '{base.name}' holds an adapter or weights that train: load it afresh"
             " and keep its predictions first."
         )
     if pictures is None:
-        with at_rest(base):
+        with evaluation_mode(base):
             pictures = base.generate(texts, range(3000, 3000 + len(texts)), **sampling)
     fixed = fixed_noise(base, pictures, texts, bins, draws, seed)
     return Predictions(fixed, predict(base, fixed), base.name)

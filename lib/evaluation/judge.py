@@ -27,7 +27,7 @@ from PIL import Image
 from lib.dataset.photo_file import upright
 from lib.files.errors import BadInput
 from lib.files.paths import ROOT
-from lib.models.pipeline import quiet
+from lib.models.pipeline import silence_libraries
 
 FOLDER = ROOT / "data" / "judge"
 
@@ -43,7 +43,7 @@ BATCH = 64
 
 def _load(kind, name):
     """`kind.from_pretrained(name)` from a folder or the hub's cache; never from the network."""
-    quiet()
+    silence_libraries()
     try:
         return kind.from_pretrained(_folder(name), local_files_only=True)
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from lib.models.pipeline import quiet
+from lib.models.pipeline import silence_libraries
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def fake_device(device):
             )
         return module
 
-    quiet()
+    silence_libraries()
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", convert))

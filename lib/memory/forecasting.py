@@ -29,9 +29,9 @@ from lib.files.json_file import read_json
 from lib.files.paths import ROOT
 from lib.memory.fake_tensors import SCRATCH, WORKSPACE, fake_device
 from lib.memory.tracker import PeakMemory
-from lib.models.base import Base, at_once
+from lib.models.base import Base, pictures_per_pass
 from lib.models.base_files import POCKET, locate
-from lib.models.families import FAMILIES, family_of
+from lib.models.families import family_named, family_of
 
 SHAPES = ROOT / "data" / "shapes"
 
@@ -155,14 +155,14 @@ def hollow_base(name, dtype=torch.bfloat16, bf16=True, reads=False):
     import diffusers
     import transformers
 
-    folder, kind = folder_of(name), BASES[name] if name in BASES else family_of(name).name
-    base = Base(SimpleNamespace(), str(name), torch.device("cpu"), bf16)
-    base.family = next(f for f in FAMILIES if f.name == kind)
+    folder = folder_of(name)
+    family = family_named(BASES[name]) if name in BASES else family_of(name)
+    base = Base(SimpleNamespace(), family, str(name), torch.device("cpu"), bf16)
     with torch.device("meta"):
-        base.pipe.unet = diffusers.UNet2DConditionModel.from_config(
+        base.stored_denoiser = diffusers.UNet2DConditionModel.from_config(
             read_json(folder / "unet" / "config.json")
         )
-        for tower in base.family.towers if reads else ():
+        for tower in base.family.text_encoders if reads else ():
             config = read_json(folder / tower / "config.json")
             setattr(
                 base.pipe,
@@ -188,7 +188,7 @@ def hollow_inputs(base, settings):
     """(the step's inputs: latents, noise, timesteps, conditions; the cached latents and embeddings
     they come from).
     """
-    config, folder = base.unet.config, folder_of(base.name)
+    config, folder = base.denoiser.config, folder_of(base.name)
     vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     width, height = largest(settings)
@@ -197,7 +197,7 @@ def hollow_inputs(base, settings):
         if settings.text_encoder_rate > 0:  # token ids, which a step encodes
             words = [
                 torch.zeros(rows, text["max_position_embeddings"], dtype=torch.long)
-                for _ in base.family.towers
+                for _ in base.family.text_encoders
             ]
             return {"ids": words, "sizes": torch.empty(rows, 6)}
         told = {
@@ -264,7 +264,9 @@ def _caching(name, size, device, some, bf16):
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(read_json(folder_of(name) / "vae" / "config.json"))
         vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else low)
-        pictures = torch.empty(some or at_once(width * height), 3, height, width, dtype=vae.dtype)
+        pictures = torch.empty(
+            some or pictures_per_pass(width * height), 3, height, width, dtype=vae.dtype
+        )
         parts, held = (
             torch.nn.ModuleList([vae, *base.text_encoders.values()]),
             [pictures, workspace(device)],

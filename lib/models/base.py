@@ -32,6 +32,7 @@ through every form.
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from PIL import Image
@@ -40,19 +41,19 @@ from lib.config.picture_sizes import bucket
 from lib.files.errors import BadInput
 from lib.models.base_files import locate
 from lib.models.devices import has_fast_bf16, keep_freed_memory, reclaim
-from lib.models.families import family_of, family_of_pipeline
+from lib.models.families import Family, family_of
 from lib.models.pipeline import read_pipeline, set_prediction
-from lib.models.single_file import read_single
+from lib.models.single_file import read_single_file
 
 LARGEST_BATCH = 8  # pictures sampled at once
 
 
 # What passes at once in pixels: the VAE's activations, a KiB a pixel in bf16, must stay below what
 # a step takes; the U-Net's are few.
-VAE_PIXELS, UNET_PIXELS = 2 * 512**2, 8 * 512**2
+VAE_PIXELS, DENOISER_PIXELS = 2 * 512**2, 8 * 512**2
 
 
-def at_once(pixels, most=None):
+def pictures_per_pass(pixels, most=None):
     """How many pictures of so many `pixels` pass at once: as many as have `most` (the VAE's), at
     least one and at most eight.
     """
@@ -62,57 +63,60 @@ def at_once(pixels, most=None):
 @dataclass
 class Base:
     """A base model: its diffusers pipeline `pipe`, the `name` it was asked for by, its `device`,
-    and whether bf16 is fast there.
+    and whether bf16 is fast there; its `family` says what differs between kinds of base models.
 
     `side`: pixels of the pictures it draws and encodes, if not its own `resolution`.
     """
 
-    pipe: object
+    pipe: Any
+    family: type[Family]
     name: str
     device: torch.device
     bf16: bool
     side: int = 0
 
     @property
-    def unet(self):
-        """The U-Net, on the device: it goes there when it is first needed, so that pictures are
-        encoded before without it.
-        """
-        first = next(self.pipe.unet.parameters(), None)
-        if first is not None and first.device.type != self.device.type:
-            with torch.inference_mode(
-                False
-            ):  # weights made in that mode could never be part of a graph
-                self.pipe.unet.to(self.device)
-        return self.pipe.unet
+    def stored_denoiser(self) -> Any:
+        """The module that predicts, wherever it is now: on the CPU until it is needed."""
+        return getattr(self.pipe, self.family.denoiser)
 
-    @cached_property
-    def family(self):
-        """Its kind (`lib/models/families.py`), read from the pipeline's class and the U-Net's
-        configuration.
+    @stored_denoiser.setter
+    def stored_denoiser(self, module: Any) -> None:
+        setattr(self.pipe, self.family.denoiser, module)
+
+    @property
+    def denoiser(self) -> Any:
+        """The module that predicts, on the device: it goes there when it is first needed, so that
+        pictures are encoded before without it.
         """
-        return family_of_pipeline(type(self.pipe).__name__, self.pipe.unet.config, self.name)
+        module = self.stored_denoiser
+        first = next(module.parameters(), None)
+        if first is not None and first.device.type != self.device.type:
+            # Weights made in inference mode could never be part of a graph.
+            with torch.inference_mode(False):
+                module.to(self.device)
+        return module
 
     @cached_property
     def fingerprint(self):
-        """What its weights are known by (`Target.fingerprint`), read from its files: with that a
+        """What its weights are known by (`BaseWeights.fingerprint`), read from its files: with that a
         run says later what it was trained on.
         """
-        from lib.models.base_weights import read_target
+        from lib.models.base_weights import open_base_weights
 
-        return read_target(self.name).fingerprint()
+        return open_base_weights(self.name).fingerprint()
 
     @property
     def text_encoders(self):
         """Its text encoders by their names in the pipeline."""
-        return {name: getattr(self.pipe, name) for name in self.family.towers}
+        return {name: getattr(self.pipe, name) for name in self.family.text_encoders}
 
     @property
     def resolution(self):
         """Side of its pictures in pixels."""
-        return self.side or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        return self.side or self.stored_denoiser.config.sample_size * self.pipe.vae_scale_factor
 
-    def pieces(self, word):
+    def tokens(self, word):
         """How the tokenizer splits `word`, as a list of strings without end marks."""
         return [piece.replace("</w>", "") for piece in self.pipe.tokenizer.tokenize(word)]
 
@@ -122,7 +126,7 @@ class Base:
         """
         room = self.pipe.tokenizer.model_max_length - 2
         for what, word in (("class noun", class_noun), ("identifier", identifier)):
-            pieces = self.pieces(word)
+            pieces = self.tokens(word)
             if not pieces or self.pipe.tokenizer.unk_token in pieces:
                 raise BadInput(
                     f"The {what} {word!r} has no letters that the tokenizer of '{self.name}' knows:"
@@ -147,9 +151,9 @@ class Base:
         those of a whole square picture. With encoded=False the prompts stay token ids, which
         `predict` encodes each time: for text encoders that train.
         """
-        self.wake()
+        self.reload()
         ids = []
-        for name in self.family.towers:
+        for name in self.family.text_encoders:
             tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
             ids.append(
                 tokenizer(
@@ -174,16 +178,16 @@ class Base:
         """
         if "ids" in conditions:
             conditions = self.family.encode(list(self.text_encoders.values()), **conditions)
-        return self.unet(noisy, timesteps, **conditions).sample
+        return self.denoiser(noisy, timesteps, **conditions).sample
 
     def encode_images(self, images):
         """Mean and deviation of the latents of PIL images of one aspect, at the base's resolution,
         both [N, C, h, w], already scaled.
         """
-        self.wake()
+        self.reload()
         size, vae = bucket(images[0].size, self.resolution), self.pipe.vae
         images = [i if i.size == size else i.resize(size, Image.Resampling.LANCZOS) for i in images]
-        some, latents = at_once(size[0] * size[1]), []
+        some, latents = pictures_per_pass(size[0] * size[1]), []
         with torch.no_grad():
             for start in range(0, len(images), some):
                 pixels = self.pipe.image_processor.preprocess(images[start : start + some]).to(
@@ -209,10 +213,13 @@ class Base:
             raise ValueError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt"
             )
-        self.wake()
-        _ = self.unet  # the pipeline finds it on the device
+        self.reload()
+        _ = self.denoiser  # the pipeline finds it on the device
         images, (width, height) = [], size or (self.resolution, self.resolution)
-        some, decoded = at_once(width * height, UNET_PIXELS), at_once(width * height)
+        some, decoded = (
+            pictures_per_pass(width * height, DENOISER_PIXELS),
+            pictures_per_pass(width * height),
+        )
         extra = (
             {}
             if adapter_weight is None
@@ -256,33 +263,35 @@ class Base:
             ).sample
         return self.pipe.image_processor.postprocess(pixels)
 
-    def rest(self, keep=("unet",)):
+    def offload(self, keep=("unet",)):
         """Free the memory of VAE and text encoders but those named in `keep`: training does without
         what is cached.
         """
-        for name in {"vae", *self.family.towers} - set(keep):
-            if not self._rests(name):
+        for name in {"vae", *self.family.text_encoders} - set(keep):
+            if not self._is_offloaded(name):
                 getattr(self.pipe, name).to("meta")
 
-    def _rests(self, name):
+    def _is_offloaded(self, name):
         part = getattr(self.pipe, name)
         return (
             part is None or next(part.parameters()).is_meta
         )  # None: memory ran out while it was loaded
 
-    def wake(self):
-        """Load again from disk what `rest` freed, if it did; whatever encodes or draws calls this
+    def reload(self):
+        """Load again from disk what `offload` freed, if it did; whatever encodes or draws calls this
         first.
         """
-        resting = [name for name in ("vae", *self.family.towers) if self._rests(name)]
-        if resting:
-            self.renew(resting)
+        offloaded = [
+            name for name in ("vae", *self.family.text_encoders) if self._is_offloaded(name)
+        ]
+        if offloaded:
+            self.read_again(offloaded)
 
-    def renew(self, names, dtype=None):
+    def read_again(self, names, dtype=None):
         """Load parts of the pipeline, untouched ones, again from disk; in `dtype`, if not in the
         device's own.
         """
-        size = self.pipe.unet.config.sample_size
+        size = self.stored_denoiser.config.sample_size
         for name in names:
             setattr(self.pipe, name, None)  # so that no two are in memory
         reclaim(self.device)
@@ -292,15 +301,15 @@ class Base:
             fresh = read_pipeline(locate(self.name), self.family, self.device, names, dtype)
         for name in names:
             setattr(self.pipe, name, getattr(fresh, name))
-        self.pipe.unet.register_to_config(
+        self.stored_denoiser.register_to_config(
             sample_size=size
         )  # a single file's may differ from its configuration's
 
-    def only_draw(self):
+    def cast_for_sampling(self):
         """Cast the U-Net's layers to bf16 once where autocast would at every step: the same
         pictures, sooner. Not for a model to train.
         """
-        for layer in self.unet.modules() if self.bf16 else ():
+        for layer in self.denoiser.modules() if self.bf16 else ():
             if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
                 layer.to(torch.bfloat16)
         return self
@@ -325,7 +334,7 @@ def load_base(name="pocket", device=None):
     path = locate(name)
     family = family_of(path)
     if path.is_file():
-        read_single(path)  # refuses what lacks a part, and lists what will be left out
+        read_single_file(path)  # refuses what lacks a part, and lists what will be left out
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_freed_memory()
@@ -340,21 +349,21 @@ def load_base(name="pocket", device=None):
         else {"clip_sample": False, "set_alpha_to_one": False}
     )
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **bounds)
-    base = Base(pipe, name, device, has_fast_bf16(device))
+    base = Base(pipe, family, name, device, has_fast_bf16(device))
     if path.is_file():
         set_prediction(base, path)
     return base
 
 
 @contextmanager
-def at_rest(base):
+def evaluation_mode(base):
     """Look at a model between two training steps: all in eval mode, no gradients; random state and
     every module's mode are put back.
 
     What rests in memory's favour is loaded again first, which raises where memory does not suffice.
     """
-    base.wake()
-    parts = (base.pipe.unet, base.pipe.vae, *base.text_encoders.values())
+    base.reload()
+    parts = (base.stored_denoiser, base.pipe.vae, *base.text_encoders.values())
     modes = [(m, m.training) for part in parts for m in part.modules()]
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():

@@ -1,7 +1,7 @@
 """What an adapter or a checkpoint has to fit: a base model's family and the shape of each of its
 weights, read from file headers alone.
 
-    target = read_target("pocket"); target.family; target.shapes["unet"]["conv_in.weight"]; target.read("unet", "conv_in.weight")
+    target = open_base_weights("pocket"); target.family; target.shapes["unet"]["conv_in.weight"]; target.read("unet", "conv_in.weight")
 
 Nothing is loaded: gigabytes of Stable Diffusion are described in a fraction of a second, and read
 tensor by tensor when asked.
@@ -22,7 +22,7 @@ from lib.files.text import some
 from lib.models.base_files import locate, weight_files
 from lib.models.families import config_folder, family_of
 from lib.models.layer_names import PARTS, attended_blocks, full_name
-from lib.models.single_file import check_whole, read_single, told
+from lib.models.single_file import check_whole, read_single_file, stated_prediction
 
 # Width of the text that the U-Net attends to -> family, its name in the modelspec and to Kohya's
 # tools.
@@ -41,7 +41,7 @@ SAMPLE = 512  # numbers of a tensor that its base is known by
 
 
 @dataclass(frozen=True)
-class Target:
+class BaseWeights:
     """A base model on disk, perhaps with a run's tuned parts over it.
 
     `name`; `path`: its folder (diffusers form) or single file; `folder`: where its configurations
@@ -117,7 +117,7 @@ class Target:
         """
         return self.folder or config_folder(self.path, family_of(self.path))
 
-    def spare(self, part):
+    def unread_names(self, part):
         """The names of a text encoder's weights that diffusers' model lacks: 2.x's single files
         hold a last layer and a projection that nothing reads. Empty where there is no configuration
         to tell.
@@ -188,8 +188,8 @@ class Target:
         return digest.hexdigest()[:16]
 
 
-def read_target(name="pocket", run=None):
-    """The `Target` of a base model ("pocket", a diffusers folder, a single file, or a hub name that
+def open_base_weights(name="pocket", run=None):
+    """The `BaseWeights` of a base model ("pocket", a diffusers folder, a single file, or a hub name that
     is in the local cache).
 
     With `run`, parts that the run has tuned (folders unet, text_encoder, text_encoder_2) stand in
@@ -210,7 +210,7 @@ def read_target(name="pocket", run=None):
                 for k in found.keys() | own.keys()
                 if found.get(k) != own.get(k) and not k.endswith("embeddings.position_ids")
             }
-            wrong -= base.spare(part) - found.keys() if wrong else set()
+            wrong -= base.unread_names(part) - found.keys() if wrong else set()
             if wrong:
                 raise BadInput(
                     f"The {part} of {run} does not fit '{name}' ({len(wrong)} weights, such as"
@@ -222,7 +222,7 @@ def read_target(name="pocket", run=None):
 
 
 def _folder(name, folder):
-    """The `Target` of a base model in diffusers form."""
+    """The `BaseWeights` of a base model in diffusers form."""
     shapes, places = {}, {}
     for part in (*PARTS, "vae"):
         if (folder / part).is_dir():
@@ -233,16 +233,16 @@ def _folder(name, folder):
             " folder in diffusers form."
         )
     config = read_json(folder / "unet" / "config.json")
-    return Target(
+    return BaseWeights(
         name, folder, folder, family(shapes, name), config, _scheduler(folder), shapes, places
     )
 
 
 def _single(name, path):
-    """The `Target` of a base model in one file, with its own configuration beside it or its
+    """The `BaseWeights` of a base model in one file, with its own configuration beside it or its
     family's, where this machine has one.
     """
-    shapes, places = read_single(path)
+    shapes, places = read_single_file(path)
     try:
         kind = family_of(path)
         folder = config_folder(path, kind)
@@ -256,8 +256,15 @@ def _single(name, path):
         {"prediction_type": None} if kind is None or kind.predicts_either else {}
     )
     config = read_json(folder / "unet" / "config.json") if folder else {}
-    return Target(
-        name, path, folder, family(shapes, name), config, known | told(path), shapes, places
+    return BaseWeights(
+        name,
+        path,
+        folder,
+        family(shapes, name),
+        config,
+        known | stated_prediction(path),
+        shapes,
+        places,
     )
 
 

@@ -1,7 +1,7 @@
 """Whether an adapter or a run belongs to a base model: its layers have their places there, and it
 was trained on these very weights.
 
-check_fit(read_adapter("robot.safetensors"), read_target("pocket"))       # BadInput, naming both,
+check_compatible(read_adapter("robot.safetensors"), open_base_weights("pocket"))       # BadInput, naming both,
 if not
 """
 
@@ -35,7 +35,7 @@ def adapter_family(adapter):
     )
 
 
-def check_fit(adapter, target, other_base=False):
+def check_compatible(adapter, target, other_base=False):
     """Raise BadInput unless every layer of `adapter` has its place in `target`, naming both
     families; and, unless `other_base`, if the adapter's header, or the run that it comes from, says
     that it was trained on another base of the same shape.

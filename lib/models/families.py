@@ -20,15 +20,16 @@ class Family:
     """What differs between families. The values here are Stable Diffusion 1.x's, the plainest.
 
     name: what settings and records call it; title: what a reader does; pipeline: diffusers' class.
-    towers: the text encoders, attributes of the pipeline, each with the tokenizer of the same
-    ending. configs: the hub model that a single file's configurations and tokenizers come from.
+    denoiser: the pipeline's part that predicts. text_encoders: attributes of the pipeline, each
+    with the tokenizer of the same ending. configs: the hub model that a single file's configurations and tokenizers come from.
     vae_in_fp32: True where the VAE fails or loses much in half precision. predicts_either: True
     where published models differ in what they predict, noise or velocity, which a single file does
     not say. without: parts that are not loaded.
     """
 
     name, title, pipeline = "sd1", "Stable Diffusion 1.x", "StableDiffusionPipeline"
-    towers, vae_in_fp32, predicts_either = ("text_encoder",), False, False
+    denoiser = "unet"
+    text_encoders, vae_in_fp32, predicts_either = ("text_encoder",), False, False
     configs = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     without = {
         "safety_checker": None,
@@ -103,7 +104,7 @@ class StableDiffusionXL(Family):
     """
 
     name, title, pipeline = "sdxl", "Stable Diffusion XL", "StableDiffusionXLPipeline"
-    towers, vae_in_fp32 = ("text_encoder", "text_encoder_2"), True
+    text_encoders, vae_in_fp32 = ("text_encoder", "text_encoder_2"), True
     configs = "stabilityai/stable-diffusion-xl-base-1.0"
     without = {"feature_extractor": None, "image_encoder": None}
 
@@ -154,6 +155,11 @@ FAMILIES = (Pocket, StableDiffusion1, StableDiffusion2, StableDiffusionXL)
 def _channels(shapes):
     """Latent channels that the U-Net of a single file takes; 0 when the file holds no such U-Net."""
     return shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 0))[1]
+
+
+def family_named(name: str) -> type[Family]:
+    """The family that settings and records call `name`."""
+    return next(family for family in FAMILIES if family.name == name)
 
 
 def family_of(name):
@@ -232,7 +238,7 @@ def config_folder(path, family):
     except BadInput as error:
         towers = [
             name.replace("text_encoder", kind)
-            for name in family.towers
+            for name in family.text_encoders
             for kind in ("text_encoder", "tokenizer")
         ]
         reason, _, remedy = str(error).partition(" (")[2].partition("): ")

@@ -18,7 +18,7 @@ from lib.models.base_files import variant, weight_files
 from lib.models.devices import has_fast_bf16, out_of_memory
 from lib.models.families import config_folder
 from lib.models.layer_names import full_name
-from lib.models.single_file import told
+from lib.models.single_file import stated_prediction
 
 
 @contextmanager
@@ -40,17 +40,20 @@ def read_pipeline(path, family, device, only=None, dtype=None):
     """The diffusers pipeline of a folder or single file, frozen; of `only` these parts, if given,
     the others None.
 
-    Its parts are on `device` but for the U-Net, which waits on the CPU until it is needed
-    (`Base.unet`). Weights are of `dtype`, or else bf16 on CUDA where that is fast, fp32 elsewhere.
+    Its parts are on `device` but for the denoiser, which waits on the CPU until it is needed
+    (`Base.denoiser`). Weights are of `dtype`, or else bf16 on CUDA where that is fast, fp32
+    elsewhere.
     Raises BadInput if it is damaged, lacks weights, or does not fit the memory.
     """
     where = config_folder(path, family) if path.is_file() else path
     kind = getattr(stack(), family.pipeline)
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    names = [name for name in ("unet", "vae", *family.towers) if only is None or name in only]
+    names = [
+        name for name in ("unet", "vae", *family.text_encoders) if only is None or name in only
+    ]
     left_out = family.without | {
-        name: None for name in ("unet", "vae", *family.towers) if name not in names
+        name: None for name in ("unet", "vae", *family.text_encoders) if name not in names
     }
     dtype = dtype or (
         torch.bfloat16 if device.type == "cuda" and has_fast_bf16(device) else torch.float32
@@ -144,7 +147,7 @@ def _imported():
     compiles = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
-        quiet()
+        silence_libraries()
         import diffusers
         from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
     finally:
@@ -155,7 +158,7 @@ def _imported():
     return diffusers
 
 
-def quiet():
+def silence_libraries():
     """Silence warnings of the stack that name nothing a reader could act on (missing torchvision,
     optional kernels).
     """
@@ -176,11 +179,11 @@ def set_prediction(base, path):
     """Set what a single file's model predicts, noise or velocity, where the file tells: by a key,
     by its header, or by doing it.
     """
-    said = told(path)
+    said = stated_prediction(path)
     if base.family.predicts_either:
         said = said or {"prediction_type": "v_prediction" if predicts_velocity(base) else "epsilon"}
         if said["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
-            base.unet.register_to_config(sample_size=64)
+            base.denoiser.register_to_config(sample_size=64)
     base.pipe.scheduler = base.pipe.scheduler.from_config(
         base.pipe.scheduler.config, **said
     )  # anew, for the noise schedule may be another
@@ -191,7 +194,7 @@ def predicts_velocity(base):
     which a model of noise must give back.
     """
     when = base.pipe.scheduler.config.num_train_timesteps - 1
-    channels = base.unet.config.in_channels
+    channels = base.denoiser.config.in_channels
     noise = torch.randn(4, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(
         base.device
     )

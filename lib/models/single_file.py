@@ -9,8 +9,8 @@ encoders. WebUI, ComfyUI, Forge and diffusers' `from_single_file` read this.
 A single-file checkpoint in the original layout, described as if it were a diffusers folder: the
 inverse of `lib.models.single_file`.
 
-    shapes, places = read_single("v1-5-pruned-emaonly.safetensors")       # part -> {diffusers name: shape}, {name: (file, key, how)}
-    told("noob-vpred.safetensors")                                         # {"prediction_type": "v_prediction", ...}
+    shapes, places = read_single_file("v1-5-pruned-emaonly.safetensors")       # part -> {diffusers name: shape}, {name: (file, key, how)}
+    stated_prediction("noob-vpred.safetensors")                                         # {"prediction_type": "v_prediction", ...}
 
 Nothing is converted or copied: each tensor is cut out of the file when it is asked for. `how`: ""
 as it is, "flat" a 1 x 1 convolution as a matrix, "transpose", or "0", "1", "2" that third of
@@ -79,7 +79,7 @@ class Entry:
 
 
 def layout(target):
-    """{original key: Entry} of every tensor of a base model, a `lib.models.base_weights.Target`."""
+    """{original key: Entry} of every tensor of a base model's `lib.models.base_weights.BaseWeights`."""
     found, ups = (
         {},
         len(
@@ -193,7 +193,7 @@ BESIDE = re.compile(
 )
 
 
-def read_single(path):
+def read_single_file(path):
     """(shapes, places) as above. Keys that are nobody's are left out, which is said once, in a
     line.
 
@@ -246,7 +246,7 @@ def read_single(path):
 _once = cache(say)
 
 
-def told(path):
+def stated_prediction(path):
     """What a single file says of its model's prediction, as a scheduler's settings, {} where it
     says nothing.
 

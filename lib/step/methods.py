@@ -28,7 +28,7 @@ def tuned_parts(base, settings):
     and text encoders if they have a rate.
     """
     return {
-        "unet": base.pipe.unet,
+        base.family.denoiser: base.stored_denoiser,
         **(base.text_encoders if settings.text_encoder_rate > 0 else {}),
     }
 
@@ -90,7 +90,7 @@ def shares(base, weights, settings):
     """For each of `weights` its learning rate over the U-Net's: 1, and what text_encoder_rate makes
     of it for text encoders.
     """
-    own = {id(p) for p in base.unet.parameters()}
+    own = {id(p) for p in base.denoiser.parameters()}
     return [
         1.0 if id(p) in own else settings.text_encoder_rate / settings.learning_rate
         for p in weights

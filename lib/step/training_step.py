@@ -66,14 +66,14 @@ class Step:
         self.base, self.settings, self.taken = base, settings, 0
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
         self.weights = trainable(base, settings)  # the switch
-        small = base.unet.config.sample_size**2 <= SMALL
+        small = base.denoiser.config.sample_size**2 <= SMALL
         # Convolutions that train are faster as they come where pictures are small, all others with
         # channels last, which PEFT's DoRA of convolutions cannot read.
         as_they_come = small and settings.method == "dreambooth" or settings.dora
-        self.unet = base.unet.to(
+        self.denoiser = base.denoiser.to(
             memory_format=torch.contiguous_format if as_they_come else torch.channels_last
         )
-        self.plain = fused_layers(self.unet) if small and base.device.type == "cpu" else []
+        self.plain = fused_layers(self.denoiser) if small and base.device.type == "cpu" else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._ready(True)
         self.optimizer = Optimizer(
@@ -88,7 +88,7 @@ class Step:
 
     def _ready(self, training):
         keep(
-            self.unet,
+            self.denoiser,
             self.settings.checkpointing if training else "none",
             self.settings.dropout > 0,
         )
@@ -96,7 +96,7 @@ class Step:
             norms_in_bf16(self.parts.values(), training)
         # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth
         # of the step for the same numbers.
-        for module in self.unet.modules():
+        for module in self.denoiser.modules():
             if hasattr(module, "_cast_input_dtype"):
                 module.cast_input_dtype_enabled = not training
 

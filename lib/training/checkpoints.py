@@ -50,7 +50,7 @@ class Checkpoints:
                 for name, value in asdict(settings).items()
                 if name not in NO_EFFECT_ON_WEIGHTS
             },
-            "device": f"{base.device.type} in {str(base.pipe.unet.dtype).removeprefix('torch.')}",
+            "device": f"{base.device.type} in {str(base.stored_denoiser.dtype).removeprefix('torch.')}",
             "base": weights_hash(base),
             "files": record["files"],
             "subject": record["subject"],
@@ -263,9 +263,9 @@ def weights_hash(base):
     numbers of every weight of all parts, as they are in memory. `Base.fingerprint` is of the
     U-Net's files alone, and the same for another form of the same model.
     """
-    base.wake()
+    base.reload()
     total = hashlib.sha256()
-    for part in (base.pipe.unet, base.pipe.vae, *base.text_encoders.values()):
+    for part in (base.stored_denoiser, base.pipe.vae, *base.text_encoders.values()):
         for name, weight in part.named_parameters():
             total.update(
                 f"{name} {tuple(weight.shape)}".encode()

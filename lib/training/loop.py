@@ -166,7 +166,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
     cache), the photos first.
     """
     tuned = tuned_parts(base, settings)
-    base.rest(tuned)
+    base.offload(tuned)
     items, sources = zip(*sources)
     step, kept = Step(base, settings), checkpoints.latest()
     checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
@@ -215,7 +215,7 @@ def run_steps(settings, base, dataset, run, sources, checkpoints, state, watcher
                     for w in watchers
                     if fits(base, step, "what is measured along the way", lambda w=w: w(state))
                 ]
-                base.rest(tuned)
+                base.offload(tuned)
                 if checkpoints.due(
                     step.taken, clock
                 ):  # last of all: what was drawn and measured until then is whole

@@ -24,12 +24,14 @@ def choose_recipe(recipe, base):
     """
     held = 0
     if base.device.type == "cuda":
-        base.pipe.unet.to("cpu")  # until it is needed, if it was: pictures are encoded without it
+        base.stored_denoiser.to(
+            "cpu"
+        )  # until it is needed, if it was: pictures are encoded without it
         reclaim(base.device)
     elif is_small(recipe, base):
         return recipe
     else:
-        held = sum(p.nbytes for p in base.pipe.unet.parameters())
+        held = sum(p.nbytes for p in base.stored_denoiser.parameters())
     from lib.memory.cards import choose_for
 
     recipe, sentence = choose_for(recipe, base.device, held)
@@ -42,10 +44,10 @@ def is_small(recipe, base):
     above.
     """
     numbers, rows = (
-        sum(p.numel() for p in base.pipe.unet.parameters()),
+        sum(p.numel() for p in base.stored_denoiser.parameters()),
         recipe.batch_size * (1 + (recipe.prior_weight > 0)),
     )
-    wide = max(1.0, max(base.pipe.unet.config.block_out_channels) / 256)
+    wide = max(1.0, max(base.stored_denoiser.config.block_out_channels) / 256)
     return numbers * A_NUMBER + rows * base.resolution**2 * A_PIXEL * wide < FAR * free_memory()
 
 
@@ -61,7 +63,7 @@ def reload_trained(base, recipe):
     runs out.
     """
     try:
-        base.renew(
+        base.read_again(
             list(tuned_parts(base, recipe)), exact(recipe)
         )  # names alone: the parts themselves must go
     except (RuntimeError, MemoryError) as error:

@@ -12,7 +12,7 @@ from lib.dataset.captions import prompts
 from lib.dataset.photo_file import upright
 from lib.files.errors import BadInput
 from lib.files.text import say
-from lib.models.base import at_rest
+from lib.models.base import evaluation_mode
 from lib.models.devices import out_of_memory, reclaim
 from lib.plots.image_grid import grid
 from lib.step.run_weights import as_saved
@@ -69,7 +69,7 @@ def sample(base, dataset, step, run):
     be saved now.
     """
     texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    with as_saved(step.weights), at_rest(base):
+    with as_saved(step.weights), evaluation_mode(base):
         images = base.generate(
             texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance
         )

@@ -42,7 +42,7 @@ class Models:
         if not prompt.strip():
             raise BadInput("The prompt is empty: write what the picture shows.")
         base = self.model("base")
-        pieces, room = len(base.pieces(prompt)), base.pipe.tokenizer.model_max_length - 2
+        pieces, room = len(base.tokens(prompt)), base.pipe.tokenizer.model_max_length - 2
         if pieces > room:  # the rest would be cut off without a word
             raise BadInput(
                 f"The prompt falls into {pieces} pieces and '{base.name}' reads {room}: make it"

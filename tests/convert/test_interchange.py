@@ -19,7 +19,7 @@ from lib.convert.adapter import Adapter, kohya_tensors, read_adapter
 from lib.convert.exporting import ADAPTER_FORMS, export_lora
 from lib.files.errors import BadInput
 from lib.files.paths import ROOT
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.families import preset
 from lib.models.layer_names import from_original, kohya_name, parse, to_original
 from tests import scheme
@@ -35,7 +35,7 @@ def name_of(form, folder, stem="x"):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_original_layout_is_the_published_one(tiny, family):
     folder, config, _ = tiny(family)
-    target, published = read_target(str(folder)), scheme.unet_modules(config)
+    target, published = open_base_weights(str(folder)), scheme.unet_modules(config)
     ours = {name.rpartition(".")[0] for name in target.shapes["unet"]}
     assert ours == set(published)
     for name, original in published.items():
@@ -48,7 +48,7 @@ def test_the_original_layout_is_the_published_one(tiny, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kohya_names_are_the_published_ones_and_come_back(tiny, family):
     folder, config, blocks = tiny(family)
-    target, sdxl = read_target(str(folder)), family == "sdxl"
+    target, sdxl = open_base_weights(str(folder)), family == "sdxl"
     for key, (part, name) in scheme.kohya_names(config, blocks, sdxl).items():
         if name in target.layer_shapes(part):  # norms have no adapters
             assert kohya_name(part, name, sdxl, target.layers, target.attended) == key
@@ -244,7 +244,7 @@ def test_layers_with_alphas_of_their_own_read_right_in_diffusers(tiny, tmp_path)
     from lib.convert.readers import load_back
 
     folder, *_ = tiny("sd1")
-    adapter, target = adapter_for(folder), read_target(str(folder))
+    adapter, target = adapter_for(folder), open_base_weights(str(folder))
     layers = {
         part: {
             n: replace(y, alpha=1.0 if "attn1" in n or "fc1" in n else 2.0) for n, y in some.items()
@@ -517,7 +517,9 @@ def test_a_magnitude_that_is_lost_or_turned_does_not_pass_for_the_dora(form, tin
             base=str(folder),
         ).path
         check_loaded_back(
-            Adapter({"unet": {name: layer}}), load_back(path, form, read_target(str(folder))), path
+            Adapter({"unet": {name: layer}}),
+            load_back(path, form, open_base_weights(str(folder))),
+            path,
         )
 
     check(Adapter({"unet": {name: layer}}), "right")
@@ -588,4 +590,4 @@ def test_a_base_that_cannot_be_described_is_one_sentence(name, said, tmp_path):
         name = str(tmp_path / "model.safetensors")
         save_file({"a": torch.zeros(1)}, name)
     with pytest.raises(BadInput, match=said):
-        read_target(name)
+        open_base_weights(name)

@@ -35,7 +35,7 @@ from lib.files.json_file import write_json
 from lib.files.paths import ROOT
 from lib.files.safetensors_file import save_weights_file, write_weights
 from lib.models.base import load_base
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.single_file import layout
 from tests import scheme
 
@@ -56,7 +56,7 @@ def test_a_merged_checkpoint_has_the_published_keys_and_loads_back_with_the_merg
     import diffusers
 
     folder, config, blocks = tiny(family)
-    adapter, target = adapter_for(folder), read_target(str(folder))
+    adapter, target = adapter_for(folder), open_base_weights(str(folder))
     source = written(adapter, tmp_path / "a.safetensors")
     done = merge(
         source, "checkpoint", tmp_path / "whole.safetensors", base=str(folder), weights=[0.5]
@@ -137,7 +137,7 @@ def test_a_tuned_model_as_a_folder_loads_with_its_tuned_text_encoder(
     run = tuned_run(folder, tmp_path / "run", dataset, ("unet", "text_encoder"))
     done = merge(run, "diffusers", tmp_path / "out")
     pipe = getattr(diffusers, PIPES[family]).from_pretrained(done.path, dtype=torch.float32)
-    target = read_target(str(folder), run)
+    target = open_base_weights(str(folder), run)
     for part in target.shapes:
         state = getattr(pipe, part).state_dict()
         flat = part.startswith("text") and not any(k.startswith("text_model.") for k in state)
@@ -223,7 +223,7 @@ def test_a_whole_model_passes_tensor_by_tensor(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("family", PIPES)
 def test_keys_that_go_astray_in_a_checkpoint_are_found_by_a_reader_that_is_not_ours(tiny, family):
-    target = read_target(str(tiny(family)[0]))
+    target = open_base_weights(str(tiny(family)[0]))
     right, unet = layout(target), "model.diffusion_model."
     wrong = dict(right)
     one, two = (f"{unet}middle_block.{k}.in_layers.2.weight" for k in (0, 2))
@@ -370,9 +370,9 @@ def test_extraction_is_the_best_of_its_rank_and_exact_at_full_rank(tiny, tmp_pat
     folder, *_ = tiny("sd1")
     run, target = (
         tuned_run(folder, tmp_path / "run", dataset, ("unet", "text_encoder")),
-        read_target(str(folder)),
+        open_base_weights(str(folder)),
     )
-    tuned, shares_, spectra = read_target(str(folder), run), [], spectrum(run)
+    tuned, shares_, spectra = open_base_weights(str(folder), run), [], spectrum(run)
     for rank in (1, 4, 64):
         adapter, kept = extract(run, rank)
         assert set(adapter.layers) == {"unet", "text_encoder"} and {
@@ -425,7 +425,7 @@ def test_an_extracted_lora_at_full_rank_draws_nearly_what_the_tuned_model_draws(
     from safetensors.torch import load_file as load
 
     part = run / "unet/diffusion_pytorch_model.safetensors"
-    base = read_target(str(folder))
+    base = open_base_weights(str(folder))
     only = {
         n: (
             w
@@ -473,7 +473,7 @@ def weights_with(folder, sources, weights):
     base = load_fused(load_base(str(folder)), sources, weights)
     return {
         n.replace(".base_layer", ""): w.detach().clone()
-        for n, w in base.unet.named_parameters()
+        for n, w in base.denoiser.named_parameters()
         if "lora_" not in n
     }
 
@@ -483,7 +483,7 @@ def test_adapters_add_up_each_with_its_weight(tiny, tmp_path):
     one, two = adapter_for(folder), adapter_for(folder, rank=2, alpha=1.0)
     found, target = (
         weights_with(folder, {"one": one, "two": two}, {"one": 1.0, "two": 0.5}),
-        read_target(str(folder)),
+        open_base_weights(str(folder)),
     )
     for name, layer in one.layers["unet"].items():
         wanted = (
@@ -531,15 +531,15 @@ def test_names_that_clash_or_escape_are_refused(tiny):
 
 def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
-    run, target = tuned_run(folder, tmp_path / "run", dataset), read_target(str(folder))
-    tuned = read_target(str(folder), run)
+    run, target = tuned_run(folder, tmp_path / "run", dataset), open_base_weights(str(folder))
+    tuned = open_base_weights(str(folder), run)
     for weights, share in (([0.5, 0.5], 1.0), ([1.0, 1.0], 2.0)):
         base = add_changes(load_base(str(folder)), [run, run], weights)
         old, new = (
             target.read("unet", "conv_in.weight"),
             tuned.read("unet", "conv_in.weight").float(),
         )
-        assert torch.allclose(base.unet.conv_in.weight, old + share * (new - old), atol=1e-5)
+        assert torch.allclose(base.denoiser.conv_in.weight, old + share * (new - old), atol=1e-5)
 
 
 def test_what_survives_lies_between_the_base_and_the_concept_alone():
@@ -555,7 +555,9 @@ def test_what_survives_lies_between_the_base_and_the_concept_alone():
 @pytest.mark.parametrize("kind", ["clothing", "lighting"])
 def test_the_shipped_adapters_fit_the_shipped_base(kind):
     adapter = read_adapter(ROOT / "data" / "adapters" / f"{kind}.safetensors", layers=1)
-    assert adapter.metadata["workbench.base_fingerprint"] == read_target("pocket").fingerprint(), (
+    assert (
+        adapter.metadata["workbench.base_fingerprint"] == open_base_weights("pocket").fingerprint()
+    ), (
         "the pocket base was trained again: write them anew with `python -m benchmarks.ship"
         " --adapters`"
     )
@@ -749,7 +751,7 @@ def test_a_single_file_is_a_base_too(tiny, family, tmp_path):
     one = merge(
         source, "checkpoint", tmp_path / "one.safetensors", base=str(folder), weights=[0.0]
     ).path
-    there, here = read_target(str(folder)), read_target(str(one))
+    there, here = open_base_weights(str(folder)), open_base_weights(str(one))
     assert (
         here.shapes
         == {part: {n: s for n, s in names.items()} for part, names in there.shapes.items()}

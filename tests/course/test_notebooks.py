@@ -23,7 +23,7 @@ from lib.course.runner import run_notebook
 from lib.course.set_up import unmet
 from lib.dataset.class_images import PLACES, class_prompts
 from lib.dataset.imagefolder import load_dataset
-from lib.dataset.preparation import prepare, propose
+from lib.dataset.preparation import prepare, propose_identifier
 from lib.evaluation.curve import read_curve
 from lib.evaluation.fidelity import course_prompts
 from lib.files.errors import BadInput
@@ -510,5 +510,5 @@ def test_every_kind_has_its_prompts(kind, model, tmp_path):
 
 
 def test_the_proposed_identifier_is_one_piece(model):
-    assert len(model.pieces(propose(model))) == 1
-    assert propose(model, ("pipbot", "zwx", "sunflower")) == "zwx"
+    assert len(model.tokens(propose_identifier(model))) == 1
+    assert propose_identifier(model, ("pipbot", "zwx", "sunflower")) == "zwx"

@@ -20,7 +20,7 @@ from lib.evaluation.drift import (
     prediction_drift,
 )
 from lib.files.errors import BadInput
-from lib.models.base import LARGEST_BATCH, at_rest, load_base
+from lib.models.base import LARGEST_BATCH, evaluation_mode, load_base
 from lib.models.families import preset
 from lib.step.methods import trainable
 from pocket.world import render, sample_scene
@@ -149,7 +149,7 @@ def test_the_loss_of_a_known_prediction_is_known_in_every_bin(pocket, kind):
     assert found["bins"] == pytest.approx([0, 1, 4, 9], abs=1e-4) and found[
         "mean"
     ] == pytest.approx(3.5, abs=1e-4)
-    assert base.unet.sizes == [8, 8, 4] and max(base.unet.sizes) <= LARGEST_BATCH
+    assert base.denoiser.sizes == [8, 8, 4] and max(base.denoiser.sizes) <= LARGEST_BATCH
 
 
 def test_drift_of_a_known_change_is_known_in_every_bin(pocket):
@@ -169,8 +169,8 @@ def test_drift_of_a_known_change_is_known_in_every_bin(pocket):
 def test_each_picture_meets_its_own_prompt(pocket):
     seen = []
     base = fake(pocket, lambda x, t: x)
-    forward = base.unet.forward
-    base.unet.forward = lambda x, t, encoder_hidden_states: (
+    forward = base.denoiser.forward
+    base.denoiser.forward = lambda x, t, encoder_hidden_states: (
         seen.append(encoder_hidden_states) or forward(x, t, encoder_hidden_states)
     )
     texts = ["a cat", "a robot", "a fish"] * 4
@@ -219,7 +219,9 @@ def test_rounding_frozen_weights_to_bf16_hardly_moves_the_predictions(pocket, pi
     base.bf16 = True  # as on a processor where it is fast
     cache = prediction_cache(base, ["a robot"] * 3, pictures, draws=1)
     rounded, _ = tuned(base, "lora", "auto")
-    assert rounded.unet.dtype == torch.bfloat16 and prediction_drift(rounded, cache)["mean"] < 1e-3
+    assert (
+        rounded.denoiser.dtype == torch.bfloat16 and prediction_drift(rounded, cache)["mean"] < 1e-3
+    )
 
 
 def test_pictures_of_its_world_cost_the_base_less_than_noise_does(pocket, pictures):
@@ -247,16 +249,17 @@ def test_a_cache_is_of_the_untouched_base_and_of_no_other(pocket, cache):
 
 def test_measuring_leaves_modes_gradients_and_chance_as_they_were(pocket):
     base, weights = tuned(pocket, "lora")
-    base.unet.train()
-    base.unet.mid_block.eval()
-    modes, state = [m.training for m in base.unet.modules()], torch.get_rng_state()
-    with pytest.raises(KeyError), at_rest(base):
+    base.denoiser.train()
+    base.denoiser.mid_block.eval()
+    modes, state = [m.training for m in base.denoiser.modules()], torch.get_rng_state()
+    with pytest.raises(KeyError), evaluation_mode(base):
         assert (
-            not any(m.training for m in base.unet.modules()) and torch.is_inference_mode_enabled()
+            not any(m.training for m in base.denoiser.modules())
+            and torch.is_inference_mode_enabled()
         )
         torch.rand(5)
         raise KeyError
-    assert modes == [m.training for m in base.unet.modules()] and torch.equal(
+    assert modes == [m.training for m in base.denoiser.modules()] and torch.equal(
         state, torch.get_rng_state()
     )
     assert all(p.requires_grad and p.grad is None for p in weights) and torch.is_grad_enabled()

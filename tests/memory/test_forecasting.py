@@ -19,9 +19,9 @@ from lib.memory.fake_tensors import WORKSPACE, fake_device
 from lib.memory.forecasting import BASES, PICTURES, caching, forecast, hollow_base, plan, shape_of
 from lib.memory.ladder import choose, recipes, step_down
 from lib.memory.tracker import PeakMemory
-from lib.models.base import at_once, load_base
+from lib.models.base import load_base, pictures_per_pass
 from lib.models.devices import has_fast_bf16
-from lib.models.pipeline import quiet
+from lib.models.pipeline import silence_libraries
 from lib.step.training_step import Step
 
 FAST = has_fast_bf16(torch.device("cpu"))
@@ -159,7 +159,7 @@ def test_the_forecast_is_the_measured_peak(method, changes):
 
 @pytest.mark.parametrize("base", PARAMETERS)
 def test_shapes_have_the_published_numbers_of_parameters(base):
-    quiet()
+    silence_libraries()
     import diffusers
     import transformers
 
@@ -199,7 +199,7 @@ def test_nothing_of_a_forecast_stays_behind():
     assert torch.nn.functional.scaled_dot_product_attention.__module__ != "lib.memory.fake_tensors"
     with fake_device("cpu"):
         assert (
-            sum(p.numel() for p in hollow_base("sdxl").unet.parameters())
+            sum(p.numel() for p in hollow_base("sdxl").denoiser.parameters())
             == PARAMETERS["sdxl"]["unet"]
         )
 
@@ -212,7 +212,14 @@ def test_caching_takes_more_the_more_pictures_pass_at_once_and_large_ones_pass_a
     assert one < caching(settings("lora", "sd15")) < plain < eight, (
         "two at once stay below a step; eight would not"
     )
-    assert [at_once(side**2) for side in (64, 256, 512, 768, 1024, 2048)] == [8, 8, 2, 1, 1, 1]
+    assert [pictures_per_pass(side**2) for side in (64, 256, 512, 768, 1024, 2048)] == [
+        8,
+        8,
+        2,
+        1,
+        1,
+        1,
+    ]
     large = (
         2 * (PARAMETERS["sdxl"]["text_encoder"] + PARAMETERS["sdxl"]["text_encoder_2"])
         + WORKSPACE["cuda"]

@@ -27,7 +27,7 @@ def tiny(tiny_folder):
 
 
 def test_the_tokenizer_keeps_rare_words_whole_and_splits_the_unknown(tiny):
-    assert tiny.pieces("zwx") == ["zwx"] and len(tiny.pieces("flibbertigibbet")) > 3
+    assert tiny.tokens("zwx") == ["zwx"] and len(tiny.tokens("flibbertigibbet")) > 3
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,16 @@ def test_a_model_that_only_draws_draws_the_same_pictures(tiny_folder, adapter):
     base.bf16 = True  # as on a processor that has it
     if adapter:
         trainable(base, preset("lora", data="-", output="-", targets="all"))
-        for p in base.unet.parameters():
+        for p in base.denoiser.parameters():
             p.data = (
                 p.data.float() + 0.01 * p.requires_grad
             )  # B starts at zero: let the adapter do something
     before = base.generate(["a robot", "a cat"], [5, 6], steps=3)
-    after = base.only_draw().generate(["a robot", "a cat"], [5, 6], steps=3)
+    after = base.cast_for_sampling().generate(["a robot", "a cat"], [5, 6], steps=3)
     assert {
-        layer.weight.dtype for layer in base.unet.modules() if isinstance(layer, torch.nn.Conv2d)
+        layer.weight.dtype
+        for layer in base.denoiser.modules()
+        if isinstance(layer, torch.nn.Conv2d)
     } == {torch.bfloat16}
     assert all(np.array_equal(one, two) for one, two in zip(before, after)), "to the pixel"
 
@@ -123,7 +125,7 @@ def test_a_hub_model_that_is_not_here_is_refused_without_a_network():
         load_base("nobody/nothing")
 
 
-def test_the_unet_comes_to_the_device_when_it_is_first_needed(tiny_folder):
+def test_the_denoiser_comes_to_the_device_when_it_is_first_needed(tiny_folder):
     base = load_base(
         tiny_folder, "meta"
     )  # stands in for a card: another device than the one it is read to
@@ -138,8 +140,8 @@ def test_the_unet_comes_to_the_device_when_it_is_first_needed(tiny_folder):
         and base.pipe.vae.device.type == base.pipe.text_encoder.device.type == "meta"
     )
     with torch.inference_mode():
-        assert base.unet.device.type == "meta"
-    assert not any(p.is_inference() for p in base.unet.parameters()), "it can still be trained"
+        assert base.denoiser.device.type == "meta"
+    assert not any(p.is_inference() for p in base.denoiser.parameters()), "it can still be trained"
 
 
 def test_memory_that_runs_out_while_a_part_is_loaded_is_told_and_the_part_comes_next_time(
@@ -149,7 +151,7 @@ def test_memory_that_runs_out_while_a_part_is_loaded_is_told_and_the_part_comes_
 
     base = load_base(tiny_folder, "cpu")
     wanted = base.generate(["a robot"], [0], 1)[0].tobytes()
-    base.rest()
+    base.offload()
 
     def none_left(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -161,16 +163,16 @@ def test_memory_that_runs_out_while_a_part_is_loaded_is_told_and_the_part_comes_
         ) as caught:
             base.generate(["a robot"], [0], 1)
         assert out_of_memory(caught.value)
-        base.rest()
+        base.offload()
     assert base.generate(["a robot"], [0], 1)[0].tobytes() == wanted
 
 
-def test_resting_costs_nothing_where_nothing_is_left_to_free(tiny_folder, monkeypatch):
+def test_offloading_costs_nothing_where_nothing_is_left_to_free(tiny_folder, monkeypatch):
     base = load_base(tiny_folder, "cpu")
-    base.rest()
+    base.offload()
     for part in (base.pipe.vae, base.pipe.text_encoder):
         monkeypatch.setattr(part, "to", None)
-    base.rest()
+    base.offload()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_resting_costs_nothing_where_nothing_is_left_to_free(tiny_folder, monkey
 def test_a_card_gets_bf16_weights_where_it_multiplies_them_fast(
     tiny_folder, monkeypatch, fast, asked, dtype
 ):
-    monkeypatch.setattr("lib.models.devices.has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr("lib.models.pipeline.has_fast_bf16", lambda device: fast)
     path = Path(tiny_folder)
     pipe = read_pipeline(path, family_of(path), torch.device("cuda"), ["unet"], asked)
     assert {str(p.dtype) for p in pipe.unet.parameters()} == {
@@ -213,7 +215,7 @@ def test_a_base_that_lacks_a_weight_is_refused_and_never_made_up(tiny_folder, tm
 def test_the_stack_comes_without_the_compiler_and_leaves_it_to_others():
     code = """
 import os, sys
-from lib.pipeline import stack
+from lib.models.pipeline import stack
 stack()
 import torch
 assert "bitsandbytes" in sys.modules and "torch._inductor.compile_fx" not in sys.modules
@@ -238,10 +240,10 @@ import gc, sys, weakref
 from lib.models.base import load_base
 base = load_base(sys.argv[1])
 assert gc.get_freeze_count() > 100_000
-unet = weakref.ref(base.pipe.unet)
-base.pipe.unet = None
+denoiser = weakref.ref(base.stored_denoiser)
+base.stored_denoiser = None
 gc.collect()
-print(unet() is None)
+print(denoiser() is None)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, tiny_folder], cwd=ROOT, capture_output=True, text=True

@@ -70,7 +70,7 @@ def make(folders, dataset, tmp_path):
 
 def predict(base, text="a zwx robot"):
     x = torch.randn(
-        1, base.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0)
+        1, base.denoiser.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
         return base.predict(x, torch.tensor([400]), base.conditions([text])).float()
@@ -224,7 +224,7 @@ def test_text_encoders_train_at_their_own_rate(folders, make, method):
         torch.tensor([5, 500]),
         base.conditions(["a", "b"], encoded=False),
     )
-    own = {id(p) for p in base.unet.parameters()}
+    own = {id(p) for p in base.denoiser.parameters()}
     moved = {True: 0.0, False: 0.0}
     for p, old in zip(step.weights, before):
         # AdamW's first step is its rate long in every weight that has a gradient, beside the decay
@@ -301,7 +301,9 @@ def test_targets_choose_the_layers(folders, make):
         base = load_base(folders["sdxl"])
         trainable(base, make("sdxl", targets=targets))
         adapted = [
-            (n, m) for n, m in base.unet.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)
+            (n, m)
+            for n, m in base.denoiser.named_modules()
+            if hasattr(m, "lora_A") and len(m.lora_A)
         ]
         kinds[targets] = {
             (n.rsplit(".", 2)[-2] + n.rsplit(".", 1)[-1], type(m).__name__) for n, m in adapted
@@ -316,7 +318,7 @@ def test_dropout_works_in_training_alone(folders, make):
     settings = make(dropout=0.5)
     base = load_base(settings.base)
     step = Step(base, settings)
-    for name, p in base.unet.named_parameters():
+    for name, p in base.denoiser.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
     assert not torch.equal(predict(base), predict(base))
@@ -614,10 +616,10 @@ def test_full_size_stable_diffusion_trains_saves_and_loads_a_lora(dataset, tmp_p
     )
     base = load_run(run)
     assert (
-        set(base.unet.peft_config) == set(base.pipe.text_encoder.peft_config) == {"lora"}
+        set(base.denoiser.peft_config) == set(base.pipe.text_encoder.peft_config) == {"lora"}
         and base.resolution == 256
     )
-    loaded = dict(base.unet.named_parameters())
+    loaded = dict(base.denoiser.named_parameters())
     key = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A"
     assert torch.allclose(
         loaded[f"{key}.lora.weight"].float(), weights[f"unet.{key}.weight"].float(), atol=1e-3

@@ -24,10 +24,10 @@ from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models import base as base_module
 from lib.models.base import load_base
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.families import preset
 from lib.models.pipeline import predicts_velocity
-from lib.models.single_file import told
+from lib.models.single_file import stated_prediction
 from lib.step.training_step import Step
 from lib.training.loop import train
 
@@ -101,7 +101,7 @@ def test_a_file_says_what_it_predicts_by_key_and_else_by_header(keys, header, sa
     save_file(
         {"w": torch.ones(1)} | {k: torch.zeros(0) for k in keys}, tmp_path / "x.safetensors", header
     )
-    assert told(tmp_path / "x.safetensors") == said
+    assert stated_prediction(tmp_path / "x.safetensors") == said
 
 
 def test_sdxl_of_velocity_keeps_its_marks_through_every_form_and_trains_and_draws_by_them(
@@ -180,11 +180,11 @@ def test_a_file_of_2x_that_says_nothing_is_not_called_one_or_the_other_and_a_fol
     ):  # what the family's configuration says is of another model
         scheduler = one.with_suffix("") / "scheduler" / "scheduler_config.json"
         write_json(scheduler, read_json(scheduler) | {"prediction_type": beside_it})
-        assert read_target(str(one)).prediction is None
+        assert open_base_weights(str(one)).prediction is None
         made = merge(source, "diffusers", tmp_path / "folder", base=str(one)).path
-        assert read_target(str(made)).prediction == measured
+        assert open_base_weights(str(made)).prediction == measured
     said = changed(one, header={"modelspec.prediction_type": "v"})
-    assert read_target(str(said)).architecture == ("stable-diffusion-v2-768-v", "sd_v2_v")
+    assert open_base_weights(str(said)).architecture == ("stable-diffusion-v2-768-v", "sd_v2_v")
 
 
 # --- a base like any other
@@ -197,7 +197,7 @@ def test_the_pocket_base_as_one_file_is_the_pocket_base(tmp_path, capsys):
     """
     one = tmp_path / "one.safetensors"
     merge(JACKET, "checkpoint", one, base="pocket", weights=[0.0])
-    here, there = read_target(str(one)), read_target("pocket")
+    here, there = open_base_weights(str(one)), open_base_weights("pocket")
     assert (
         here.layers == there.layers == 1
         and here.shapes == there.shapes
@@ -258,9 +258,9 @@ def test_a_model_is_known_as_the_same_in_fp32_and_fp16_as_folder_and_as_file(
     tiny, family, tmp_path
 ):  # noqa: F811
     folder, *_ = tiny(family)
-    known = read_target(str(folder)).fingerprint()
+    known = open_base_weights(str(folder)).fingerprint()
     assert (
-        read_target(
+        open_base_weights(
             str(one_file(folder, tmp_path / "one.safetensors", configs=False))
         ).fingerprint()
         == known
@@ -270,10 +270,10 @@ def test_a_model_is_known_as_the_same_in_fp32_and_fp16_as_folder_and_as_file(
     weights = load_file(unet)
     for dtype, same in ((torch.float16, True), (torch.float64, True), (torch.bfloat16, False)):
         save_file({k: v.to(dtype) for k, v in weights.items()}, unet, {"format": "pt"})
-        assert (read_target(str(half)).fingerprint() == known) is same
+        assert (open_base_weights(str(half)).fingerprint() == known) is same
     weights["conv_in.bias"][0] += 0.01
     save_file(weights, unet, {"format": "pt"})
-    assert read_target(str(half)).fingerprint() != known
+    assert open_base_weights(str(half)).fingerprint() != known
 
 
 def test_a_base_in_bf16_is_known_by_its_numbers(tiny, tmp_path):  # noqa: F811
@@ -282,7 +282,7 @@ def test_a_base_in_bf16_is_known_by_its_numbers(tiny, tmp_path):  # noqa: F811
     coarse, found = {k: v.bfloat16() for k, v in load_file(unet).items()}, []
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         save_file({k: v.to(dtype) for k, v in coarse.items()}, unet, {"format": "pt"})
-        found.append(read_target(str(half)).fingerprint())
+        found.append(open_base_weights(str(half)).fingerprint())
     assert len(set(found)) == 1, "the same numbers in any type"
 
 
@@ -325,7 +325,7 @@ def test_a_folder_written_from_a_single_file_loads_with_its_weights(tiny, family
         tmp_path / "one_a.safetensors", "diffusers", tmp_path / "wanted", base=str(folder)
     ).path
     pipes = [diffusers.DiffusionPipeline.from_pretrained(path) for path in (made, wanted)]
-    for part in read_target(str(folder)).shapes:
+    for part in open_base_weights(str(folder)).shapes:
         ours, theirs = (getattr(pipe, part).state_dict() for pipe in pipes)
         assert ours.keys() == theirs.keys() and all(
             torch.allclose(ours[k], theirs[k], atol=2e-3) for k in ours
@@ -352,7 +352,7 @@ def test_2x_s_last_text_layer_which_diffusers_drops_is_kept_in_files_and_hinders
         / "text_encoder"
         / "model.safetensors"
     )
-    assert whole.keys() == read_target(str(folder)).shapes["text_encoder"].keys()
+    assert whole.keys() == open_base_weights(str(folder)).shapes["text_encoder"].keys()
 
 
 # --- whole or not
@@ -362,7 +362,7 @@ def test_2x_s_last_text_layer_which_diffusers_drops_is_kept_in_files_and_hinders
 # noqa: F811
 def test_keys_that_are_nobodys_are_listed_once_and_what_tools_leave_is_not(tiny, tmp_path, capsys):
     one = one_file(tiny("sd1")[0], tmp_path / "one.safetensors")
-    shapes, left = read_target(str(one)).shapes, torch.zeros(1)
+    shapes, left = open_base_weights(str(one)).shapes, torch.zeros(1)
     harmless = (
         "model_ema.decay",
         "model_ema.diffusion_modelinput_blocks00weight",
@@ -382,7 +382,7 @@ def test_keys_that_are_nobodys_are_listed_once_and_what_tools_leave_is_not(tiny,
         "scale_factor",
     )
     changed(one, {k: left.clone() for k in harmless})
-    assert read_target(str(one)).shapes == shapes and capsys.readouterr().out == ""
+    assert open_base_weights(str(one)).shapes == shapes and capsys.readouterr().out == ""
     unknown = (
         "control_model.zero_convs.0.0.weight",
         "model.diffusion_model.zzz.weight",
@@ -392,7 +392,7 @@ def test_keys_that_are_nobodys_are_listed_once_and_what_tools_leave_is_not(tiny,
     )
     changed(one, {k: left.clone() for k in unknown})
     for _ in range(2):
-        assert read_target(str(one)).shapes == shapes
+        assert open_base_weights(str(one)).shapes == shapes
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and "5 of its keys" in said[0] and "and 3 more" in said[0]
     assert all(key in said[0] for key in sorted(unknown)[:2])
@@ -412,7 +412,11 @@ def test_a_file_that_lacks_its_vae_or_a_weight_is_refused_with_the_remedy(tiny, 
     ):
         (tmp_path / "one.safetensors").write_bytes(whole)
         one = changed(tmp_path / "one.safetensors", without=without)
-        for what in (read_target, load_base) if without == "first_stage_model." else (read_target,):
+        for what in (
+            (open_base_weights, load_base)
+            if without == "first_stage_model."
+            else (open_base_weights,)
+        ):
             with pytest.raises(BadInput, match=said) as error:
                 what(str(one))
             assert "\n" not in str(error.value)
@@ -422,7 +426,7 @@ def test_a_file_that_lacks_its_vae_or_a_weight_is_refused_with_the_remedy(tiny, 
         BadInput,
         match="unet 0 weights are missing and 1 of another shape.*conv_out.bias.*configurations",
     ):
-        read_target(str(one))
+        open_base_weights(str(one))
 
 
 # --- what a run was trained on
@@ -433,7 +437,9 @@ def test_a_file_that_lacks_its_vae_or_a_weight_is_refused_with_the_remedy(tiny, 
 def test_a_run_is_refused_on_another_base_until_asked_for(make, method, tmp_path):
     run, other = train(make(method, steps=1)), tmp_path / "other"
     mine = read_json(run / "settings.json")["base"]
-    assert read_json(run / "metrics.json")["base_fingerprint"] == read_target(mine).fingerprint()
+    assert (
+        read_json(run / "metrics.json")["base_fingerprint"] == open_base_weights(mine).fingerprint()
+    )
     shutil.copytree(mine, other)
     weights = other / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})

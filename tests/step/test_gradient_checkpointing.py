@@ -32,7 +32,7 @@ LARGEST = {
 @pytest.mark.parametrize("name", BASES)
 def test_the_largest_transformers_are_those_that_keep_most(name):
     with fake_device("cpu"):
-        unet = hollow_base(name).unet
+        unet = hollow_base(name).denoiser
         paths = {id(module): path for path, module in unet.named_modules()}
         found = [paths[id(transformer)].split(".attentions")[0] for transformer in largest(unet)]
     assert {path: found.count(path) for path in found} == LARGEST[name]
@@ -61,7 +61,7 @@ def test_the_rungs_compute_more_in_turn_and_leave_no_trace(tiny_folder, make):
         step.close()
         assert not any(
             getattr(m, "gradient_checkpointing", False) or "forward" in vars(m)
-            for m in step.unet.modules()
+            for m in step.denoiser.modules()
         )
     assert flop["none"] < flop["largest"] < flop["all"] < 1.5 * flop["none"]
 

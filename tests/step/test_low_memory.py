@@ -34,7 +34,7 @@ def taken(tiny_folder, settings, steps=3, **inputs):
     step, inputs = Step(base, settings), batch(base, **inputs)
     for _ in range(steps - 1):
         step(*inputs)
-    with PeakMemory(step.unet, step.optimizer, inputs) as peak:
+    with PeakMemory(step.denoiser, step.optimizer, inputs) as peak:
         numbers = step(*inputs)
     return step, numbers, peak.by_category
 
@@ -117,7 +117,7 @@ def test_eight_bit_moments_take_a_quarter_and_the_step_stays_close(tiny_folder, 
     assert less["optimiser"] < 0.5 * memory["optimiser"], (
         "a quarter but for small weights, of which this model has many"
     )
-    start = list(load_base(tiny_folder).unet.parameters())
+    start = list(load_base(tiny_folder).denoiser.parameters())
     moved = sum((a.detach() - s).square().sum() for a, s in zip(plain.weights, start)).sqrt()
     apart = sum(
         (a.detach() - b.detach()).square().sum() for a, b in zip(plain.weights, small.weights)
@@ -382,7 +382,7 @@ def test_plain_attention_learns_what_the_fused_one_learns_and_is_gone_after_the_
 
 def test_the_lone_head_of_the_pocket_base_has_no_gradient_and_plain_attention_says_so():
     base = load_base()
-    unet, generator = base.unet.requires_grad_(True), torch.Generator().manual_seed(0)
+    unet, generator = base.denoiser.requires_grad_(True), torch.Generator().manual_seed(0)
     latents, noise = (
         torch.randn(2, unet.config.in_channels, 16, 16, generator=generator) for _ in range(2)
     )

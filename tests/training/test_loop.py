@@ -33,26 +33,28 @@ def fingerprint(module):
 
 def predict(base):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, base.unet.config.in_channels, 16, 16, generator=generator)
+    x = torch.randn(2, base.denoiser.config.in_channels, 16, 16, generator=generator)
     with torch.no_grad():
-        return base.unet(
-            x.to(base.unet.dtype), torch.tensor([10, 700]), **base.conditions(["a cat", "a robot"])
+        return base.denoiser(
+            x.to(base.denoiser.dtype),
+            torch.tensor([10, 700]),
+            **base.conditions(["a cat", "a robot"]),
         ).sample.float()
 
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_trains(tiny_folder, make):
     base = load_base(tiny_folder)
-    before, weights = predict(base), fingerprint(base.unet)
+    before, weights = predict(base), fingerprint(base.denoiser)
     chosen = trainable(base, make(precision="fp32"))
-    assert torch.equal(predict(base), before) and fingerprint(base.unet) == weights
-    names = [n for n, p in base.unet.named_parameters() if p.requires_grad]
+    assert torch.equal(predict(base), before) and fingerprint(base.denoiser) == weights
+    names = [n for n, p in base.denoiser.named_parameters() if p.requires_grad]
     assert len(names) == len(chosen) and all("lora_" in n for n in names)
 
 
 def test_dreambooth_trains_every_weight_of_the_unet_and_nothing_else(tiny_folder, make):
     base = load_base(tiny_folder)
     chosen = trainable(base, make("dreambooth"))
-    assert len(chosen) == len(list(base.unet.parameters()))
+    assert len(chosen) == len(list(base.denoiser.parameters()))
     others = {id(p) for part in (base.pipe.vae, base.pipe.text_encoder) for p in part.parameters()}
     assert not others & {id(p) for p in chosen}
 
@@ -60,9 +62,9 @@ def test_dreambooth_trains_every_weight_of_the_unet_and_nothing_else(tiny_folder
 def test_the_base_stays_bit_identical_under_lora_and_moves_under_dreambooth(tiny_folder, make):
     for method, same in (("lora", True), ("dreambooth", False)):
         base = load_base(tiny_folder)
-        before = fingerprint(base.unet)
+        before = fingerprint(base.denoiser)
         train(make(method, precision="fp32"), base)
-        assert (fingerprint(base.unet) == before) is same
+        assert (fingerprint(base.denoiser) == before) is same
 
 
 @pytest.mark.parametrize(
@@ -83,10 +85,12 @@ def test_saved_weights_draw_what_the_trained_model_draws(tiny_folder, make, meth
     assert weight_bytes(run) == sum(f.stat().st_size for f in run.rglob("*.safetensors"))
 
 
-def test_pictures_are_encoded_before_the_unet_is_needed(make, monkeypatch):
-    """On a card it comes there only then; `Base.unet` brings it."""
+def test_pictures_are_encoded_before_the_denoiser_is_needed(make, monkeypatch):
+    """On a card it comes there only then; `Base.denoiser` brings it."""
     asked, seen = [], []
-    monkeypatch.setattr(Base, "unet", property(lambda base: (asked.append(1), base.pipe.unet)[1]))
+    monkeypatch.setattr(
+        Base, "denoiser", property(lambda base: (asked.append(1), base.stored_denoiser)[1])
+    )
     monkeypatch.setattr(loop, "run_steps", lambda *_: seen.append(len(asked)))
     train(make())
     assert seen == [0]

@@ -22,7 +22,7 @@ from lib.dataset.imagefolder import load_dataset
 from lib.files.errors import BadInput
 from lib.files.json_file import write_json
 from lib.memory import cards
-from lib.models.base import Base, at_rest, load_base
+from lib.models.base import Base, evaluation_mode, load_base
 from lib.models.devices import free_memory
 from lib.step.run_weights import as_saved, load_run
 from lib.step.training_step import Step
@@ -513,7 +513,7 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(
     make, tmp_path, monkeypatch, capsys
 ):
     whole = loop.train(make(output=str(tmp_path / "whole")))
-    loss, renew, steps = Step.loss, Base.renew, []
+    loss, renew, steps = Step.loss, Base.read_again, []
 
     def short(self, *inputs):
         steps.append(weakref.ref(self))
@@ -526,7 +526,7 @@ def test_out_of_memory_steps_down_the_ladder_from_the_last_checkpoint(
         assert steps[0]() is None, "the failed step's memory must be free before the next is built"
 
     monkeypatch.setattr(Step, "loss", short)
-    monkeypatch.setattr(Base, "renew", renewed)
+    monkeypatch.setattr(Base, "read_again", renewed)
     run = loop.train(make(save_every=3))
     said = capsys.readouterr().out
     assert (
@@ -570,7 +570,7 @@ def test_memory_that_runs_out_while_the_base_is_read_again_is_told_in_a_sentence
         raise MemoryError
 
     monkeypatch.setattr(Step, "loss", short)
-    monkeypatch.setattr(Base, "renew", short)
+    monkeypatch.setattr(Base, "read_again", short)
     with pytest.raises(BadInput, match="Memory ran out while the base model was loaded again"):
         loop.train(make())
 
@@ -670,14 +670,14 @@ def test_memory_that_does_not_suffice_for_a_watcher_costs_that_watcher_alone(mak
 def test_a_watcher_for_whom_a_part_cannot_be_loaded_again_is_left_out_too(
     make, monkeypatch, capsys
 ):
-    """Memory runs out within `Base.renew`, which leaves the part None: what looks at the model then
-    asks for it again, and is told so.
+    """Memory runs out within `Base.read_again`, which leaves the part None: what looks at the
+    model then asks for it again, and is told so.
     """
     base, seen = load_base(make().base), []
 
     def look(state):
         seen.append(state.step)
-        with at_rest(base):
+        with evaluation_mode(base):
             pass
 
     def short(*inputs, **others):
