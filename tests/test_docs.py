@@ -1,0 +1,89 @@
+"""README, docs and notebooks: every link and path leads somewhere, every command is there."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("data/**/*.md"),
+        *ROOT.glob("notebooks/*.ipynb"),
+    ]
+)
+FOLDERS = "lib|docs|data|tests|benchmarks|pocket|notebooks"
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+README_BYTES = 10 * 1024
+
+
+def text_of(page: Path) -> str:
+    """A page as Markdown; of a notebook its code cells too, fenced."""
+    if page.suffix == ".md":
+        return page.read_text("utf-8")
+    cells = nbformat.read(page, as_version=4).cells
+    return "\n\n".join(
+        f"```\n{cell.source}\n```" if cell.cell_type == "code" else cell.source for cell in cells
+    )
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a Markdown page's headings have on the web."""
+    headings = re.findall(r"^#{1,6} (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", target):
+            continue  # another site, or a picture within the page
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor and found.suffix == ".md":
+            assert anchor in anchors(found), f"{page.name} links to {target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_paths_that_are_named_are_there(page: Path) -> None:
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", text_of(page)):
+        assert (ROOT / path).exists(), f"{page.name} names {path}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_that_are_named_are_there(page: Path) -> None:
+    from lib.__main__ import app
+    from typer.main import get_group
+
+    text = text_of(page)
+    known = get_group(app).commands
+    for command in re.findall(r"python -m lib (\w[\w-]*)", text):
+        assert command in known, f"{page.name}: python -m lib has no command {command}"
+    for module in re.findall(r"python -m ((?:benchmarks|pocket|lib\.)[\w.]*)", text):
+        path = ROOT / module.rstrip(".").replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (
+            f"{page.name}: there is no python -m {module}"
+        )
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE):
+        assert target in targets, f"{page.name}: the Makefile has no {target}"
+
+
+def test_the_readme_fits_two_screens() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= README_BYTES
+
+
+def test_the_answer_of_the_readme_is_what_the_rows_say() -> None:
+    from benchmarks.analysis.study_rows import read_bench
+    from benchmarks.answer import SPEED, answer
+    from benchmarks.sections import README, read, section
+
+    assert section(README, "answer") == answer(read_bench(), read(SPEED)), (
+        "run `python -m benchmarks.answer`"
+    )
