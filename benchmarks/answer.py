@@ -9,11 +9,12 @@ there to what this module makes, so that no row can grow old.
 from typing import Any
 
 from benchmarks.analysis.bench_figures import said
-from benchmarks.analysis.effects import effect, shown
+from benchmarks.analysis.effects import effect
 from benchmarks.analysis.study_rows import read_bench
-from benchmarks.analysis.verdicts import large, read_forecast, shipped_bytes
+from benchmarks.analysis.verdicts import read_forecast, shipped_bytes
 from benchmarks.sections import README, into_file, read, spread
 from lib.files.paths import ROOT
+from lib.files.text import amount, size_text
 
 SPEED = ROOT / "benchmarks" / "results" / "pocket.json"
 COLUMNS = ["", "LoRA", "DreamBooth", "so"]
@@ -30,12 +31,12 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
     forgetting = effect(rows, "pres")
     seconds = speed["seconds"]
     memory = {
-        method: shown(speed["memory"][method]["peak_bytes"], "bytes")
+        method: amount(speed["memory"][method]["peak_bytes"], "bytes")
         for method in ("lora", "dreambooth")
     }
-    forecast = {method: large(read_forecast()["sdxl", method]) for method in memory}
-    file = {method: shown(speed["memory"][method]["file_bytes"], "bytes") for method in memory}
-    sd15 = {method: large(shipped_bytes("sd15", method, RANK)) for method in memory}
+    forecast = {method: size_text(read_forecast()["sdxl", method]) for method in memory}
+    file = {method: amount(speed["memory"][method]["file_bytes"], "bytes") for method in memory}
+    sd15 = {method: size_text(shipped_bytes("sd15", method, RANK)) for method in memory}
     lines = [
         [
             "seconds a training step",
@@ -78,7 +79,7 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
 
 def _scored(name: str, found: Any) -> list[str]:
     """A row of the table for an effect of DreamBooth against LoRA."""
-    sides = [shown(value, found.unit) for value in (found.against, found.of)]
+    sides = [amount(value, found.unit) for value in (found.against, found.of)]
     change = found.text().rsplit(", ", 1)[0]
     return [name, *sides, f"DreamBooth: {said(found)}; {change}"]
 

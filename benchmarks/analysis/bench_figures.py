@@ -15,10 +15,10 @@ from benchmarks.analysis.effects import (
     PARTS,
     decide,
     effect,
-    shown,
 )
 from benchmarks.analysis.study_rows import common, ranked, size
 from lib.config.names import MEASURE_NAMES
+from lib.files.text import amount
 from lib.plots.charts import intervals, points
 from lib.plots.figure import Table
 
@@ -77,7 +77,7 @@ def main_table(rows):
                 for m in (measure, f"{measure}_real")
             ]
             texts = [
-                "-" if value is None else shown(value, unit)
+                "-" if value is None else amount(value, unit)
                 for value in (*ends, found.against, found.of)
             ]
             lines.append(

@@ -15,6 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from lib.evaluation.results import CLEAR, NOT_MEASURED
 from lib.files.errors import BadInput
 from lib.files.paths import ROOT
 
@@ -30,12 +31,7 @@ ENOUGH = 6
 
 
 # Equivalence margins: differences that are the same to whoever has to choose.
-COSINE = 0.02  # a fifth of the 0.1 of DINO that matters to people, by DreamBooth's own tables
-
-
-CLEAR = (
-    5 * COSINE
-)  # those 0.1 themselves: of a smaller distance, a difference that counts as the same would be over a fifth
+COSINE = CLEAR / 5  # a fifth of what matters to people
 
 
 COST = 0.05  # one step timed again on one machine differs by more (README, Figures)
@@ -103,9 +99,6 @@ MEASURES |= {
 
 
 LORA, FULL, BASE = {"method": "lora"}, {"method": "dreambooth"}, {"method": "base"}
-
-
-NOT_MEASURED = "not measured yet: make pocketbench"
 
 
 @dataclass(frozen=True)
@@ -368,14 +361,3 @@ def decide(effect, sign=1):
             f"cannot exclude up to {f'x {math.exp(most):.2f}' if ratio else f'{most:.3f}'}",
         )
     return ("holds", "") if low * sign > 0 else ("does not hold", "the other way round")
-
-
-def shown(value, unit):
-    """A measure as text, such as "0.242 s", "20.8 MiB", "0.613"."""
-    return (
-        f"{value:.3g} s"
-        if unit == "s"
-        else f"{value / 2**20:.3g} MiB"
-        if unit == "bytes"
-        else f"{value:.3f}"
-    )

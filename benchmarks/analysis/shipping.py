@@ -1,20 +1,18 @@
 """What the shipping bench (benchmarks/ship.py, data/results/shipping.csv) says: tables, a figure,
 and the measurements of claims 7, 8, 16.
 
-    python -m benchmarks.analysis.shipping        # prints the three claims
-
 The subject is the independent unit here too: seeds are averaged within it, and whole subjects drawn
 anew (benchmarks/analysis/effects.py).
 """
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.analysis.effects import CLEAR, COST, ENOUGH, interval
 from lib.files.csv_table import read_table
-from lib.files.errors import BadInput
 from lib.files.paths import ROOT
 from lib.plots.charts import points
 from lib.plots.figure import Table
@@ -23,6 +21,17 @@ RESULTS = ROOT / "data" / "results" / "shipping.csv"
 
 
 KINDS = ("character", "clothing", "lighting")
+# Claim 16: what was measured, and what may be said.
+FORMATS = (
+    "every key of an export is held against the schemes of ComfyUI, Forge, WebUI, Kohya, diffusers"
+    " and PEFT, and read back",
+    "holds for the key schemes: tests/convert/test_interchange.py; the tools themselves were not"
+    " run",
+)
+
+Rows = list[dict[str, Any]]
+# (how concepts were put together, at which weight) -> subject -> the share that survives
+Ways = dict[tuple[str, float], dict[str, float]]
 
 
 def rows_of(path=RESULTS):
@@ -171,26 +180,34 @@ def _gap(by, other):
     )
 
 
-def claim_rows(path=RESULTS):
+def shipping_facts(path: Path = RESULTS) -> dict[str, Any]:
+    """What shipping.json holds beside the picture of extracted LoRAs: what survives of concepts."""
+    rows, columns, note = summary_rows(path)
+    return {"survival": {"columns": columns, "rows": rows, "note": note}}
+
+
+def claim_rows(path: Path = RESULTS) -> dict[int, tuple[str, str]]:
     """{claim: (effect, verdict)} of claims 7, 8 and 16 as texts, for
     `benchmarks.analysis.verdicts`' table; {} where the bench was not run.
 
-    7: survival of three concepts, adapters at the best of the measured weights or mixes against
-    checkpoints averaged or added; for each subject the way that is best for the *others*, or the
-    side with more ways would win by choice alone. 8: seconds to change concept. 16: what the tests
-    hold (every export against every tool's scheme) and what the machine measured.
+    7: survival of three concepts. 8: seconds to change concept. 16: what the tests hold (every
+    export against every tool's scheme) and what the machine measured.
     """
     rows = rows_of(path)
+    if not rows:
+        return {}
+    claims = {7: _combining(rows), 8: _switching(rows), 16: FORMATS}
+    return {number: claim for number, claim in claims.items() if claim}
+
+
+def _combining(rows: Rows) -> tuple[str, str] | None:
+    """Claim 7: adapters at the best of the measured weights or mixes against checkpoints averaged
+    or added.
+
+    For each subject the way that is best for the *others* counts, or the side with more ways would
+    win by choice alone.
+    """
     three, left_out = even([r for r in rows if r["study"] == "compose" and r["concepts"] == 3])
-    found = {
-        16: (
-            (
-                "every key of an export is held against the schemes of ComfyUI, Forge, WebUI,"
-                " Kohya, diffusers and PEFT, and read back"
-            ),
-            "holds for the key schemes: tests/convert/test_interchange.py; the tools themselves were not run",
-        )
-    }
     sides = {
         side: _ways(three, starts)
         for side, starts in (
@@ -199,56 +216,52 @@ def claim_rows(path=RESULTS):
             ("trained on all", ("trained on all",)),
         )
     }
-    # Each side takes its best way, by the means over all subjects, so that neither is judged by its
-    # worst.
-    best = {
-        side: max(ways, key=lambda way, ways=ways: _mean(ways[way]), default=None)
-        for side, ways in sides.items()
-    }
-    if best["adapters"] and best["checkpoints"]:
-        one, two = (_chosen_on_others(sides[side]) for side in ("adapters", "checkpoints"))
-        gaps = [one[s] - two[s] for s in sorted(one.keys() & two.keys())]
-        low, high = interval(gaps)
-        ends = "no interval" if low is None else f"{low:+.2f} to {high:+.2f}"
-        each = "; ".join(
-            f"{side} ({best[side][0]}{'' if best[side][1] == 1 else f' at {best[side][1]:g}'}) keep"
-            f" {_mean(sides[side][best[side]]):.2f}"
-            for side in sides
-            if best[side]
-        )
-        verdict = (
-            f"not enough subjects ({len(gaps)}; a verdict takes {ENOUGH})"
-            if len(gaps) < ENOUGH
-            else ("holds" if low > 0 else "does not hold" if high < 0 else "no difference found")
-        )
-        found[7] = (
-            f"{each}; adapters minus checkpoints {np.mean(gaps):+.2f} ({ends}), {len(gaps)}"
-            " characters with one and the same clothing and lighting"
-            + (f"; {left_out}" if left_out else ""),
-            verdict,
-        )
-    switch = [r for r in rows if r["study"] == "switch"]
-    if switch:
-        mean = {
-            key: float(np.mean([r[key] for r in switch]))
-            for key in switch[0]
-            if isinstance(switch[0][key], int | float)
-        }
-        found[8] = (
-            (
-                f"to change concept: {mean['choose_seconds']:.3f} s among loaded adapters,"
-                f" {mean['load_seconds']:.2f} s from disk, {mean['checkpoint_seconds']:.2f} s a"
-                f" checkpoint; {mean['concepts_per_gb_lora']:.0f} against"
-                f" {mean['concepts_per_gb_dreambooth']:.0f} concepts a GB of files,"
-                f" {mean['concepts_per_gb_memory_lora']:.0f} against"
-                f" {mean['concepts_per_gb_memory_dreambooth']:.0f} of memory; pictures a second:"
-                f" adapter beside {mean['pictures_per_second_adapter']:.1f}, fused"
-                f" {mean['pictures_per_second_fused']:.1f}, checkpoint"
-                f" {mean['pictures_per_second_checkpoint']:.1f}"
-            ),
-            _flexible(mean),
-        )
-    return found if rows else {}
+    if not sides["adapters"] or not sides["checkpoints"]:
+        return None
+    one, two = (_chosen_on_others(sides[side]) for side in ("adapters", "checkpoints"))
+    gaps = [one[s] - two[s] for s in sorted(one.keys() & two.keys())]
+    low, high = interval(gaps)
+    ends = "no interval" if low is None else f"{low:+.2f} to {high:+.2f}"
+    each = "; ".join(_best_way(side, ways) for side, ways in sides.items() if ways)
+    effect = (
+        f"{each}; adapters minus checkpoints {np.mean(gaps):+.2f} ({ends}), {len(gaps)}"
+        " characters with one and the same clothing and lighting"
+        + (f"; {left_out}" if left_out else "")
+    )
+    if low is None or high is None:
+        return effect, f"not enough subjects ({len(gaps)}; a verdict takes {ENOUGH})"
+    verdict = "holds" if low > 0 else "does not hold" if high < 0 else "no difference found"
+    return effect, verdict
+
+
+def _best_way(side: str, ways: Ways) -> str:
+    """The way of a side that is best by the means over all subjects, so that no side is judged by
+    its worst, in words.
+    """
+    how, weight = max(ways, key=lambda way: _mean(ways[way]))
+    at = "" if weight == 1 else f" at {weight:g}"
+    return f"{side} ({how}{at}) keep {_mean(ways[how, weight]):.2f}"
+
+
+def _switching(rows: Rows) -> tuple[str, str] | None:
+    """Claim 8: seconds to change concept, concepts a GB, pictures a second."""
+    runs = [r for r in rows if r["study"] == "switch"]
+    if not runs:
+        return None
+    names = [name for name, value in runs[0].items() if isinstance(value, int | float)]
+    mean = {name: float(np.mean([run[name] for run in runs])) for name in names}
+    effect = (
+        f"to change concept: {mean['choose_seconds']:.3f} s among loaded adapters,"
+        f" {mean['load_seconds']:.2f} s from disk, {mean['checkpoint_seconds']:.2f} s a"
+        f" checkpoint; {mean['concepts_per_gb_lora']:.0f} against"
+        f" {mean['concepts_per_gb_dreambooth']:.0f} concepts a GB of files,"
+        f" {mean['concepts_per_gb_memory_lora']:.0f} against"
+        f" {mean['concepts_per_gb_memory_dreambooth']:.0f} of memory; pictures a second:"
+        f" adapter beside {mean['pictures_per_second_adapter']:.1f}, fused"
+        f" {mean['pictures_per_second_fused']:.1f}, checkpoint"
+        f" {mean['pictures_per_second_checkpoint']:.1f}"
+    )
+    return effect, _flexible(mean)
 
 
 def _flexible(mean):
@@ -301,13 +314,3 @@ def _ways(rows, starts):
         for way in ways
         if (means := by_subject(rows, "survives", how=way[0], weight=way[1]))
     }
-
-
-if __name__ == "__main__":
-    import sys
-
-    try:
-        for number, (effect, verdict) in sorted(claim_rows().items()):
-            print(f"{number}: {effect}\n   {verdict}")
-    except BadInput as error:
-        sys.exit(str(error))

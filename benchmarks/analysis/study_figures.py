@@ -4,7 +4,9 @@ change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figur
 """
 
 import math
+from typing import Any
 
+from benchmarks import learning_rates
 from benchmarks.analysis.bench_figures import FIGURES as MAIN
 from benchmarks.analysis.bench_figures import SCORES, WHO, dots, level, said
 from benchmarks.analysis.effects import (
@@ -16,19 +18,16 @@ from benchmarks.analysis.effects import (
     decide,
     effect,
     repeated,
-    shown,
     swing,
 )
 from benchmarks.analysis.study_rows import common, ranked, size
+from lib.config.names import METHOD_NAMES
 from lib.config.presets import PRESETS
+from lib.files.text import amount
 from lib.plots.charts import intervals, points
-from lib.plots.figure import Table
+from lib.plots.figure import Figure, Table, as_table
 
-NOT_AGAIN = (
-    "The repetition on another training seed has not been run yet: `python -m"
-    " benchmarks.pocketbench --studies again`"
-)
-
+Rows = list[dict[str, Any]]
 
 # The columns of the study "recipes" in which one differs from plain training, each in words.
 RECIPES = {
@@ -330,7 +329,7 @@ def _given_up(rows, where):
 def _levels(rows, study, name, of, measures):
     """A line of a table: the means of the runs that match `of`, by themselves."""
     found = [effect(rows, m, study, of, None, ()) for m in measures]
-    return [name, *("-" if e.value is None else shown(e.value, e.unit) for e in found)]
+    return [name, *("-" if e.value is None else amount(e.value, e.unit) for e in found)]
 
 
 def _ends(found):
@@ -358,6 +357,44 @@ def _with_table(drawn, lines, x, about, columns, margin=COSINE):
     return figure
 
 
+def rates(rows):
+    """What each learning rate is worth: the mean of likeness and obedience by which it is chosen,
+    the best ringed.
+    """
+    found = {name: points for name, points in learning_rates.curves(rows).items() if points}
+    if not found:
+        return None
+    best = {METHOD_NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
+    ends = {
+        METHOD_NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)]
+        for m, points in found.items()
+    }
+    chosen = ", ".join(
+        f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items()
+    )
+    lines = {
+        METHOD_NAMES[m]: [
+            (f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points
+        ]
+        for m, points in found.items()
+    }
+    sets = len({(r["subject"], r["variant"]) for r in rows if r.get("study") == "rate"})
+    about = (
+        f"Each method's learning rate, {size(rows, 'rate')}, {sets} photo sets; chosen: {chosen};"
+        " neighbours are not told apart"
+    )
+    figure = points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
+    columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
+    body = [
+        [METHOD_NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points
+    ]
+    figure.table = as_table(
+        body,
+        ["", "learning rate", "likeness", "obedience", "both (harmonic mean)", "DINO", "CLIP-T"],
+    )
+    return figure
+
+
 FIGURES = MAIN | {
     "rank": rank_curve,
     "prior": prior,
@@ -365,4 +402,11 @@ FIGURES = MAIN | {
     "again": again,
     "recipes": recipes,
     "text_encoder": text_encoder,
+    "rates": rates,
 }
+
+
+def figures(rows: Rows) -> dict[str, Figure]:
+    """name -> its picture and table, of those that the rows have runs for."""
+    made = {name: make(rows) for name, make in FIGURES.items()}
+    return {name: figure for name, figure in made.items() if figure}

@@ -1,13 +1,12 @@
-"""A verdict on each claim of shared/claims.md, from PocketBench's rows: the effect, its 95 %
-interval, and what may be said.
-
-    python -m benchmarks.analysis.verdicts data/results/pocketbench.csv       # prints the table
+"""A verdict on each of 17 claims, from PocketBench's rows: effect, 95 % interval, what may be said.
 
 `rows` are dicts, one a run, as `lib.course.sweeping` writes; `benchmarks.analysis.effects` says how
 an effect and its interval come about.
 """
 
-from collections import defaultdict, namedtuple
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,34 +20,35 @@ from benchmarks.analysis.effects import (
     PARTS,
     RESAMPLES,
     SAME,
+    Effect,
     decide,
     effect,
     number,
-    shown,
 )
-from benchmarks.analysis.study_rows import BUSY, read_bench
+from benchmarks.analysis.shipping import claim_rows
+from benchmarks.analysis.study_rows import BUSY
 from lib.config.presets import PRESETS
+from lib.config.settings import METHODS
 from lib.dataset.captions import KINDS
-from lib.files.errors import BadInput
 from lib.files.json_file import read_json
+from lib.files.text import amount, size_text
 
-SAMPLE_SECONDS, BANDWIDTH = (
-    0.2,
-    20e6,
-)  # a picture of 25 guided steps (benchmarks/results/pocket.json); bits a second, of claim 4
+Rows = list[dict[str, Any]]
+Columns = dict[str, Any]
 
+SAMPLE_SECONDS = 0.2  # a picture of 25 guided steps (benchmarks/results/pocket.json)
+BANDWIDTH = 20e6  # bits a second, of claim 4
 
 # base -> (parameters of its U-Net, parameters of an attention LoRA for each rank): 2 bytes a
 # parameter, in fp16 as shipped. For each attention block of width d with text of width c a rank
 # takes 14 d + 2 c: c is 768 in Stable Diffusion 1.5, 2048 in SDXL.
 SHAPES = {"sd15": (859_520_964, 199_296), "sdxl": (2_567_463_684, 1_451_520)}
 
-
 FORECAST = BENCH.with_name("forecast.json")
 
-
-LATER, NOT_THERE = "measured in notebook 05", "no figure in these rows"
-
+LATER = "measured in notebook 05"
+NOT_THERE = "no figure in these rows"
+QUARTERS = range(PARTS + 1)
 
 HEADINGS = [
     "claim",
@@ -56,9 +56,7 @@ HEADINGS = [
     "measurement",
     "effect of DreamBooth against LoRA (95 % interval)",
     "verdict",
-    "your own run",
 ]
-
 
 CAPTION = (
     "Means over subjects of paired differences, or geometric means of ratios (x). Intervals: 95 %,"
@@ -70,14 +68,27 @@ CAPTION = (
 )
 
 
-# One measurement of a claim: `sign` 1 or -1 is the direction claimed, 0 shows the effect without
-# judging by it.
-Part = namedtuple(
-    "Part", "label measure sign study of against pair", defaults=(1, "main", FULL, LORA, ("seed",))
-)
+class Part(NamedTuple):
+    """One measurement of a claim; the last five are as `effect` takes them.
+
+    sign: 1 or -1 is the direction claimed, 0 shows the effect without judging by it.
+    """
+
+    label: str
+    measure: str
+    sign: int = 1
+    study: str = "main"
+    of: Columns = FULL
+    against: Columns = LORA
+    pair: tuple[str, ...] = ("seed",)
+
+    def effect(self, rows: Rows) -> Effect:
+        """Its `Effect` in PocketBench's rows."""
+        return effect(rows, self.measure, self.study, self.of, self.against, self.pair)
 
 
-RARE, POOR = {"variant": "rare"}, {"variant": ("duplicates", "one_background")}
+RARE = {"variant": "rare"}
+POOR = {"variant": ("duplicates", "one_background")}
 
 
 OVERFITS = (
@@ -99,7 +110,7 @@ WITHOUT = {
 
 # Number, claim, how it is measured, and its parts; instead of parts, the verdict on what these rows
 # cannot decide.
-CLAIMS = (
+CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
     (
         1,
         "LoRA trains faster",
@@ -287,249 +298,236 @@ CLAIMS = (
 )
 
 
-def _derived(rows):
+def verdicts(rows: Rows, forecast: dict[tuple[str, str], float] | None = None) -> dict[str, Any]:
+    """What verdicts.json holds: a row for each claim, with its texts, numbers and intervals.
+
+    forecast: (base, method) -> bytes of memory, as of `read_forecast`. Raises BadInput as `effect`
+    does.
+    """
+    return {
+        "columns": HEADINGS,
+        "caption": CAPTION,
+        "sample_seconds": SAMPLE_SECONDS,
+        "upload_bits_per_second": BANDWIDTH,
+        "claims": _claims(_derived(rows), forecast or {}),
+    }
+
+
+def _claims(rows: Rows, forecast: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
+    """A dict for each claim; `rows` are those of `_derived`."""
+    found = {
+        claim: [(part, part.effect(rows)) for part in parts]
+        for claim, _, _, parts in CLAIMS
+        if not isinstance(parts, str)
+    }
+    judged = sum(
+        part.sign != 0 and e.low is not None for parts in found.values() for part, e in parts
+    )
+    shipped, lines = claim_rows(), []
+    for claim, words, measurement, parts in CLAIMS:
+        if claim in found:
+            text, verdict = _texts(found[claim], rows, judged)
+        else:
+            text, verdict = shipped.get(claim, ("-", str(parts)))
+        if claim in (2, 3):
+            text += f"; {_on_stable_diffusion(found[claim][0][0].measure, forecast)}"
+        lines.append(
+            {
+                "claim": claim,
+                "words": words,
+                "measurement": measurement,
+                "effect": text,
+                "verdict": verdict,
+                "parts": [_part_record(part, e) for part, e in found.get(claim, [])],
+            }
+        )
+    return lines
+
+
+def _part_record(part: Part, found: Effect) -> dict[str, Any]:
+    """A part of a claim in numbers; `own`: whether the reader's own two runs can stand beside it."""
+    names = ("value", "low", "high", "subjects", "seeds", "unit")
+    return {
+        "label": part.label,
+        "measure": part.measure,
+        "judged": part.sign != 0,
+        "own": (part.study, part.of, part.against) == ("main", FULL, LORA),
+    } | {name: getattr(found, name) for name in names}
+
+
+def _derived(rows: Rows) -> Rows:
     """Copies of the rows, checked, with costs computed from others; and every whole sweep of
     learning rates as a row of its own.
     """
-    rows, sweeps, paths = [dict(row) for row in rows], defaultdict(list), defaultdict(list)
+    rows = [dict(row) for row in rows]
     for row in rows:
         for key in [key for key in row if key in MEASURES or isinstance(row[key], float)]:
             number(row, key)
         train, size = row.get("train_seconds"), row.get("file_bytes")
-        row |= {
-            "iteration_seconds": train and train + SAMPLE_SECONDS,
-            "transfer_seconds": size and size * 8 / BANDWIDTH,
-        }
-        path = [row.get(f"dino_{k}_of_{PARTS}") for k in range(PARTS + 1)]
-        if (
-            train and None not in path
-        ):  # its first best point; None for step 0, where training did not help
-            row |= {
-                "seconds_to_best": train * path.index(max(path)) / PARTS or None,
-                "dino_best": max(path),
-            }
-            paths[row.get("study"), row["subject"], row.get("seed"), row.get("device")].append(
-                (row, path)
-            )
-        if row.get("study") == "rate" and train:
-            sweeps[
-                row["method"],
-                row["subject"],
-                row.get("variant"),
-                row.get("seed"),
-                row.get("device"),
-            ].append(row)
+        row["iteration_seconds"] = train and train + SAMPLE_SECONDS
+        row["transfer_seconds"] = size and size * 8 / BANDWIDTH
+    _read_off_the_curves(rows)
+    return rows + _sweeps(rows)
+
+
+def _read_off_the_curves(rows: Rows) -> None:
+    """Add to each run what its DINO at each quarter tells: its best point, and (in the main study)
+    where it stood when the quicker of the two trainings ended.
+    """
+    paths = defaultdict(list)
+    for row in rows:
+        train, path = row.get("train_seconds"), [row.get(f"dino_{k}_of_{PARTS}") for k in QUARTERS]
+        if train and None not in path:
+            # Its first best point; None for step 0, where training did not help.
+            row["seconds_to_best"] = train * path.index(max(path)) / PARTS or None
+            row["dino_best"] = max(path)
+            pair = row.get("study"), row["subject"], row.get("seed"), row.get("device")
+            paths[pair].append((row, path))
     for (study, *_), pair in paths.items():
         end = min(row["train_seconds"] for row, _ in pair)
         for row, path in pair if study == "main" else ():
-            row["dino_equal_time"] = float(
-                np.interp(PARTS * end / row["train_seconds"], range(PARTS + 1), path)
-            )
+            at = PARTS * end / row["train_seconds"]
+            row["dino_equal_time"] = float(np.interp(at, QUARTERS, path))
+
+
+def _sweeps(rows: Rows) -> Rows:
+    """One row for each whole sweep of learning rates, with the seconds of all its trainings."""
+    sweeps = defaultdict(list)
+    for row in rows:
+        if row.get("study") == "rate" and row.get("train_seconds"):
+            names = ("method", "subject", "variant", "seed", "device")
+            sweeps[tuple(row.get(name) for name in names)].append(row)
+    longest: dict[str, int] = {}
     for (method, *_), runs in sweeps.items():
-        if len(runs) == max(
-            len(others) for key, others in sweeps.items() if key[0] == method
-        ):  # unfinished sweeps are shorter by chance
-            rows.append(
-                runs[0]
-                | {
-                    "study": "sweep",
-                    "train_seconds": sum(run["train_seconds"] for run in runs),
-                }
-            )
-    return rows
+        longest[method] = max(longest.get(method, 0), len(runs))
+    return [
+        runs[0] | {"study": "sweep", "train_seconds": sum(run["train_seconds"] for run in runs)}
+        for (method, *_), runs in sweeps.items()
+        if len(runs) == longest[method]  # unfinished sweeps are shorter by chance
+    ]
 
 
-def _judge(e, sign, count):
+def _judge(found: Effect, sign: int, count: int) -> tuple[str, str]:
     """`decide`'s (verdict, detail), with a word more where the verdict would fall if all `count`
     judged were to be right at once.
     """
-    kind, detail = decide(e, sign)
-    falls = (
-        kind in ("holds", "does not hold", "no difference")
-        and decide(e.beside(count), sign)[0] != kind
-    )
-    return kind, "; ".join(
-        filter(None, [detail, f"by itself, not with all {count} at once" * falls])
-    )
+    kind, detail = decide(found, sign)
+    decided = kind in ("holds", "does not hold", "no difference")
+    if decided and decide(found.beside(count), sign)[0] != kind:
+        more = f"by itself, not with all {count} at once"
+        detail = f"{detail}; {more}" if detail else more
+    return kind, detail
 
 
-def _never(rows, part):
+def _never(rows: Rows, part: Part) -> str:
     """How many runs never got to where `seconds_to_half` is read, as text: pairs with one of them
     are missing from its ratio.
     """
-    counts = {}
-    for name, where in (
-        (("LoRA", part.against), ("DreamBooth", part.of))
-        if part.measure == "seconds_to_half"
-        else ()
-    ):
-        timed = [
-            row
+    if part.measure != "seconds_to_half":
+        return ""
+    counts = []
+    for name, where in (("LoRA", part.against), ("DreamBooth", part.of)):
+        runs = [
+            row.get(part.measure)
             for row in rows
             if row.get("study") == part.study
             and where.items() <= row.items()
             and row.get("train_seconds")
         ]
-        runs = [row.get(part.measure) for row in timed]
-        counts[name] = f"{name} {runs.count(None)} of {len(runs)}"
-    return f", never got there: {', '.join(counts.values())}" if counts else ""
+        counts.append(f"{name} {runs.count(None)} of {len(runs)}")
+    return f", never got there: {', '.join(counts)}"
 
 
-def _said(found, rows, count):
-    """(effects, verdict) as text of [(part, effect)]: a claim that holds for some of its parts
-    depends on what is measured.
+def _texts(found: list[tuple[Part, Effect]], rows: Rows, count: int) -> tuple[str, str]:
+    """(effects, verdict) of a claim as texts.
 
-    `count`: the comparisons that are judged in the whole table.
+    count: the comparisons that are judged in the whole table.
     """
-    groups, texts = defaultdict(list), []
+    effects = "; ".join(_effect_text(part, e, rows) for part, e in found if e.subjects)
+    groups = defaultdict(list)
     for part, e in found:
         if part.sign:
-            study = [row for row in rows if row.get("study") == part.study]
-            never = study and all(row.get(part.measure) is None for row in study)
-            groups[(NOT_THERE, "") if never else _judge(e, part.sign, count)].append(part.label)
-        if e.subjects:
-            costs = (
-                f", LoRA {shown(e.against, e.unit)}, DreamBooth {shown(e.of, e.unit)}"
-                if e.kind == "ratio"
-                else ""
-            )
-            texts.append(f"{part.label} {e.text()}{costs}{_never(rows, part)}".strip())
+            kind = (NOT_THERE, "") if _is_missing(part, rows) else _judge(e, part.sign, count)
+            groups[kind].append(part.label)
+    if not effects and len(groups) == 1:
+        effects = "-"
+    return effects, _verdict_text(groups)
+
+
+def _effect_text(part: Part, found: Effect, rows: Rows) -> str:
+    """An effect with its interval; of a cost also what each method takes."""
+    costs = ""
+    if found.of is not None and found.against is not None and found.kind == "ratio":
+        lora, full = amount(found.against, found.unit), amount(found.of, found.unit)
+        costs = f", LoRA {lora}, DreamBooth {full}"
+    return f"{part.label} {found.text()}{costs}{_never(rows, part)}".strip()
+
+
+def _is_missing(part: Part, rows: Rows) -> bool:
+    """Whether a study was run, and none of its rows holds this measure."""
+    study = [row for row in rows if row.get("study") == part.study]
+    return bool(study) and all(row.get(part.measure) is None for row in study)
+
+
+def _verdict_text(groups: dict[tuple[str, str], list[str]]) -> str:
+    """One verdict of {(verdict, detail): labels of the parts}: a claim that holds for some of its
+    parts depends on what is measured.
+    """
     if len(groups) == 1:
         ((kind, detail),) = groups
-        return "; ".join(texts) or "-", f"{kind} ({detail})" if detail else kind
-    missing, kinds = groups.pop((NOT_MEASURED, ""), ()), {kind for kind, _ in groups}
+        return f"{kind} ({detail})" if detail else kind
+    missing = groups.pop((NOT_MEASURED, ""), [])
+    kinds = {kind for kind, _ in groups}
     verdict = "; ".join(
         f"{kind} for {', '.join(labels)}{detail and f' ({detail})'}"
         for (kind, detail), labels in groups.items()
     )
-    depends = (
-        "depends on the measure: "
-        if "holds" in kinds and kinds & {"does not hold", "no difference", "no difference found"}
-        else ""
-    )
-    return "; ".join(texts), depends + verdict + (
-        f"; not measured yet for {', '.join(missing)}: make pocketbench" if missing else ""
-    )
+    if "holds" in kinds and kinds & {"does not hold", "no difference", "no difference found"}:
+        verdict = f"depends on the measure: {verdict}"
+    if missing:
+        verdict += f"; not measured yet for {', '.join(missing)}: make pocketbench"
+    return verdict
 
 
-def shipped_bytes(base, method, rank):
+def shipped_bytes(base: str, method: str, rank: int) -> int:
     """Bytes of the weights as shipped, in fp16, for a base of `SHAPES`: a U-Net, or an attention
     LoRA of `rank`. Computed.
     """
-    whole, each = SHAPES[base]
-    return 2 * (each * rank if method == "lora" else whole)
+    unet, each_rank = SHAPES[base]
+    return 2 * (each_rank * rank if method == "lora" else unet)
 
 
-def read_forecast(path=FORECAST):
+def read_forecast(path: Path = FORECAST) -> dict[tuple[str, str], float]:
     """{(base, method): bytes at the peak} of the smallest recipe of training; where no forecast was
     made: none, and a line that says so.
     """
     if not path.is_file():
         print(f"There is no forecast of memory for Stable Diffusion here ({path} is missing).")
         return {}
-    from lib.memory.cards import for_guide
+    from lib.memory.cards import for_guide  # brings in torch, which the other numbers do not need
 
     return for_guide(read_json(path)["rows"])
 
 
-def _beyond(measure, forecast):
-    """What a cost is on Stable Diffusion, as text: memory by forecast, a file's bytes computed;
-    nothing for other measures.
-    """
-    texts, rank = (
-        [],
-        next(
-            preset["rank"]
-            for (method, family), preset in PRESETS.items()
-            if method == "lora" and family != "pocket"
-        ),
-    )
+def _on_stable_diffusion(measure: str, forecast: dict[tuple[str, str], float]) -> str:
+    """What a cost is on Stable Diffusion, as text: memory by forecast, a file's bytes computed."""
+    is_memory, rank, texts = measure == "peak_bytes", PRESETS["lora", "sd1"]["rank"], []
     for base in SHAPES:
-        both = [
-            forecast.get((base, m)) if measure == "peak_bytes" else shipped_bytes(base, m, rank)
-            for m in ("lora", "dreambooth")
-        ]
-        if None not in both:
-            cards = (
-                f", cards of {_card(both[0])} and {_card(both[1])}"
-                if measure == "peak_bytes"
-                else ""
-            )
-            texts.append(
-                f"{base} LoRA {large(both[0])}, DreamBooth {large(both[1])} (x"
-                f" {both[1] / both[0]:.3g}{cards})"
-            )
-    how = "forecast, smallest recipe" if measure == "peak_bytes" else f"computed, rank {rank}, fp16"
+        lora, full = (
+            forecast.get((base, m)) if is_memory else shipped_bytes(base, m, rank) for m in METHODS
+        )
+        if lora is not None and full is not None:
+            cards = f", cards of {_card(lora)} and {_card(full)}" if is_memory else ""
+            sides = f"LoRA {size_text(lora)}, DreamBooth {size_text(full)}"
+            texts.append(f"{base} {sides} (x {full / lora:.3g}{cards})")
+    how = "forecast, smallest recipe" if is_memory else f"computed, rank {rank}, fp16"
     return f"{how}: {', '.join(texts)}" if texts else "Stable Diffusion: no forecast here yet"
 
 
-def _card(peak):
+def _card(peak: float) -> str:
     """The smallest common card on which a peak of so many bytes fits, such as "6 GB"."""
-    from lib.memory.cards import CARDS, usable
+    from lib.memory.cards import CARDS, usable  # brings in torch
 
     return next(
         (f"{card} GB" for card in CARDS if peak <= usable(card)), f"more than {CARDS[-1]} GB"
     )
-
-
-def large(value):
-    """Bytes as text in GiB, or in MiB below half of one."""
-    return f"{value / 2**30:.3g} GiB" if value >= 2**29 else shown(value, "bytes")
-
-
-def verdict_table(rows, own=None, forecast=None):
-    """The 17 claims as rows of text under `HEADINGS`; `own`: the `Comparison` of the reader's own
-    run.
-
-    `forecast`: {(base, method): bytes of memory}, as of `read_forecast`. Raises BadInput as
-    `effect` does.
-    """
-    from benchmarks.analysis.shipping import claim_rows
-
-    rows, lines, shipped = _derived(rows), [], claim_rows()
-    mine = own and [
-        _derived([{"study": "your own", "method": m} | own.rows.get(m, {})])[0]
-        for m in ("lora", "dreambooth")
-    ]
-    measured = {count: parts for count, *_, parts in CLAIMS if not isinstance(parts, str)}
-    found = {
-        count: [(part, effect(rows, part.measure, *part[3:])) for part in parts]
-        for count, parts in measured.items()
-    }
-    judged = sum(
-        part.sign != 0 and e.low is not None for some in found.values() for part, e in some
-    )
-    for count, claim, how, parts in CLAIMS:
-        run, (effects, verdict) = [], shipped.get(count, ("-", parts))
-        if count in found:
-            effects, verdict = _said(found[count], rows, judged)
-            for part in parts if mine else ():
-                lora, full = (row.get(part.measure) for row in mine)
-                if part[3:6] == ("main", FULL, LORA) and None not in (lora, full):
-                    unit = MEASURES[part.measure][1]
-                    judge = own.about.get(
-                        "clip" if part.measure.startswith(("clip", "diversity")) else "dino"
-                    )
-                    by = f" (by {judge['encoder']})" if judge and unit == "cosine" else ""
-                    run.append(
-                        f"{part.label} LoRA {shown(lora, unit)}, DreamBooth {shown(full, unit)}{by}".strip()
-                    )
-        if count in (2, 3):
-            effects += f"; {_beyond(parts[0].measure, forecast or {})}"
-        lines.append([str(count), claim, how, effects, verdict, "; ".join(run) or "-"])
-    return lines
-
-
-if __name__ == "__main__":
-    import sys
-
-    try:
-        rows = verdict_table(read_bench((sys.argv[1:] or [BENCH])[0]), None, read_forecast())
-        print(
-            *(f"| {' | '.join(line)} |" for line in (HEADINGS, ["---"] * len(HEADINGS), *rows)),
-            "",
-            CAPTION,
-            sep="\n",
-        )
-    except BadInput as error:
-        sys.exit(str(error))

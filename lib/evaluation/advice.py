@@ -1,41 +1,30 @@
 """The decision guide: what you have and what you want in, a recommendation out, every sentence
 beside the measurement that it rests on.
 
-    advise(Needs(memory_gib=8, disk_gib=20, concepts=40, fidelity="either", minutes=120), rows).table()
+    advise(Needs(memory_gib=8, disk_gib=20, concepts=40, fidelity="either", minutes=120)).table()
 
-`rows` are PocketBench's, as in `benchmarks.analysis.effects`. Where no measurement decides, the
-advice is "either", and says so.
+It rests on data/results/advice.json, which `python -m benchmarks.analysis` makes of PocketBench's
+rows, and on data/results/forecast.json. Where no measurement decides, the advice is "either", and
+says so.
 """
 
 import math
-from collections import namedtuple
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
-from benchmarks.analysis.effects import (
-    COSINE,
-    COST,
-    ENOUGH,
-    LORA,
-    NOT_MEASURED,
-    decide,
-    effect,
-    number,
-)
-from benchmarks.analysis.verdicts import LATER, SHAPES, large, shipped_bytes
 from lib.config.checked import checked
 from lib.config.names import METHOD_NAMES
 from lib.config.presets import PRESETS
 from lib.config.settings import METHODS
+from lib.evaluation.results import NOT_MEASURED, read_result
 from lib.files.errors import BadInput
+from lib.files.text import size_text
+from lib.plots.figure import Table
 
 Fidelity = Literal["likeness first", "small files first", "either"]
-
-
 FIDELITY: tuple[str, ...] = get_args(Fidelity)
-
 
 PUBLISHED = (
     "OFT, arXiv 2306.07280, table 1, on Stable Diffusion 1.5: DINO .614 for all weights, .613 for"
@@ -43,15 +32,40 @@ PUBLISHED = (
 )
 
 
-# what a limit is set on -> (the measure, its words, its unit)
+class Cost(NamedTuple):
+    """What a limit is set on: the bench's measure, its name in a sentence, its unit."""
+
+    measure: str
+    words: str
+    unit: str
+
+
 COSTS = {
-    "memory": ("peak_bytes", "memory of training", "bytes"),
-    "disk": ("file_bytes", "the file as shipped", "bytes"),
-    "time": ("train_seconds", "time of training", "s"),
+    "memory": Cost("peak_bytes", "memory of training", "bytes"),
+    "disk": Cost("file_bytes", "the file as shipped", "bytes"),
+    "time": Cost("train_seconds", "time of training", "s"),
 }
 
+# (base, method) -> bytes at the peak of the smallest recipe
+Forecast = dict[tuple[str, str], float]
 
-Sentence = namedtuple("Sentence", "text measurement")
+
+class Sentence(NamedTuple):
+    """One sentence of the advice, and the measurement that it rests on."""
+
+    text: str
+    measurement: str
+
+
+class Estimate(NamedTuple):
+    """What one training, or its file, costs in bytes or seconds, and where that figure is from."""
+
+    amount: float
+    source: str
+
+
+# what a limit is set on -> method -> its figure, None where nobody knows
+Costs = dict[str, dict[str, Estimate | None]]
 
 
 @checked("Need")
@@ -90,221 +104,218 @@ class Needs:
         str, Field(description="Base model: pocket, or one that the forecast knows.")
     ] = "pocket"
 
+    def limit(self, what: str) -> float:
+        """The most of a cost that is to be had, in bytes or seconds."""
+        if what == "time":
+            return self.minutes * 60
+        return 2**30 * (self.memory_gib if what == "memory" else self.disk_gib)
+
 
 @dataclass(frozen=True)
 class Advice:
-    """`choice`: "lora", "dreambooth", "either", or "neither" where both break a limit; `rank` for
-    LoRA, None if that is no choice.
+    """A recommendation and the sentences that it rests on, the recommendation first.
 
-    `sentences` are pairs (text, measurement), the recommendation first.
+    choice: "lora", "dreambooth", "either", or "neither" where both break a limit.
+    rank: for LoRA, None if that is no choice.
     """
 
     choice: str
-    sentences: tuple
+    sentences: tuple[Sentence, ...]
     rank: int | None = None
 
-    def table(self):
-        """The sentences as a `lib.plots.figure.Table`."""
-        from lib.plots.figure import Table
-
-        return Table(self.sentences, ["advice", "measurement"])
+    def table(self, caption: str = "") -> Table:
+        """The sentences beside their measurements."""
+        return Table(self.sentences, ["advice", "measurement"], caption)
 
 
-def advise(needs, rows, forecast=None):
-    """The `Advice` for `Needs`, from PocketBench's rows and `forecast`: {(base, method): bytes of
-    memory}, for bases other than pocket.
+def advise(
+    needs: Needs, measured: dict[str, Any] | None = None, forecast: Forecast | None = None
+) -> Advice:
+    """The `Advice` for `Needs`: first the limits, then what was wanted, then the costs.
 
-    First the limits (memory, disk, time), then what was wanted, then the costs. What was not
-    measured decides nothing. Raises BadInput for a base without any figure, a forecast that is no
-    number above 0, and as `benchmarks.analysis.effects.effect` does.
+    measured: what advice.json holds. forecast: for bases other than pocket, the forecast that ships
+    if none is given. What was not measured decides nothing. Raises BadInput for a base without any
+    figure, and for a forecast that is no number above 0.
     """
-    forecast = forecast or {}
-    for (base, method), value in forecast.items():
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise BadInput(
-                f"The forecast for {method} on {base} is {value!r}: give bytes, a number above 0."
-            )
-    known = {"pocket", *SHAPES, *(base for base, _ in forecast)}
-    if needs.base not in known:
-        raise BadInput(
-            f"Need 'base' is {needs.base!r}, for which there is no figure: known are"
-            f" {', '.join(sorted(known))}."
-        )
-    rows = _ranked(rows)
-    rank, about_rank = _rank(needs, rows)
-    costs = {
-        what: {m: _cost(what, m, needs, rows, forecast, rank) for m in METHODS} for what in COSTS
+    measured = measured or read_result("advice")
+    if forecast is None:
+        from lib.memory.cards import for_guide  # brings in torch, which all else does without
+
+        forecast = for_guide()
+    _check(needs, measured, forecast)
+    rank, about_rank = _rank(needs, measured)
+    costs: Costs = {
+        what: {m: _cost(what, m, needs, measured, forecast, rank) for m in METHODS}
+        for what in COSTS
     }
-    limits = [_limit(what, found, needs) for what, found in costs.items()]
+    limits = [_limit(what, figures, needs) for what, figures in costs.items()]
     left = [m for m in METHODS if not any(m in broken for broken, _ in limits)]
-    said = [sentence for _, sentence in limits]
+    sentences = [sentence for _, sentence in limits]
     if len(left) == 2:
-        choice, why = _wanted(needs, rows, costs)
-        said += why
+        choice, why = _wanted(needs, measured, costs)
+        sentences += why
     else:
         choice = left[0] if left else "neither"
     if choice in ("lora", "either"):
-        said.append(about_rank)
+        sentences.append(about_rank)
     if needs.concepts > 1:
-        said.append(
+        sentences.append(
             Sentence(
                 "Several concepts in one picture are not part of this advice.",
-                f"claims 7 and 8: {LATER}",
+                "claims 7 and 8: measured in notebook 05",
             )
         )
-    lora = f"LoRA, rank {rank}"
     first = {
         "neither": (
             "Neither is known to be within your limits: widen the broken one, take fewer concepts"
             " or a smaller base model."
         ),
-        "either": f"Either {lora}, or DreamBooth: nothing below decides between them.",
-        "lora": f"Take {lora}.",
+        "either": (f"Either LoRA, rank {rank}, or DreamBooth: nothing below decides between them."),
+        "lora": f"Take LoRA, rank {rank}.",
         "dreambooth": "Take DreamBooth.",
     }[choice]
     return Advice(
         choice,
-        (Sentence(first, "the lines below"), *said),
+        (Sentence(first, "the lines below"), *sentences),
         rank if choice in ("lora", "either") else None,
     )
 
 
-def _ranked(rows):
-    """The rows, with the main study's LoRA runs copied into the study of ranks where that has none
-    of their rank.
-    """
-    runs = [row for row in rows if row.get("method") == "lora" and row.get("rank") is not None]
-    there = {row["rank"] for row in runs if row.get("study") == "rank"}
-    return [
-        *rows,
-        *(
-            row | {"study": "rank"}
-            for row in runs
-            if row.get("study") == "main" and row["rank"] not in there
-        ),
-    ]
-
-
-def _rank(needs, rows):
-    """(rank, sentence): the smallest rank that is shown to be as alike as the best, else the
-    preset's.
-    """
-    preset = PRESETS["lora", "pocket" if needs.base == "pocket" else "sd1"]["rank"]
-    ranks = sorted(
-        {
-            int(row["rank"])
-            for row in rows
-            if row.get("study") == "rank" and row.get("method") == "lora"
-        }
-    )
-
-    def against(one, other):
-        return effect(rows, "dino", "rank", LORA | {"rank": one}, LORA | {"rank": other})
-
-    best = ranks[0] if ranks else None
-    for rank in ranks[1:]:
-        best = rank if (against(rank, best).value or 0) > 0 else best
-    for rank in ranks if needs.base == "pocket" else ():
-        behind = against(best, rank)
-        if rank != best and behind.subjects >= ENOUGH and behind.high < COSINE:
-            return rank, Sentence(
-                f"Rank {rank} is enough: its DINO is less than {COSINE} below that of rank {best},"
-                f" the best of {', '.join(map(str, ranks))}.",
-                f"DINO, rank {best} minus rank {rank}: {behind.text()}",
+def _check(needs: Needs, measured: dict[str, Any], forecast: Forecast) -> None:
+    """Raise BadInput for a forecast that is no number above 0, or a base without any figure."""
+    for (base, method), value in forecast.items():
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise BadInput(
+                f"The forecast for {method} on {base} is {value!r}: give bytes, a number above 0."
             )
-        if rank == best and len(ranks) > 1 and behind.subjects >= ENOUGH:
+    known = {"pocket", *measured["files"], *(base for base, _ in forecast)}
+    if needs.base not in known:
+        raise BadInput(
+            f"Need 'base' is {needs.base!r}, for which there is no figure: known are"
+            f" {', '.join(sorted(known))}."
+        )
+
+
+def _rank(needs: Needs, measured: dict[str, Any]) -> tuple[int, Sentence]:
+    """The smallest rank that is shown to be as alike as the best, else the preset's."""
+    preset = PRESETS["lora", "pocket" if needs.base == "pocket" else "sd1"]["rank"]
+    best, ranks = measured["best_rank"], measured["ranks"]
+    listed = ", ".join(str(each["rank"]) for each in ranks)
+    for each in ranks if needs.base == "pocket" else ():
+        rank, behind = each["rank"], each["best_minus_this"]
+        if behind["high"] is None:  # too few subjects
+            continue
+        if rank != best and behind["high"] < behind["margin"]:
             return rank, Sentence(
-                f"Rank {rank} is the best of {', '.join(map(str, ranks))}, and no smaller one is"
-                " shown to be as good.",
-                f"DINO of rank {rank}, mean {behind.of:.3f}",
+                f"Rank {rank} is enough: its DINO is less than {behind['margin']} below that of"
+                f" rank {best}, the best of {listed}.",
+                f"DINO, rank {best} minus rank {rank}: {behind['text']}",
+            )
+        if rank == best and len(ranks) > 1:
+            return rank, Sentence(
+                f"Rank {rank} is the best of {listed}, and no smaller one is shown to be as good.",
+                f"DINO of rank {rank}, mean {behind['of']:.3f}",
             )
     return preset, Sentence(
-        f"Rank {preset} is the preset's: ranks were not compared on {ENOUGH} subjects of this"
-        " base.",
-        "PRESETS, lib/config/settings.py",
+        f"Rank {preset} is the preset's: ranks were not compared on {measured['enough']} subjects"
+        " of this base.",
+        "PRESETS, lib/config/presets.py",
     )
 
 
-def _cost(what, method, needs, rows, forecast, rank):
-    """(amount, measurement): the bytes or seconds of one training with a method, or of its file;
-    None where nobody knows.
-    """
+def _cost(
+    what: str,
+    method: str,
+    needs: Needs,
+    measured: dict[str, Any],
+    forecast: Forecast,
+    rank: int,
+) -> Estimate | None:
+    """What one training by a method, or its file, costs; None where nobody knows."""
     if needs.base != "pocket":
-        if what == "memory" and (needs.base, method) in forecast:
-            return forecast[needs.base, method], f"forecast for {needs.base}"
-        if what == "disk" and needs.base in SHAPES:
-            return (
-                shipped_bytes(needs.base, method, rank),
-                f"computed for {needs.base}, 2 bytes a parameter",
-            )
-        return None
+        return _cost_elsewhere(what, method, needs.base, measured, forecast, rank)
     measure, _, unit = COSTS[what]
-    runs = [row for row in rows if row.get("method") == method and number(row, measure) is not None]
-    ranked = [row for row in runs if row.get("study") == "rank" and row.get("rank") == rank]
-    runs = ranked or [row for row in runs if row.get("study") == "main"]
-    if not runs:
+    levels = measured["costs"][measure][method]
+    found = levels.get(f"rank {rank}", levels.get("main"))
+    if found is None:
         return None
-    found = [row[measure] for row in runs]
-    devices = ", ".join(sorted({str(row.get("device")) for row in runs}))
     if unit == "s":
-        return sum(found) / len(found), f"{measure}, mean of {len(found)} runs on {devices}"
+        source = f"{measure}, mean of {found['runs']} runs on {found['devices']}"
+        return Estimate(found["mean"], source)
     note = " (tensors, without Python and its libraries)" if what == "memory" else ""
-    return (
-        max(found),
-        f"{measure}, largest of {len(found)} runs{note}",
-    )  # what has to fit has to fit at its largest
+    # What has to fit has to fit at its largest.
+    return Estimate(found["largest"], f"{measure}, largest of {found['runs']} runs{note}")
 
 
-def _limit(what, found, needs):
-    """(methods that are not known to keep a limit that matters, sentence)."""
-    times, unit = 1 if what == "memory" else needs.concepts, COSTS[what][2]
-    room = (
-        needs.minutes * 60
-        if what == "time"
-        else 2**30 * (needs.memory_gib if what == "memory" else needs.disk_gib)
+def _cost_elsewhere(
+    what: str,
+    method: str,
+    base: str,
+    measured: dict[str, Any],
+    forecast: Forecast,
+    rank: int,
+) -> Estimate | None:
+    """The same on another base than pocket: memory by forecast, a file's bytes computed."""
+    if what == "memory" and (base, method) in forecast:
+        return Estimate(forecast[base, method], f"forecast for {base}")
+    if what == "disk" and base in measured["files"]:
+        sizes = measured["files"][base]
+        size = sizes["lora_a_rank"] * rank if method == "lora" else sizes["dreambooth"]
+        return Estimate(size, f"computed for {base}, 2 bytes a parameter")
+    return None
+
+
+def _limit(
+    what: str, figures: dict[str, Estimate | None], needs: Needs
+) -> tuple[set[str], Sentence]:
+    """The methods that are not known to keep a limit that matters, and a sentence on it."""
+    times, unit, most = (
+        1 if what == "memory" else needs.concepts,
+        COSTS[what].unit,
+        needs.limit(what),
     )
-    known = {m: (cost[0] * times, cost[1]) for m, cost in found.items() if cost}
+    known = {m: Estimate(f.amount * times, f.source) for m, f in figures.items() if f}
     if not known:
         return set(), Sentence(
             f"{what.capitalize()} decides nothing: there is no figure for {needs.base}.",
             _unmeasured(needs),
         )
-    broken = {m for m, (amount, _) in known.items() if amount > room}
+    broken = {m for m, figure in known.items() if figure.amount > most}
     each = [
-        f"{METHOD_NAMES[m]} takes {_amount(amount, unit)}, which"
+        f"{METHOD_NAMES[m]} takes {_amount(figure.amount, unit)}, which"
         f" {'does not fit' if m in broken else 'fits'}"
-        for m, (amount, _) in known.items()
+        for m, figure in known.items()
     ]
     each += [f"{METHOD_NAMES[m]} is not known" for m in METHODS if m not in known]
     # Where one method is too much, another that nobody has a figure for is no way out.
     broken |= {m for m in METHODS if m not in known} if broken else set()
     many = f" for {times} concepts" if times > 1 else ""
     return broken, Sentence(
-        f"{what.capitalize()}{many}, of your {_amount(room, unit)}: {'; '.join(each)}.",
-        "; ".join(f"{METHOD_NAMES[m]}: {source}" for m, (_, source) in known.items()),
+        f"{what.capitalize()}{many}, of your {_amount(most, unit)}: {'; '.join(each)}.",
+        "; ".join(f"{METHOD_NAMES[m]}: {figure.source}" for m, figure in known.items()),
     )
 
 
-def _unmeasured(needs):
+def _unmeasured(needs: Needs) -> str:
     return NOT_MEASURED if needs.base == "pocket" else "none"
 
 
-def _amount(value, unit):
-    return f"{value / 60:,.1f} minutes" if unit == "s" else large(value)
+def _amount(value: float, unit: str) -> str:
+    return f"{value / 60:,.1f} minutes" if unit == "s" else size_text(value)
 
 
-def _wanted(needs, rows, costs):
-    """(choice, sentences) where both methods are within the limits."""
+def _wanted(needs: Needs, measured: dict[str, Any], costs: Costs) -> tuple[str, list[Sentence]]:
+    """The choice and its sentences, where both methods are within the limits."""
     if needs.fidelity == "small files first":
-        side, sentence = _cheaper("disk", needs, rows, costs)
+        side, sentence = _cheaper("disk", needs, measured, costs)
         return side or "either", [sentence]
-    found = [_cheaper(what, needs, rows, costs) for what in COSTS]
-    sides, said = {side for side, _ in found if side}, [sentence for _, sentence in found]
+    found = [_cheaper(what, needs, measured, costs) for what in COSTS]
+    sides, why = {side for side, _ in found if side}, [sentence for _, sentence in found]
     cheaper = sides.pop() if len(sides) == 1 else "either"
     if needs.fidelity == "either":
-        return cheaper, said
-    likeness = effect(rows, "dino")
-    (kind, detail), text = decide(likeness), f"DINO, DreamBooth minus LoRA: {likeness.text()}"
+        return cheaper, why
+    likeness = measured["effects"]["dino"]
+    kind, text = likeness["verdict"], f"DINO, DreamBooth minus LoRA: {likeness['text']}"
     if needs.base != "pocket":
         return "either", [
             Sentence(
@@ -318,31 +329,33 @@ def _wanted(needs, rows, costs):
         return side, [
             Sentence(f"Likeness: {METHOD_NAMES[side]} draws the subject more alike.", text)
         ]
-    sentence = Sentence(
-        f"Likeness decides nothing: {kind}{f' ({detail})' if detail else ''}.", text
-    )
+    sentence = Sentence(f"Likeness decides nothing: {_with_detail(likeness)}.", text)
     # Only where likeness is known to be the same may costs decide in its place.
-    return (cheaper, [sentence, *said]) if kind == "no difference" else ("either", [sentence])
+    return (cheaper, [sentence, *why]) if kind == "no difference" else ("either", [sentence])
 
 
-def _cheaper(what, needs, rows, costs):
-    """(the method that takes less, or None where that is not known, sentence)."""
+def _with_detail(effect: dict[str, Any]) -> str:
+    """What an effect allows to say of itself, such as "no difference (the same within 5%)"."""
+    return effect["verdict"] + (f" ({effect['detail']})" if effect["detail"] else "")
+
+
+def _cheaper(
+    what: str, needs: Needs, measured: dict[str, Any], costs: Costs
+) -> tuple[str | None, Sentence]:
+    """The method that takes less, or None where that is not known, and a sentence on it."""
     measure, words, _ = COSTS[what]
+    effect = measured["effects"][measure]
+    lora, full = (costs[what][m] for m in METHODS)
     if needs.base == "pocket":
-        ratio = effect(rows, measure)
-        (kind, detail), text = decide(ratio), f"{measure}, DreamBooth / LoRA: {ratio.text()}"
-        side = {"holds": "lora", "does not hold": "dreambooth"}.get(kind)
-        kind = f"{kind}{f' ({detail})' if detail else ''}"
+        side = {"holds": "lora", "does not hold": "dreambooth"}.get(effect["verdict"])
+        kind, text = _with_detail(effect), f"{measure}, DreamBooth / LoRA: {effect['text']}"
+    elif lora and full:
+        ratio, same = full.amount / lora.amount, effect["margin"]
+        side = "lora" if ratio > 1 + same else "dreambooth" if ratio < 1 / (1 + same) else None
+        kind = f"the same within {same:.0%}"
+        text = f"DreamBooth / LoRA: x {ratio:.2f}; {lora.source}"
     else:
-        lora, full = (costs[what][m] for m in METHODS)
-        ratio = full[0] / lora[0] if lora and full else 1
-        side = "lora" if ratio > 1 + COST else "dreambooth" if ratio < 1 / (1 + COST) else None
-        kind, text = "not known", _unmeasured(needs)
-        if lora and full:
-            kind, text = (
-                f"the same within {COST:.0%}",
-                f"DreamBooth / LoRA: x {ratio:.2f}; {lora[1]}",
-            )
+        side, kind, text = None, "not known", _unmeasured(needs)
     if side:
         return side, Sentence(f"{METHOD_NAMES[side]} takes less: {words}.", text)
     return None, Sentence(f"Not decided by {words}: {kind}.", text)

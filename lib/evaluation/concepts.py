@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.analysis.effects import CLEAR
 from lib.convert.composition import check_name
 from lib.dataset.captions import prompts
 from lib.dataset.imagefolder import Dataset
 from lib.dataset.preparation import prepare
 from lib.evaluation.fidelity import course_prompts, similarity
+from lib.evaluation.results import CLEAR
 from lib.files.paths import ROOT
 
 

@@ -42,3 +42,17 @@ def clock(seconds):
         if minutes >= 60
         else f"{minutes}:{seconds:02d}"
     )
+
+
+def amount(value: float, unit: str) -> str:
+    """A measurement with its unit ("s", "bytes" or another): "0.242 s", "20.8 MiB", "0.613"."""
+    if unit == "s":
+        return f"{value:.3g} s"
+    if unit == "bytes":
+        return f"{value / 2**20:.3g} MiB"
+    return f"{value:.3f}"
+
+
+def size_text(size: float) -> str:
+    """Bytes with three digits, in GiB, or in MiB below half of one."""
+    return f"{size / 2**30:.3g} GiB" if size >= 2**29 else amount(size, "bytes")

@@ -1,26 +1,20 @@
-"""The bench's figures (data/results/bench_*.png) and the sections of docs/results.md, from
-data/results/pocketbench.csv and shipping.csv alone.
+"""The bench's sections of docs/results.md: what was run, the main table, every figure's numbers."""
 
-python -m benchmarks.figures
-"""
-
-import sys
 from statistics import median
+from typing import Any
 
-from benchmarks import learning_rates
-from benchmarks.analysis import bench_figures, shipping, study_figures
-from benchmarks.analysis.effects import BENCH, ENOUGH, RESAMPLES, SAME, effect, shown
-from benchmarks.analysis.study_rows import BUSY, read_bench, size, steps
+from benchmarks.analysis import bench_figures, shipping
+from benchmarks.analysis.effects import ENOUGH, RESAMPLES, SAME, effect
+from benchmarks.analysis.study_rows import BUSY, size, steps
 from benchmarks.sections import RESULTS_PAGE, into_file
 from benchmarks.studies import studies
-from lib.config.names import METHOD_NAMES
 from lib.config.settings import METHODS
-from lib.files.errors import BadInput
-from lib.plots import charts
-from lib.plots.figure import as_table
+from lib.files.text import amount
+from lib.plots.figure import Figure, as_table
 from pocket.subjects import bench_subjects
 
-ROOT = BENCH.parents[2]
+Rows = list[dict[str, Any]]
+
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the page has the numbers and a link
 MEANT = (
     "Train - held-out: DINO to the photos trained on minus DINO to held-out ones. Nearest photo:"
@@ -43,52 +37,6 @@ NOTES = {
         " method: LoRA beside its attention, DreamBooth all of its weights."
     ),
 }
-
-
-def rates(rows):
-    """What each learning rate is worth: the mean of likeness and obedience by which it is chosen,
-    the best ringed.
-    """
-    found = {name: points for name, points in learning_rates.curves(rows).items() if points}
-    if not found:
-        return None
-    best = {METHOD_NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
-    ends = {
-        METHOD_NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)]
-        for m, points in found.items()
-    }
-    chosen = ", ".join(
-        f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items()
-    )
-    lines = {
-        METHOD_NAMES[m]: [
-            (f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points
-        ]
-        for m, points in found.items()
-    }
-    sets = len({(r["subject"], r["variant"]) for r in rows if r.get("study") == "rate"})
-    about = (
-        f"Each method's learning rate, {size(rows, 'rate')}, {sets} photo sets; chosen: {chosen};"
-        " neighbours are not told apart"
-    )
-    figure = charts.points(
-        lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best
-    )
-    columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
-    body = [
-        [METHOD_NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points
-    ]
-    figure.table = as_table(
-        body,
-        ["", "learning rate", "likeness", "obedience", "both (harmonic mean)", "DINO", "CLIP-T"],
-    )
-    return figure
-
-
-def figures(rows):
-    """name -> `Figure`, those that the rows have runs for."""
-    made = {name: make(rows) for name, make in (study_figures.FIGURES | {"rates": rates}).items()}
-    return {name: figure for name, figure in made.items() if figure}
 
 
 def planned():
@@ -114,7 +62,7 @@ def _copies(rows):
     }
     if not all(e.subjects for e in found.values()):
         return ""
-    one, other = (shown(e.value, e.unit) for e in found.values())
+    one, other = (amount(e.value, e.unit) for e in found.values())
     return (
         f" Plain copies of the training photos would score {one} in train - held-out and {other} in"
         " nearest photo: this judge was made to read a subject in any place, so it hardly sees"
@@ -234,24 +182,11 @@ def shipping_section(figure):
     return "\n".join(text + ["\n\n".join(said)]) + "\n"
 
 
-def main():
-    rows = read_bench()
-    if not rows:
-        return 1
-    made, cut = figures(rows), shipping.extraction()
-    if cut:
-        cut.save(RESULTS_PAGE.parent / file("extraction"))
-    into_file(RESULTS_PAGE, "ship", shipping_section(cut))
-    for name, figure in made.items():
-        figure.save(RESULTS_PAGE.parent / file(name))
-    text = section(rows, made)
-    into_file(RESULTS_PAGE, "pocketbench", text)
-    print(text)
-    return 0
+def write_page(rows: Rows, figures: dict[str, Figure], extracted: Figure | None) -> None:
+    """Write both sections into docs/results.md.
 
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BadInput as error:
-        sys.exit(str(error))
+    figures: name -> picture with its table, as of `benchmarks.analysis.study_figures.figures`.
+    extracted: the picture of extracted LoRAs, None where they were not measured.
+    """
+    into_file(RESULTS_PAGE, "ship", shipping_section(extracted))
+    into_file(RESULTS_PAGE, "pocketbench", section(rows, figures))

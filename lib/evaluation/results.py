@@ -1,0 +1,131 @@
+"""What was measured on many subjects, as it ships: verdicts, studies, and what survives of concepts.
+
+`python -m benchmarks.analysis` writes the files of data/results that are read here, from the
+bench's rows. Nothing is computed again, so notebooks show them at once:
+
+    verdict_table()            # the 17 claims, what was measured, and what may be said
+    study("rank")              # a study's picture, with its numbers as a table
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lib.config.settings import METHODS
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json
+from lib.files.paths import ROOT
+from lib.files.text import amount
+from lib.plots.figure import Figure, Table
+
+if TYPE_CHECKING:  # it brings in torch, which the results do not need
+    from lib.evaluation.comparison import Comparison
+
+RESULTS = ROOT / "data" / "results"
+# The difference of DINO that matters to people, by the tables of DreamBooth's paper (Ruiz et al. 2022,
+# arXiv 2208.12242). A concept's share of a smaller distance from the base would be mostly noise.
+CLEAR = 0.1
+NOT_MEASURED = "not measured yet: make pocketbench"
+OWN = "your own run"
+
+
+def verdict_table(own: "Comparison | None" = None, found: dict[str, Any] | None = None) -> Table:
+    """The claims with their measurements and verdicts, and beside them the reader's own run.
+
+    own: the comparison of the reader's two runs; without it the last column is empty. found: what
+    verdicts.json holds. Raises BadInput for a number of `own` that is none.
+    """
+    found = found or read_result("verdicts")
+    mine = own and {method: _with_derived(own, method, found) for method in METHODS}
+    rows = []
+    for claim in found["claims"]:
+        texts = [_own_text(part, own, mine) for part in claim["parts"]] if own and mine else []
+        rows.append(
+            [
+                str(claim["claim"]),
+                claim["words"],
+                claim["measurement"],
+                claim["effect"],
+                claim["verdict"],
+                "; ".join(filter(None, texts)) or "-",
+            ]
+        )
+    return Table(rows, [*found["columns"], OWN], found["caption"])
+
+
+def _with_derived(own: "Comparison", method: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The own run's row, checked, with the costs that are computed from others, in seconds."""
+    row = dict(own.rows.get(method, {}))
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadInput(
+                f"The run of your own, method {method} has {name} = {value!r} where a finite number"
+                " belongs: train it again, then compare."
+            )
+    train, size = row.get("train_seconds"), row.get("file_bytes")
+    row["iteration_seconds"] = train and train + found["sample_seconds"]
+    row["transfer_seconds"] = size and size * 8 / found["upload_bits_per_second"]
+    return row
+
+
+def _own_text(part: dict[str, Any], own: "Comparison", mine: dict[str, dict[str, Any]]) -> str:
+    """What the own run measured of one part of a claim; nothing where it did not."""
+    measure, unit = part["measure"], part["unit"]
+    lora, dreambooth = (mine[method].get(measure) for method in METHODS)
+    if not part["own"] or lora is None or dreambooth is None:
+        return ""
+    encoder = "clip" if measure.startswith(("clip", "diversity")) else "dino"
+    judge = own.about.get(encoder)
+    by = f" (by {judge['encoder']})" if judge and unit == "cosine" else ""
+    sides = f"LoRA {amount(lora, unit)}, DreamBooth {amount(dreambooth, unit)}"
+    return f"{part['label']} {sides}{by}".strip()
+
+
+def study(name: str) -> Figure:
+    """The picture of one of PocketBench's studies, its numbers as a table, what it rests on.
+
+    Raises BadInput for a study that was not run.
+    """
+    found = read_result("studies")
+    if name not in found:
+        raise BadInput(
+            f"There is no study '{name}' in {RESULTS / 'studies.json'}: known are"
+            f" {', '.join(found)}."
+        )
+    return _figure(found[name])
+
+
+def survival_table() -> Table:
+    """What is left of each of three concepts, by the way that they were put into one model.
+
+    1 is as when a concept is alone, 0 as the base model draws it.
+    """
+    found = read_result("shipping")["survival"]
+    return Table(
+        found["rows"],
+        found["columns"],
+        f"Three concepts in one model (data/results/shipping.csv): {found['note']}",
+    )
+
+
+def extraction_figure() -> Figure:
+    """Likeness of the LoRA that is extracted from a DreamBooth run, by its rank."""
+    return _figure(read_result("shipping")["extraction"])
+
+
+def _figure(found: dict[str, Any]) -> Figure:
+    from PIL import Image
+
+    table = Table(found["table"]["rows"], found["table"]["columns"], found["table"]["caption"])
+    with Image.open(RESULTS / found["picture"]) as picture:
+        return Figure(picture.copy(), found["alt"], table, found["caption"])
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """What the file data/results/<name>.json holds. Raises BadInput where it is not there."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise BadInput(
+            f"The bench's results are not here ({path} is missing): restore it with `git checkout"
+            " data/results`, or make it with `python -m benchmarks.analysis`."
+        )
+    return read_json(path)
