@@ -42,8 +42,9 @@ bench: $(READY) ## measure speed and memory, and write them into README.md
 race: $(READY) ## race diffusers' own scripts and write the table into README.md: make race SCRIPTS=path/to/examples/dreambooth
 	@$(RUN) -m benchmarks.race --scripts "$(SCRIPTS)" $(ARGS)
 
-pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results/pocketbench.csv; goes on where it stopped
+pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results and docs/results.md; goes on where it stopped
 	@$(RUN) -m benchmarks.pocketbench $(ARGS)
+	@$(RUN) -m benchmarks.analysis
 
 pocket: $(READY) ## train the pocket base again from nothing (hours on a CPU; resumes where it stopped)
 	@$(RUN) -m pocket $(ARGS)

@@ -12,9 +12,10 @@ from PIL import Image
 from benchmarks import sections
 from benchmarks.analysis.bench_figures import SCORES, level, main_table, pareto
 from benchmarks.analysis.effects import BASE, BENCH, FULL, LORA, effect, swing
-from benchmarks.analysis.study_figures import again, careless, rank_curve, recipes
+from benchmarks.analysis.results_page import SHOWN, file, section
+from benchmarks.analysis.study_figures import again, careless, figures, rank_curve, rates, recipes
 from benchmarks.analysis.study_rows import common, read_bench, size
-from benchmarks.figures import ROOT, SHOWN, figures, file, rates, section
+from lib.evaluation.results import RESULTS
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
 
@@ -316,12 +317,12 @@ def test_the_readme_has_the_marks_between_which_the_section_is_written():
 def test_the_readme_prints_what_the_command_makes():
     found, rows = sections.section(sections.RESULTS_PAGE, "pocketbench"), read_bench()
     made = figures(rows)
-    assert found == section(rows, made), "run `python -m benchmarks.figures` again"
+    assert found == section(rows, made), "run `python -m benchmarks.analysis` again"
     for name, figure in made.items():
         assert f"({file(name)})" in found
         with Image.open(
-            ROOT / file(name)
+            RESULTS / f"bench_{name}.png"
         ) as picture:  # the numbers that it was drawn from are written in it
             assert picture.text["Description"] == figure.alt, (
-                f"{file(name)} is old: run `python -m benchmarks.figures` again"
+                f"{file(name)} is old: run `python -m benchmarks.analysis` again"
             )

@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import sections, ship, ship_runs
+from benchmarks.analysis.results_page import shipping_section
 from benchmarks.analysis.shipping import claim_rows, extraction, summary_rows
-from benchmarks.figures import ROOT, file, shipping_section
+from lib.evaluation.results import RESULTS
 from lib.files.csv_table import read_table, write_table
 
 SWITCH = {
@@ -239,12 +240,12 @@ def test_the_extracted_rank_is_held_against_both_trainings_subject_by_subject(tm
 def test_the_readme_prints_what_shipping_measured():
     figure = extraction()
     assert sections.section(sections.RESULTS_PAGE, "ship") == shipping_section(figure), (
-        "run `python -m benchmarks.figures` again"
+        "run `python -m benchmarks.analysis` again"
     )
     if figure:
-        with Image.open(ROOT / file("extraction")) as picture:
+        with Image.open(RESULTS / "bench_extraction.png") as picture:
             assert picture.text["Description"] == figure.alt, (
-                "run `python -m benchmarks.figures` again"
+                "run `python -m benchmarks.analysis` again"
             )
 
 

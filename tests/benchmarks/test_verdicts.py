@@ -13,17 +13,23 @@ from bench_rows import COSTS, base_rows, bench
 from benchmarks.analysis.effects import BENCH, FULL, NOT_MEASURED, effect
 from benchmarks.analysis.verdicts import (
     CLAIMS,
-    HEADINGS,
     SAMPLE_SECONDS,
     read_forecast,
-    verdict_table,
+    verdicts,
 )
 from lib.dataset.captions import KINDS
+from lib.evaluation import results
 from lib.evaluation.comparison import Comparison
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 
 BENCHMARKS = BENCH.parents[2] / "benchmarks" / "results"
+HEADINGS = results.verdict_table().columns
+
+
+def verdict_table(rows, own=None, forecast=None):
+    """The table's rows that notebook 04 shows, for rows of the bench."""
+    return results.verdict_table(own, verdicts(rows, forecast)).rows
 
 
 def table(rows, own=None):
@@ -42,7 +48,7 @@ def test_a_damaged_number_in_any_column_is_an_error():
 
 
 def test_every_claim_has_its_row_even_when_nothing_was_measured(monkeypatch):
-    monkeypatch.setattr("benchmarks.analysis.shipping.claim_rows", dict)
+    monkeypatch.setattr("benchmarks.analysis.verdicts.claim_rows", dict)
     lines = verdict_table([])
     assert [line[0] for line in lines] == [str(k) for k in range(1, 18)]
     assert all(

@@ -7,14 +7,21 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.analysis.advice_facts import advice_facts
 from benchmarks.analysis.verdicts import SHAPES
 from lib.config.presets import PRESETS
-from lib.evaluation.advice import Needs, advise
+from lib.evaluation import advice as guide
+from lib.evaluation.advice import Needs
 from lib.files.errors import BadInput
 
 AMPLE = {"memory_gib": 100, "disk_gib": 100, "minutes": 10_000}
 PRESET = PRESETS["lora", "pocket"]["rank"]
 GIB = 2**30
+
+
+def advise(needs, rows, forecast=None):
+    """The advice that rests on these rows of the bench, and on this forecast alone."""
+    return guide.advise(needs, advice_facts(rows), forecast or {})
 
 
 def run(study, subject, method, seed, rank, dino, draw, ratios):
@@ -288,3 +295,11 @@ def test_the_advice_is_a_table_in_which_every_sentence_has_its_measurement():
     ]
     assert all(s.text.endswith(".") and s.measurement for s in advice.sentences)
     assert "<th" in table._repr_html_() and "DreamBooth" in str(table)
+
+
+def test_the_advice_that_ships_rests_on_the_files_of_results():
+    advice = guide.advise(needs(memory_gib=6, base="sdxl"))
+    assert advice.choice in ("lora", "neither") and any(
+        "forecast for sdxl" in s.measurement for s in advice.sentences
+    )
+    assert "subjects x" in guide.advise(needs(fidelity="likeness first")).table().text()

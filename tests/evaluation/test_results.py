@@ -1,0 +1,42 @@
+"""What ships of the bench is what notebooks show, and what its rows say."""
+
+import pytest
+
+from lib.evaluation import results
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
+
+
+def test_each_study_has_its_picture_in_words_and_in_numbers():
+    for name in read_json(results.RESULTS / "studies.json"):
+        figure = results.study(name)
+        assert len(figure.alt) > 40 and figure.caption and figure.table.rows
+        assert figure.image.width > 200
+
+
+def test_a_study_that_was_not_run_gets_one_sentence():
+    with pytest.raises(BadInput, match="no study 'flux' in .*studies.json: known are scores, cost"):
+        results.study("flux")
+
+
+def test_what_survives_and_what_is_extracted_can_be_read():
+    survival = results.survival_table()
+    assert survival.columns[:2] == ["way", "mean"] and "Three concepts" in survival.caption
+    extracted = results.extraction_figure()
+    assert [row[0] for row in extracted.table.rows][-3:] == ["DreamBooth", "LoRA, trained", "base"]
+
+
+def test_the_verdicts_have_a_column_for_the_readers_own_run():
+    table = results.verdict_table()
+    assert [row[0] for row in table.rows] == [str(claim) for claim in range(1, 18)]
+    assert table.columns[-1] == "your own run" and {row[-1] for row in table.rows} == {"-"}
+
+
+def test_a_missing_or_damaged_file_gets_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    with pytest.raises(BadInput, match="verdicts.json is missing.*python -m benchmarks.analysis"):
+        results.verdict_table()
+    write_json(tmp_path / "studies.json", {})
+    (tmp_path / "studies.json").write_text("{")
+    with pytest.raises(BadInput, match="studies.json cannot be read as JSON"):
+        results.study("rank")
