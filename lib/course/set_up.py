@@ -19,7 +19,7 @@ from lib.files.paths import ROOT
 # version; of the rest any will do.
 FLOORS, ANY = (
     ("diffusers", "transformers", "peft", "accelerate", "safetensors"),
-    ("pillow", "matplotlib", "ipywidgets", "psutil", "pydantic"),
+    ("pillow", "pillow-heif", "matplotlib", "ipywidgets", "psutil", "pydantic"),
 )
 
 

@@ -1,53 +1,56 @@
-"""Decode one photo file, whatever its format, mode, size or damage, as upright 8-bit RGB without
-metadata.
+"""Decode one photo file, whatever its format, mode, size or damage, as upright 8-bit RGB.
+
+    photo = open_photo("IMG_0042.HEIC", size=256)
+    photo.picture, photo.size, photo.findings       # without metadata; nothing is written
+
+A new format belongs into `READABLE`, a format that cannot be read into `REFUSED`.
 """
 
 import io
 import math
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, features
 
 from lib.files.errors import BadInput
 from lib.files.text import printable
 
-READABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+HEIC_ENDINGS = (".heic", ".heif", ".hif")
+READABLE = (*PICTURE_ENDINGS, *HEIC_ENDINGS, ".avif")
 
+_EXPORT_RAW = "export it as JPEG from your camera's program"
+_EXPORT_HEIC = (
+    "on an iPhone choose Settings > Camera > Formats > Most Compatible, or export it as JPEG"
+)
+_RAW_ENDINGS = (".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 
-# Files that their owner takes for photos and that Pillow cannot read, each with the way out.
+# Files that their owner takes for photos and that cannot be read, each with the way out.
 # Everything else is a stray.
 REFUSED = {
-    ".heic": (
-        "on an iPhone choose Settings > Camera > Formats > Most Compatible, or export it as JPEG"
-    ),
-    ".raw": "export it as JPEG from your camera's program",
+    **dict.fromkeys(_RAW_ENDINGS, _EXPORT_RAW),
+    ".jxl": _EXPORT_HEIC,
     ".psd": "export it as PNG",
     ".svg": "export it as PNG",
 }
 
+DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
-REFUSED |= dict.fromkeys((".heif", ".avif", ".jxl"), REFUSED[".heic"])
+# How a file of each format begins; HEIC and AVIF are told apart by the brands behind "ftyp".
+BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"II", b"MM", b"GIF8")
+AVIF_BRANDS = {b"avif", b"avis"}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
-
-REFUSED |= dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"), REFUSED[".raw"])
-
-
-DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-
-
-MOST_PIXELS = {
-    "JPEG": 250_000_000
-}  # a JPEG is decoded at an eighth of its size, so even a 200 megapixel phone photo is cheap
-
-
-MOST_PIXELS_OTHERS = 100_000_000
-
+# A JPEG is decoded at an eighth of its size, so even a 200 megapixel phone photo is cheap.
+MOST_PIXELS_JPEG, MOST_PIXELS = 250_000_000, 100_000_000
 
 SMALLEST = 16  # pixels: below this there is no subject to learn
-
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,29 +63,36 @@ TURNS = {
 }
 
 
-def open_photo(path, size=None, side=None):
+class DecodedPhoto(NamedTuple):
+    """What `open_photo` found in a file.
+
+    - picture: upright 8-bit RGB in sRGB, without metadata, perhaps smaller than the file's
+    - size: (width, height) in pixels of the full upright picture
+    - format: "JPEG", "HEIC", ...; mode: Pillow's name of the file's kind of pixels
+    - findings: short sentences on what was decided or should be known
+    """
+
+    picture: Image.Image
+    size: tuple[int, int]
+    format: str
+    mode: str
+    findings: tuple[str, ...]
+
+
+def open_photo(path: str | Path, size: int | None = None, side: int | None = None) -> DecodedPhoto:
     """Decode one photo as upright 8-bit RGB on white, in sRGB, without metadata.
 
     `size`: the pixels that are wanted for `side` pixels of the original (its shorter side if None);
-    a bigger picture is then decoded smaller, which is faster. None decodes all of it. Returns
-    (picture, (width, height) of the full upright picture, format, mode in the file, findings).
-    Raises `BadInput`.
+    a bigger picture is then decoded smaller, which is faster. None decodes all of it. Raises
+    `BadInput`.
     """
     path, name = Path(path), printable(Path(path).name)
+    container = ""
     try:
-        _refuse_format(path, name)
-        with _trusting_nothing(), Image.open(path, formats=DECODERS) as image:
-            kind, mode = "JPEG" if image.format == "MPO" else image.format, image.mode
-            if image.width * image.height > MOST_PIXELS.get(kind, MOST_PIXELS_OTHERS):
-                raise BadInput(
-                    f"{name}: is {image.width} x {image.height} pixels, too many to decode safely;"
-                    " save a smaller copy of it"
-                )
-            if min(image.size) < SMALLEST:
-                raise BadInput(
-                    f"{name}: is only {image.width} x {image.height} pixels, so it shows nothing to"
-                    " learn; use a larger one"
-                )
+        container = _check_format(path, name)
+        with _trusting_nothing(), _open_image(path, container) as image:
+            kind, mode = _format_name(image), image.mode
+            _check_size(name, image, kind)
             turn, findings = _metadata(image, kind)
             full = image.size
             shortest = size and min(image.size) * size // (side or min(image.size))
@@ -96,20 +106,22 @@ def open_photo(path, size=None, side=None):
         raise BadInput(
             f"{name}: may not be read; change its permissions, or copy it to where you may read it"
         ) from error
-    except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and more
+    # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and more.
+    except Exception as error:
+        reason = f"{container}: {_short(error)}" if container else _short(error)
         raise BadInput(
-            f"{name}: is damaged or cut short ({_short(error)}); copy it again from its source, or"
-            " take it out"
+            f"{name}: is damaged or cut short ({reason}); copy it again from its source, or take it"
+            " out"
         ) from error
     if kind == "TIFF":  # Pillow turns these upright itself
         full = image.size
     elif turn in TURNS:
         rgb, full = rgb.transpose(TURNS[turn]), full[::-1] if turn >= 5 else full
     rgb.info = {}
-    return rgb, full, kind, mode, tuple(findings)
+    return DecodedPhoto(rgb, full, kind, mode, tuple(findings))
 
 
-def upright(picture):
+def upright(picture: Image.Image | str | Path) -> Image.Image:
     """A picture (PIL or path) as an upright RGB image: EXIF rotation applied, transparency on
     white. BadInput if it cannot be read.
     """
@@ -120,19 +132,17 @@ def upright(picture):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:  # what Pillow raises on missing, foreign and damaged files
+    # What Pillow raises on missing, foreign and damaged files.
+    except (OSError, SyntaxError, ValueError) as error:
         raise BadInput(
             f"The picture {picture} cannot be read ({error}): make it again or restore it."
         ) from error
 
 
-def cut(path, crop, size):
-    """The `crop` (left, top, right, bottom in upright pixels) of a photo as an RGB picture of
-    `size` (width, height). Raises `BadInput`.
+def crop_photo(path: str | Path, crop: Sequence[int], size: tuple[int, int]) -> Image.Image:
+    """The `crop` of a photo as an RGB picture of `size` (width, height). Raises `BadInput`.
+
+    `crop`: left, top, right, bottom in pixels of the upright photo.
     """
     # Twice the pixels wanted leave the resampling filter enough to work on.
     rgb, (width, height), *_ = open_photo(path, size=2 * size[0], side=crop[2] - crop[0])
@@ -145,31 +155,86 @@ def cut(path, crop, size):
     return rgb.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
-def _refuse_format(path, name):
+def _check_format(path: Path, name: str) -> str:
+    """ "HEIC", "AVIF", or "" for a picture of another format; BadInput for what cannot be one."""
     if not path.exists():
         raise BadInput(f"{name}: is a broken link; put the photo itself into the folder")
     if path.stat().st_size == 0:
         raise BadInput(f"{name}: is empty (0 bytes); copy it again from its source, or take it out")
     with open(path, "rb") as file:
-        head = file.read(16)
-    disguised = {b"ftypavif": ".avif", b"ftypavis": ".avif"} | {
-        b"ftyp" + brand: ".heic" for brand in (b"heic", b"heix", b"mif1", b"msf1")
-    }
-    kind = disguised.get(head[4:12], path.suffix.lower())
+        head = file.read(64)
+    container = _container(head)
+    if container:
+        _check_decoder(container, name)
+        return container
+    kind = path.suffix.lower()
     if kind in REFUSED:
         raise BadInput(
             f"{name}: is a {kind[1:].upper()} file, which cannot be read here; {REFUSED[kind]}"
         )
-    known = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"II", b"MM", b"GIF8")
-    if not head.startswith(known):
+    if not head.startswith(BEGINNINGS):
         raise BadInput(
             f"{name}: is no picture although its name says so; take it out, or save the picture"
             " again as JPEG or PNG"
         )
+    return ""
+
+
+def _container(head: bytes) -> str:
+    """ "HEIC" or "AVIF" by the brands in a file's first box (ISO/IEC 14496-12), else ""."""
+    if head[4:8] != b"ftyp":
+        return ""
+    length = int.from_bytes(head[:4], "big")
+    # The major brand, its version in four bytes, and the brands that the file is compatible with.
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(length, len(head)), 4))}
+    if brands & AVIF_BRANDS:
+        return "AVIF"
+    return "HEIC" if brands & HEIC_BRANDS else ""
+
+
+def _check_decoder(container: str, name: str) -> None:
+    """BadInput, with the remedy, where what decodes this format is not installed."""
+    if container == "AVIF" and not features.check("avif"):
+        raise BadInput(
+            f"{name}: is an AVIF file, which this Pillow was built without; run `pip install"
+            " --upgrade pillow`, or export it as JPEG"
+        )
+    if container == "HEIC" and not find_spec("pillow_heif"):
+        raise BadInput(
+            f"{name}: is a HEIC file, and the package that reads those is not installed; run `pip"
+            f" install pillow-heif`, or {_EXPORT_HEIC}"
+        )
+
+
+def _open_image(path: Path, container: str) -> ImageFile.ImageFile | Image.Image:
+    if container == "HEIC":
+        from pillow_heif import HeifImageFile  # late: a library of its own, for these files alone
+
+        return HeifImageFile(path)
+    return Image.open(path, formats=DECODERS)
+
+
+def _format_name(image: Image.Image) -> str:
+    kind = image.format or ""
+    return {"MPO": "JPEG", "HEIF": "HEIC"}.get(kind, kind)
+
+
+def _check_size(name: str, image: Image.Image, kind: str) -> None:
+    most = MOST_PIXELS_JPEG if kind == "JPEG" else MOST_PIXELS
+    if image.width * image.height > most:
+        raise BadInput(
+            f"{name}: is {image.width} x {image.height} pixels, too many to decode safely;"
+            " save a smaller copy of it"
+        )
+    if min(image.size) < SMALLEST:
+        raise BadInput(
+            f"{name}: is only {image.width} x {image.height} pixels, so it shows nothing to"
+            " learn; use a larger one"
+        )
 
 
 @contextmanager
-def _trusting_nothing():
+def _trusting_nothing() -> Iterator[None]:
     """Pillow's limits are global: ours replace its guess about huge pictures, and cut-off files
     must raise whatever others set.
     """
@@ -183,16 +248,16 @@ def _trusting_nothing():
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _short(error):
+def _short(error: Exception) -> str:
     return (
         str(error).split("\n")[0].replace("cannot identify image file", "unknown contents")
         or type(error).__name__
     )[:80]
 
 
-def _metadata(image, kind):
-    """EXIF orientation (1 to 8), and findings about what the file holds beside one opaque picture."""
-    findings = []
+def _metadata(image: Image.Image, kind: str) -> tuple[int, list[str]]:
+    """EXIF orientation (1 to 8; a HEIC comes upright), and findings about what the file holds."""
+    findings: list[str] = []
     try:
         exif = image.getexif()
         turn, gps = exif.get(ExifTags.Base.Orientation, 1), bool(exif.get_ifd(ExifTags.IFD.GPSInfo))
@@ -203,28 +268,29 @@ def _metadata(image, kind):
             "holds the GPS position of where it was taken; the data set leaves it out, strip it"
             " before sharing the photo"
         )
-    if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
+    frames = getattr(image, "n_frames", 1)
+    if kind != "JPEG" and frames > 1:
+        used = "main one" if kind == "HEIC" else "first"
         findings.append(
-            f"has {image.n_frames} frames, of which only the first is used; save another frame as a"
+            f"has {frames} frames, of which only the {used} is used; save another frame as a"
             " picture if you want that"
+        )
+    bits = image.info.get("bit_depth", 8)
+    if kind == "HEIC" and bits > 8:
+        findings.append(
+            f"has {bits} bits per colour and is scaled to 8; export it as 8-bit if it looks wrong"
         )
     return turn, findings
 
 
-def _to_rgb(image, shortest, findings):
-    """8-bit RGB on white from whatever mode the file has; appends to `findings` what was decided."""
+def _to_rgb(image: Image.Image, shortest: int | None, findings: list[str]) -> Image.Image:
+    """8-bit RGB on white from any mode; appends to `findings` what was decided."""
     if image.mode.startswith(("I", "F")):
         findings.append(
             f"has more than 8 bits per pixel (mode {image.mode}) and is scaled to 8; export it as"
             " 8-bit if it looks wrong"
         )
-        values = np.nan_to_num(np.asarray(image).astype(np.float32))
-        top = (
-            65535
-            if image.mode.startswith("I;16")
-            else next((t for t in (1, 255, 65535) if values.max() <= t), values.max())
-        )
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+        image = _to_8_bits(image)
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     profile = image.info.get("icc_profile")
     if image.mode in ("P", "PA", "1") or (clear and image.mode != "RGBA"):
@@ -243,8 +309,18 @@ def _to_rgb(image, shortest, findings):
     return image.convert("RGB")
 
 
-def _to_srgb(image, profile):
-    # phones save Display P3, presses their own CMYK: read as plain RGB the colours would be off
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of whole or real numbers, its largest possible value as 255."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    if image.mode.startswith("I;16"):
+        top = 65535
+    else:
+        top = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
+    return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    # Phones save Display P3, presses their own CMYK: read as plain RGB the colours would be off.
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         return ImageCms.profileToProfile(

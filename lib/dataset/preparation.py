@@ -18,7 +18,7 @@ from lib.dataset.imagefolder import (
     write_record,
     write_split,
 )
-from lib.dataset.photo_file import SMALLEST, cut
+from lib.dataset.photo_file import SMALLEST, crop_photo
 from lib.files.errors import BadInput
 from lib.files.text import listed, printable
 from lib.files.whole_writes import written_whole
@@ -145,7 +145,7 @@ def prepare(
                 shown = {"shown": _shown(e, crop, size)}
             written[e["use"]].append(
                 (
-                    lambda e=e, crop=crop, size=size: cut(folder / e["file"], crop, size),
+                    lambda e=e, crop=crop, size=size: crop_photo(folder / e["file"], crop, size),
                     e["caption"],
                     shown,
                 )

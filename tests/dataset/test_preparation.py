@@ -3,6 +3,7 @@ comes out.
 """
 
 import hashlib
+import io
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import shutil
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from conftest import ROOT
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageFilter, ImageOps
@@ -20,6 +22,8 @@ from lib.dataset.imagefolder import add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import plan, prepare
 from lib.files.errors import BadInput
+
+pillow_heif.register_heif_opener()  # so that Pillow can save HEIC
 
 REAL = ROOT.parent / "shared" / "photos"
 
@@ -268,6 +272,13 @@ def test_names_with_spaces_other_alphabets_and_no_text_at_all(tmp_path):
 # -------------------------------------------------------------------------------------------------------
 
 
+def encoded(format):
+    """The bytes of a picture in a format of phones."""
+    file = io.BytesIO()
+    picture(1).save(file, format, quality=90)
+    return file.getvalue()
+
+
 def broken_files(path):
     """Every kind of file that cannot be used, with words that its sentence must hold."""
     picture(1).save(path / "whole.jpg", quality=90)
@@ -277,6 +288,12 @@ def broken_files(path):
     (path / "text.jpg").write_text("I am no picture")
     (path / "page.png").write_text("<html>404</html>")
     (path / "empty.jpg").write_bytes(b"")
+    heic, avif = encoded("HEIF"), encoded("AVIF")
+    (path / "cut.heic").write_bytes(heic[: len(heic) // 2])
+    data = heic.index(b"mdat") + 4
+    (path / "zeros.heic").write_bytes(heic[:data] + bytes(len(heic) - data))
+    (path / "scratched.heic").write_bytes(heic[:200] + bytes(100) + heic[300:])
+    (path / "cut.avif").write_bytes(avif[: len(avif) // 2])
     (path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (path / "renamed.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     (path / "camera.cr2").write_bytes(b"II*\0" + bytes(50))
@@ -289,6 +306,10 @@ def broken_files(path):
     (path / "renamed.png").write_bytes(b"\0\0\0\x1cftypavif" + bytes(50))
     return {
         "renamed.png": "AVIF",
+        "cut.heic": "damaged or cut short (HEIC: ",
+        "zeros.heic": "damaged or cut short (HEIC: ",
+        "scratched.heic": "damaged or cut short (HEIC: ",
+        "cut.avif": "damaged or cut short (AVIF: ",
         "cut.jpg": "damaged or cut short",
         "cut.png": "damaged or cut short",
         "text.jpg": "no picture",
@@ -349,7 +370,7 @@ def test_truncation_is_seen_even_if_another_library_told_pillow_to_ignore_it(tmp
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".heic", ".avif"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_exif_rotation(tmp_path, turn, suffix):
     upright = Image.new("RGB", (120, 60), "red")
@@ -368,14 +389,58 @@ def test_exif_rotation(tmp_path, turn, suffix):
     exif[ExifTags.Base.Orientation] = turn
     stored.save(
         tmp_path / f"a{suffix}",
-        exif=exif,
-        **({"quality": 95} if suffix in (".jpg", ".webp") else {}),
+        # A HEIC is turned by a box of its own, which Pillow's writer makes of EXIF in bytes.
+        exif=exif.tobytes() if suffix == ".heic" else exif,
+        **({} if suffix in (".png", ".tif") else {"quality": 95}),
     )
     image, size, *_ = open_photo(tmp_path / f"a{suffix}")
     assert size == image.size == (120, 60)
     assert close(image.getpixel((10, 10)), (0, 0, 255), 12) and close(
         image.getpixel((110, 50)), (255, 0, 0), 12
     )
+
+
+def test_a_heic_without_its_package_and_an_avif_without_its_decoder_are_refused_with_the_remedy(
+    tmp_path, monkeypatch
+):
+    picture(1).save(tmp_path / "a.heic", quality=90)
+    picture(1).save(tmp_path / "b.avif", quality=90)
+    monkeypatch.setattr("lib.dataset.photo_file.find_spec", lambda name: None)
+    monkeypatch.setattr("lib.dataset.photo_file.features.check", lambda name: False)
+    text = refusal(open_photo, tmp_path / "a.heic")
+    assert "pip install pillow-heif" in text and "Most Compatible" in text
+    text = refusal(open_photo, tmp_path / "b.avif")
+    assert "pip install --upgrade pillow" in text and "JPEG" in text
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_what_phones_save_is_read_as_a_jpeg_is(tmp_path, suffix):
+    whole, clear = picture(1, (400, 300)), Image.new("RGBA", (64, 48), (255, 0, 0, 128))
+    whole.save(tmp_path / f"a{suffix}", quality=90)
+    whole.save(tmp_path / "renamed.jpg", format={".heic": "HEIF", ".avif": "AVIF"}[suffix])
+    clear.save(tmp_path / f"clear{suffix}", quality=95)
+    found = {photo.path.name: photo for photo in scan(tmp_path)}
+    for name in (f"a{suffix}", "renamed.jpg"):
+        photo = found[name]
+        assert (photo.width, photo.height, photo.error) == (400, 300, None)
+        assert photo.format == suffix[1:].upper() and photo.mode == "RGB"
+    full, small = open_photo(tmp_path / f"a{suffix}"), open_photo(tmp_path / f"a{suffix}", 100)
+    difference = np.asarray(full.picture, int) - np.asarray(whole, int)
+    assert np.abs(difference).mean() < 12 and not full.picture.info and not full.findings
+    assert small.picture.size == (134, 100) and small.size == (400, 300)
+    on_white = open_photo(tmp_path / f"clear{suffix}")
+    assert close(on_white.picture.getpixel((30, 20)), (255, 127, 127), 6)
+    assert any("partly transparent" in finding for finding in on_white.findings)
+
+
+def test_a_heic_of_10_bits_is_scaled_to_8_and_says_so(tmp_path):
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    data = np.stack([values] * 3, -1).tobytes()
+    deep = pillow_heif.from_bytes(mode="RGB;16", size=(64, 64), data=data)
+    deep.save(tmp_path / "a.heic", quality=-1)
+    photo = open_photo(tmp_path / "a.heic")
+    assert np.abs(np.asarray(photo.picture)[..., 0] - values / 257.0).max() < 4
+    assert any("10 bits" in finding for finding in photo.findings)
 
 
 def test_gps_is_said_and_nothing_of_the_metadata_reaches_the_data_set(tmp_path):
@@ -387,10 +452,14 @@ def test_gps_is_said_and_nothing_of_the_metadata_reaches_the_data_set(tmp_path):
     )
     picture(7).save(photos / "gps.jpg", exif=exif, comment=b"SecretCam", quality=95)
     picture(8).save(photos / "gps.png", exif=exif)
+    picture(9).save(photos / "gps.heic", exif=exif, quality=95)
+    picture(10).save(photos / "gps.avif", exif=exif, quality=95)
     found = {p.path.name: p for p in scan(photos)}
     assert (
         said(found["gps.jpg"], "GPS")
         and said(found["gps.png"], "GPS")
+        and said(found["gps.heic"], "GPS")
+        and said(found["gps.avif"], "GPS")
         and not said(found["0.png"], "GPS")
     )
     data = prepare(photos, tmp_path / "out", "toy", "zwx", held_out=0)
