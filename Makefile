@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab test check bench race pocketbench pocket clean
+.PHONY: help course lab notebooks test check bench race pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -25,6 +25,9 @@ course: $(READY) ## run notebooks 01 to 05 and write runs/course/report.html
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(RUN) -m jupyterlab notebooks $(ARGS)
+
+notebooks: $(READY) ## write the set-up cell, which all notebooks share, into each of them
+	@$(RUN) -c "from lib.course.set_up_cell import write_set_up_cell; write_set_up_cell()"
 
 test: $(READY) ## run the tests, two at a time; ARGS='-k name' picks some, one at a time
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(or $(ARGS),--numprocesses 2 --maxschedchunk 1)

@@ -15,12 +15,15 @@ import sys
 import nbformat
 import pytest
 from conftest import LONE, ROOT
+from nbclient import NotebookClient
+from papermill.parameterize import parameterize_notebook
 from safetensors.torch import load_file
 
 from lib.config.settings import Settings
 from lib.course.progress import Progress
 from lib.course.runner import run_notebook
 from lib.course.set_up import unmet
+from lib.course.set_up_cell import CELL, set_up_cells, write_set_up_cell
 from lib.dataset.class_images import PLACES, class_prompts
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare, propose_identifier
@@ -312,6 +315,42 @@ def test_05_ships_what_other_tools_read(course):
     assert all(0 < seconds < 20 for seconds in found["switch_seconds"].values())
 
 
+def each_cell_twice(notebook):
+    """A notebook in which each code cell runs twice in a row, but for those with parameters."""
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and not cell.metadata.get("tags"):
+            again = nbformat.from_dict(cell)
+            again.id = f"{cell.id}-again"
+            cells.append(again)
+    notebook.cells = cells
+    return notebook
+
+
+@pytest.mark.slow
+def test_every_cell_can_run_twice(tmp_path):
+    few = {"output": str(tmp_path / "out"), "sample_steps": 1}
+    training = {"steps": 2, "batch_size": 1}
+    small = {
+        "01_dataset_prep": {"class_images": 2},
+        "02_lora_training": training | {"rank": 2},
+        "03_dreambooth_training": training,
+        "04_comparison": {"prompts": "course", "pictures_per_prompt": 1, "class_pictures": 1},
+        "05_compose_and_ship": {"pictures": 4},
+    }
+    for name, parameters in small.items():
+        source = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        given = parameterize_notebook(source, parameters | few, kernel_name="python3")
+        notebook = each_cell_twice(given)
+        NotebookClient(
+            notebook,
+            kernel_name="python3",
+            startup_timeout=180,
+            resources={"metadata": {"path": str(ROOT / "notebooks")}},
+        ).execute()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, parameters, said",
@@ -381,11 +420,8 @@ def source(request):
 
 
 def setup_cell(notebook):
-    return next(
-        c.source
-        for c in notebook.cells
-        if c.cell_type == "code" and "from lib.course.set_up import start" in c.source
-    )
+    [cell] = set_up_cells(notebook)
+    return cell.source
 
 
 def test_it_says_what_it_teaches(source):
@@ -413,10 +449,22 @@ def test_it_takes_about_as_long_as_it_says(name):
 
 
 def test_the_set_up_is_the_same_everywhere():
-    assert (
-        len({setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in NAMES})
-        == 1
+    found = {setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in NAMES}
+    assert found == {CELL}, "`make notebooks` writes it into all of them"
+
+
+def test_the_set_up_is_written_into_notebooks(tmp_path):
+    made = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("from lib.old import start\n\nstart()"),
+            nbformat.v4.new_code_cell("restart()\nprint('ü')"),
+        ]
     )
+    nbformat.write(made, tmp_path / "one.ipynb")
+    assert write_set_up_cell(tmp_path) == [tmp_path / "one.ipynb"]
+    cells = nbformat.read(tmp_path / "one.ipynb", 4).cells
+    assert [cell.source for cell in cells] == [CELL, "restart()\nprint('ü')"]
+    assert write_set_up_cell(tmp_path) == []
 
 
 def test_the_set_up_finds_the_course_and_can_run_twice(source):
