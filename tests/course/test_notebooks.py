@@ -2,6 +2,7 @@
 what they leave behind.
 """
 
+import ast
 import hashlib
 import io
 import json
@@ -11,11 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import nbformat
 import pytest
 from conftest import LONE, ROOT
 from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from safetensors.torch import load_file
 
@@ -340,7 +343,7 @@ def test_every_cell_can_run_twice(tmp_path):
         "05_compose_and_ship": {"pictures": 4},
     }
     for name, parameters in small.items():
-        source = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        source = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
         given = parameterize_notebook(source, parameters | few, kernel_name="python3")
         notebook = each_cell_twice(given)
         NotebookClient(
@@ -509,6 +512,48 @@ def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
             env={**os.environ, "WORKBENCH_REPOSITORY": ROOT.as_uri(), "PYTHONPATH": ""},
         )
         assert said.stdout.split() == [str(tmp_path / "lora-vs-dreambooth-workbench")]
+
+
+# --- what they import
+# ------------------------------------------------------------------------------------------------
+
+
+def imported():
+    """{package: names} that the notebooks import from lib."""
+    found = {}
+    for name in NAMES:
+        for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+            if cell.cell_type != "code":
+                continue
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Import):
+                    assert not [alias for alias in node.names if alias.name.startswith("lib")]
+                if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "lib":
+                    found.setdefault(node.module, set()).update(a.name for a in node.names)
+    return found
+
+
+def test_notebooks_import_from_lib_and_six_of_its_packages_at_most():
+    packages = {name: found for name, found in imported().items() if name != "lib"}
+    assert len(packages) <= 6 and all(name.count(".") == 1 for name in packages), packages
+    for name, found in packages.items():
+        assert len(found) <= 8, f"{name} has more than fits in a head: {sorted(found)}"
+
+
+def test_what_notebooks_import_and_use_is_there():
+    modules = {}
+    for package, names in imported().items():
+        for name in names:
+            exec(f"from {package} import {name}", {}, here := {})
+            if isinstance(here[name], ModuleType):
+                modules[name] = here[name]
+    assert {"charts", "results"} <= set(modules)
+    for name in NAMES:
+        for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+            for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    module = modules.get(node.value.id)
+                    assert module is None or hasattr(module, node.attr), ast.unparse(node)
 
 
 # --- what they begin with
