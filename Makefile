@@ -53,7 +53,7 @@ pocket: $(READY) ## train the pocket base again from nothing (hours on a CPU; re
 	@$(RUN) -m pocket $(ARGS)
 
 clean:    ## remove what the set-up and the tools made; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without an NVIDIA card PyTorch's own CPU build saves a download of some gigabytes; where it can't be had, PyPI's build does the same work.

@@ -1,5 +1,6 @@
-"""The sections of docs/results.md and of benchmarks/README.md that commands write, each between two marks: what is printed there
-is what was measured, as medians with their spread.
+"""The sections of README.md, docs/ and benchmarks/README.md that commands write, between marks.
+
+What is printed there is what was measured, as medians with their spread.
 """
 
 import os
@@ -11,6 +12,7 @@ from lib.files.json_file import read_json
 from lib.files.paths import ROOT
 
 README = ROOT / "README.md"
+SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 RESULTS_PAGE = ROOT / "docs" / "results.md"
 OWN_README = ROOT / "benchmarks" / "README.md"
 

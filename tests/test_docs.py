@@ -40,7 +40,8 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_links_lead_somewhere(page: Path) -> None:
     prose = re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+    for linked, shown in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", prose):
+        target = linked or shown
         if re.match(r"[a-z]+:", target):
             continue  # another site, or a picture within the page
         path, _, anchor = target.partition("#")
@@ -58,8 +59,9 @@ def test_paths_that_are_named_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_that_are_named_are_there(page: Path) -> None:
-    from lib.__main__ import app
     from typer.main import get_group
+
+    from lib.__main__ import app
 
     text = text_of(page)
     known = get_group(app).commands
@@ -79,11 +81,13 @@ def test_the_readme_fits_two_screens() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= README_BYTES
 
 
-def test_the_answer_of_the_readme_is_what_the_rows_say() -> None:
+def test_what_is_made_from_rows_and_settings_is_up_to_date() -> None:
+    from benchmarks import pages
     from benchmarks.analysis.study_rows import read_bench
-    from benchmarks.answer import SPEED, answer
-    from benchmarks.sections import README, read, section
+    from benchmarks.sections import README, SETTINGS_PAGE, read, section
 
-    assert section(README, "answer") == answer(read_bench(), read(SPEED)), (
-        "run `python -m benchmarks.answer`"
-    )
+    speed = read(pages.SPEED)
+    made = "run `python -m benchmarks.pages`"
+    assert section(README, "answer") == pages.answer(read_bench(), speed), made
+    assert section(README, "syllabus") == pages.syllabus(speed), made
+    assert section(SETTINGS_PAGE, "settings") == pages.settings_page(), made

@@ -1,23 +1,36 @@
-"""The README's answer: five rows, LoRA beside DreamBooth, from the rows and figures that ship.
+"""What stands in README.md and docs/settings.md and is made from rows, figures and settings.
 
-    python -m benchmarks.answer
+    python -m benchmarks.pages
 
-It is written between the marks `<!-- figures: answer -->` of README.md. A test holds what stands
-there to what this module makes, so that no row can grow old.
+Each part is written between its marks, such as `<!-- figures: answer -->`. A test holds what stands
+there to what this module makes, so that none can grow old.
 """
 
+import math
+import re
 from typing import Any
+
+import nbformat
 
 from benchmarks.analysis.bench_figures import said
 from benchmarks.analysis.effects import effect
 from benchmarks.analysis.study_rows import read_bench
 from benchmarks.analysis.verdicts import read_forecast, shipped_bytes
-from benchmarks.sections import README, into_file, read, spread
+from benchmarks.sections import README, SETTINGS_PAGE, into_file, read, spread
+from lib.config.checked import described
+from lib.config.settings import Settings
 from lib.files.paths import ROOT
 from lib.files.text import amount, size_text
 
 SPEED = ROOT / "benchmarks" / "results" / "pocket.json"
 COLUMNS = ["", "LoRA", "DreamBooth", "so"]
+QUESTIONS = {
+    "01_dataset_prep": "What makes photos ready to train on?",
+    "02_lora_training": "What is a low-rank update, and what does it learn?",
+    "03_dreambooth_training": "What changes when every weight trains?",
+    "04_comparison": "Which one, at what cost, and how sure?",
+    "05_compose_and_ship": "How do I combine, merge, cut down and share?",
+}
 RANK = 16  # of the Stable Diffusion LoRA whose file is computed
 
 
@@ -84,12 +97,50 @@ def _scored(name: str, found: Any) -> list[str]:
     return [name, *sides, f"DreamBooth: {said(found)}; {change}"]
 
 
+def syllabus(speed: dict[str, Any]) -> str:
+    """The course as a table: each notebook's question, minutes and memory.
+
+    The minutes are those of `make bench`'s machine; question and memory are what the notebook says.
+    """
+    lines = [
+        "| notebook | its question | minutes on two cores | memory |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for name, seconds in speed["notebooks"].items():
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        opening = nbformat.read(path, as_version=4).cells[0].source
+        memory = re.search(r"about ([\d.]+ GiB) of memory", opening)
+        title = name.replace("_", " ")
+        lines.append(
+            f"| [{title}](notebooks/{name}.ipynb) | {QUESTIONS[name]} | {seconds / 60:.1f} |"
+            f" {memory[1] if memory else '-'} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def settings_page() -> str:
+    """Every setting of a run as a table: what it may be, what it is by itself, what it means."""
+    lines = ["| setting | may be | by itself | what it is |", "| --- | --- | --- | --- |"]
+    for name, field in described(Settings).items():
+        if field.choices:
+            values = ", ".join(field.choices)
+        elif math.isfinite(field.limits[0]):
+            values = f"{field.limits[0]} to {field.limits[1]}"
+        else:
+            values = {str: "a text", bool: "true or false"}[field.kind]
+        given = field.default if isinstance(field.default, str | int | float) else "must be given"
+        lines.append(f"| `{name}` | {values} | {given} | {field.description} |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
-    """Write the README's section."""
+    """Write all parts."""
     speed = read(SPEED)
     if speed is None:
         raise SystemExit(f"There is no {SPEED}: run make bench first.")
     into_file(README, "answer", answer(read_bench(), speed))
+    into_file(README, "syllabus", syllabus(speed))
+    into_file(SETTINGS_PAGE, "settings", settings_page())
 
 
 if __name__ == "__main__":
