@@ -1,78 +1,88 @@
-"""The one training loop, for both methods. `python -m lib train settings.json` runs it from
-the shell.
+"""The one training loop, for both methods: the same photos, the same recipe, one switch.
+
+    run = train(preset("lora", data="runs/course/data", output="runs/mine"))
 
 Every run of the same data and seed sees the same pictures, noise and timesteps in the same order,
-whichever weights train.
+whichever weights train. The switch is in `Step` (`lib.step.methods.trainable`). From the shell:
+`python -m lib train settings.json`.
 """
 
 import errno
 import shutil
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from lib.dataset.imagefolder import load_dataset, read_record
+from lib.config.settings import Settings
+from lib.dataset.imagefolder import Dataset, Item, load_dataset, read_record
 from lib.files.errors import BadInput
 from lib.files.json_file import write_json
 from lib.files.text import say
 from lib.memory.ladder import step_down
-from lib.models.base import load_base
+from lib.models.base import Base, load_base
 from lib.models.devices import out_of_memory, reclaim
 from lib.step.methods import tuned_parts
 from lib.step.quantization import settle
 from lib.step.run_weights import save_weights
 from lib.step.training_step import Step
 from lib.training.batches import batches, cache_latents, gather
-from lib.training.checkpoints import Checkpoints, resume
-from lib.training.recipe_choice import PeakMeter, choose_recipe, exact, reload_trained
+from lib.training.checkpoints import Checkpoints, restore
+from lib.training.recipe_choice import (
+    PeakMeter,
+    choose_recipe,
+    dtype_to_train,
+    reload_trained_parts,
+)
 from lib.training.run_folder import (
+    create_run_folder,
     data_hash,
     inspect_run_folder,
     lock_run_folder,
-    make_ready,
     prior_items,
 )
-from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, metrics
-from lib.training.samples import draw, fits, read_samples
+from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, State, metrics
+from lib.training.samples import draw_samples, memory_suffices, samples_until
+
+Watcher = Callable[[State], object]
 
 # What an OSError says when a file cannot be written, and what helps.
-UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), "free some space")
+UNWRITABLE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "free some space",
+    errno.EIO: "free some space",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+}
 
 
-UNWRITABLE |= dict.fromkeys((errno.EROFS, errno.EACCES), "make it writable")
+@dataclass(frozen=True)
+class Training:
+    """What stays the same when memory runs out and a smaller recipe goes on.
 
-
-class State:
-    """What a watcher sees after each step: `step`, `steps`, `losses` (so far), `seconds` of
-    training, `samples` [(step, images)].
+    `items` are the pictures of each source, instance images first; `caches` their latents and
+    conditions.
     """
 
-    def __init__(self, steps):
-        self.steps, self.step, self.seconds, self.losses, self.samples = steps, 0, 0.0, [], []
-        self.stopping, self.draws = (
-            False,
-            True,
-        )  # to end after this step; to draw samples, until memory does not suffice for that
-
-    def resume(self, step, seconds, rows, run):
-        """Stand where a checkpoint stands, with its losses and the samples drawn until then."""
-        self.step, self.seconds, self.losses, self.samples = (
-            step,
-            seconds,
-            [row["loss"] for row in rows],
-            read_samples(step, run),
-        )
-
-    def stop(self):
-        """End the training after this step; what was learnt is saved and usable."""
-        self.stopping = True
+    base: Base
+    dataset: Dataset
+    run: Path
+    items: list[list[Item]]
+    caches: list[Any]
+    checkpoints: Checkpoints
+    state: State
+    watchers: list[Watcher]
 
 
-def train(settings, base=None, watchers=()):
-    """Train by `settings` and return the run folder. `base`, a fresh base model, is used up if
-    given.
+def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watcher] = ()) -> Path:
+    """Train by `settings` and return the run folder. `base`, a fresh base model, is used up.
 
     Each of `watchers` is called as watcher(state) after every step; see `State`. A run that was
     trained already is returned at once, one that was interrupted goes on from its last checkpoint,
@@ -86,40 +96,42 @@ def train(settings, base=None, watchers=()):
     """
     dataset = load_dataset(settings.data)
     with lock_run_folder(settings.output):
-        run, state = inspect_run_folder(settings, dataset)
-        if state == "finished":
+        run, found = inspect_run_folder(settings, dataset)
+        if found == "finished":
             say(
                 f"{run} has been trained already, by the same settings on the same data: it is"
                 " returned as it is"
             )
-            shutil.rmtree(
-                run / "checkpoint", ignore_errors=True
-            )  # left where a process was killed at the very end
+            # Left where a process was killed at the very end.
+            shutil.rmtree(run / "checkpoint", ignore_errors=True)
             return run
-        return fit(
-            settings, base or load_base(settings.base), dataset, run, state == "new", watchers
-        )
+        base = base or load_base(settings.base)
+        base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
+        base.side = settings.resolution
+        _ = base.fingerprint  # metrics.json needs it, when the base's files may have changed
+        recipe = choose_recipe(settle(settings, base.device), base)
+        if found == "new":
+            create_run_folder(run, settings)
+        training = prepare(settings, base, dataset, run, watchers)
+        if base.device.type == "cuda" and dtype_to_train(recipe):
+            reload_trained_parts(base, recipe)
+        with ctrl_c_stops(training.state):
+            return run_within_memory(recipe, training)
 
 
-def fit(settings, base, dataset, run, new, watchers):
-    """Prepare what the loop reads, and run it; where memory runs out, again with a smaller recipe."""
-    base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
-    base.side = settings.resolution
-    # noqa: B018 (kept once read: metrics.json needs it, when the base's files may have gone or
-    # changed)
-    base.fingerprint
-    recipe = choose_recipe(settle(settings, base.device), base)
-    if new:
-        make_ready(run, settings)
+def prepare(
+    settings: Settings, base: Base, dataset: Dataset, run: Path, watchers: Sequence[Watcher]
+) -> Training:
+    """What the loop reads: latents and conditions, encoded once.
+
+    Raises BadInput where memory runs out.
+    """
     checkpoints = Checkpoints(run, settings, read_record(dataset.root), base)
-    held = prior_items(settings, dataset)
-    say(f"caching the latents of {len(dataset.train)} instance and {len(held)} class images")
+    prior = prior_items(settings, dataset)
+    say(f"caching the latents of {len(dataset.train)} instance and {len(prior)} class images")
+    items = [some for some in (dataset.train, prior) if some]
     try:
-        sources = [
-            (items, cache_latents(base, items, settings.text_encoder_rate == 0))
-            for items in (dataset.train, held)
-            if items
-        ]
+        caches = [cache_latents(base, some, settings.text_encoder_rate == 0) for some in items]
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -128,164 +140,198 @@ def fit(settings, base, dataset, run, new, watchers):
             " first step: free memory that other programs hold, or lower the resolution."
         ) from error
     state = State(settings.steps)
-    if base.device.type == "cuda" and exact(recipe):
-        reload_trained(base, recipe)
-    with ctrl_c_stops(state):
-        while True:
-            try:
-                return run_steps(recipe, base, dataset, run, sources, checkpoints, state, watchers)
-            except (OSError, SafetensorError) as error:
-                if isinstance(error, OSError) and error.errno not in UNWRITABLE:  # a watcher's own
-                    raise
-                remedy = UNWRITABLE[getattr(error, "errno", errno.ENOSPC)]  # safetensors names none
-                reason = f"Run {run} cannot be written ({error})"
-                raise BadInput(
-                    f"{reason}: {remedy}, and train again by the same settings to go on."
-                ) from error
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-            reclaim(
-                base.device
-            )  # only here, where the error is gone, is the failed step's memory free for what `step_down` tries out
-            lower = step_down(recipe, base.device)
-            if lower is None:
-                raise BadInput(
-                    f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower"
-                    f" batch_size ({recipe.batch_size}), or free memory that other programs hold"
-                    " and train again by the same settings to go on."
-                )
-            recipe, words = lower
-            again = "going on from the last checkpoint" if checkpoints.all() else "beginning anew"
-            say(f"memory ran out at step {state.step + 1}: {again} with {words}")
-            reload_trained(base, recipe)
+    return Training(base, dataset, run, items, caches, checkpoints, state, list(watchers))
 
 
-def run_steps(settings, base, dataset, run, sources, checkpoints, state, watchers):
-    """The loop: from the last checkpoint, or the beginning, to the end. `sources` are (items, their
-    cache), the photos first.
+def run_within_memory(recipe: Settings, training: Training) -> Path:
+    """Run the loop, again with a smaller recipe each time that memory runs out.
+
+    Raises BadInput where no smaller one is left, or the run cannot be written.
     """
+    base, state = training.base, training.state
+    while True:
+        try:
+            return run_steps(recipe, training)
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in UNWRITABLE:  # a watcher's own
+                raise
+            remedy = UNWRITABLE[getattr(error, "errno", errno.ENOSPC)]  # safetensors names none
+            raise BadInput(
+                f"Run {training.run} cannot be written ({error}): {remedy}, and train again by the"
+                " same settings to go on."
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Only here, where the error is gone, is the failed step's memory free for what `step_down`
+        # tries out.
+        reclaim(base.device)
+        lower = step_down(recipe, base.device)
+        if lower is None:
+            raise BadInput(
+                f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower"
+                f" batch_size ({recipe.batch_size}), or free memory that other programs hold"
+                " and train again by the same settings to go on."
+            )
+        recipe, words = lower
+        on_from = "going on from the last checkpoint"
+        again = on_from if training.checkpoints.folders() else "beginning anew"
+        say(f"memory ran out at step {state.step + 1}: {again} with {words}")
+        reload_trained_parts(base, recipe)
+
+
+def run_steps(settings: Settings, training: Training) -> Path:
+    """The loop: from the last checkpoint, or the beginning, to the end."""
+    base, state, checkpoints = training.base, training.state, training.checkpoints
     tuned = tuned_parts(base, settings)
-    base.offload(tuned)
-    items, sources = zip(*sources)
-    step, kept = Step(base, settings), checkpoints.latest()
-    checkpoints.check_room(step, 2 * sum(w.numel() for w in step.weights))
-    clock, meter, rows = Clock(base.device), PeakMeter(settings, base.device), []
-    if kept:
-        record, weights, moments = kept
-        resume(step, weights, moments)
-        step.taken, rows = record["step"], record["rows"]
-        clock.resume(rows, record["peak_cuda"])
-        meter.resume(record["peak"])
-        say(
-            f"{settings.method}: going on after step {step.taken}, where the training was"
-            " interrupted"
-        )
-    state.resume(step.taken, clock.total, rows, run)
-    if (
-        state.stopping and not step.taken
-    ):  # Ctrl-C in the very step for which memory did not suffice
-        raise KeyboardInterrupt
-    stream = batches(settings, [[mean.shape[1:] for mean in s[0]] for s in sources])
-    for _ in range(step.taken):
-        next(stream)
+    base.rest(tuned)
+    step = Step(base, settings)  # the switch: which weights train
+    clock, meter = Clock(base.device), PeakMeter(settings, base.device)
+    log = begin(step, training, clock, meter)
+    stream = batches(settings, [[mean.shape[1:] for mean in cache[0]] for cache in training.caches])
+    stream = islice(stream, step.taken, None)  # what was seen before the interruption
+    train_steps, watchers = step.scheduler.config.num_train_timesteps, training.watchers
     try:
-        with Log(
-            run / "log.jsonl",
-            settings,
-            state,
-            clock,
-            [[i.path.name for i in some] for some in items],
-            rows,
-        ) as log:
+        with log:
             while step.taken < settings.steps and not state.stopping:
                 batch = next(stream)
-                with clock, meter.during(step, batch[1].numel(), sources):
-                    numbers = step(
-                        *gather(base, sources, batch, step.scheduler.config.num_train_timesteps)
-                    )
+                with clock, meter.during(step, batch[1].numel(), training.caches):
+                    numbers = step(*gather(base, training.caches, batch, train_steps))
                 log.add(numbers, batch[0])
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
-                if settings.sample_every and step.taken % settings.sample_every == 0:
-                    draw(base, dataset, step, run, state)
-                watchers = [
-                    w
-                    for w in watchers
-                    if fits(base, step, "what is measured along the way", lambda w=w: w(state))
-                ]
-                base.offload(tuned)
-                if checkpoints.due(
-                    step.taken, clock
-                ):  # last of all: what was drawn and measured until then is whole
+                watchers = look(step, training, watchers)
+                base.rest(tuned)
+                # Last of all: what was drawn and measured until then is complete.
+                if checkpoints.due(step.taken, clock):
                     log.flush()
                     checkpoints.write(step, log, clock, meter.peak)
             log.flush()
             if step.taken < settings.steps:
-                here = settings.save_every and checkpoints.write(step, log, clock, meter.peak)
-                words = (
-                    "go on from here"
-                    if here
-                    else "go on from the last checkpoint"
-                    if checkpoints.all()
-                    else "begin anew"
-                )
-                say(
-                    f"{settings.method}: stopped after step {step.taken}; the same settings would"
-                    f" {words}"
-                )
-                if (
-                    settings.sample_every and not state.samples
-                ):  # stopped before the first were due: something to look at all the same
-                    draw(base, dataset, step, run, state)
+                written = settings.save_every and checkpoints.write(step, log, clock, meter.peak)
+                say_stopped(step, training, bool(written))
     except NotFinite as error:
-        raise NotFinite(f"{error} {back_to_last_good(step, checkpoints, run)}") from None
+        raise NotFinite(f"{error} {save_last_good(step, training)}") from None
+    return finish(step, training, clock, meter)
+
+
+def begin(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Log:
+    """Take step, clock and meter to where the last checkpoint stands. Returns the log from there.
+
+    Raises BadInput if the disk is too small or the checkpoint of another training, and
+    KeyboardInterrupt if the training is to stop before there is any step to save.
+    """
+    state, checkpoint, rows = training.state, training.checkpoints.read_latest(), []
+    training.checkpoints.check_disk_space(step, 2 * sum(w.numel() for w in step.weights))
+    if checkpoint:
+        restore(step, checkpoint)
+        step.taken, rows = checkpoint.state["step"], checkpoint.state["rows"]
+        clock.resume(rows, checkpoint.state["peak_cuda"])
+        meter.resume(checkpoint.state["peak"])
+        say(
+            f"{step.settings.method}: going on after step {step.taken}, where the training was"
+            " interrupted"
+        )
+    state.step, state.seconds = step.taken, clock.total
+    state.losses = [row["loss"] for row in rows]
+    state.samples = samples_until(step.taken, training.run)
+    if state.stopping and not step.taken:  # Ctrl-C in the step for which memory did not suffice
+        raise KeyboardInterrupt
+    names = [[item.path.name for item in some] for some in training.items]
+    return Log(training.run / "log.jsonl", step.settings, state, clock, names, rows)
+
+
+def look(step: Step, training: Training, watchers: list[Watcher]) -> list[Watcher]:
+    """Draw samples where they are due, and call the watchers.
+
+    Returns those that memory sufficed for.
+    """
+    every = step.settings.sample_every
+    if every and step.taken % every == 0:
+        add_samples(step, training)
+    what = "what is measured along the way"
+    return [
+        watcher
+        for watcher in watchers
+        if memory_suffices(what, step, lambda watcher=watcher: watcher(training.state))
+    ]
+
+
+def add_samples(step: Step, training: Training) -> None:
+    """Draw samples and add them to the state's, as long as memory suffices for that."""
+    state, subject = training.state, training.dataset.subject
+
+    def draw() -> None:
+        state.samples.append((step.taken, draw_samples(step, subject, training.run)))
+
+    if state.drawing:
+        state.drawing = memory_suffices("samples", step, draw)
+
+
+def say_stopped(step: Step, training: Training, written: bool) -> None:
+    """Say from where the training would go on; `written`: there is a checkpoint of this step."""
+    if written:
+        would = "go on from here"
+    elif training.checkpoints.folders():
+        would = "go on from the last checkpoint"
+    else:
+        would = "begin anew"
+    settings = step.settings
+    say(f"{settings.method}: stopped after step {step.taken}; the same settings would {would}")
+    # Stopped before the first samples were due: something to look at all the same.
+    if settings.sample_every and not training.state.samples:
+        add_samples(step, training)
+
+
+def finish(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Path:
+    """Save the weights and what was measured. Returns the run folder."""
+    base, run, settings = training.base, training.run, step.settings
     step.close()
-    file_bytes, trained = save_weights(base, settings, run), sum(w.numel() for w in step.weights)
-    about = {
-        "data_sha256": data_hash(dataset),
+    measured = {
+        "data_sha256": data_hash(training.dataset),
         "family": base.family.name,
         "base_fingerprint": base.fingerprint,
+        "file_bytes": save_weights(base, settings, run),
+        "trainable_parameters": sum(w.numel() for w in step.weights),
     }
-    write_json(
-        run / "metrics.json",
-        about | metrics(settings, state, clock, meter.peak, trained, file_bytes, base.device),
-    )
+    measured |= metrics(settings, training.state, clock, meter.peak, base.device)
+    write_json(run / "metrics.json", measured)
     if step.taken == settings.steps:
-        checkpoints.clear()
+        training.checkpoints.clear()
     return run
 
 
-def back_to_last_good(step, checkpoints, run):
+def save_last_good(step: Step, training: Training) -> str:
     """Save the weights of the last checkpoint, as a run ships them. Returns a sentence on that."""
+    run = training.run
     (run / "metrics.json").unlink(missing_ok=True)  # of an earlier stop
     try:
-        kept = checkpoints.latest()
+        checkpoint = training.checkpoints.read_latest()
     except BadInput as error:
         return str(error)
-    if not kept:
+    if not checkpoint:
         return "There is no checkpoint yet from which anything could be saved."
-    resume(step, *kept[1:])
+    restore(step, checkpoint)
     step.close()
     save_weights(step.base, step.settings, run)
-    return f"What was learnt until step {kept[0]['step']} is saved in {run}."
+    return f"What was learnt until step {checkpoint.state['step']} is saved in {run}."
 
 
 @contextmanager
-def ctrl_c_stops(state):
-    """Let Ctrl-C (a notebook's stop button) end the training after the current step; a second one,
-    or one before any step, at once.
+def ctrl_c_stops(state: State) -> Iterator[None]:
+    """Let Ctrl-C (a notebook's stop button) end the training after the current step.
+
+    A second one, or one before any step, ends it at once.
     """
 
-    def stop(*_):
+    def stop(*_: Any) -> None:
         if state.stopping or not state.step:
             raise KeyboardInterrupt
         state.stop()
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python hands signals to the main thread alone
+    # Python hands signals to the main thread alone.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, stop)

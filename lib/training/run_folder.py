@@ -1,27 +1,35 @@
-"""What happens to a run folder that is there already: returned if it is this very run finished,
-continued if cut short, else set aside.
+"""The run folder: held against other processes, looked into before a training, and made ready.
+
+A run that is finished is returned as it is, an interrupted one goes on, and another run that lies
+there is set aside under another name: nothing is ever trained twice, and nothing is lost.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from lib.config.settings import Settings
 from lib.dataset.captions import class_caption
+from lib.dataset.imagefolder import Dataset, Item
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.text import say
 from lib.models.base_files import WITH_WEIGHTS
 from lib.step.run_weights import ADAPTER, weight_bytes
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 # These change where a run lies or how safe it is, not what it learns. The data set is compared by
 # its content.
 NO_EFFECT_ON_WEIGHTS = ("output", "data", "save_every")
-
 
 # All that a training writes into its folder: nothing else is ever cleared.
 RUN_FILES = (
@@ -39,33 +47,16 @@ RUN_FILES = (
     ".weights.*",
 )
 
+RunState = Literal["new", "interrupted", "finished"]
+
 
 @contextmanager
-def lock_run_folder(output):
-    """Hold the run folder `output` against other processes that would train there. Raises BadInput
-    while one does.
-    """
-    from filelock import FileLock, Timeout
+def lock_run_folder(output: str | Path) -> Iterator[None]:
+    """Hold the run folder `output` against other processes that would train there.
 
-    run = Path(output).expanduser().resolve()
-    # Beside the folder, which may be set aside or made anew; where nothing can be written there, in
-    # the temporary folder.
-    elsewhere = f"workbench-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
-    locks = (
-        FileLock(run.with_name(f".{run.name}.lock")),
-        FileLock(Path(tempfile.gettempdir()) / elsewhere),
-    )
-    for lock in locks:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            raise BadInput(
-                f"Another training is writing to {output}: wait for it, stop it, or choose another"
-                " output."
-            ) from None
-        except OSError:
-            continue
+    Raises BadInput while one does.
+    """
+    lock = _take_lock(Path(output).expanduser().resolve(), output)
     try:
         yield
     finally:
@@ -75,73 +66,92 @@ def lock_run_folder(output):
         lock.release()
 
 
-def inspect_run_folder(settings, dataset):
-    """(run folder, "finished" if the same settings and data have been trained there to the end,
-    "cut short", or "new").
+def _take_lock(run: Path, output: str | Path) -> "BaseFileLock":
+    """The lock of a run folder, beside it, for it may be set aside or made anew.
 
-    Nothing is changed here. Raises BadInput, before anything slow, if class images are missing or
-    the folder is no run's.
+    Where nothing can be written there, it lies in the temporary folder.
     """
-    if settings.prior_weight > 0 and not prior_items(settings, dataset):
+    from filelock import FileLock, Timeout  # late: needed by trainings alone
+
+    name = f"workbench-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+    beside = FileLock(run.with_name(f".{run.name}.lock"))
+    elsewhere = FileLock(Path(tempfile.gettempdir()) / name)
+    for lock in (beside, elsewhere):
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            raise BadInput(
+                f"Another training is writing to {output}: wait for it, stop it, or choose another"
+                " output."
+            ) from None
+        except OSError:
+            continue
+    return elsewhere
+
+
+def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, RunState]:
+    """The run folder of `settings`, and what they and the data set would find there.
+
+    "finished": the same settings and data have been trained there to the end. "interrupted": they
+    have left a checkpoint. "new": anything else. Nothing is changed here. Raises BadInput, before
+    anything slow, if class images are missing or the folder is no run's.
+    """
+    check_class_images(settings, dataset)
+    run = Path(settings.output).expanduser()
+    _check_is_run_folder(run)
+    trained, measured = _read(run / "settings.json"), _read(run / "metrics.json")
+    # A setting that an older version of this project did not know may have had another value than
+    # today's default.
+    if any(
+        name not in trained or trained[name] != value
+        for name, value in asdict(settings).items()
+        if name not in NO_EFFECT_ON_WEIGHTS
+    ):
+        return run, "new"
+    complete = measured.get("file_bytes") == weight_bytes(run) > 0
+    same_data = measured.get("data_sha256") == data_hash(dataset)
+    if complete and same_data and not measured.get("stopped_early"):
+        return run, "finished"
+    return run, "interrupted" if _has_checkpoint(run) else "new"
+
+
+def check_class_images(settings: Settings, dataset: Dataset) -> None:
+    """Raise BadInput if prior preservation lacks class images, or some of a photo's size."""
+    if settings.prior_weight == 0:
+        return
+    if not prior_items(settings, dataset):
         raise BadInput(
             f"Data set {dataset.root} has no class images, which prior_weight"
             f" {settings.prior_weight} needs: make them in notebook 01, set prior_weight to 0, or,"
             " for LoRA, prior to 'teacher'."
         )
-    if settings.prior_weight > 0 and settings.prior == "images":
-        have, wanted = (
-            {item.size for item in items} for items in (dataset.class_images, dataset.train)
-        )
-        if missing := sorted(wanted - have):
-            raise BadInput(
-                f"Data set {dataset.root} has photos of {missing[0][0]} x {missing[0][1]} pixels"
-                " and no class image of that size, which train in one batch: draw them again in"
-                " notebook 01, as many as photos or more."
-            )
-    run = Path(settings.output).expanduser()
-    if (
-        run.exists()
-        and not run.is_dir()
-        or _names(run)
-        and not {"method", "data", "output"} <= _read(run / "settings.json").keys()
-    ):
-        raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
-    if not _worth(run) and (
-        others := [name for name in _names(run) if not _made(name) and name[0] != "."]
-    ):
+    if settings.prior != "images":
+        return
+    sizes = {item.size for item in dataset.class_images}
+    if missing := sorted({item.size for item in dataset.train} - sizes):
+        width, height = missing[0]
         raise BadInput(
-            f"Output {run} holds {others[0]}, which no training makes: choose another folder."
+            f"Data set {dataset.root} has photos of {width} x {height} pixels and no class image of"
+            " that size, which train in one batch: draw them again in notebook 01, as many as"
+            " photos or more."
         )
-    old, found = (_read(run / name) for name in ("settings.json", "metrics.json"))
-    # A setting that an older version of this project did not know may have had another value than
-    # today's default.
-    if any(
-        name not in old or old[name] != value
-        for name, value in asdict(settings).items()
-        if name not in NO_EFFECT_ON_WEIGHTS
-    ):
-        return run, "new"
-    whole = found.get("file_bytes") == weight_bytes(run) > 0 and found.get(
-        "data_sha256"
-    ) == data_hash(dataset)
-    if whole and not found.get("stopped_early"):
-        return run, "finished"
-    return run, "cut short" if _checkpoints(run) else "new"
 
 
-def make_ready(run, settings):
-    """Make the folder of a new run. What a run of other settings or data has left there is renamed
-    to <name>_before_1 (2, ...), which is said; where nothing was learnt yet, what is there is
-    cleared. Raises BadInput where nothing can be written.
+def create_run_folder(run: Path, settings: Settings) -> None:
+    """Make the folder of a new run.
+
+    What a run of other settings or data has left there is renamed to <name>_before_1 (2, ...),
+    which is said; where nothing was learnt yet, what is there is cleared. Raises BadInput where
+    nothing can be written.
     """
     try:
-        if _worth(run):
+        if _holds_results(run):
             _set_aside(run)
-        for name in filter(_made, os.listdir(run) if run.is_dir() else ()):
-            if (
-                name != "settings.json"
-            ):  # which is replaced in one move: without it the folder would be no run's
-                (shutil.rmtree if (run / name).is_dir() else os.unlink)(run / name)
+        for name in os.listdir(run) if run.is_dir() else ():
+            # The settings are replaced in one move: without them the folder would be no run's.
+            if name != "settings.json" and _is_run_file(name):
+                _delete(run / name)
         run.mkdir(parents=True, exist_ok=True)
         settings.save(run / "settings.json")
         (run / "samples").mkdir(exist_ok=True)
@@ -152,9 +162,10 @@ def make_ready(run, settings):
         ) from None
 
 
-def prior_items(settings, dataset):
-    """What prior preservation holds on to: the class images; for a teacher, the photos under
-    captions without the identifier.
+def prior_items(settings: Settings, dataset: Dataset) -> list[Item]:
+    """The pictures of prior preservation: class images.
+
+    For a teacher, the photos under captions without the identifier.
     """
     if settings.prior_weight == 0:
         return []
@@ -166,43 +177,58 @@ def prior_items(settings, dataset):
     ]
 
 
-def data_hash(dataset):
+def data_hash(dataset: Dataset) -> str:
     """SHA-256 of a data set: of its dataset.json, which holds that of every file in it."""
     return hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()
 
 
-def _names(run):
-    """What lies in a folder, but for what a process has left that was killed while it wrote its
-    settings.
-    """
-    return (
-        [name for name in sorted(os.listdir(run)) if not fnmatch(name, "settings.json.*.part")]
-        if run.is_dir()
-        else []
-    )
+def _check_is_run_folder(run: Path) -> None:
+    """Raise BadInput if `run` is a file, or a folder of something else than a training."""
+    names = _names(run)
+    recorded = _read(run / "settings.json").keys()
+    if run.exists() and not run.is_dir() or names and not {"method", "data", "output"} <= recorded:
+        raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
+    others = [name for name in names if not _is_run_file(name) and name[0] != "."]
+    if others and not _holds_results(run):
+        raise BadInput(
+            f"Output {run} holds {others[0]}, which no training makes: choose another folder."
+        )
 
 
-def _made(name):
-    return any(fnmatch(name, one) for one in RUN_FILES)
+def _names(run: Path) -> list[str]:
+    """The names in a folder, without what a process left that was killed as it wrote settings."""
+    names = sorted(os.listdir(run)) if run.is_dir() else []
+    return [name for name in names if not fnmatch(name, "settings.json.*.part")]
 
 
-def _checkpoints(run):
+def _is_run_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in RUN_FILES)
+
+
+def _has_checkpoint(run: Path) -> bool:
     return any((run / "checkpoint").glob("step_*"))
 
 
-def _worth(run):
+def _holds_results(run: Path) -> bool:
     """Whether a folder holds something that someone may want."""
-    return bool(weight_bytes(run) or _read(run / "metrics.json")) or _checkpoints(run)
+    return bool(weight_bytes(run) or _read(run / "metrics.json")) or _has_checkpoint(run)
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except BadInput:  # none, or a broken one
         return {}
 
 
-def _set_aside(run):
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _set_aside(run: Path) -> None:
     number = 1
     while (aside := run.with_name(f"{run.name}_before_{number}")).exists():
         number += 1

@@ -3,155 +3,212 @@
 import json
 import math
 import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
+from lib.config.settings import Settings
 from lib.files.text import say
 from lib.models.devices import device_name, resident_bytes, versions
 
 READ_EVERY = 10  # steps between reading losses off the device
-
+SAY_EVERY = 50  # steps between progress lines
 
 # What a run may end up with otherwise than its settings ask for: where the device cannot do it, or
 # memory ran out.
 RECIPE_SETTINGS = ("checkpointing", "optimizer", "weights", "fused_backward", "quantize")
 
+Row = dict[str, Any]  # a line of log.jsonl
+
 
 class NotFinite(RuntimeError):
-    """A loss or gradient that is no number. Its text is one sentence: where, in which picture, the
-    likely cause, what to do.
+    """A loss or gradient that is no number.
+
+    Its text is one sentence: where, in which picture, the likely cause, what to do.
     """
+
+
+class State:
+    """What a watcher sees after each step.
+
+    `step` of `steps`; `losses` so far; `seconds` of training; `samples`: [(step, PIL images)].
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.step = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self.samples: list[tuple[int, list[Any]]] = []
+        self.stopping = False  # to end after this step
+        self.drawing = True  # samples, until memory does not suffice for them
+
+    def stop(self) -> None:
+        """End the training after this step; what was learnt is saved and usable."""
+        self.stopping = True
 
 
 class Clock:
-    """Times steps: `with clock:` around each. `ends` are seconds of training until the end of each
-    that is over; `total` is the last of these, `per_step` the median of a step.
+    """Times steps: `with clock:` around each.
 
-    On CUDA kernels run behind Python's back, and waiting for each step would slow it down: there
-    events are recorded, which `settle` reads. `peak` is the largest
-    `torch.cuda.max_memory_allocated` within steps, in bytes: samples and curves do not count.
+    `ends` are seconds of training until the end of each step that is over. On CUDA kernels run
+    behind Python's back, and waiting for each step would slow it down: there events are recorded,
+    which `settle` reads. `peak` is the largest `torch.cuda.max_memory_allocated` within steps, in
+    bytes: samples and curves do not count.
     """
 
-    def __init__(self, device):
-        self.cuda, self.ends, self.waiting, self.peak = device.type == "cuda", [], [], 0
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.ends: list[float] = []
+        self.waiting: list[tuple[Any, Any]] = []  # (start, end) of steps that are not in `ends` yet
+        self.peak = 0
 
-    def resume(self, rows, peak):
+    def resume(self, rows: Sequence[Row], peak: int) -> None:
         """Go on from the `rows` of a log, whose steps had `peak`."""
-        self.ends, self.peak = [row["seconds"] for row in rows], peak
+        self.ends = [row["seconds"] for row in rows]
+        self.peak = peak
 
-    def _now(self):
+    def _now(self) -> Any:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         self.start = self._now()
 
-    def __exit__(self, *error):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.waiting.append((self.start, self._now()))
         if self.cuda:
             self.peak = max(self.peak, torch.cuda.max_memory_allocated())
         else:
             self.settle()
 
-    def settle(self):
+    def settle(self) -> None:
         """Move what was recorded into `ends`; on CUDA this waits for the last step."""
         for start, end in self.waiting:
             if self.cuda:
                 end.synchronize()
-            self.ends.append(
-                self.total + (start.elapsed_time(end) / 1000 if self.cuda else end - start)
-            )
+                seconds = start.elapsed_time(end) / 1000
+            else:
+                seconds = end - start
+            self.ends.append(self.total + seconds)
         self.waiting.clear()
 
     @property
-    def total(self):
+    def total(self) -> float:
+        """Seconds of training until the end of the last step that is settled."""
         return self.ends[-1] if self.ends else 0.0
 
     @property
-    def per_step(self):
+    def per_step(self) -> float:
+        """Seconds of a step, the median, without the first two, which are slow."""
         steps = [after - before for before, after in zip([0.0, *self.ends], self.ends)]
-        settled = sorted(steps[2:] or steps)  # the first ones are slow
+        settled = sorted(steps[2:] or steps)
         return settled[len(settled) // 2]
 
 
 class Log:
-    """The run's log.jsonl: losses stay on the device until `flush` reads them all at once, every
-    `READ_EVERY` steps.
+    """The run's log.jsonl.
 
+    Losses stay on the device until `flush` reads them all at once, every `READ_EVERY` steps.
     `names` are the pictures of each source, `rows` those of the steps taken before an interruption,
     which the file begins with.
     """
 
-    def __init__(self, path, settings, state, clock, names, rows=()):
-        self.settings, self.state, self.clock, self.names, self.rows, self.waiting = (
-            settings,
-            state,
-            clock,
-            names,
-            list(rows),
-            [],
-        )
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        state: State,
+        clock: Clock,
+        names: Sequence[Sequence[str]],
+        rows: Iterable[Row] = (),
+    ) -> None:
+        self.settings, self.state, self.clock, self.names = settings, state, clock, names
+        self.rows = list(rows)
+        self.waiting: list[tuple[torch.Tensor, Sequence[torch.Tensor]]] = []
         self.file = open(path, "w", encoding="utf-8")
         self.file.write("".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.file.close()
 
-    def add(self, numbers, chosen):
+    def add(self, numbers: torch.Tensor, chosen: Sequence[torch.Tensor]) -> None:
         """What a step returned, and which pictures of each source it saw."""
         self.waiting.append((numbers, chosen))
 
-    def flush(self):
-        """Move what was added into file and state. Raises NotFinite at the first loss or gradient
-        that is no number.
+    def flush(self) -> None:
+        """Move what was added into file and state.
+
+        Raises NotFinite at the first loss or gradient that is no number.
         """
         if not self.waiting:
             return
-        state, settings = self.state, self.settings
         self.clock.settle()
         read = torch.stack([numbers for numbers, _ in self.waiting]).tolist()
-        for (instance, prior, norm, *each), (_, chosen) in zip(read, self.waiting):
-            step = len(self.rows) + 1
-            loss = instance + settings.prior_weight * prior
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise NotFinite(self._diagnosis(step, loss, norm, each, chosen))
-            state.losses.append(loss)
-            row = {
-                "step": step,
-                "loss": loss,
-                "instance_loss": instance,
-                "prior_loss": prior,
-                "gradient_norm": norm,
-                "seconds": self.clock.ends[step - 1],
-                "learning_rate": settings.rate(step - 1),
-            }
-            self.rows.append(row)
-            self.file.write(json.dumps(row) + "\n")
+        for numbers, (_, chosen) in zip(read, self.waiting):
+            self._write(numbers, chosen)
         self.file.flush()
         self.waiting.clear()
-        if state.step % (5 * READ_EVERY) == 0 or state.step == state.steps:
-            left, mean = (
-                self.clock.per_step * (state.steps - state.step),
-                sum(state.losses[-50:]) / len(state.losses[-50:]),
-            )
-            say(
-                f"{settings.method}: step {state.step} of {state.steps}, loss {mean:.4f},"
-                f" {left:.0f} s left"
-            )
+        if self.state.step % SAY_EVERY == 0 or self.state.step == self.state.steps:
+            self._say_progress()
 
-    def _diagnosis(self, step, loss, norm, each, chosen):
-        seen = [self.names[source][k] for source, some in enumerate(chosen) for k in some.tolist()]
+    def _write(self, numbers: Sequence[float], chosen: Sequence[torch.Tensor]) -> None:
+        instance, prior, norm, *each = numbers
+        step = len(self.rows) + 1
+        loss = instance + self.settings.prior_weight * prior
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise NotFinite(self._diagnosis(loss, norm, each, chosen))
+        self.state.losses.append(loss)
+        row = {
+            "step": step,
+            "loss": loss,
+            "instance_loss": instance,
+            "prior_loss": prior,
+            "gradient_norm": norm,
+            "seconds": self.clock.ends[step - 1],
+            "learning_rate": self.settings.rate(step - 1),
+        }
+        self.rows.append(row)
+        self.file.write(json.dumps(row) + "\n")
+
+    def _say_progress(self) -> None:
+        state, recent = self.state, self.state.losses[-50:]
+        left = self.clock.per_step * (state.steps - state.step)
+        say(
+            f"{self.settings.method}: step {state.step} of {state.steps},"
+            f" loss {sum(recent) / len(recent):.4f}, {left:.0f} s left"
+        )
+
+    def _diagnosis(
+        self, loss: float, norm: float, each: Sequence[float], chosen: Sequence[torch.Tensor]
+    ) -> str:
+        """What to say of a `loss` or gradient `norm` that is no number; `each`: of each picture."""
+        step, settings = len(self.rows) + 1, self.settings
+        seen = [name[k] for name, some in zip(self.names, chosen) for k in some.tolist()]
         bad = [name for name, value in zip(seen, each) if not math.isfinite(value)]
-        rate = f"learning_rate ({self.settings.learning_rate}) is likely too high: lower it"
-        exact = self.settings.precision == "fp32" or self.settings.weights == "bf16"
+        rate = f"learning_rate ({settings.learning_rate}) is likely too high: lower it"
+        exact = settings.precision == "fp32" or settings.weights == "bf16"
         more = "" if exact else ", or set precision to 'fp32'"
         if not bad:
             return (
@@ -166,15 +223,15 @@ class Log:
         )
 
 
-def metrics(settings, state, clock, peak, trainable, file_bytes, device):
-    """What was measured, with units, versions and device: the content of metrics.json."""
-    on_cuda = device.type == "cuda"
-    peak_bytes = clock.peak if on_cuda else sum(peak.values()) if peak else None
-    by = (
-        "torch.cuda.max_memory_allocated within steps; categories by the forecast"
-        if on_cuda
-        else "bytes of all live tensors in step 2"
-    )
+def metrics(
+    settings: Settings,
+    state: State,
+    clock: Clock,
+    peak_by_category: dict[str, int] | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What was measured, with units, versions and device: most of metrics.json."""
+    last = state.losses[-20:]
     return {
         "method": settings.method,
         "steps": state.step,
@@ -182,13 +239,9 @@ def metrics(settings, state, clock, peak, trainable, file_bytes, device):
         "stopped_early": state.step < state.steps,
         "seconds_per_step": clock.per_step,
         "train_seconds": clock.total,
-        "peak_bytes": peak_bytes,
-        "peak_by_category": peak,
-        "peak_measured_by": by,
+        **_peak(clock, peak_by_category),
         "resident_bytes": resident_bytes(),
-        "file_bytes": file_bytes,
-        "trainable_parameters": trainable,
-        "final_loss": sum(state.losses[-20:]) / max(1, len(state.losses[-20:])),
+        "final_loss": sum(last) / max(1, len(last)),
         "units": {
             "seconds_per_step": "s, median",
             "train_seconds": "s, steps alone",
@@ -199,3 +252,14 @@ def metrics(settings, state, clock, peak, trainable, file_bytes, device):
         "versions": versions(),
         "device": device_name(device),
     }
+
+
+def _peak(clock: Clock, by_category: dict[str, int] | None) -> dict[str, Any]:
+    """The peak memory of a step: CUDA's own counter, or on the CPU the sum of its categories."""
+    if clock.cuda:
+        total: int | None = clock.peak
+        how = "torch.cuda.max_memory_allocated within steps; categories by the forecast"
+    else:
+        total = sum(by_category.values()) if by_category else None
+        how = "bytes of all live tensors in step 2"
+    return {"peak_bytes": total, "peak_by_category": by_category, "peak_measured_by": how}

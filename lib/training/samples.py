@@ -1,55 +1,32 @@
-"""What is looked at along a training, off its clock: fixed-seed samples, and what else is left out
-where memory does not suffice.
-"""
+"""What is looked at along a training, off its clock: samples drawn from fixed seeds."""
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from lib.dataset.captions import prompts
+from lib.dataset.captions import Subject, prompts
 from lib.dataset.photo_file import upright
 from lib.files.errors import BadInput
 from lib.files.text import say
-from lib.models.base import evaluation_mode
+from lib.models.base import at_rest
 from lib.models.devices import out_of_memory, reclaim
+from lib.plots.figure import Figure
 from lib.plots.image_grid import grid
 from lib.step.run_weights import as_saved
+from lib.step.training_step import Step
 
 SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
 
-
-def draw(base, dataset, step, run, state):
-    """Add `sample` to the state's, as long as memory suffices for that."""
-    if state.draws:
-        state.draws = fits(
-            base,
-            step,
-            "samples",
-            lambda: state.samples.append((step.taken, sample(base, dataset, step, run))),
-        )
+Samples = list[tuple[int, list[Image.Image]]]  # (step, the pictures drawn after it)
 
 
-def read_samples(step, run):
-    """[(step, its pictures)] that lie in a run folder, until `step`; later ones are deleted, for
-    they will be drawn again.
-    """
-    drawn = {}
-    for path in sorted((run / "samples").glob("step_[0-9]*_[0-9].png")):
-        at, image = int(path.stem.split("_")[1]), None
-        with suppress(BadInput):  # the process was killed while it wrote this one
-            image = upright(path) if at <= step else None
-        if image:
-            drawn.setdefault(at, []).append(image)
-        else:
-            path.unlink()
-    return sorted(drawn.items())
+def memory_suffices(what: str, step: Step, do: Callable[[], object]) -> bool:
+    """Call `do`, and whether memory sufficed for it.
 
-
-def fits(base, step, what, do):
-    """Call `do`; False where memory did not suffice, which is said: from then on it is left out,
-    and the training goes on.
+    Where it did not, that is said of `what`, and the training goes on without it.
     """
     try:
         do()
@@ -60,53 +37,79 @@ def fits(base, step, what, do):
         say(
             f"memory does not suffice for {what} at step {step.taken}: the training goes on without"
         )
-    reclaim(base.device)  # only here, where the error is gone, is the memory free
+    reclaim(step.base.device)  # only here, where the error is gone, is the memory free
     return False
 
 
-def sample(base, dataset, step, run):
-    """Fixed-seed pictures of the subject in `SAMPLE_PLACES`, drawn with the weights as they would
-    be saved now.
+def draw_samples(step: Step, subject: Subject, run: Path) -> list[Image.Image]:
+    """Draw and save pictures of the subject in `SAMPLE_PLACES`, from the same seeds every time.
+
+    They are drawn with the weights as they would be saved now.
     """
-    texts = [prompts(dataset.subject, place) for place in SAMPLE_PLACES]
-    with as_saved(step.weights), evaluation_mode(base):
-        images = base.generate(
-            texts, list(range(len(texts))), step.settings.sample_steps, step.settings.guidance
+    texts = [prompts(subject, place) for place in SAMPLE_PLACES]
+    settings = step.settings
+    with as_saved(step.weights), at_rest(step.base):
+        images = step.base.generate(
+            texts, list(range(len(texts))), settings.sample_steps, settings.guidance
         )
     for k, image in enumerate(images):
         image.save(run / "samples" / f"step_{step.taken:04d}_{k}.png")
     return images
 
 
-def sample_progress(run, labels=None, most=5, caption="", scale=2):
-    """The fixed-seed samples of a run along its training, a row for each of at most `most` steps,
-    first and last always among them.
+def samples_until(step: int, run: Path) -> Samples:
+    """The samples in a run folder until `step`.
 
-    `run`: a run folder, or `[(step, [PIL images])]` as a watcher sees it. `labels`: what each
-    column shows, such as its prompt.
+    Later ones are deleted, for they will be drawn again.
     """
-    if isinstance(run, str | Path):
-        files = {}
-        for path in sorted((Path(run) / "samples").glob("step_*_*.png")):
-            _, step, k = path.stem.split("_")
-            files.setdefault(int(step), {})[int(k)] = path
-        run = [
-            (step, [Image.open(p).convert("RGB") for _, p in sorted(some.items())])
-            for step, some in sorted(files.items())
-        ]
-    if not run:
+    found: dict[int, list[Image.Image]] = {}
+    for path in sorted((run / "samples").glob("step_[0-9]*_[0-9].png")):
+        drawn_at, image = int(path.stem.split("_")[1]), None
+        with suppress(BadInput):  # the process was killed while it wrote this one
+            image = upright(path) if drawn_at <= step else None
+        if image:
+            found.setdefault(drawn_at, []).append(image)
+        else:
+            path.unlink()
+    return sorted(found.items())
+
+
+def sample_progress(
+    run: str | Path | Samples,
+    labels: Sequence[str] | None = None,
+    most: int = 5,
+    caption: str = "",
+    scale: float = 2,
+) -> Figure:
+    """The fixed-seed samples of a run along its training, a row for each of at most `most` steps.
+
+    First and last are always among them. `run`: a run folder, or `[(step, [PIL images])]` as a
+    watcher sees it. `labels`: what each column shows, such as its prompt. Raises ValueError for a
+    run without samples.
+    """
+    samples = _read_samples(Path(run)) if isinstance(run, str | Path) else run
+    if not samples:
         raise ValueError(
             "The run has no samples: set sample_every to a number of steps and train again"
         )
-    kept = [
-        run[i]
-        for i in sorted({round(i) for i in np.linspace(0, len(run) - 1, min(most, len(run)))})
-    ]
+    evenly = np.linspace(0, len(samples) - 1, min(most, len(samples)))
+    shown = [samples[i] for i in sorted({round(i) for i in evenly})]
     return grid(
-        [images for _, images in kept],
-        [f"step {step}" for step, _ in kept],
+        [images for _, images in shown],
+        [f"step {step}" for step, _ in shown],
         labels,
         caption,
         "Samples along the training",
         scale,
     )
+
+
+def _read_samples(run: Path) -> Samples:
+    files: dict[int, dict[int, Path]] = {}
+    for path in sorted((run / "samples").glob("step_*_*.png")):
+        _, step, k = path.stem.split("_")
+        files.setdefault(int(step), {})[int(k)] = path
+    return [
+        (step, [Image.open(path).convert("RGB") for _, path in sorted(paths.items())])
+        for step, paths in sorted(files.items())
+    ]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from lib.files.errors import BadInput
 from lib.models.families import preset
-from lib.training.loop import State, train
+from lib.training.loop import train
+from lib.training.run_log import State
 from lib.widgets.explorer import Explorer, Models
 from lib.widgets.panels import explorer, photos_panel, training_panel
 from lib.widgets.photo_panel import PhotosPanel
