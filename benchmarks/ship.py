@@ -24,7 +24,7 @@ import torch
 from benchmarks.pocketbench import bench_prompts, hashes, judge
 from benchmarks.ship_runs import OTHERS, WORK, data_of, make_data, run_of, runs_needed, settings_of
 from lib.config.settings import METHODS
-from lib.convert.composition import MIXES, add_changes, load_adapters, mix, switch_times
+from lib.convert.composition import MIXES, load_adapters, mix, switch_times
 from lib.convert.exporting import export_lora
 from lib.convert.extraction import extract
 from lib.course.sweeping import name, sweep
@@ -36,6 +36,7 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models.base import load_base
+from lib.models.base_weights import read_target
 from lib.models.devices import device_name, versions
 from lib.step.run_weights import load_run, weight_bytes
 from pocket.subjects import bench_subjects
@@ -109,6 +110,28 @@ def alone(subject, seed, method):
         c.name: likeness(load_run(run_of(c.name, method, seed), load_base()), [c], judge())[c.name]
         for c in some
     }
+
+
+def add_changes(base, runs, weights):
+    """Add what DreamBooth runs changed to the weights of a fresh `Base`, each times its weight: how
+    checkpoints are merged.
+
+    Weights of 1 / n give the average of n checkpoints, weights of 1 the "add difference" of WebUI's
+    merger. Returns the base.
+    """
+    plain = read_target(base.name)
+    state = {name: p.detach().float() for name, p in base.unet.named_parameters()}
+    for run, weight in zip(runs, weights):
+        tuned = read_target(base.name, run)
+        if "unet" not in tuned.tuned:
+            raise BadInput(f"{run} has no tuned U-Net: name a DreamBooth run.")
+        for key, value in state.items():
+            change = tuned.read("unet", key).float() - plain.read("unet", key).float()
+            state[key] = value + weight * change.to(value.device)
+    base.unet.load_state_dict(
+        {name: value.to(base.unet.dtype) for name, value in state.items()}, strict=False
+    )
+    return base
 
 
 def combined(job):

@@ -1,26 +1,28 @@
-"""Several concepts in one model: adapters together with a weight each, mixed by PEFT's methods, or
-tuned checkpoints added up.
+"""Several concepts in one model: adapters together with a weight each, or mixed into one by PEFT.
 
-    base = load_base("pocket")
-    load_adapters(base, {"robot": "runs/course/lora", "light": "data/adapters/lighting.safetensors"}, {"robot": 1.0, "light": 0.7})
-    base.generate(["a zwx robot in vqx light"], [0])
-
-How much of each concept is left is a share: 0 is the base model's likeness to the concept's photos,
-1 that of the concept alone.
+base = load_base("pocket")
+adapters = {"robot": "runs/course/lora", "light": "data/adapters/lighting.safetensors"}
+load_adapters(base, adapters, {"robot": 1.0, "light": 0.7})
+base.generate(["a zwx robot in vqx light"], [0])
 """
 
+import json
 import re
 import tempfile
 import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from lib.convert.adapter import (
     Adapter,
     Layer,
+    Source,
     diffusers_tensors,
     peft_config,
     peft_tensors,
@@ -29,9 +31,11 @@ from lib.convert.adapter import (
 from lib.convert.readers import unfilled_model
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
-from lib.models.base_weights import open_base_weights
-from lib.models.compatibility import check_compatible
+from lib.models.base import Base
+from lib.models.base_weights import Target, read_target
+from lib.models.compatibility import check_fit
 from lib.models.layer_names import full_name
+from lib.step.run_weights import load_run
 
 # PEFT's ways of mixing (peft.tuners.lora.model.LoraModel.add_weighted_adapter), and what each does,
 # in a few words.
@@ -46,13 +50,13 @@ MIXES = {
     "dare_ties_svd": "dropped by chance, signs voted on, then as svd",
 }
 
-
 DENSITY = 0.5  # share of the values that ties and dare keep
 
 
-def check_name(name, taken=()):
-    """Raise BadInput unless `name` can name an adapter: letters, digits, - and _ (it is a key and a
-    file name), and not yet taken.
+def check_name(name: Any, taken: Iterable[str] = ()) -> None:
+    """Raise BadInput unless `name` can name an adapter, and is not yet taken.
+
+    It is a key and a file name: letters, digits, - and _.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
         raise BadInput(
@@ -66,58 +70,68 @@ def check_name(name, taken=()):
         )
 
 
-def load_adapters(base, adapters, weights=None, other_base=False):
-    """Load `adapters` (name -> run, file or PEFT folder, or an `Adapter`) into a `Base`, beside
-    those it has, and switch them on.
+def load_adapters(
+    base: Base,
+    adapters: Mapping[str, Source],
+    weights: Mapping[str, float] | None = None,
+    other_base: bool = False,
+) -> Base:
+    """Load `adapters` into a `Base` by their names, beside those it has, and switch them on.
 
-    `weights`: name -> strength, 1 where not given; adapters that are loaded already may be named
+    `weights`: {name: strength}, 1 where not given; adapters that are loaded already may be named
     too. Returns the base. Raises BadInput, before anything is changed, for a name that is taken or
     no name, and for an adapter that is damaged or for another base.
     """
     loaded = {name for names in base.pipe.get_list_adapters().values() for name in names}
     for name in adapters:
         check_name(name, loaded)
-    target = open_base_weights(base.name) if adapters else None
-    read = {
-        name: source if isinstance(source, Adapter) else read_adapter(source, target.layers)
-        for name, source in adapters.items()
-    }
-    for adapter in read.values():
-        check_compatible(adapter, target, other_base)
+    read = _read_fitting(adapters, read_target(base.name), other_base) if adapters else {}
     for name, adapter in read.items():
-        load_adapter(base, name, adapter)
-    weights = dict.fromkeys(read, 1.0) | (weights or {})
-    unknown = sorted(set(weights) - loaded - set(read))
+        _load_adapter(base, name, adapter)
+    strengths = dict.fromkeys(read, 1.0) | dict(weights or {})
+    unknown = sorted(set(strengths) - loaded - set(read))
     if unknown:
         raise BadInput(
             f"There is no adapter '{unknown[0]}' in this pipeline, which has"
             f" {', '.join(sorted(loaded | set(read))) or 'none'}."
         )
-    base.pipe.set_adapters(list(weights), [float(w) for w in weights.values()])
+    base.pipe.set_adapters(list(strengths), [float(w) for w in strengths.values()])
     return base
 
 
-def load_fused(base, adapters, weights=None):
-    """`load_adapters` on a fresh `Base`, and then written into its weights: it draws as fast as without.
-    Returns the base.
+def load_fused(
+    base: Base, adapters: Mapping[str, Source], weights: Mapping[str, float] | None = None
+) -> Base:
+    """Load adapters into a fresh `Base` and write them into its weights. Returns the base.
+
+    It draws as fast as without any.
     """
     load_adapters(base, adapters, weights).pipe.fuse_lora()
     return base
 
 
-def load_adapter(base, name, adapter):
-    """Put a checked `Adapter` into a `Base` under `name`: diffusers' own loader, part by part, with
-    the configuration that it came with.
-    """
-    import warnings
+def _read_fitting(
+    sources: Mapping[str, Source], target: Target, other_base: bool
+) -> dict[str, Adapter]:
+    """{name: adapter}, all read before the first is checked against the base."""
+    adapters = {name: read_adapter(source, target.layers) for name, source in sources.items()}
+    for adapter in adapters.values():
+        check_fit(adapter, target, other_base)
+    return adapters
 
+
+def _load_adapter(base: Base, name: str, adapter: Adapter) -> None:
+    """Put a checked `Adapter` into a `Base`: diffusers' own loader, part by part.
+
+    With the configuration that it came with.
+    """
     for part, layers in adapter.layers.items():
         tensors, _ = diffusers_tensors(Adapter({part: layers}))
         config = {f"{part}.{key}": value for key, value in peft_config(part, layers).items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if part == "unet":
-                base.denoiser.load_lora_adapter(
+                base.unet.load_lora_adapter(
                     tensors,
                     prefix="unet",
                     adapter_name=name,
@@ -131,146 +145,134 @@ def load_adapter(base, name, adapter):
                 )
 
 
-def mix(adapters, how="cat", weights=None, base="pocket", density=DENSITY):
-    """One `Adapter` made of several (name -> `Adapter` or source) by PEFT's `add_weighted_adapter`;
-    `how`: one of `MIXES`.
+def mix(
+    sources: Mapping[str, Source],
+    how: str = "cat",
+    weights: Mapping[str, float] | None = None,
+    base: str = "pocket",
+    density: float = DENSITY,
+) -> Adapter:
+    """One `Adapter` made of several, by name, with PEFT's `add_weighted_adapter`.
 
-    The base's weights are not needed. Chance (dare) is the same every time. Raises BadInput if PEFT
-    cannot mix these that way, such as linear with unlike ranks.
+    `how`: one of `MIXES`. `density`: share of the values that ties and dare keep. The base's
+    weights are not needed. Chance (dare) is the same every time. Raises BadInput if PEFT cannot mix
+    these that way, such as linear with unlike ranks.
     """
-    from peft import PeftModel
-
-    target = open_base_weights(base)
-    adapters = {
-        name: a if isinstance(a, Adapter) else read_adapter(a, target.layers)
-        for name, a in adapters.items()
-    }
-    for name, adapter in adapters.items():
-        check_name(name, [n for n in adapters if n == name][1:])
-        check_compatible(adapter, target, other_base=True)
-    weights, mixed = weights or dict.fromkeys(adapters, 1.0), {}
-    extra = {"svd_full_matrices": False}  # of these only the first directions are kept anyway
-    extra |= {"density": density} if how.startswith(("ties", "dare", "magnitude")) else {}
-    for part in sorted({p for a in adapters.values() for p in a.layers}):
-        names = [n for n, a in adapters.items() if part in a.layers]
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _peft_folders(folder, part, {n: adapters[n] for n in names})
-            model = PeftModel.from_pretrained(
-                unfilled_model(part, target), f"{folder}/{names[0]}", names[0]
-            )
-            for name in names[1:]:
-                model.load_adapter(f"{folder}/{name}", name)
-            try:
-                model.base_model.add_weighted_adapter(
-                    names,
-                    [float(weights[n]) for n in names],
-                    "mixed",
-                    combination_type=how,
-                    **extra,
-                )
-            except ValueError as error:
-                raise BadInput(
-                    f"These adapters cannot be mixed by '{how}' ({str(error).splitlines()[0]}):"
-                    " choose another way."
-                ) from None
-            modules = [
-                (n, m)
-                for n, m in model.base_model.model.named_modules()
-                if hasattr(m, "lora_A") and "mixed" in m.lora_A
-            ]
-            mixed[part] = {full_name(part, n): _layer(m) for n, m in modules}
-    return Adapter(
-        mixed,
-        {"modelspec.merged_from": ", ".join(adapters), "workbench.base": base},
-        f"{how} of {', '.join(adapters)}",
-    )
+    target = read_target(base)
+    for name in sources:
+        check_name(name)
+    adapters = _read_fitting(sources, target, other_base=True)
+    strengths = dict(weights or dict.fromkeys(adapters, 1.0))
+    options: dict[str, Any] = {"combination_type": how}
+    options["svd_full_matrices"] = False  # of these only the first directions are kept anyway
+    if how.startswith(("ties", "dare", "magnitude")):
+        options["density"] = density
+    layers = {}
+    for part in sorted({part for adapter in adapters.values() for part in adapter.layers}):
+        some = {name: a.layers[part] for name, a in adapters.items() if part in a.layers}
+        layers[part] = _mix_part(part, some, strengths, options, target)
+    names = ", ".join(adapters)
+    texts = {"modelspec.merged_from": names, "workbench.base": base}
+    return Adapter(layers, texts, f"{how} of {names}")
 
 
-def _layer(module):
-    down, up = (
-        half["mixed"].weight.detach().half().contiguous() for half in (module.lora_A, module.lora_B)
-    )
+def _mix_part(
+    part: str,
+    adapters: Mapping[str, dict[str, Layer]],
+    weights: Mapping[str, float],
+    options: dict[str, Any],
+    target: Target,
+) -> dict[str, Layer]:
+    """The layers of one part of a mixed adapter; `options`: `add_weighted_adapter`'s."""
+    from peft import PeftModel  # late: takes seconds
+
+    first, *others = adapters
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, layers in adapters.items():
+            _write_peft_folder(Path(folder) / name, part, layers)
+        model: Any = PeftModel.from_pretrained(
+            unfilled_model(part, target), f"{folder}/{first}", first
+        )
+        for name in others:
+            model.load_adapter(f"{folder}/{name}", name)
+        strengths = [float(weights[name]) for name in adapters]
+        try:
+            model.base_model.add_weighted_adapter(list(adapters), strengths, "mixed", **options)
+        except ValueError as error:
+            raise BadInput(
+                f"These adapters cannot be mixed by '{options['combination_type']}'"
+                f" ({str(error).splitlines()[0]}): choose another way."
+            ) from None
+        return {
+            full_name(part, name): _mixed_layer(module)
+            for name, module in model.base_model.model.named_modules()
+            if hasattr(module, "lora_A") and "mixed" in module.lora_A
+        }
+
+
+def _write_peft_folder(folder: Path, part: str, layers: dict[str, Layer]) -> None:
+    tensors, _, config = peft_tensors(Adapter({part: layers}))[part]
+    save_weights_file(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+
+
+def _mixed_layer(module: Any) -> Layer:
+    down = module.lora_A["mixed"].weight.detach().half().contiguous()
+    up = module.lora_B["mixed"].weight.detach().half().contiguous()
     return Layer(down, up, module.scaling["mixed"] * len(down))
 
 
-def _peft_folders(folder, part, adapters):
-    import json
-
-    for name, adapter in adapters.items():
-        tensors, _, config = peft_tensors(Adapter({part: adapter.layers[part]}))[part]
-        save_weights_file(
-            Path(folder) / name / "adapter_model.safetensors", tensors, {"format": "pt"}
-        )
-        (Path(folder) / name / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-
-
-def add_changes(base, runs, weights):
-    """Add what DreamBooth runs changed to the weights of a fresh `Base`, each times its weight: how
-    checkpoints are merged.
-
-    Weights of 1 / n give the average of n checkpoints, weights of 1 the "add difference" of WebUI's
-    merger. Returns the base.
-    """
-    plain = open_base_weights(base.name)
-    state = {name: p.detach().float() for name, p in base.denoiser.named_parameters()}
-    for run, weight in zip(runs, weights):
-        tuned = open_base_weights(base.name, run)
-        if "unet" not in tuned.tuned:
-            raise BadInput(f"{run} has no tuned U-Net: name a DreamBooth run.")
-        for name in state:
-            change = tuned.read("unet", name).float() - plain.read("unet", name).float()
-            state[name] = state[name] + weight * change.to(state[name].device)
-    base.denoiser.load_state_dict(
-        {name: value.to(base.denoiser.dtype) for name, value in state.items()}, strict=False
-    )
-    return base
-
-
 @contextmanager
-def timed(into):
+def timed(into: list[float]) -> Iterator[None]:
     """Append the seconds that the block took to the list `into`."""
     start = time.perf_counter()
     yield
     into.append(time.perf_counter() - start)
 
 
-def switch_times(base, adapters, run=None, rounds=5):
-    """Median seconds to change concept in a running `Base`: {"load", "choose", "remove", "fuse",
-    "unfuse", with a `run` "checkpoint"}.
+def switch_times(
+    base: Base, adapters: Mapping[str, Source], run: str | Path | None = None, rounds: int = 5
+) -> dict[str, float]:
+    """Median seconds to change the concept of a running `Base`, by the way that it is changed.
 
-    `adapters`: two or more, name -> source. load: from disk into the pipeline; choose: another of
-    those loaded; checkpoint: a DreamBooth run's U-Net from disk in its place. The base ends as it
-    began.
+    `adapters`: two or more, by name. The base ends as it began.
+
+    - load: an adapter, from disk into the pipeline
+    - choose: another of those that are loaded
+    - remove: one that is loaded
+    - fuse, unfuse: one into the base's weights, and out again
+    - checkpoint: with a DreamBooth `run`, its U-Net from disk in the base's place
     """
-    found = {
-        name: []
-        for name in ("load", "choose", "remove", "fuse", "unfuse") + ("checkpoint",) * bool(run)
-    }
+    ways = ["load", "choose", "remove", "fuse", "unfuse", *["checkpoint"] * bool(run)]
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     # Imports, and layers wrapped for the first time.
     load_adapters(base, {"warm_up": next(iter(adapters.values()))})
     for _ in range(rounds):
         for name, source in adapters.items():
-            with timed(found["load"]):
+            with timed(seconds["load"]):
                 load_adapters(base, {name: source})
         for name in adapters:
-            with timed(found["choose"]):
+            with timed(seconds["choose"]):
                 base.pipe.set_adapters([name], [1.0])
-        with timed(found["fuse"]):
-            base.pipe.fuse_lora(adapter_names=[name])
-        with timed(found["unfuse"]):
+        chosen = list(adapters)[-1]
+        with timed(seconds["fuse"]):
+            base.pipe.fuse_lora(adapter_names=[chosen])
+        with timed(seconds["unfuse"]):
             base.pipe.unfuse_lora()
         base.pipe.set_adapters(["warm_up"], [1.0])  # PEFT warns where an active adapter goes
         for name in adapters:
-            with timed(found["remove"]):
+            with timed(seconds["remove"]):
                 base.pipe.delete_adapters(name)
     base.pipe.unload_lora_weights()
     if run:
-        from lib.step.run_weights import load_run
+        _time_checkpoint(base, run, rounds, seconds["checkpoint"])
+    return {way: median(some) for way, some in seconds.items()}
 
-        for _ in range(rounds):
-            before = base.stored_denoiser
-            with timed(found["checkpoint"]):
-                load_run(run, base)
-            base.stored_denoiser = before
-    return {name: median(seconds) for name, seconds in found.items()}
+
+def _time_checkpoint(base: Base, run: str | Path, rounds: int, into: list[float]) -> None:
+    for _ in range(rounds):
+        before = base.pipe.unet
+        with timed(into):
+            load_run(run, base)
+        base.pipe.unet = before

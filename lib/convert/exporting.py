@@ -9,32 +9,47 @@ are left out, never guessed.
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lib.convert.adapter import (
+    Adapter,
+    Header,
+    Source,
     diffusers_tensors,
     kohya_tensors,
     peft_tensors,
     read_adapter,
     with_one_alpha,
 )
-from lib.convert.readers import adapter_readers, check_loaded_back, load_back, reader_lines
+from lib.convert.readers import (
+    Readers,
+    adapter_readers,
+    check_loaded_back,
+    load_back,
+    reader_lines,
+)
 from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import made_here, size_of, takes_place
-from lib.models.base_weights import open_base_weights
-from lib.models.compatibility import check_compatible
+from lib.models.base_weights import Target, read_target
+from lib.models.compatibility import check_fit
 
 ADAPTER_FORMS = ("kohya", "diffusers", "peft")
 
+# What a header says of its own file. Content hashes as the tools compute them: of all bytes behind
+# the header (modelspec, Kohya).
+CONTENT_HASHES = {
+    "modelspec.hash_sha256": f"0x{HASH}",
+    "sshs_model_hash": HASH,
+    "format": "pt",
+}
 
-# Content hashes as the tools compute them: of all bytes behind the header (modelspec, Kohya).
-CONTENT_HASHES = {"modelspec.hash_sha256": f"0x{HASH}", "sshs_model_hash": HASH, "format": "pt"}
-
-
+# What an export may have written into a folder: one that holds nothing else may be replaced.
 EXPORT_NAMES = (
     "unet",
     "text_encoder",
@@ -49,8 +64,7 @@ EXPORT_NAMES = (
     "pictures",
 )
 
-
-# Kohya's name of a setting -> ours.
+# Kohya's name of a setting: ours.
 KOHYA_SETTINGS = {
     "ss_learning_rate": "learning_rate",
     "ss_unet_lr": "learning_rate",
@@ -63,21 +77,25 @@ KOHYA_SETTINGS = {
     "ss_lr_warmup_steps": "warmup",
 }
 
+Facts = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: `path`, `form`, `bytes`, `seconds` of writing, `readers`: {tool: (keys that
-    load, keys that do not)}, and whether it was `read_back` by diffusers or PEFT.
+    """What was written: `path`, `form`, `bytes`, and `seconds` of writing.
+
+    `readers`: {tool: (keys that load, keys that do not)}; `read_back`: whether diffusers or PEFT
+    read it back.
     """
 
     path: Path
     form: str
     bytes: int
     seconds: float
-    readers: dict
+    readers: Readers
     read_back: bool
 
-    def lines(self):
+    def lines(self) -> Iterator[str]:
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
         yield from reader_lines(self.readers)
         if not self.read_back:
@@ -87,83 +105,91 @@ class Exported:
             )
 
 
-def export_lora(source, to, out, base=None, title=None, other_base=False):
-    """Write the LoRA in `source` (a run, a file, a PEFT folder) as `to` ("kohya", "diffusers" or
-    "peft") to `out`. Returns `Exported`.
+def export_lora(
+    source: Source,
+    to: str,
+    out: str | Path,
+    base: str | None = None,
+    title: str | None = None,
+    other_base: bool = False,
+) -> Exported:
+    """Write the LoRA in `source` (a run, a file, a PEFT folder) as `to` to `out`.
 
-    `base`: the base model, by default the run's, or the one that the header names, or the pocket
-    base. PEFT's form is a folder with a folder for each part. What is at `out` is replaced if an
-    export made it, and refused if not. Raises BadInput, before anything is written, if the adapter
-    is damaged or does not fit the base, and if the file, read back by diffusers or PEFT, is not the
-    adapter.
+    `to`: "kohya", "diffusers" or "peft", which is a folder with a folder for each part. `base`: the
+    base model, by default the run's, or the one that the header names, or the pocket base. `title`:
+    the name that tools show, by default the file's. What is at `out` is replaced if an export made
+    it, and refused if not.
+
+    Raises BadInput, before anything is written, if the adapter is damaged or does not fit the base
+    (`other_base` allows another of its family), and if the file, read back by diffusers or PEFT, is
+    not the adapter.
     """
     if to not in ADAPTER_FORMS:
-        raise BadInput(
-            f"There is no form '{to}' for a LoRA: choose one of {', '.join(ADAPTER_FORMS)}."
-        )
-    out, known = check_output_path(out, folder=to == "peft"), run_facts(source)
-    adapter, target = read_with_base(source, base, known)
-    check_compatible(adapter, target, other_base)
+        forms = ", ".join(ADAPTER_FORMS)
+        raise BadInput(f"There is no form '{to}' for a LoRA: choose one of {forms}.")
+    path = check_output_path(out, folder=to == "peft")
+    facts = run_facts(source)
+    adapter, target = read_with_base(source, base, facts)
+    check_fit(adapter, target, other_base)
+    texts = lora_texts(target, facts, title or path.stem, adapter)
+    adapter = replace(adapter, metadata=adapter.metadata | texts)
     started = time.perf_counter()
-    adapter = replace(
-        adapter, metadata=adapter.metadata | header_texts(target, known, title or out.stem, adapter)
-    )
-    with takes_place(out) as part:
-        names = []
-        if to == "peft":
-            for name, (tensors, metadata, config) in peft_tensors(adapter).items():
-                save_weights_file(
-                    part / name / "adapter_model.safetensors",
-                    tensors,
-                    metadata | CONTENT_HASHES,
-                    check=True,
-                )
-                (part / name / "adapter_config.json").write_text(
-                    json.dumps(config, indent=1) + "\n", "utf-8"
-                )
-                names += tensors
-        else:
-            made = (
-                kohya_tensors(adapter, target.sdxl, target.layers, target.attended)
-                if to == "kohya"
-                else diffusers_tensors(adapter)
-            )
-            save_weights_file(part, made[0], made[1] | CONTENT_HASHES, check=True)
-            names = list(made[0])
+    with takes_place(path) as part:
+        names = _write(adapter, to, part, target)
         seconds = time.perf_counter() - started
-        known_to = adapter_readers(names, to, target)
-        tool, (_, bad) = next(iter(known_to.items()))
+        found = adapter_readers(names, to, target)
+        tool, (_, bad) = next(iter(found.items()))
         if bad:
             raise BadInput(
-                f"{out} was not written: {len(bad)} of its keys would not load in {tool}"
+                f"{path} was not written: {len(bad)} of its keys would not load in {tool}"
                 f" ({bad[0]}): export in another form."
             )
         if target.folder:
-            check_loaded_back(
-                with_one_alpha(adapter) if to == "kohya" else adapter,
-                load_back(part, to, target),
-                out,
-            )
-    return Exported(out, to, size_of(out), seconds, known_to, bool(target.folder))
+            meant = with_one_alpha(adapter) if to == "kohya" else adapter
+            check_loaded_back(meant, load_back(part, to, target), path)
+    return Exported(path, to, size_of(path), seconds, found, bool(target.folder))
 
 
-def read_with_base(source, base=None, known=None):
-    """(the adapter in `source`, its base as a `BaseWeights`): the base given, or the run's, or the
-    header's, or the pocket base.
+def _write(adapter: Adapter, to: str, path: Path, target: Target) -> list[str]:
+    """Write the files of one form, each read back as it is written. Returns the keys in them."""
+    if to == "peft":
+        keys: list[str] = []
+        for part, (tensors, texts, config) in peft_tensors(adapter).items():
+            file = path / part / "adapter_model.safetensors"
+            save_weights_file(file, tensors, texts | CONTENT_HASHES, check=True)
+            write_json(path / part / "adapter_config.json", config)
+            keys += tensors
+        return keys
+    if to == "kohya":
+        tensors, texts = kohya_tensors(adapter, target.sdxl, target.layers, target.attended)
+    else:
+        tensors, texts = diffusers_tensors(adapter)
+    save_weights_file(path, tensors, texts | CONTENT_HASHES, check=True)
+    return list(tensors)
+
+
+def read_with_base(
+    source: Source, base: str | None = None, facts: Facts | None = None
+) -> tuple[Adapter, Target]:
+    """The adapter in `source`, and its base.
+
+    The base is the one given, or the run's, or the header's, or the pocket base.
     """
-    known = run_facts(source) if known is None else known
-    base = (
-        base
-        or known.get("settings", {}).get("base")
-        or read_adapter(source).metadata.get("workbench.base", "pocket")
-    )
-    target = open_base_weights(base)
+    target = read_target(base_of(source, base, facts))
     return read_adapter(source, target.layers), target
 
 
-def check_output_path(out, folder=False):
-    """`out` as a path that may be written. Raises BadInput if something else of the user's is
-    there, or its ending is another form's.
+def base_of(source: Source, base: str | None = None, facts: Facts | None = None) -> str:
+    """The name of the base of a LoRA: the one given, or the run's, the header's, or "pocket"."""
+    facts = run_facts(source) if facts is None else facts
+    named = base or facts.get("settings", {}).get("base")
+    return named or read_adapter(source).metadata.get("workbench.base", "pocket")
+
+
+def check_output_path(out: str | Path, folder: bool = False) -> Path:
+    """`out` as a path that may be written.
+
+    Raises BadInput if something else of the user's is there, or its ending is another form's.
     """
     out = Path(out).expanduser()
     if not folder and out.suffix != ".safetensors":
@@ -173,11 +199,7 @@ def check_output_path(out, folder=False):
         )
     if out.is_dir() and not folder:
         raise BadInput(f"The output {out} is a folder: name a file.")
-    if out.is_file() and not folder and not _made_here(out):
-        raise BadInput(
-            f"The output {out} exists and was not made by an export: choose another name."
-        )
-    if folder and out.exists() and not made_here(out, EXPORT_NAMES):
+    if out.exists() and not (made_here(out, EXPORT_NAMES) if folder else _is_export(out)):
         raise BadInput(
             f"The output {out} exists and was not made by an export: choose another name."
         )
@@ -190,103 +212,113 @@ def check_output_path(out, folder=False):
     return out
 
 
-def _made_here(path):
+def _is_export(path: Path) -> bool:
     try:
         return "workbench.base" in open_weights(path).metadata
     except BadInput:
         return False
 
 
-def run_facts(source):
-    """What a run folder tells beside its weights: {"settings", "metrics", "subject"}, each only
-    where it is there.
+def run_facts(source: Source) -> Facts:
+    """What a run folder tells beside its weights, each only where it is there.
+
+    settings and metrics (the files' content); subject, resolution, images and class_images (of its
+    data set); date (of its settings).
     """
-    source, found = Path(source).expanduser(), {}
-    for name in ("settings", "metrics"):
-        if (source / f"{name}.json").is_file():
-            found[name] = read_json(source / f"{name}.json")
-    record = Path(found.get("settings", {}).get("data", "-")) / "dataset.json"
+    if isinstance(source, Adapter):
+        return {}
+    folder = Path(source).expanduser()
+    facts: Facts = {
+        name: read_json(folder / f"{name}.json")
+        for name in ("settings", "metrics")
+        if (folder / f"{name}.json").is_file()
+    }
+    record = Path(facts.get("settings", {}).get("data", "-")) / "dataset.json"
     if record.is_file():
         data = read_json(record)
-        found |= {
-            "subject": data.get("subject", {}),
-            "resolution": data.get("resolution"),
-            "images": sum(
-                name.startswith("train/") and name.endswith(".png")
-                for name in data.get("files", {})
-            ),
-            "class_images": sum(
-                name.startswith("class/") and name.endswith(".png")
-                for name in data.get("files", {})
-            ),
-        }
-    if found:
-        found["date"] = datetime.fromtimestamp(
-            int((source / "settings.json").stat().st_mtime)
-        ).isoformat()
-    return found
+        pictures = [name for name in data.get("files", {}) if name.endswith(".png")]
+        facts["subject"] = data.get("subject", {})
+        facts["resolution"] = data.get("resolution")
+        facts["images"] = sum(name.startswith("train/") for name in pictures)
+        facts["class_images"] = sum(name.startswith("class/") for name in pictures)
+    if facts:
+        written = (folder / "settings.json").stat().st_mtime
+        facts["date"] = datetime.fromtimestamp(int(written)).isoformat()
+    return facts
 
 
-def header_texts(target, known, title, adapter=None):
-    """The header's texts, from the base, what the run tells (`facts`) and, for a LoRA, the
-    `adapter`; only what is known.
+def model_texts(target: Target, facts: Facts, title: str, lora: bool = False) -> Header:
+    """A header's texts by Stability's modelspec.
+
+    From the base and what the run tells (`run_facts`), only what is known. `lora`: the file is one,
+    and not a whole model.
     """
-    settings, subject, metrics = (known.get(key, {}) for key in ("settings", "subject", "metrics"))
-    recipe = {
-        name: value for name, value in settings.items() if name not in ("data", "output")
-    }  # where someone keeps files is their own
-    (architecture, version), side, images = (
-        target.architecture,
-        known.get("resolution"),
-        known.get("images"),
-    )
-    identifier, noun = subject.get("identifier"), subject.get("class_noun")
-    trigger = (
-        identifier
-        if subject.get("kind") in ("style", "lighting", "pose")
-        else f"{identifier} {noun}"
-    )
-    stability = target.sdxl or adapter is None
-    architecture = f"{architecture}/lora" if adapter and architecture else architecture
-    said = {
+    subject, side = facts.get("subject", {}), facts.get("resolution")
+    identifier, trigger = subject.get("identifier"), trigger_words(subject)
+    architecture = target.architecture[0]
+    original_code = target.sdxl or not lora
+    # Where someone keeps files is their own.
+    settings = facts.get("settings", {}).items()
+    recipe = {name: value for name, value in settings if name not in ("data", "output")}
+    texts = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
+        "modelspec.architecture": (
+            f"{architecture}/lora" if lora and architecture else architecture
+        ),
         "modelspec.implementation": (
-            "https://github.com/Stability-AI/generative-models" if stability else "diffusers"
+            "https://github.com/Stability-AI/generative-models" if original_code else "diffusers"
         ),
         "modelspec.title": title,
         "modelspec.resolution": side and f"{side}x{side}",
-        "modelspec.date": known.get("date"),
+        "modelspec.date": facts.get("date"),
         "modelspec.prediction_type": (
             "v" if target.prediction == "v_prediction" else target.prediction
         ),
-        "modelspec.trigger_phrase": identifier and trigger,
+        "modelspec.trigger_phrase": trigger,
         "modelspec.license": subject.get("license"),
-        "modelspec.usage_hint": identifier and f"Write '{trigger}' into the prompt.",
+        "modelspec.usage_hint": trigger and f"Write '{trigger}' into the prompt.",
         "workbench.base": target.name,
         "workbench.base_fingerprint": target.fingerprint(),
         "workbench.identifier": identifier,
-        "workbench.class_noun": noun,
+        "workbench.class_noun": subject.get("class_noun"),
         "workbench.kind": subject.get("kind"),
         "workbench.settings": recipe and json.dumps(recipe),
     }
-    if adapter:
-        said |= {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": max(adapter.ranks),
-            "ss_base_model_version": version,
-            "ss_network_alpha": next(layer.alpha for _, _, layer in with_one_alpha(adapter)),
-            "ss_sd_model_name": target.name,
-            "ss_v2": target.family == "Stable Diffusion 2.x",
-            "ss_output_name": title,
-            "ss_resolution": side and f"({side}, {side})",
-            "ss_num_train_images": images,
-            "ss_num_reg_images": known.get("class_images"),
-            "ss_steps": metrics.get("steps"),
-            "ss_dataset_dirs": (
-                identifier and json.dumps({f"1_{trigger}": {"n_repeats": 1, "img_count": images}})
-            ),
-            "ss_tag_frequency": identifier and json.dumps({f"1_{trigger}": {trigger: images}}),
-        }
-        said |= {name: settings.get(ours) for name, ours in KOHYA_SETTINGS.items()}
-    return {key: str(value) for key, value in said.items() if value not in (None, "", {})}
+    return _known(texts)
+
+
+def lora_texts(target: Target, facts: Facts, title: str, adapter: Adapter) -> Header:
+    """The header's texts of a LoRA: those of `model_texts`, and Kohya's; only what is known."""
+    settings, metrics = facts.get("settings", {}), facts.get("metrics", {})
+    side, images = facts.get("resolution"), facts.get("images")
+    trigger = trigger_words(facts.get("subject", {}))
+    folder = f"1_{trigger}"  # as Kohya's trainer would name it
+    texts = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": max(adapter.ranks),
+        "ss_base_model_version": target.architecture[1],
+        "ss_network_alpha": next(layer.alpha for _, _, layer in with_one_alpha(adapter)),
+        "ss_sd_model_name": target.name,
+        "ss_v2": target.family == "Stable Diffusion 2.x",
+        "ss_output_name": title,
+        "ss_resolution": side and f"({side}, {side})",
+        "ss_num_train_images": images,
+        "ss_num_reg_images": facts.get("class_images"),
+        "ss_steps": metrics.get("steps"),
+        "ss_dataset_dirs": trigger and json.dumps({folder: {"n_repeats": 1, "img_count": images}}),
+        "ss_tag_frequency": trigger and json.dumps({folder: {trigger: images}}),
+    }
+    texts |= {name: settings.get(ours) for name, ours in KOHYA_SETTINGS.items()}
+    return model_texts(target, facts, title, lora=True) | _known(texts)
+
+
+def trigger_words(subject: dict[str, Any]) -> str | None:
+    """What to write into a prompt: identifier and class noun, or the identifier of a manner."""
+    identifier = subject.get("identifier")
+    if not identifier or subject.get("kind") in ("style", "lighting", "pose"):
+        return identifier
+    return f"{identifier} {subject.get('class_noun')}"
+
+
+def _known(texts: dict[str, Any]) -> Header:
+    return {key: str(value) for key, value in texts.items() if value not in (None, "", {})}

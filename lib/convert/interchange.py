@@ -1,86 +1,140 @@
 """Runs and adapters to and from other tools, whatever their form."""
 
-import tempfile
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.config.checked import described
 from lib.config.settings import Settings
-from lib.convert.adapter import diffusers_tensors
-from lib.convert.exporting import check_output_path, export_lora, read_with_base, run_facts
-from lib.convert.extraction import extract
-from lib.convert.merging import MODEL_FORMS, merge
+from lib.convert.adapter import Adapter, Source, diffusers_tensors
+from lib.convert.composition import mix
+from lib.convert.exporting import (
+    Exported,
+    base_of,
+    check_output_path,
+    export_lora,
+    read_with_base,
+    run_facts,
+)
+from lib.convert.extraction import RetainedEnergy, extract
+from lib.convert.merging import (
+    MODEL_FORMS,
+    Merged,
+    check_model_output,
+    whole_model,
+    write_model,
+)
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
 from lib.models.compatibility import check_compatible
 from lib.models.families import preset
 
 
-def export(source, to, out, **options):
-    """Export a run or an adapter in any form: LoRAs by `export_lora`, DreamBooth runs by `merge`,
-    to which `options` go.
+def export(
+    source: Source,
+    to: str,
+    out: str | Path,
+    base: str | None = None,
+    title: str | None = None,
+    other_base: bool = False,
+) -> Exported | Merged:
+    """Write a run or an adapter for other tools, as `export_lora` or `merge` does.
+
+    `to`: "kohya", "diffusers" or "peft" for a LoRA, and "checkpoint" for one merged into its base;
+    "checkpoint" or "diffusers" for a DreamBooth run. Raises BadInput as these two do.
     """
-    if run_facts(source).get("settings", {}).get("method") == "dreambooth":
-        if to not in MODEL_FORMS:
-            raise BadInput(
-                f"{source} is a DreamBooth run, a whole model: export it to {' or '.join(MODEL_FORMS)},"
-                " or extract a LoRA from it."
-            )
-        return merge(source, to, out, **options)
-    if to == "checkpoint":
-        return merge(source, to, out, **options)
-    return export_lora(source, to, out, **options)
-
-
-def extract_to(run, rank, to, out, base=None, title=None, progress=None, other_base=False):
-    """Extract a LoRA and export it. Returns (`Exported`, what was `RetainedEnergy`)."""
-    check_output_path(out, folder=to == "peft")
-    adapter, kept = extract(run, rank, base, title, progress, other_base)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter.safetensors"
-        save_weights_file(path, *diffusers_tensors(adapter))
-        return (
-            export_lora(
-                path, to, out, base or run_facts(run).get("settings", {}).get("base"), title
-            ),
-            kept,
+    tuned = run_facts(source).get("settings", {}).get("method") == "dreambooth"
+    if tuned and to not in MODEL_FORMS:
+        raise BadInput(
+            f"{source} is a DreamBooth run, a whole model: export it to"
+            f" {' or '.join(MODEL_FORMS)}, or extract a LoRA from it."
         )
+    if tuned or to == "checkpoint":
+        path = check_model_output(to, out)
+        return write_model(whole_model([source], None, base, other_base), to, path, title)
+    return export_lora(source, to, out, base, title, other_base)
 
 
-def import_lora(source, out, base=None, data=None, other_base=False):
-    """Make a run folder in `out` from somebody's LoRA in any form, so that all here that takes a
-    run takes it: load, combine, merge.
+def extract_to(
+    run: str | Path,
+    rank: int,
+    to: str,
+    out: str | Path,
+    base: str | None = None,
+    other_base: bool = False,
+) -> tuple[Exported, RetainedEnergy]:
+    """Extract a LoRA and export it. Raises BadInput as `extract` and `export_lora` do."""
+    check_output_path(out, folder=to == "peft")  # before what takes minutes
+    adapter, retained = extract(run, rank, base, other_base=other_base)
+    return export_lora(adapter, to, out, base), retained
 
-    Settings come from its header where it has them. `data`: a data set to judge it by. Returns the
-    folder.
+
+def compose(
+    sources: Sequence[Source],
+    to: str,
+    out: str | Path,
+    weights: Sequence[float] | None = None,
+    how: str = "cat",
+    base: str | None = None,
+) -> Exported:
+    """Mix LoRAs, each with its weight (1 where none are given), into one, and export it.
+
+    `how`: one of `lib.convert.composition.MIXES`. `base`: by default that of the first. Raises
+    BadInput as `mix` and `export_lora` do.
+    """
+    check_output_path(out, folder=to == "peft")
+    base = base_of(sources[0], base)
+    names = [f"{k}_{_plain_name(source)}"[:40] for k, source in enumerate(sources, 1)]
+    strengths = dict(zip(names, weights)) if weights else None
+    return export_lora(mix(dict(zip(names, sources)), how, strengths, base), to, out, base)
+
+
+def _plain_name(source: Source) -> str:
+    """A name for an adapter, of letters that PEFT allows, from where it lies."""
+    path = Path(source.source if isinstance(source, Adapter) else source)
+    return re.sub("[^A-Za-z0-9_-]", "_", path.stem)
+
+
+def import_lora(
+    source: Source,
+    out: str | Path,
+    base: str | None = None,
+    data: str | Path | None = None,
+    other_base: bool = False,
+) -> Path:
+    """Make a run folder in `out` from somebody's LoRA in any form. Returns the folder.
+
+    All here that takes a run takes it then: load, combine, merge. Settings come from its header
+    where it has them. `data`: a data set to judge it by. Raises BadInput as `export_lora` does, and
+    if there is something at `out`.
     """
     out = Path(out)
     adapter, target = read_with_base(source, base)
     check_compatible(adapter, target, other_base)
     if out.exists():
         raise BadInput(f"The output {out} exists: choose another folder.")
-    said = adapter.metadata
-    rank, layer = max(adapter.ranks), next(layer for _, _, layer in adapter)
-    said = {
-        "steps": said.get("ss_steps") or said.get("ss_max_train_steps"),
-        "seed": said.get("ss_seed"),
-        "rank": rank,
-        "learning_rate": said.get("ss_unet_lr") or said.get("ss_learning_rate"),
+    header, layer = adapter.metadata, next(layer for _, _, layer in adapter)
+    texts = {
+        "steps": header.get("ss_steps") or header.get("ss_max_train_steps"),
+        "seed": header.get("ss_seed"),
+        "rank": max(adapter.ranks),
+        "learning_rate": header.get("ss_unet_lr") or header.get("ss_learning_rate"),
         "alpha": layer.alpha,
     }
-    told = {name: _number(name, text) for name, text in said.items()}
-    settings = preset("lora", target.name, data=str(data or "-"), output=str(out), **told)
+    found = {name: _setting(name, text) for name, text in texts.items()}
+    settings = preset("lora", target.name, data=str(data or "-"), output=str(out), **found)
     save_weights_file(out / "adapter.safetensors", *diffusers_tensors(adapter))
     settings.save(out / "settings.json")
     return out
 
 
-def _number(name, text):
-    """What a header says of a setting, brought into the setting's limits; None for what is no
-    number.
-    """
+def _setting(name: str, text: str | float | None) -> float | None:
+    """What a header says of a setting, brought into its limits; None for what is no number."""
     setting = described(Settings)[name]
     low, high = setting.limits
+    if text is None:
+        return None
     try:
-        return setting.kind(min(max(float(text), low), high)) if text is not None else None
+        return setting.kind(min(max(float(text), low), high))
     except ValueError:
         return None

@@ -1,51 +1,54 @@
-"""Write whole models: an adapter merged into its base, or DreamBooth's tuned weights, as a
-diffusers folder or as one file.
+"""Write whole models: an adapter merged into its base, or DreamBooth's tuned weights.
 
-    merge(["runs/course/lora"], "checkpoint", "robot.safetensors")         # W + (alpha / rank) up down, in fp16
-    merge("runs/course/dreambooth", "diffusers", "robot")
+    merge("runs/course/lora", "checkpoint", "robot.safetensors")    # one file, original layout
+    merge("runs/course/dreambooth", "diffusers", "robot")           # a folder
 
-One tensor at a time is in memory, so a checkpoint of any size passes.
+A merged weight is W + (alpha / rank) up down, in fp16. It is written here and not by diffusers'
+`fuse_lora` and `save_pretrained`, for those hold all of a model at once: here one tensor at a time
+is in memory, so that a checkpoint of any size passes.
 """
 
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lib.convert.adapter import read_adapter
+from lib.convert.adapter import Adapter, Header, Layer, Source, read_adapter
 from lib.convert.exporting import (
     CONTENT_HASHES,
+    Facts,
+    base_of,
     check_output_path,
-    header_texts,
-    read_with_base,
+    model_texts,
     run_facts,
 )
-from lib.convert.readers import checkpoint_readers, folder_readers, reader_lines
+from lib.convert.readers import Readers, checkpoint_readers, folder_readers, reader_lines
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import write_weights
 from lib.files.whole_writes import size_of, takes_place
-from lib.models.base_weights import open_base_weights
-from lib.models.compatibility import check_base, check_compatible
+from lib.models.base_weights import Target, read_target
+from lib.models.compatibility import check_base, check_fit
 from lib.models.layer_names import PARTS
 from lib.models.single_file import layout
 
 MODEL_FORMS = ("checkpoint", "diffusers")
 
+# What is copied from the base's folder beside the weights: its JSON and text files.
+CONFIGURED = (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
 
-FILES = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
+Reader = Callable[[str, str], torch.Tensor]  # (part, name) -> the tensor
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: `path`, `form`, `bytes`, `seconds`, number of `tensors`, how many of them
-    are not the base's (`changed`), and `readers`: {tool: (keys that load, keys that do not)}. Every
-    tensor was read back.
+    """What was written: `path`, `form`, `bytes`, `seconds`, and the number of `tensors`.
+
+    `changed`: how many of them are not the base's. `readers`: {tool: (keys that load, keys that do
+    not)}. Every tensor was read back.
     """
 
     path: Path
@@ -54,9 +57,9 @@ class Merged:
     seconds: float
     tensors: int
     changed: int
-    readers: dict
+    readers: Readers
 
-    def lines(self):
+    def lines(self) -> Iterator[str]:
         """What can be said of it, in sentences."""
         yield (
             f"{self.tensors} tensors in fp16, {self.changed} of them not the base's, all read back"
@@ -65,94 +68,149 @@ class Merged:
         yield from reader_lines(self.readers)
 
 
-def merge(sources, to, out, base=None, weights=None, title=None, other_base=False):
-    """Write the base with `sources` in it, as `to` "checkpoint" (one file, original layout) or
-    "diffusers" (a folder), all fp16. `Merged`.
+@dataclass(frozen=True)
+class Model:
+    """A whole model that is not written yet: a `target`, with `adapters` to merge into it.
+
+    `facts`: of the first source (`run_facts`). `merged_from`: the names of base and sources.
+    """
+
+    target: Target
+    adapters: Sequence[tuple[Adapter, float]]
+    facts: Facts
+    merged_from: str
+
+    @property
+    def changed(self) -> int:
+        """How many weights are not the base's."""
+        if self.target.tuned:
+            return sum(len(self.target.shapes[part]) for part in self.target.tuned)
+        return len({(part, name) for adapter, _ in self.adapters for part, name, _ in adapter})
+
+
+def merge(
+    sources: Source | Sequence[Source],
+    to: str,
+    out: str | Path,
+    base: str | None = None,
+    weights: Sequence[float] | None = None,
+    other_base: bool = False,
+) -> Merged:
+    """Write the base with `sources` in it, all in fp16, to `out`.
 
     `sources`: a DreamBooth run, or one or several LoRAs (runs, files, PEFT folders), each with its
-    weight (1 where none are given). `base`: by default that of the first. Raises BadInput, before
-    anything is written, for adapters that do not fit or are damaged, and for values that fp16
-    cannot hold; and if a key would not load, or a tensor, read back, is not what was meant.
+    weight (1 where none are given). `to`: "checkpoint" (one file, original layout) or "diffusers"
+    (a folder). `base`: by default that of the first.
+
+    Raises BadInput, before anything is written, for adapters that do not fit or are damaged, and
+    for values that fp16 cannot hold; and if a key would not load, or a tensor, read back, is not
+    what was meant.
     """
-    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    path = check_model_output(to, out)
+    sources = [sources] if isinstance(sources, Source) else list(sources)
+    return write_model(whole_model(sources, weights, base, other_base), to, path)
+
+
+def check_model_output(to: str, out: str | Path) -> Path:
+    """`out` as a path for a whole model in the form `to`. Raises BadInput if either can't be."""
     if to not in MODEL_FORMS:
-        raise BadInput(
-            f"There is no form '{to}' for a whole model: choose one of {', '.join(MODEL_FORMS)}."
-        )
+        forms = ", ".join(MODEL_FORMS)
+        raise BadInput(f"There is no form '{to}' for a whole model: choose one of {forms}.")
+    return check_output_path(out, folder=to == "diffusers")
+
+
+def whole_model(
+    sources: Sequence[Source],
+    weights: Sequence[float] | None = None,
+    base: str | None = None,
+    other_base: bool = False,
+) -> Model:
+    """The `Model` of a DreamBooth run, or of LoRAs with a weight each, as in `merge`.
+
+    Raises BadInput if the sources cannot be put together or do not fit the base.
+    """
     weights = [1.0] * len(sources) if weights is None else list(weights)
     if len(weights) != len(sources):
         raise BadInput(
             f"There are {len(weights)} weights for {len(sources)} adapters: give one for each."
         )
-    out, started = check_output_path(out, folder=to == "diffusers"), time.perf_counter()
-    known = run_facts(sources[0])
-    tuned = known.get("settings", {}).get("method") == "dreambooth"
-    if tuned and len(sources) > 1:
-        raise BadInput(
-            f"{sources[0]} is a DreamBooth run, a whole model of its own: give it alone, or merge"
-            " LoRAs."
-        )
-    if tuned:
-        target = open_base_weights(base or known["settings"].get("base", "pocket"), sources[0])
+    first = sources[0]
+    facts = run_facts(first)
+    if not isinstance(first, Adapter) and facts.get("settings", {}).get("method") == "dreambooth":
+        if len(sources) > 1:
+            raise BadInput(
+                f"{first} is a DreamBooth run, a whole model of its own: give it alone, or merge"
+                " LoRAs."
+            )
+        target = _tuned_target(first, facts, base, other_base)
+        adapters = []
     else:
-        target = read_with_base(sources[0], base, known)[1]
-    if tuned and not target.tuned:
+        target = read_target(base_of(first, base, facts))
+        adapters = [(read_adapter(source, target.layers), w) for source, w in zip(sources, weights)]
+        for adapter, _ in adapters:
+            check_fit(adapter, target, other_base)
+    return Model(target, adapters, facts, ", ".join([target.name, *map(_name, sources)]))
+
+
+def _tuned_target(run: str | Path, facts: Facts, base: str | None, other_base: bool) -> Target:
+    """The base of a DreamBooth run with its tuned weights over it."""
+    target = read_target(base or facts["settings"].get("base", "pocket"), run)
+    if not target.tuned:
         raise BadInput(
-            f"{sources[0]} has no tuned weights (no folder unet): its training did not finish;"
+            f"{run} has no tuned weights (no folder unet): its training did not finish;"
             " train it again."
         )
-    adapters = (
-        []
-        if tuned
-        else [
-            (read_adapter(source, target.layers), weight)
-            for source, weight in zip(sources, weights)
-        ]
-    )
-    for adapter, _ in adapters:
-        check_compatible(adapter, target, other_base)
-    read = reader(target, adapters)
-    plain, merged_from = (
-        open_base_weights(target.name),
-        ", ".join([target.name, *(Path(source).name for source in sources)]),
-    )
-    if tuned and not other_base:
-        check_base(sources[0], plain)
-    metadata = header_texts(plain, known, title or out.stem) | {
-        "modelspec.merged_from": merged_from
-    }
-    metadata |= {
-        key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")
-    }  # those are for LoRAs
-    known_to = (_one_file if to == "checkpoint" else _folder)(out, target, read, metadata)
-    changed = sum(len(target.shapes[part]) for part in target.tuned) or len(
-        {(p, n) for a, _ in adapters for p, n, _ in a}
-    )
-    count = len(next(iter(known_to.values()))[0])
-    return Merged(out, to, size_of(out), time.perf_counter() - started, count, changed, known_to)
+    if not other_base:
+        check_base(run, read_target(target.name))
+    return target
 
 
-def reader(target, adapters=()):
-    """A function (part, name) -> tensor: the target's weight with the (adapter, weight) pairs
-    merged in, in float32 if it is changed.
+def _name(source: Source) -> str:
+    return Path(source.source if isinstance(source, Adapter) else source).name
+
+
+def write_model(model: Model, to: str, out: Path, title: str | None = None) -> Merged:
+    """Write a `Model` as `to` to `out`, checked by `check_model_output`.
+
+    `title`: the name that tools show, by default the file's. Raises BadInput as `merge` does.
+    """
+    started = time.perf_counter()
+    target = model.target
+    # The header is of the base itself: a tuned target has other weights.
+    texts = model_texts(read_target(target.name), model.facts, title or out.stem)
+    texts |= {"modelspec.merged_from": model.merged_from}
+    # Kohya's hashes are for LoRAs.
+    texts |= {key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")}
+    write = _write_file if to == "checkpoint" else _write_folder
+    readers = write(out, target, merged_reader(target, model.adapters), texts)
+    seconds = time.perf_counter() - started
+    count = len(next(iter(readers.values()))[0])
+    return Merged(out, to, size_of(out), seconds, count, model.changed, readers)
+
+
+def merged_reader(target: Target, adapters: Sequence[tuple[Adapter, float]] = ()) -> Reader:
+    """A function (part, name) -> the target's tensor with (adapter, weight) pairs merged in.
+
+    In float32 if it is changed.
     """
 
-    def read(part, name):
+    def read(part: str, name: str) -> torch.Tensor:
         tensor, layer_name = target.read(part, name), name.removesuffix(".weight")
         layers = [
-            (a.layers[part][layer_name], w)
-            for a, w in adapters
-            if name.endswith(".weight") and layer_name in a.layers.get(part, {})
+            (adapter.layers[part][layer_name], weight)
+            for adapter, weight in adapters
+            if name.endswith(".weight") and layer_name in adapter.layers.get(part, {})
         ]
         return merged_weight(tensor, layers) if layers else tensor
 
     return read
 
 
-def merged_weight(tensor, layers):
-    """A weight in float32 with its (Layer, weight) pairs merged in. DoRA (Liu et al. 2024, eq. 5):
-    the sum, scaled row by row to the magnitudes learnt; a weight other than 1 goes that share of
-    the way.
+def merged_weight(tensor: torch.Tensor, layers: Sequence[tuple[Layer, float]]) -> torch.Tensor:
+    """A weight in float32 with its (Layer, weight) pairs merged in.
+
+    DoRA (Liu et al. 2024, eq. 5): the sum, scaled row by row to the magnitudes learnt; a weight
+    other than 1 goes that share of the way.
     """
     total = tensor.float()
     for layer, weight in layers:
@@ -161,105 +219,90 @@ def merged_weight(tensor, layers):
         else:
             moved = total + layer.delta().reshape(total.shape)
             rows = moved.flatten(1).norm(dim=1).reshape(-1, *[1] * (moved.ndim - 1))
-            total = total + weight * (
-                moved * layer.magnitude.float().reshape(rows.shape) / rows - total
-            )
+            magnitude = layer.magnitude.float().reshape(rows.shape)
+            total = total + weight * (moved * magnitude / rows - total)
     return total
 
 
-def _one_file(out, target, read, metadata):
+def _write_file(out: Path, target: Target, read: Reader, texts: Header) -> Readers:
+    """One file in the original layout. Returns who reads it."""
     entries = layout(target)
-    known_to = _all_load(checkpoint_readers(entries, target), out)
+    readers = _check_all_load(checkpoint_readers(entries, target), out)
     shapes = {
-        key: (_kind(target, *entry.sources[0]), entry.shape) for key, entry in entries.items()
+        key: (_stored_type(target, *entry.sources[0]), entry.shape)
+        for key, entry in entries.items()
     }
     shapes |= {mark: ("F32", (0,)) for mark in target.marks}
+
+    def tensor(key: str) -> torch.Tensor:
+        return entries[key].make(read) if key in entries else torch.zeros(0)
+
     with takes_place(out) as part:
-        write_weights(
-            part,
-            shapes,
-            lambda key: entries[key].make(read) if key in entries else torch.zeros(0),
-            metadata,
-            check=True,
-        )
-    return known_to
+        write_weights(part, shapes, tensor, texts, check=True)
+    return readers
 
 
-def _all_load(known_to, out):
-    for tool, (_, bad) in known_to.items():
+def _write_folder(out: Path, target: Target, read: Reader, texts: Header) -> Readers:
+    """The diffusers folder: weights in fp16, everything else as the base has it.
+
+    Without a safety checker, which loads no other way. Returns who reads it.
+    """
+    configurations = target.configurations()
+    readers = _check_all_load(folder_readers(target), out)
+    with takes_place(out) as path:
+        _copy_configurations(configurations, path)
+        if target.path.is_file():
+            _write_prediction(path, target)
+        for part, names in target.shapes.items():
+            spare = target.spare(part)
+            shapes = {
+                name: (_stored_type(target, part, name), shape)
+                for name, shape in names.items()
+                if name not in spare
+            }
+            write_weights(
+                path / part / _weight_file(part),
+                shapes,
+                lambda name, part=part: read(part, name),
+                texts if part == "unet" else {"format": "pt"},
+                check=True,
+            )
+        write_json(path / "model_index.json", _model_index(configurations, path))
+    return readers
+
+
+def _check_all_load(readers: Readers, out: Path) -> Readers:
+    for tool, (_, bad) in readers.items():
         if bad:
             raise BadInput(
                 f"{out} was not written: {len(bad)} of its keys would not load in {tool}"
                 f" ({bad[0]}): look whether the base's own files are whole."
             )
-    return known_to
+    return readers
 
 
-def _folder(out, target, read, metadata):
-    """The diffusers folder: weights in fp16, everything else as the base has it, without a safety
-    checker (which loads no other way).
-    """
-    folder = target.configurations()
-    known_to = _all_load(folder_readers(target), out)
-    with takes_place(out) as path:
-        _write_folder(path, folder, target, read, metadata)
-    return known_to
-
-
-def _write_folder(path, folder, target, read, metadata):
+def _copy_configurations(folder: Path, path: Path) -> None:
+    """Copy the JSON and text files of each part of a pipeline, but for indices of its weights."""
     for source in sorted(folder.iterdir()):
-        if source.is_dir() and source.name in (
-            *PARTS,
-            "vae",
-            "scheduler",
-            "tokenizer",
-            "tokenizer_2",
-            "feature_extractor",
-        ):
-            (path / source.name).mkdir(parents=True)
-            for file in sorted(source.iterdir()):
-                if file.suffix in (".json", ".txt"):
-                    shutil.copyfile(file, path / source.name / file.name)
-            (path / source.name / "diffusion_pytorch_model.safetensors.index.json").unlink(
-                missing_ok=True
-            )
-    if target.path.is_file():
-        _settle_prediction(path, target)
-    for part, names in target.shapes.items():
-        spare = target.unread_names(part)
-        shapes = {
-            name: (_kind(target, part, name), shape)
-            for name, shape in names.items()
-            if name not in spare
-        }
-        write_weights(
-            path / part / FILES.get(part, "model.safetensors"),
-            shapes,
-            lambda name, part=part: read(part, name),
-            metadata if part == "unet" else {"format": "pt"},
-            check=True,
-        )
-    index = read_json(folder / "model_index.json")
-    index |= {
-        part: [None, None]
-        for part in ("feature_extractor", "image_encoder")
-        if part in index and not (path / part).is_dir()
-    }
-    if "safety_checker" in index:
-        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
-    write_json(path / "model_index.json", index)
+        if not source.is_dir() or source.name not in CONFIGURED:
+            continue
+        (path / source.name).mkdir(parents=True)
+        for file in sorted(source.iterdir()):
+            index = file.name == "diffusion_pytorch_model.safetensors.index.json"
+            if file.suffix in (".json", ".txt") and not index:
+                shutil.copyfile(file, path / source.name / file.name)
 
 
-def _settle_prediction(path, target):
-    """Let the scheduler in the folder `path` say what the single file `target` predicts, which its
-    family's configuration may not know.
+def _write_prediction(path: Path, target: Target) -> None:
+    """Let the scheduler in the folder `path` say what the single file `target` predicts.
+
+    Its family's configuration may not know.
     """
     scheduler, unet = path / "scheduler" / "scheduler_config.json", path / "unet" / "config.json"
     known = target.scheduler
-    if (
-        target.prediction is None
-    ):  # the file does not say either: the model itself does, once it is loaded
-        from lib.models.base import load_base
+    # Where the file does not say either, the model itself does, once it is loaded.
+    if target.prediction is None:
+        from lib.models.base import load_base  # late: diffusers takes seconds to import
 
         pipe = load_base(target.name, "cpu").pipe
         known = {"prediction_type": pipe.scheduler.config.prediction_type}
@@ -267,9 +310,24 @@ def _settle_prediction(path, target):
     write_json(scheduler, read_json(scheduler) | known)
 
 
-def _kind(target, part, name):
-    return (
-        "F16"
-        if target.dtype(part, name) in ("F64", "F32", "F16", "BF16")
-        else target.dtype(part, name)
-    )
+def _model_index(folder: Path, path: Path) -> dict[str, object]:
+    """The base's model_index.json for the folder `path`, which may lack some parts."""
+    index = read_json(folder / "model_index.json")
+    for part in ("feature_extractor", "image_encoder"):
+        if part in index and not (path / part).is_dir():
+            index[part] = [None, None]
+    if "safety_checker" in index:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    return index
+
+
+def _weight_file(part: str) -> str:
+    """The name of a part's file of weights, as diffusers and transformers write it."""
+    diffusers = part in ("unet", "vae")
+    return "diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors"
+
+
+def _stored_type(target: Target, part: str, name: str) -> str:
+    """The type in which a tensor is written: fp16 for all floating-point ones."""
+    kind = target.dtype(part, name)
+    return "F16" if kind in ("F64", "F32", "F16", "BF16") else kind

@@ -1,203 +1,213 @@
-"""Who reads an exported adapter: every key against each tool's scheme, and the file loaded back by
-a reader that is not ours.
+"""Who reads an exported file: every key against each tool's scheme, and a reader that is not ours.
 
-The schemes are the tools' own (ComfyUI comfy/lora.py and comfy/utils.py, which Forge shares;
-AUTOMATIC1111 extensions-builtin/Lora; kohya-ss sd-scripts networks/lora.py; diffusers loaders;
-PEFT), written down here as sets of names for one base model.
+Of an adapter: the schemes are the tools' own (ComfyUI comfy/lora.py and comfy/utils.py, which Forge
+shares; AUTOMATIC1111 extensions-builtin/Lora; kohya-ss sd-scripts networks/lora.py; diffusers
+loaders; PEFT), written down here as sets of names for one base model.
 
-Who reads a whole model: every key of it sent through diffusers' own converter of checkpoints, or
-held against its classes.
-
-    found = checkpoint_readers(layout(target), target)        # {"diffusers": (keys that will load, keys that will not), ...}
-
-Only names, shapes and the order of weights are looked at, on tensors that hold one number each,
-repeated: gigabytes take no room. What is in them is read back when they are written
-(`lib.files.safetensors_file.check_written`).
+Of a whole model: every key of it is sent through diffusers' own converter of checkpoints, or held
+against its classes. Only names, shapes and the order of weights are looked at, on tensors that hold
+one number each, repeated: gigabytes take no memory. What is in them is read back when they are
+written (`lib.files.safetensors_file.check_written`).
 """
 
 import re
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 
+from lib.convert.adapter import Adapter
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
+from lib.files.text import listed
+from lib.models.base_weights import Target
 from lib.models.layer_names import full_name, kohya_name, short_name, to_original
 
-PAIR = ("lora_A.weight", "lora_B.weight")
+# {tool: (keys that will load, keys that will not)}
+Readers = dict[str, tuple[list[str], list[str]]]
 
-
-HALVES = ("lora_down.weight", "lora_up.weight", "alpha")
-
+# The ends of a layer's keys, in PEFT's names and in Kohya's.
+PEFT_ENDS = ("lora_A.weight", "lora_B.weight")
+KOHYA_ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
 
 # Where sd-scripts wraps layers when it loads a LoRA: in Transformer2DModel, ResnetBlock2D,
 # Downsample2D and Upsample2D, in CLIPAttention and CLIPMLP. Keys of others, which a full fine-tune
 # changes too, it passes over in silence.
-WRAPPED = {
-    "unet": r"\.(attentions|resnets|downsamplers|upsamplers)\.",
-    "text": r"encoder\.layers\.\d+\.(self_attn|mlp)\.",
-}
+WRAPPED_IN_UNET = re.compile(r"\.(attentions|resnets|downsamplers|upsamplers)\.")
+WRAPPED_IN_TEXT_ENCODER = re.compile(r"encoder\.layers\.\d+\.(self_attn|mlp)\.")
 
-
+# Whom a form of adapter is for; the first one must read all of it.
 TOOLS = {
     "kohya": ("ComfyUI", "Forge", "WebUI", "Kohya", "diffusers"),
     "diffusers": ("diffusers", "ComfyUI"),
     "peft": ("PEFT",),
 }
 
+# All of these read the one layout in which Stable Diffusion was published; only diffusers' code for
+# it runs here.
+SAME_LAYOUT = ("ComfyUI", "Forge", "WebUI", "Kohya")
 
-def scheme(tool, target):
-    """The set of keys that `tool` knows for a base model like `target`, a
-    `lib.models.base_weights.BaseWeights`.
+# What a checkpoint does without: the first text encoder's projection, which no Stable Diffusion
+# uses, and positions, which are 0, 1, 2, ...
+NOT_NEEDED = ("text_projection.weight", "position_ids")
+
+
+def adapter_readers(names: Iterable[str], form: str, target: Target) -> Readers:
+    """Who reads an adapter with these keys in a form, on a base like `target`."""
+    names, readers = list(names), {}
+    for tool in TOOLS[form]:
+        known = known_keys(tool, target)
+        readers[tool] = [n for n in names if n in known], [n for n in names if n not in known]
+    return readers
+
+
+def reader_lines(readers: Readers) -> Iterator[str]:
+    """A sentence a tool, such as "256 of 256 keys will load in ComfyUI".
+
+    With the layers that it leaves aside.
     """
-    keys, sdxl, shape = set(), target.sdxl, (target.layers, target.attended)
+    for tool, (good, bad) in readers.items():
+        line = f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}"
+        layers = dict.fromkeys(re.sub(r"\.(lora_\w+(\.weight)?|alpha)$", "", key) for key in bad)
+        yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
+
+
+def known_keys(tool: str, target: Target) -> set[str]:
+    """The keys that `tool` knows for adapters of a base model like `target`."""
+    keys: set[str] = set()
     for part in target.shapes:
         for name in target.layer_shapes(part) if part != "vae" else ():
-            if tool == "Kohya" and not re.search(
-                WRAPPED["unet" if part == "unet" else "text"], f".{name}"
-            ):
+            if tool == "Kohya" and not _is_wrapped(part, name):
                 continue
-            names = {kohya_name(part, name, sdxl, *shape)}
-            if part == "unet" and tool in ("ComfyUI", "Forge", "WebUI", "diffusers"):
-                names |= {
-                    kohya_name(part, name, False),
-                    f"lora_unet_{to_original(name, *shape)}".replace(".", "_"),
-                }
-            if part == "text_encoder" and tool in ("ComfyUI", "Forge"):
-                names |= {kohya_name(part, name, True)}
-            if (
-                part != "unet"
-                and tool in ("ComfyUI", "Forge", "WebUI")
-                and not re.search(WRAPPED["text"], name)
-            ):
-                names = set()
             if tool != "PEFT":
-                keys |= {f"{n}.{half}" for n in names for half in HALVES}
-            keys |= _dotted(tool, part, name)
+                names = _kohya_names(tool, part, name, target)
+                keys |= {f"{known}.{end}" for known in names for end in KOHYA_ENDS}
+            keys |= _dotted_keys(tool, part, name)
     return keys
 
 
-def _dotted(tool, part, name):
+def _is_wrapped(part: str, name: str) -> bool:
+    """Whether sd-scripts wraps a layer."""
+    pattern = WRAPPED_IN_UNET if part == "unet" else WRAPPED_IN_TEXT_ENCODER
+    return pattern.search(f".{name}") is not None
+
+
+def _kohya_names(tool: str, part: str, name: str, target: Target) -> set[str]:
+    """The names in Kohya's form by which a tool knows a layer."""
+    if part != "unet" and tool in SAME_LAYOUT and not _is_wrapped(part, name):
+        return set()
+    shape = (target.layers, target.attended)
+    names = {kohya_name(part, name, target.sdxl, *shape)}
+    if part == "unet" and tool != "Kohya":
+        names.add(kohya_name(part, name, False))
+        names.add(f"lora_unet_{to_original(name, *shape)}".replace(".", "_"))
+    if part == "text_encoder" and tool in ("ComfyUI", "Forge"):
+        names.add(kohya_name(part, name, True))
+    return names
+
+
+def _dotted_keys(tool: str, part: str, name: str) -> set[str]:
+    """The keys with dots by which a tool knows a layer."""
     if tool in ("diffusers", "PEFT"):
         before = f"{part}." if tool == "diffusers" else "base_model.model."
         return {
-            f"{before}{n}.{end}"
-            for n in {name, short_name(part, name)}
-            for end in (*PAIR, "lora_magnitude_vector")
+            f"{before}{known}.{end}"
+            for known in {name, short_name(part, name)}
+            for end in (*PEFT_ENDS, "lora_magnitude_vector")
         }
     if tool in ("ComfyUI", "Forge"):  # attention of the U-Net goes by diffusers' older names there
         older = name.replace(".to_", ".processor.to_") if part == "unet" else name
         older = older.removesuffix(".0") if older.endswith(".to_out.0") else older
-        return {f"{part}.{older}.{end}" for end in PAIR}
+        return {f"{part}.{older}.{end}" for end in PEFT_ENDS}
     return set()
 
 
-def adapter_readers(names, form, target):
-    """{tool: (keys that will load, keys that will not)} of an adapter's key names in a form,
-    against `target`.
-    """
-    found = {}
-    for tool in TOOLS[form]:
-        known = scheme(tool, target)
-        found[tool] = [n for n in names if n in known], [n for n in names if n not in known]
-    return found
+class LoadedLayer(NamedTuple):
+    """A layer's update as diffusers or PEFT read it; `scale` is alpha / rank."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+    magnitude: torch.Tensor | None
 
 
-def reader_lines(found):
-    """What `readers` found, a sentence a tool: "256 of 256 keys will load in ComfyUI", with the
-    layers that it leaves aside.
-    """
-    for tool, (good, bad) in found.items():
-        aside = dict.fromkeys(re.sub(r"\.(lora_\w+(\.weight)?|alpha)$", "", key) for key in bad)
-        some = ", ".join(list(aside)[:6]) + (
-            f" and {len(aside) - 6} more" if len(aside) > 6 else ""
-        )
-        yield f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}" + (
-            f"; it leaves aside {some}" if bad else ""
-        )
+Loaded = dict[tuple[str, str], LoadedLayer]  # by (part, layer name)
 
 
-def load_back(path, form, target):
-    """{(part, name): (down, up, scale, DoRA's magnitude or None)} as diffusers (or PEFT) reads the
-    file.
+def load_back(path: Path, form: str, target: Target) -> Loaded:
+    """An exported adapter as diffusers (or PEFT) reads it.
 
     It is loaded into models whose own weights are never touched. Memory that is only reserved takes
     no room, so this needs a base model's configuration and not its gigabytes.
     """
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # late: takes seconds
 
-    from lib.models.pipeline import silence_libraries
+    from lib.models.pipeline import quiet
 
-    silence_libraries()
+    quiet()
     unet = unfilled_model("unet", target)
     if form == "peft":
-        return _peft_back(path, unet, target)
-    pipe = StableDiffusionXLPipeline if target.sdxl else StableDiffusionPipeline
+        return _load_back_peft(path, unet, target)
+    pipe: Any = StableDiffusionXLPipeline if target.sdxl else StableDiffusionPipeline
     tensors, alphas, metadata = pipe.lora_state_dict(
         str(path), unet_config=unet.config, return_lora_metadata=True
     )
-    found = {}
+    loaded: Loaded = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own calls of what it deprecates
         if any(key.startswith("unet.") for key in tensors):
             pipe.load_lora_into_unet(
                 tensors, alphas, unet, "check", metadata=metadata, low_cpu_mem_usage=True
             )
-            found |= {("unet", name): module for name, module in _modules(unet)}
+            loaded |= _loaded_layers("unet", unet)
         for part in ("text_encoder", "text_encoder_2"):
             if any(key.startswith(f"{part}.") for key in tensors):
                 encoder = unfilled_model(part, target)
                 pipe.load_lora_into_text_encoder(
                     tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata
                 )
-                found |= {
-                    (part, full_name(part, name)): module for name, module in _modules(encoder)
-                }
-    return found
+                loaded |= _loaded_layers(part, encoder)
+    return loaded
 
 
-def _peft_back(path, unet, target):
+def _load_back_peft(path: Path, unet: Any, target: Target) -> Loaded:
     from peft import PeftModel
 
-    found = {}
+    loaded: Loaded = {}
     for folder in (p for p in path.iterdir() if p.is_dir()):
         part = folder.name
-        model = PeftModel.from_pretrained(
-            unet if part == "unet" else unfilled_model(part, target),
-            folder,
-            "check",
-            low_cpu_mem_usage=True,
-        )
-        for name, module in _modules(model.base_model.model):
-            found[part, full_name(part, name)] = module
-    return found
+        plain = unet if part == "unet" else unfilled_model(part, target)
+        model = PeftModel.from_pretrained(plain, folder, "check", low_cpu_mem_usage=True)
+        loaded |= _loaded_layers(part, model.base_model.model)
+    return loaded
 
 
-def _modules(model):
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and "check" in module.lora_A:
-            magnitude = (
+def _loaded_layers(part: str, model: Any) -> Loaded:
+    return {
+        (part, full_name(part, name)): LoadedLayer(
+            module.lora_A["check"].weight.detach(),
+            module.lora_B["check"].weight.detach(),
+            module.scaling["check"],
+            (
                 module.lora_magnitude_vector["check"].weight.detach()
                 if "check" in module.lora_magnitude_vector
                 else None
-            )
-            yield (
-                name,
-                (
-                    module.lora_A["check"].weight.detach(),
-                    module.lora_B["check"].weight.detach(),
-                    module.scaling["check"],
-                    magnitude,
-                ),
-            )
+            ),
+        )
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and "check" in module.lora_A
+    }
 
 
-def unfilled_model(part, target):
-    """A model with its weights reserved and never written, where only an adapter's are looked at:
-    the U-Net or a text encoder.
+def unfilled_model(part: str, target: Target) -> Any:
+    """The U-Net or a text encoder with its weights reserved and never written.
+
+    For looking at an adapter's weights alone.
     """
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel  # late: takes seconds
     from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     if part == "unet":
@@ -205,185 +215,164 @@ def unfilled_model(part, target):
         config, kind = target.config, UNet2DConditionModel.from_config
     else:
         config = AutoConfig.from_pretrained(target.configurations() / part)
-        kind = (
-            CLIPTextModelWithProjection
-            if "CLIPTextModelWithProjection" in (config.architectures or ())
-            else CLIPTextModel
-        )
+        projects = "CLIPTextModelWithProjection" in (config.architectures or ())
+        kind = CLIPTextModelWithProjection if projects else CLIPTextModel
     with torch.device("meta"):
-        model = kind(config)
+        model: Any = kind(config)
     return model.half().to_empty(device="cpu")
 
 
-def check_loaded_back(adapter, found, path):
-    """Raise BadInput unless what a foreign reader `found` (as of `load_back`) is the adapter, layer
-    by layer.
-    """
-    wrong = []
+def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
+    """Raise BadInput unless what was `loaded` from `path` is the adapter, layer by layer."""
+    loaded, wrong = dict(loaded), []
     for part, name, layer in adapter:
-        theirs = found.pop((part, name), None)
+        theirs = loaded.pop((part, name), None)
         scale = layer.alpha / layer.rank
         if theirs is None or not (
-            _same(theirs[0], layer.down)
-            and _same(theirs[1], layer.up)
-            and _same(theirs[3], layer.magnitude)
-            and abs(theirs[2] - scale) <= 1e-6 * abs(scale)
+            _same(theirs.down, layer.down)
+            and _same(theirs.up, layer.up)
+            and _same(theirs.magnitude, layer.magnitude)
+            and abs(theirs.scale - scale) <= 1e-6 * abs(scale)
         ):
             wrong.append(f"{part}.{name}")
-    if wrong or found:
-        wrong += [".".join(name) for name in found]
+    wrong += [".".join(where) for where in loaded]
+    if wrong:
         raise BadInput(
             f"{path} was not written: read back it differs in {len(wrong)} layers"
             f" ({', '.join(wrong[:3])}); this is an error of the export, please report it."
         )
 
 
-def _same(theirs, ours):
-    """Whether a tensor that was read back (on the meta device: never read) is ours; magnitudes are
-    None where there is no DoRA.
+def _same(theirs: torch.Tensor | None, ours: torch.Tensor | None) -> bool:
+    """Whether a tensor that was read back is ours; magnitudes are None where there is no DoRA.
+
+    One on the meta device was never read.
     """
     if theirs is None or ours is None:
         return theirs is ours
     return theirs.device.type != "meta" and torch.equal(theirs.cpu().float(), ours.float())
 
 
-# All of these read the one layout in which Stable Diffusion was published; only diffusers' code for
-# it runs here.
-SAME_LAYOUT = ("ComfyUI", "Forge", "WebUI", "Kohya")
-
-
-# What a checkpoint does without: the first text encoder's projection, which no Stable Diffusion
-# uses, and positions, which are 0, 1, 2, ...
-NOT_NEEDED = ("text_projection.weight", "position_ids")
-
-
-def checkpoint_readers(entries, target):
-    """{tool: (keys that will load, keys that will not)} of a checkpoint of `entries`
-    (`lib.models.single_file.layout`), made from `target`.
+def checkpoint_readers(entries: Mapping[str, Any], target: Target) -> Readers:
+    """Who reads a checkpoint of `entries` (`lib.models.single_file.layout`), made from `target`.
 
     A key will load if diffusers' converter makes of it the very weights of which it was made, each
     in its place and shape. Raises BadInput if a weight of the base has no place in the layout.
     """
-    from diffusers.loaders.single_file_utils import SD_2_TEXT_ENCODER_KEYS_TO_IGNORE
+    # The last layer and the projection, which no reader uses, as diffusers says.
+    from diffusers.loaders.single_file_utils import SD_2_TEXT_ENCODER_KEYS_TO_IGNORE as UNREAD
 
-    numbers = {
-        (part, name): k
-        for k, (part, name) in enumerate(
-            (p, n) for p, names in target.shapes.items() for n in names
-        )
-    }
+    weights = [(part, name) for part, names in target.shapes.items() for name in names]
+    _check_all_placed(entries, weights, target)
+    numbers = {weight: k for k, weight in enumerate(weights)}
+
+    def numbered(part: str, name: str) -> torch.Tensor:
+        number = torch.tensor(numbers[part, name], dtype=torch.int16)
+        return number.expand(target.shapes[part][name])
+
+    checkpoint = {key: entry.make(numbered) for key, entry in entries.items()}
+    converted = _converted(checkpoint, target)
+    good, bad = [], []
+    for key, entry in entries.items():
+        if key in UNREAD:
+            continue
+        arrived = all(_is(converted.get(where), numbered(*where)) for where in entry.sources)
+        (good if arrived else bad).append(key)
+    return {"diffusers": (good, bad)} | {tool: (good, bad) for tool in SAME_LAYOUT}
+
+
+def _check_all_placed(
+    entries: Mapping[str, Any], weights: Iterable[tuple[str, str]], target: Target
+) -> None:
     placed = {source for entry in entries.values() for source in entry.sources}
-    if lost := [
+    lost = [
         f"{part}.{name}"
-        for part, name in numbers
+        for part, name in weights
         if (part, name) not in placed and not name.endswith(NOT_NEEDED)
-    ]:
+    ]
+    if lost:
         raise BadInput(
             f"'{target.name}' cannot be written as one file: {len(lost)} of its weights, such as"
             f" {lost[0]}, have no place in the original layout; write a diffusers folder."
         )
 
-    def read(part, name):
-        return torch.tensor(numbers[part, name], dtype=torch.int16).expand(
-            target.shapes[part][name]
-        )
 
-    converted, good, bad = (
-        _converted({key: entry.make(read) for key, entry in entries.items()}, target),
-        [],
-        [],
-    )
-    for key, entry in entries.items():
-        if (
-            key in SD_2_TEXT_ENCODER_KEYS_TO_IGNORE
-        ):  # the last layer and the projection, which no reader uses, as diffusers says
-            continue
-        (
-            good
-            if all(_is(converted.get(source), read(*source)) for source in entry.sources)
-            else bad
-        ).append(key)
-    return {"diffusers": (good, bad)} | {tool: (good, bad) for tool in SAME_LAYOUT}
-
-
-def _is(found, wanted):
+def _is(found: torch.Tensor | None, wanted: torch.Tensor) -> bool:
     """Whether a converted tensor is the wanted one: its shape, and its number at both ends."""
     if found is None or found.shape != wanted.shape:
         return False
-    return all(
-        found[(end,) * found.ndim] == wanted[(end,) * wanted.ndim]
-        for end in (0, -1)[: 1 if 0 in found.shape else 2]
-    )
+    ends = (0,) if 0 in found.shape else (0, -1)
+    return all(found[(end,) * found.ndim] == wanted[(end,) * wanted.ndim] for end in ends)
 
 
-def _converted(checkpoint, target):
-    """{(part, name): tensor} of a checkpoint, by the functions with which diffusers'
-    `from_single_file` reads one.
-    """
-    from diffusers.loaders import single_file_utils as theirs
+def _converted(
+    checkpoint: dict[str, torch.Tensor], target: Target
+) -> dict[tuple[str, str], torch.Tensor]:
+    """{(part, name): tensor} of a checkpoint, by diffusers' functions for `from_single_file`."""
+    from diffusers.loaders import single_file_utils
 
-    blocks = {
-        n.split(".")[2]
-        for n in target.shapes.get("vae", {})
-        if n.startswith("encoder.down_blocks.")
+    convert: Any = single_file_utils
+    vae_blocks = {
+        name.split(".")[2]
+        for name in target.shapes.get("vae", {})
+        if name.startswith("encoder.down_blocks.")
     }
-    config = {
+    config: dict[str, Any] = {
         "layers_per_block": target.layers,
-        "down_block_types": blocks,
-        "up_block_types": blocks,
+        "down_block_types": vae_blocks,
+        "up_block_types": vae_blocks,
     }
-    config |= (
-        {"addition_embed_type": "text_time"}
-        if "add_embedding.linear_1.weight" in target.shapes["unet"]
-        else {}
-    )
-    made = {
-        "unet": theirs.convert_ldm_unet_checkpoint(dict(checkpoint), config),
-        "text_encoder": theirs.convert_ldm_clip_checkpoint(checkpoint),
+    if "add_embedding.linear_1.weight" in target.shapes["unet"]:
+        config["addition_embed_type"] = "text_time"
+    parts = {
+        "unet": convert.convert_ldm_unet_checkpoint(dict(checkpoint), config),
+        "text_encoder": convert.convert_ldm_clip_checkpoint(checkpoint),
     }
-    if blocks:
-        made["vae"] = theirs.convert_ldm_vae_checkpoint(dict(checkpoint), config)
+    if vae_blocks:
+        parts["vae"] = convert.convert_ldm_vae_checkpoint(dict(checkpoint), config)
     for part, prefix in (
         ("text_encoder", "cond_stage_model.model."),
         ("text_encoder_2", "conditioner.embedders.1.model."),
     ):
         if any(key.startswith(prefix) for key in checkpoint):
             width = target.shapes[part]["text_model.embeddings.token_embedding.weight"][1]
-            made[part] = theirs.convert_open_clip_checkpoint(
-                SimpleNamespace(config=SimpleNamespace(hidden_size=width)), checkpoint, prefix
-            )
+            model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
+            parts[part] = convert.convert_open_clip_checkpoint(model, checkpoint, prefix)
     return {
         (part, full_name(part, name)): tensor
-        for part, names in made.items()
-        for name, tensor in names.items()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
     }
 
 
-def folder_readers(target):
-    """{"diffusers": (keys that will load, keys that will not)} of a diffusers folder with
-    `target`'s weights, by the classes' own names.
-    """
-    from diffusers import AutoencoderKL
-
+def folder_readers(target: Target) -> Readers:
+    """Who reads a diffusers folder with `target`'s weights, by the classes' own names."""
     good, bad = [], []
     for part, names in target.shapes.items():
-        spare = target.unread_names(part)
-        names = {name: shape for name, shape in names.items() if name not in spare}
-        if part == "vae":
-            with torch.device("meta"):
-                model = AutoencoderKL.from_config(
-                    read_json(target.configurations() / "vae" / "config.json")
-                )
-        else:
-            model = unfilled_model(part, target)
-        known = {full_name(part, n): tuple(t.shape) for n, t in model.state_dict().items()}
+        spare = target.spare(part)
+        known = _class_shapes(part, target)
         for name, shape in names.items():
+            if name in spare:
+                continue
             passed_over = part.startswith("text") and name.endswith("position_ids")  # rightly
-            fits = known.get(name) == tuple(shape) or passed_over
-            (good if fits else bad).append(f"{part}.{name}")
+            loads = known.get(name) == tuple(shape) or passed_over
+            (good if loads else bad).append(f"{part}.{name}")
         bad += [
             f"{part}.{name}, which is missing"
-            for name in known.keys() - names.keys()
+            for name in known.keys() - (names.keys() - spare)
             if not name.endswith("position_ids")
         ]
     return {"diffusers": (good, bad)}
+
+
+def _class_shapes(part: str, target: Target) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the weights that the class of a part has."""
+    from diffusers import AutoencoderKL  # late: takes seconds
+
+    if part == "vae":
+        config = read_json(target.configurations() / "vae" / "config.json")
+        with torch.device("meta"):
+            model: Any = AutoencoderKL.from_config(config)
+    else:
+        model = unfilled_model(part, target)
+    return {full_name(part, n): tuple(t.shape) for n, t in model.state_dict().items()}

@@ -1,6 +1,8 @@
 """What the shipping bench's rows say about claims 7, 8 and 16, and no more."""
 
 import pytest
+import torch
+from adapters import tuned_run
 from PIL import Image
 
 from benchmarks import sections, ship, ship_runs
@@ -8,6 +10,8 @@ from benchmarks.analysis.results_page import shipping_section
 from benchmarks.analysis.shipping import claim_rows, extraction, summary_rows
 from lib.evaluation.results import RESULTS
 from lib.files.csv_table import read_table, write_table
+from lib.models.base import load_base
+from lib.models.base_weights import read_target
 
 SWITCH = {
     "study": "switch",
@@ -291,3 +295,16 @@ def test_three_concepts_in_one_model_train_three_times_as_long_and_every_run_is_
         ship_runs.settings_of("all-a", "lora", 0).steps
         == 3 * ship_runs.settings_of("a", "lora", 0).steps
     )
+
+
+def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):
+    folder, *_ = tiny("sd1")
+    run, target = tuned_run(folder, tmp_path / "run", dataset), read_target(str(folder))
+    tuned = read_target(str(folder), run)
+    for weights, share in (([0.5, 0.5], 1.0), ([1.0, 1.0], 2.0)):
+        base = ship.add_changes(load_base(str(folder)), [run, run], weights)
+        old, new = (
+            target.read("unet", "conv_in.weight"),
+            tuned.read("unet", "conv_in.weight").float(),
+        )
+        assert torch.allclose(base.unet.conv_in.weight, old + share * (new - old), atol=1e-5)

@@ -19,7 +19,7 @@ from lib.__main__ import main
 from lib.config.settings import Settings
 from lib.convert import merging
 from lib.convert.adapter import kohya_tensors, read_adapter
-from lib.convert.composition import MIXES, add_changes, check_name, load_adapters, load_fused, mix
+from lib.convert.composition import MIXES, check_name, load_adapters, load_fused, mix
 from lib.convert.exporting import export_lora
 from lib.convert.extraction import energy_by_rank, extract, low_rank, spectrum
 from lib.convert.interchange import import_lora
@@ -527,19 +527,6 @@ def test_names_that_clash_or_escape_are_refused(tiny):
         "unet": ["one"],
         "text_encoder": ["one"],
     }, "a refused adapter leaves nothing behind"
-
-
-def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):
-    folder, *_ = tiny("sd1")
-    run, target = tuned_run(folder, tmp_path / "run", dataset), open_base_weights(str(folder))
-    tuned = open_base_weights(str(folder), run)
-    for weights, share in (([0.5, 0.5], 1.0), ([1.0, 1.0], 2.0)):
-        base = add_changes(load_base(str(folder)), [run, run], weights)
-        old, new = (
-            target.read("unet", "conv_in.weight"),
-            tuned.read("unet", "conv_in.weight").float(),
-        )
-        assert torch.allclose(base.denoiser.conv_in.weight, old + share * (new - old), atol=1e-5)
 
 
 def test_what_survives_lies_between_the_base_and_the_concept_alone():
