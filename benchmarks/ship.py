@@ -36,7 +36,7 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models.base import load_base
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.devices import device_name, versions
 from lib.step.run_weights import load_run, weight_bytes
 from pocket.subjects import bench_subjects
@@ -119,17 +119,17 @@ def add_changes(base, runs, weights):
     Weights of 1 / n give the average of n checkpoints, weights of 1 the "add difference" of WebUI's
     merger. Returns the base.
     """
-    plain = read_target(base.name)
-    state = {name: p.detach().float() for name, p in base.unet.named_parameters()}
+    plain = open_base_weights(base.name)
+    state = {name: p.detach().float() for name, p in base.denoiser.named_parameters()}
     for run, weight in zip(runs, weights):
-        tuned = read_target(base.name, run)
+        tuned = open_base_weights(base.name, run)
         if "unet" not in tuned.tuned:
             raise BadInput(f"{run} has no tuned U-Net: name a DreamBooth run.")
         for key, value in state.items():
             change = tuned.read("unet", key).float() - plain.read("unet", key).float()
             state[key] = value + weight * change.to(value.device)
-    base.unet.load_state_dict(
-        {name: value.to(base.unet.dtype) for name, value in state.items()}, strict=False
+    base.denoiser.load_state_dict(
+        {name: value.to(base.denoiser.dtype) for name, value in state.items()}, strict=False
     )
     return base
 

@@ -160,7 +160,8 @@ def prepared(case, work):
     """
     from lib.convert.composition import load_adapters, mix
     from lib.convert.exporting import export_lora
-    from lib.convert.interchange import extract_to, import_lora
+    from lib.convert.extraction import extract
+    from lib.convert.interchange import import_lora
     from lib.convert.merging import merge
     from lib.models.base import load_base
 
@@ -183,8 +184,8 @@ def prepared(case, work):
         "merge": lambda: merge(work / "lora", "checkpoint", work / "merged.safetensors"),
         "dreambooth": lambda: merge(work / "dreambooth", "checkpoint", one),
         "load": lambda: load_base(str(one), "cpu"),
-        "extract": lambda: extract_to(
-            work / "dreambooth", RANK, "kohya", work / "extracted.safetensors"
+        "extract": lambda: export_lora(
+            extract(work / "dreambooth", RANK)[0], "kohya", work / "extracted.safetensors"
         ),
     }
     return calls[case]

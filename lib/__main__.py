@@ -6,11 +6,16 @@ Every command imports its room when it runs, so that help and a slip in an optio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lib.files.errors import BadInput
+
+if TYPE_CHECKING:
+    from lib.convert.exporting import Exported
+    from lib.convert.merging import Merged
 
 app = typer.Typer(
     help="LoRA and DreamBooth side by side: the course, single trainings, and files for other tools.",
@@ -182,9 +187,14 @@ def export(
     python -m lib export runs/course/dreambooth --to checkpoint --out robot.safetensors
         # one file; diffusers is a folder
     """
-    from lib.convert.commands import exporting
+    from lib.convert.exporting import base_of
+    from lib.convert.interchange import export as export_for_tools
+    from lib.convert.verification import check_pictures
 
-    _print_lines(exporting(source, to, out, base, title=title, other_base=other_base))
+    done = export_for_tools(source, to, out, base, title, other_base)
+    _print_lines(done.lines())
+    print(check_pictures(source, done.path, base_of(source, base)))
+    _print_written(done)
 
 
 @app.command("import")
@@ -202,9 +212,9 @@ def import_(
     \b
     python -m lib import theirs.safetensors --base pocket --out runs/theirs
     """
-    from lib.convert.commands import importing
+    from lib.convert.interchange import import_lora
 
-    _print_lines(importing(source, out, base, data, other_base))
+    print(f"a run: {import_lora(source, out, base, data, other_base)}")
 
 
 @app.command()
@@ -224,9 +234,17 @@ def merge(
     python -m lib merge runs/course/lora --to checkpoint --out robot.safetensors
     python -m lib merge runs/course/lora other.safetensors=0.6 --to checkpoint --out both.safetensors
     """
-    from lib.convert.commands import merging
+    from lib.convert.exporting import base_of
+    from lib.convert.merging import check_model_output, whole_model, write_model
+    from lib.convert.verification import check_pictures
 
-    _print_lines(merging(sources, to, out, base, title=title, other_base=other_base))
+    paths, weights = _with_weights(sources)
+    path = check_model_output(to, out)
+    done = write_model(whole_model(paths, weights, base, other_base), to, path, title)
+    _print_lines(done.lines())
+    if weights == [1.0]:
+        print(check_pictures(paths[0], done.path, base_of(paths[0], base)))
+    _print_written(done)
 
 
 @app.command()
@@ -244,9 +262,18 @@ def extract(
     \b
     python -m lib extract runs/course/dreambooth --rank 16 --to kohya --out robot_r16.safetensors
     """
-    from lib.convert.commands import extracting
+    from lib.convert.exporting import check_lora_output, export_lora
+    from lib.convert.extraction import extract as extract_adapter
 
-    _print_lines(extracting(source, to, out, rank, base=base, title=title, other_base=other_base))
+    check_lora_output(to, out)  # before what takes minutes
+    adapter, retained = extract_adapter(source, rank, base, other_base=other_base)
+    done = export_lora(adapter, to, out, base, title)
+    print(
+        f"rank {rank} keeps {retained.of_layers:.1%} of the layers' change (sum of S^2),"
+        f" {retained.of_all:.1%} of all weights'"
+    )
+    _print_lines(done.lines())
+    _print_written(done)
 
 
 @app.command()
@@ -271,9 +298,14 @@ def compose(
     python -m lib compose runs/course/lora data/adapters/lighting.safetensors=0.7 \\
         --to kohya --out both.safetensors
     """
-    from lib.convert.commands import composing
+    from lib.convert.exporting import export_lora
+    from lib.convert.interchange import compose as compose_adapters
 
-    _print_lines(composing(sources, to, out, how, base=base, title=title))
+    adapter = compose_adapters(*_with_weights(sources), how, base)
+    done = export_lora(adapter, to, out, title=title)
+    print(f"{adapter.source}: rank {', '.join(map(str, adapter.ranks))}")
+    _print_lines(done.lines())
+    _print_written(done)
 
 
 @app.command()
@@ -387,6 +419,26 @@ def _print_lines(lines: Iterator[str]) -> None:
     """Print each line as soon as it is known."""
     for line in lines:
         print(line, flush=True)
+
+
+def _print_written(done: "Exported | Merged") -> None:
+    """Say where a file or folder is, its size, and how long it took."""
+    print(f"written: {done.path}, {done.bytes:,} bytes, in {done.seconds:.1f} s")
+
+
+def _with_weights(sources: list[str]) -> tuple[list[str], list[float]]:
+    """(["one", "two"], [1.0, 0.6]) of "one" and "two=0.6"."""
+    paths, weights = [], []
+    for source in sources:
+        path, equals, number = source.rpartition("=")
+        if not equals or Path(source).exists():
+            path, number = source, "1"
+        try:
+            weights.append(float(number))
+        except ValueError:
+            raise BadInput(f"{source} does not end in a weight: write it as {path}=0.6.") from None
+        paths.append(path)
+    return paths, weights
 
 
 def main(arguments: list[str] | None = None) -> int:

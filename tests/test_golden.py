@@ -70,7 +70,8 @@ ROUNDED = {"bits", "survives"}
 
 def library():
     """All of the library that is used here."""
-    from lib.convert.interchange import export, extract_to
+    from lib.convert.extraction import extract
+    from lib.convert.interchange import export
     from lib.course.runner import course
     from lib.dataset.class_images import draw_class_images
     from lib.dataset.preparation import prepare
@@ -82,7 +83,7 @@ def library():
     return SimpleNamespace(
         preset=preset,
         export=export,
-        extract_to=extract_to,
+        extract=extract,
         course=course,
         draw_class_images=draw_class_images,
         prepare=prepare,
@@ -210,7 +211,8 @@ def make_shipped(lib, lora, dreambooth, folder):
     files = {form: folder / f"{form}.safetensors" for form in ("kohya", "checkpoint", "extracted")}
     lib.export(lora, "kohya", files["kohya"])
     lib.export(lora, "checkpoint", files["checkpoint"])
-    lib.extract_to(dreambooth, 4, "kohya", files["extracted"])
+    adapter, _ = lib.extract(dreambooth, 4)
+    lib.export(adapter, "kohya", files["extracted"])
     return {form: brief(tensors(path)) for form, path in files.items()}
 
 

@@ -32,8 +32,8 @@ from lib.convert.readers import unfilled_model
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import save_weights_file
 from lib.models.base import Base
-from lib.models.base_weights import Target, read_target
-from lib.models.compatibility import check_fit
+from lib.models.base_weights import BaseWeights, open_base_weights
+from lib.models.compatibility import check_compatible
 from lib.models.layer_names import full_name
 from lib.step.run_weights import load_run
 
@@ -85,7 +85,7 @@ def load_adapters(
     loaded = {name for names in base.pipe.get_list_adapters().values() for name in names}
     for name in adapters:
         check_name(name, loaded)
-    read = _read_fitting(adapters, read_target(base.name), other_base) if adapters else {}
+    read = _read_fitting(adapters, open_base_weights(base.name), other_base) if adapters else {}
     for name, adapter in read.items():
         _load_adapter(base, name, adapter)
     strengths = dict.fromkeys(read, 1.0) | dict(weights or {})
@@ -111,12 +111,12 @@ def load_fused(
 
 
 def _read_fitting(
-    sources: Mapping[str, Source], target: Target, other_base: bool
+    sources: Mapping[str, Source], target: BaseWeights, other_base: bool
 ) -> dict[str, Adapter]:
     """{name: adapter}, all read before the first is checked against the base."""
     adapters = {name: read_adapter(source, target.layers) for name, source in sources.items()}
     for adapter in adapters.values():
-        check_fit(adapter, target, other_base)
+        check_compatible(adapter, target, other_base)
     return adapters
 
 
@@ -131,7 +131,7 @@ def _load_adapter(base: Base, name: str, adapter: Adapter) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if part == "unet":
-                base.unet.load_lora_adapter(
+                base.denoiser.load_lora_adapter(
                     tensors,
                     prefix="unet",
                     adapter_name=name,
@@ -158,7 +158,7 @@ def mix(
     weights are not needed. Chance (dare) is the same every time. Raises BadInput if PEFT cannot mix
     these that way, such as linear with unlike ranks.
     """
-    target = read_target(base)
+    target = open_base_weights(base)
     for name in sources:
         check_name(name)
     adapters = _read_fitting(sources, target, other_base=True)
@@ -181,7 +181,7 @@ def _mix_part(
     adapters: Mapping[str, dict[str, Layer]],
     weights: Mapping[str, float],
     options: dict[str, Any],
-    target: Target,
+    target: BaseWeights,
 ) -> dict[str, Layer]:
     """The layers of one part of a mixed adapter; `options`: `add_weighted_adapter`'s."""
     from peft import PeftModel  # late: takes seconds
@@ -272,7 +272,7 @@ def switch_times(
 
 def _time_checkpoint(base: Base, run: str | Path, rounds: int, into: list[float]) -> None:
     for _ in range(rounds):
-        before = base.pipe.unet
+        before = base.stored_denoiser
         with timed(into):
             load_run(run, base)
-        base.pipe.unet = before
+        base.stored_denoiser = before

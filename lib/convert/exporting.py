@@ -36,8 +36,8 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import made_here, size_of, takes_place
-from lib.models.base_weights import Target, read_target
-from lib.models.compatibility import check_fit
+from lib.models.base_weights import BaseWeights, open_base_weights
+from lib.models.compatibility import check_compatible
 
 ADAPTER_FORMS = ("kohya", "diffusers", "peft")
 
@@ -113,7 +113,7 @@ def export_lora(
     title: str | None = None,
     other_base: bool = False,
 ) -> Exported:
-    """Write the LoRA in `source` (a run, a file, a PEFT folder) as `to` to `out`.
+    """Write the LoRA in `source` (a run, a file, a PEFT folder, an `Adapter`) as `to` to `out`.
 
     `to`: "kohya", "diffusers" or "peft", which is a folder with a folder for each part. `base`: the
     base model, by default the run's, or the one that the header names, or the pocket base. `title`:
@@ -124,13 +124,10 @@ def export_lora(
     (`other_base` allows another of its family), and if the file, read back by diffusers or PEFT, is
     not the adapter.
     """
-    if to not in ADAPTER_FORMS:
-        forms = ", ".join(ADAPTER_FORMS)
-        raise BadInput(f"There is no form '{to}' for a LoRA: choose one of {forms}.")
-    path = check_output_path(out, folder=to == "peft")
+    path = check_lora_output(to, out)
     facts = run_facts(source)
     adapter, target = read_with_base(source, base, facts)
-    check_fit(adapter, target, other_base)
+    check_compatible(adapter, target, other_base)
     texts = lora_texts(target, facts, title or path.stem, adapter)
     adapter = replace(adapter, metadata=adapter.metadata | texts)
     started = time.perf_counter()
@@ -150,7 +147,7 @@ def export_lora(
     return Exported(path, to, size_of(path), seconds, found, bool(target.folder))
 
 
-def _write(adapter: Adapter, to: str, path: Path, target: Target) -> list[str]:
+def _write(adapter: Adapter, to: str, path: Path, target: BaseWeights) -> list[str]:
     """Write the files of one form, each read back as it is written. Returns the keys in them."""
     if to == "peft":
         keys: list[str] = []
@@ -170,12 +167,12 @@ def _write(adapter: Adapter, to: str, path: Path, target: Target) -> list[str]:
 
 def read_with_base(
     source: Source, base: str | None = None, facts: Facts | None = None
-) -> tuple[Adapter, Target]:
+) -> tuple[Adapter, BaseWeights]:
     """The adapter in `source`, and its base.
 
     The base is the one given, or the run's, or the header's, or the pocket base.
     """
-    target = read_target(base_of(source, base, facts))
+    target = open_base_weights(base_of(source, base, facts))
     return read_adapter(source, target.layers), target
 
 
@@ -184,6 +181,14 @@ def base_of(source: Source, base: str | None = None, facts: Facts | None = None)
     facts = run_facts(source) if facts is None else facts
     named = base or facts.get("settings", {}).get("base")
     return named or read_adapter(source).metadata.get("workbench.base", "pocket")
+
+
+def check_lora_output(to: str, out: str | Path) -> Path:
+    """`out` as a path for a LoRA in the form `to`. Raises BadInput if either can't be."""
+    if to not in ADAPTER_FORMS:
+        forms = ", ".join(ADAPTER_FORMS)
+        raise BadInput(f"There is no form '{to}' for a LoRA: choose one of {forms}.")
+    return check_output_path(out, folder=to == "peft")
 
 
 def check_output_path(out: str | Path, folder: bool = False) -> Path:
@@ -247,7 +252,7 @@ def run_facts(source: Source) -> Facts:
     return facts
 
 
-def model_texts(target: Target, facts: Facts, title: str, lora: bool = False) -> Header:
+def model_texts(target: BaseWeights, facts: Facts, title: str, lora: bool = False) -> Header:
     """A header's texts by Stability's modelspec.
 
     From the base and what the run tells (`run_facts`), only what is known. `lora`: the file is one,
@@ -287,7 +292,7 @@ def model_texts(target: Target, facts: Facts, title: str, lora: bool = False) ->
     return _known(texts)
 
 
-def lora_texts(target: Target, facts: Facts, title: str, adapter: Adapter) -> Header:
+def lora_texts(target: BaseWeights, facts: Facts, title: str, adapter: Adapter) -> Header:
     """The header's texts of a LoRA: those of `model_texts`, and Kohya's; only what is known."""
     settings, metrics = facts.get("settings", {}), facts.get("metrics", {})
     side, images = facts.get("resolution"), facts.get("images")

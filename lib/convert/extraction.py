@@ -20,7 +20,7 @@ import torch
 from lib.convert.adapter import Adapter, Layer
 from lib.convert.exporting import lora_texts, run_facts
 from lib.files.errors import BadInput
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.compatibility import check_base
 
 # Of the randomised SVD: directions beyond the rank, and power iterations. Enough for a spectrum
@@ -59,7 +59,7 @@ def extract(
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
     facts = run_facts(run)
     base = base or facts.get("settings", {}).get("base", "pocket")
-    tuned, plain = read_target(base, run), read_target(base)
+    tuned, plain = open_base_weights(base, run), open_base_weights(base)
     if not tuned.tuned:
         raise BadInput(f"{run} has no tuned weights (no folder unet): name a DreamBooth run.")
     if not other_base:

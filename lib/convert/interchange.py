@@ -11,12 +11,10 @@ from lib.convert.composition import mix
 from lib.convert.exporting import (
     Exported,
     base_of,
-    check_output_path,
     export_lora,
     read_with_base,
     run_facts,
 )
-from lib.convert.extraction import RetainedEnergy, extract
 from lib.convert.merging import (
     MODEL_FORMS,
     Merged,
@@ -55,38 +53,20 @@ def export(
     return export_lora(source, to, out, base, title, other_base)
 
 
-def extract_to(
-    run: str | Path,
-    rank: int,
-    to: str,
-    out: str | Path,
-    base: str | None = None,
-    other_base: bool = False,
-) -> tuple[Exported, RetainedEnergy]:
-    """Extract a LoRA and export it. Raises BadInput as `extract` and `export_lora` do."""
-    check_output_path(out, folder=to == "peft")  # before what takes minutes
-    adapter, retained = extract(run, rank, base, other_base=other_base)
-    return export_lora(adapter, to, out, base), retained
-
-
 def compose(
     sources: Sequence[Source],
-    to: str,
-    out: str | Path,
     weights: Sequence[float] | None = None,
     how: str = "cat",
     base: str | None = None,
-) -> Exported:
-    """Mix LoRAs, each with its weight (1 where none are given), into one, and export it.
+) -> Adapter:
+    """Mix LoRAs, each with its weight (1 where none are given), into one that can be exported.
 
     `how`: one of `lib.convert.composition.MIXES`. `base`: by default that of the first. Raises
-    BadInput as `mix` and `export_lora` do.
+    BadInput as `mix` does.
     """
-    check_output_path(out, folder=to == "peft")
-    base = base_of(sources[0], base)
     names = [f"{k}_{_plain_name(source)}"[:40] for k, source in enumerate(sources, 1)]
     strengths = dict(zip(names, weights)) if weights else None
-    return export_lora(mix(dict(zip(names, sources)), how, strengths, base), to, out, base)
+    return mix(dict(zip(names, sources)), how, strengths, base_of(sources[0], base))
 
 
 def _plain_name(source: Source) -> str:

@@ -30,8 +30,8 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import write_weights
 from lib.files.whole_writes import size_of, takes_place
-from lib.models.base_weights import Target, read_target
-from lib.models.compatibility import check_base, check_fit
+from lib.models.base_weights import BaseWeights, open_base_weights
+from lib.models.compatibility import check_base, check_compatible
 from lib.models.layer_names import PARTS
 from lib.models.single_file import layout
 
@@ -75,7 +75,7 @@ class Model:
     `facts`: of the first source (`run_facts`). `merged_from`: the names of base and sources.
     """
 
-    target: Target
+    target: BaseWeights
     adapters: Sequence[tuple[Adapter, float]]
     facts: Facts
     merged_from: str
@@ -145,23 +145,23 @@ def whole_model(
         target = _tuned_target(first, facts, base, other_base)
         adapters = []
     else:
-        target = read_target(base_of(first, base, facts))
+        target = open_base_weights(base_of(first, base, facts))
         adapters = [(read_adapter(source, target.layers), w) for source, w in zip(sources, weights)]
         for adapter, _ in adapters:
-            check_fit(adapter, target, other_base)
+            check_compatible(adapter, target, other_base)
     return Model(target, adapters, facts, ", ".join([target.name, *map(_name, sources)]))
 
 
-def _tuned_target(run: str | Path, facts: Facts, base: str | None, other_base: bool) -> Target:
+def _tuned_target(run: str | Path, facts: Facts, base: str | None, other_base: bool) -> BaseWeights:
     """The base of a DreamBooth run with its tuned weights over it."""
-    target = read_target(base or facts["settings"].get("base", "pocket"), run)
+    target = open_base_weights(base or facts["settings"].get("base", "pocket"), run)
     if not target.tuned:
         raise BadInput(
             f"{run} has no tuned weights (no folder unet): its training did not finish;"
             " train it again."
         )
     if not other_base:
-        check_base(run, read_target(target.name))
+        check_base(run, open_base_weights(target.name))
     return target
 
 
@@ -177,7 +177,7 @@ def write_model(model: Model, to: str, out: Path, title: str | None = None) -> M
     started = time.perf_counter()
     target = model.target
     # The header is of the base itself: a tuned target has other weights.
-    texts = model_texts(read_target(target.name), model.facts, title or out.stem)
+    texts = model_texts(open_base_weights(target.name), model.facts, title or out.stem)
     texts |= {"modelspec.merged_from": model.merged_from}
     # Kohya's hashes are for LoRAs.
     texts |= {key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")}
@@ -188,7 +188,7 @@ def write_model(model: Model, to: str, out: Path, title: str | None = None) -> M
     return Merged(out, to, size_of(out), seconds, count, model.changed, readers)
 
 
-def merged_reader(target: Target, adapters: Sequence[tuple[Adapter, float]] = ()) -> Reader:
+def merged_reader(target: BaseWeights, adapters: Sequence[tuple[Adapter, float]] = ()) -> Reader:
     """A function (part, name) -> the target's tensor with (adapter, weight) pairs merged in.
 
     In float32 if it is changed.
@@ -224,7 +224,7 @@ def merged_weight(tensor: torch.Tensor, layers: Sequence[tuple[Layer, float]]) -
     return total
 
 
-def _write_file(out: Path, target: Target, read: Reader, texts: Header) -> Readers:
+def _write_file(out: Path, target: BaseWeights, read: Reader, texts: Header) -> Readers:
     """One file in the original layout. Returns who reads it."""
     entries = layout(target)
     readers = _check_all_load(checkpoint_readers(entries, target), out)
@@ -242,7 +242,7 @@ def _write_file(out: Path, target: Target, read: Reader, texts: Header) -> Reade
     return readers
 
 
-def _write_folder(out: Path, target: Target, read: Reader, texts: Header) -> Readers:
+def _write_folder(out: Path, target: BaseWeights, read: Reader, texts: Header) -> Readers:
     """The diffusers folder: weights in fp16, everything else as the base has it.
 
     Without a safety checker, which loads no other way. Returns who reads it.
@@ -254,7 +254,7 @@ def _write_folder(out: Path, target: Target, read: Reader, texts: Header) -> Rea
         if target.path.is_file():
             _write_prediction(path, target)
         for part, names in target.shapes.items():
-            spare = target.spare(part)
+            spare = target.unread_names(part)
             shapes = {
                 name: (_stored_type(target, part, name), shape)
                 for name, shape in names.items()
@@ -293,7 +293,7 @@ def _copy_configurations(folder: Path, path: Path) -> None:
                 shutil.copyfile(file, path / source.name / file.name)
 
 
-def _write_prediction(path: Path, target: Target) -> None:
+def _write_prediction(path: Path, target: BaseWeights) -> None:
     """Let the scheduler in the folder `path` say what the single file `target` predicts.
 
     Its family's configuration may not know.
@@ -327,7 +327,7 @@ def _weight_file(part: str) -> str:
     return "diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors"
 
 
-def _stored_type(target: Target, part: str, name: str) -> str:
+def _stored_type(target: BaseWeights, part: str, name: str) -> str:
     """The type in which a tensor is written: fp16 for all floating-point ones."""
     kind = target.dtype(part, name)
     return "F16" if kind in ("F64", "F32", "F16", "BF16") else kind

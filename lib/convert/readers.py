@@ -23,7 +23,7 @@ from lib.convert.adapter import Adapter
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.text import listed
-from lib.models.base_weights import Target
+from lib.models.base_weights import BaseWeights
 from lib.models.layer_names import full_name, kohya_name, short_name, to_original
 
 # {tool: (keys that will load, keys that will not)}
@@ -55,7 +55,7 @@ SAME_LAYOUT = ("ComfyUI", "Forge", "WebUI", "Kohya")
 NOT_NEEDED = ("text_projection.weight", "position_ids")
 
 
-def adapter_readers(names: Iterable[str], form: str, target: Target) -> Readers:
+def adapter_readers(names: Iterable[str], form: str, target: BaseWeights) -> Readers:
     """Who reads an adapter with these keys in a form, on a base like `target`."""
     names, readers = list(names), {}
     for tool in TOOLS[form]:
@@ -75,7 +75,7 @@ def reader_lines(readers: Readers) -> Iterator[str]:
         yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
 
 
-def known_keys(tool: str, target: Target) -> set[str]:
+def known_keys(tool: str, target: BaseWeights) -> set[str]:
     """The keys that `tool` knows for adapters of a base model like `target`."""
     keys: set[str] = set()
     for part in target.shapes:
@@ -95,7 +95,7 @@ def _is_wrapped(part: str, name: str) -> bool:
     return pattern.search(f".{name}") is not None
 
 
-def _kohya_names(tool: str, part: str, name: str, target: Target) -> set[str]:
+def _kohya_names(tool: str, part: str, name: str, target: BaseWeights) -> set[str]:
     """The names in Kohya's form by which a tool knows a layer."""
     if part != "unet" and tool in SAME_LAYOUT and not _is_wrapped(part, name):
         return set()
@@ -137,7 +137,7 @@ class LoadedLayer(NamedTuple):
 Loaded = dict[tuple[str, str], LoadedLayer]  # by (part, layer name)
 
 
-def load_back(path: Path, form: str, target: Target) -> Loaded:
+def load_back(path: Path, form: str, target: BaseWeights) -> Loaded:
     """An exported adapter as diffusers (or PEFT) reads it.
 
     It is loaded into models whose own weights are never touched. Memory that is only reserved takes
@@ -145,9 +145,9 @@ def load_back(path: Path, form: str, target: Target) -> Loaded:
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # late: takes seconds
 
-    from lib.models.pipeline import quiet
+    from lib.models.pipeline import silence_libraries
 
-    quiet()
+    silence_libraries()
     unet = unfilled_model("unet", target)
     if form == "peft":
         return _load_back_peft(path, unet, target)
@@ -173,7 +173,7 @@ def load_back(path: Path, form: str, target: Target) -> Loaded:
     return loaded
 
 
-def _load_back_peft(path: Path, unet: Any, target: Target) -> Loaded:
+def _load_back_peft(path: Path, unet: Any, target: BaseWeights) -> Loaded:
     from peft import PeftModel
 
     loaded: Loaded = {}
@@ -202,7 +202,7 @@ def _loaded_layers(part: str, model: Any) -> Loaded:
     }
 
 
-def unfilled_model(part: str, target: Target) -> Any:
+def unfilled_model(part: str, target: BaseWeights) -> Any:
     """The U-Net or a text encoder with its weights reserved and never written.
 
     For looking at an adapter's weights alone.
@@ -253,7 +253,7 @@ def _same(theirs: torch.Tensor | None, ours: torch.Tensor | None) -> bool:
     return theirs.device.type != "meta" and torch.equal(theirs.cpu().float(), ours.float())
 
 
-def checkpoint_readers(entries: Mapping[str, Any], target: Target) -> Readers:
+def checkpoint_readers(entries: Mapping[str, Any], target: BaseWeights) -> Readers:
     """Who reads a checkpoint of `entries` (`lib.models.single_file.layout`), made from `target`.
 
     A key will load if diffusers' converter makes of it the very weights of which it was made, each
@@ -282,7 +282,7 @@ def checkpoint_readers(entries: Mapping[str, Any], target: Target) -> Readers:
 
 
 def _check_all_placed(
-    entries: Mapping[str, Any], weights: Iterable[tuple[str, str]], target: Target
+    entries: Mapping[str, Any], weights: Iterable[tuple[str, str]], target: BaseWeights
 ) -> None:
     placed = {source for entry in entries.values() for source in entry.sources}
     lost = [
@@ -306,7 +306,7 @@ def _is(found: torch.Tensor | None, wanted: torch.Tensor) -> bool:
 
 
 def _converted(
-    checkpoint: dict[str, torch.Tensor], target: Target
+    checkpoint: dict[str, torch.Tensor], target: BaseWeights
 ) -> dict[tuple[str, str], torch.Tensor]:
     """{(part, name): tensor} of a checkpoint, by diffusers' functions for `from_single_file`."""
     from diffusers.loaders import single_file_utils
@@ -345,11 +345,11 @@ def _converted(
     }
 
 
-def folder_readers(target: Target) -> Readers:
+def folder_readers(target: BaseWeights) -> Readers:
     """Who reads a diffusers folder with `target`'s weights, by the classes' own names."""
     good, bad = [], []
     for part, names in target.shapes.items():
-        spare = target.spare(part)
+        spare = target.unread_names(part)
         known = _class_shapes(part, target)
         for name, shape in names.items():
             if name in spare:
@@ -365,7 +365,7 @@ def folder_readers(target: Target) -> Readers:
     return {"diffusers": (good, bad)}
 
 
-def _class_shapes(part: str, target: Target) -> dict[str, tuple[int, ...]]:
+def _class_shapes(part: str, target: BaseWeights) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the weights that the class of a part has."""
     from diffusers import AutoencoderKL  # late: takes seconds
 

@@ -16,7 +16,7 @@ from lib.convert.composition import load_adapters
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import open_weights
 from lib.models.base import Base, load_base
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 from lib.models.families import Pocket, family_of
 from lib.models.layer_names import PARTS
 from lib.step.run_weights import load_run
@@ -66,7 +66,7 @@ def _source_loader(source: str | Path, out: str | Path, base: str) -> tuple[Load
     """What loads `source`, and how far a colour value of `out` may be from its."""
     if not is_adapter(source):
         return library_loader(source), 0
-    adapter = read_adapter(source, read_target(base).layers)
+    adapter = read_adapter(source, open_base_weights(base).layers)
 
     def load(model: Base) -> Base:
         return load_adapters(model, {"source": adapter}, other_base=True)
@@ -138,9 +138,9 @@ def _load_peft_folder(path: Path, model: Base) -> None:
 def _load_checkpoint(path: Path, model: Base) -> None:
     scheduler, kind = model.pipe.scheduler, type(model.pipe)
     try:
-        config = str(read_target(model.name).configurations())
+        config = str(open_base_weights(model.name).configurations())
         model.pipe = kind.from_single_file(
-            str(path), config=config, local_files_only=True, torch_dtype=model.unet.dtype
+            str(path), config=config, local_files_only=True, torch_dtype=model.denoiser.dtype
         ).to(model.device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

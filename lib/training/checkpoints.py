@@ -63,7 +63,7 @@ class Checkpoints:
         self.about = {
             "format": FORMAT,
             "settings": {name: v for name, v in recipe if name not in NO_EFFECT_ON_WEIGHTS},
-            "device": f"{base.device.type} in {str(base.pipe.unet.dtype).removeprefix('torch.')}",
+            "device": f"{base.device.type} in {str(base.stored_denoiser.dtype).removeprefix('torch.')}",
             "base": weights_hash(base),
             "files": record["files"],
             "subject": record["subject"],
@@ -246,9 +246,9 @@ def weights_hash(base: Base) -> str:
     memory. `Base.fingerprint` is of the U-Net's files alone, and the same for another form of the
     same model.
     """
-    base.wake()
+    base.reload()
     total = hashlib.sha256()
-    for part in (base.pipe.unet, base.pipe.vae, *base.text_encoders.values()):
+    for part in (base.stored_denoiser, base.pipe.vae, *base.text_encoders.values()):
         for name, weight in part.named_parameters():
             first = weight.detach().flatten()[:16].float().cpu().numpy()
             total.update(f"{name} {tuple(weight.shape)}".encode() + first.tobytes())

@@ -184,7 +184,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
     """The loop: from the last checkpoint, or the beginning, to the end."""
     base, state, checkpoints = training.base, training.state, training.checkpoints
     tuned = tuned_parts(base, settings)
-    base.rest(tuned)
+    base.offload(tuned)
     step = Step(base, settings)  # the switch: which weights train
     clock, meter = Clock(base.device), PeakMeter(settings, base.device)
     log = begin(step, training, clock, meter)
@@ -202,7 +202,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
                 watchers = look(step, training, watchers)
-                base.rest(tuned)
+                base.offload(tuned)
                 # Last of all: what was drawn and measured until then is complete.
                 if checkpoints.due(step.taken, clock):
                     log.flush()

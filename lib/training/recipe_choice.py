@@ -33,12 +33,12 @@ def choose_recipe(recipe: Settings, base: Base) -> Settings:
     """
     held = 0
     if base.device.type == "cuda":
-        base.pipe.unet.to("cpu")  # until it is needed, if it was: pictures are encoded without it
+        base.stored_denoiser.to("cpu")  # until it is needed, if it was: pictures are encoded without it
         reclaim(base.device)
     elif is_small(recipe, base):
         return recipe
     else:
-        held = sum(p.nbytes for p in base.pipe.unet.parameters())
+        held = sum(p.nbytes for p in base.stored_denoiser.parameters())
     from lib.memory.cards import choose_for  # late: a small training forecasts nothing
 
     recipe, sentence = choose_for(recipe, base.device, held)
@@ -48,9 +48,9 @@ def choose_recipe(recipe: Settings, base: Base) -> Settings:
 
 def is_small(recipe: Settings, base: Base) -> bool:
     """Whether a step takes far less than the free memory, by a rough count from above."""
-    numbers = sum(p.numel() for p in base.pipe.unet.parameters())
+    numbers = sum(p.numel() for p in base.stored_denoiser.parameters())
     pictures = recipe.batch_size * (1 + (recipe.prior_weight > 0))
-    width = max(1.0, max(base.pipe.unet.config.block_out_channels) / 256)
+    width = max(1.0, max(base.stored_denoiser.config.block_out_channels) / 256)
     pixels = pictures * base.resolution**2
     needed = numbers * BYTES_PER_NUMBER + pixels * BYTES_PER_PIXEL * width
     return needed < SMALL_SHARE * free_memory()
@@ -71,7 +71,7 @@ def reload_trained_parts(base: Base, recipe: Settings) -> None:
     """
     names = list(tuned_parts(base, recipe))  # names alone: the parts themselves must go
     try:
-        base.renew(names, dtype_to_train(recipe))
+        base.read_again(names, dtype_to_train(recipe))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

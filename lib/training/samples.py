@@ -11,7 +11,7 @@ from lib.dataset.captions import Subject, prompts
 from lib.dataset.photo_file import upright
 from lib.files.errors import BadInput
 from lib.files.text import say
-from lib.models.base import at_rest
+from lib.models.base import evaluation_mode
 from lib.models.devices import out_of_memory, reclaim
 from lib.plots.figure import Figure
 from lib.plots.image_grid import grid
@@ -48,7 +48,7 @@ def draw_samples(step: Step, subject: Subject, run: Path) -> list[Image.Image]:
     """
     texts = [prompts(subject, place) for place in SAMPLE_PLACES]
     settings = step.settings
-    with as_saved(step.weights), at_rest(step.base):
+    with as_saved(step.weights), evaluation_mode(step.base):
         images = step.base.generate(
             texts, list(range(len(texts))), settings.sample_steps, settings.guidance
         )

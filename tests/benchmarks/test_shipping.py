@@ -11,7 +11,7 @@ from benchmarks.analysis.shipping import claim_rows, extraction, summary_rows
 from lib.evaluation.results import RESULTS
 from lib.files.csv_table import read_table, write_table
 from lib.models.base import load_base
-from lib.models.base_weights import read_target
+from lib.models.base_weights import open_base_weights
 
 SWITCH = {
     "study": "switch",
@@ -299,12 +299,12 @@ def test_three_concepts_in_one_model_train_three_times_as_long_and_every_run_is_
 
 def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
-    run, target = tuned_run(folder, tmp_path / "run", dataset), read_target(str(folder))
-    tuned = read_target(str(folder), run)
+    run, target = tuned_run(folder, tmp_path / "run", dataset), open_base_weights(str(folder))
+    tuned = open_base_weights(str(folder), run)
     for weights, share in (([0.5, 0.5], 1.0), ([1.0, 1.0], 2.0)):
         base = ship.add_changes(load_base(str(folder)), [run, run], weights)
         old, new = (
             target.read("unet", "conv_in.weight"),
             tuned.read("unet", "conv_in.weight").float(),
         )
-        assert torch.allclose(base.unet.conv_in.weight, old + share * (new - old), atol=1e-5)
+        assert torch.allclose(base.denoiser.conv_in.weight, old + share * (new - old), atol=1e-5)

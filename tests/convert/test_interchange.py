@@ -545,10 +545,8 @@ def test_what_is_the_users_is_never_overwritten(good, tiny, tmp_path):
     (twice[1] / "thesis.txt").write_text("mine")
     model = tmp_path / "model"
     shutil.copytree(folder, model)
-    for there in (
-        twice[1],
-        model,
-    ):  # what lies beside an export, and a whole model, whose folder has the names that an export has
+    # What lies beside an export, and a whole model, whose folder has the names that an export has.
+    for there in (twice[1], model):
         before = sorted(p.name for p in there.rglob("*"))
         with pytest.raises(BadInput, match="exists and was not made"):
             export_lora(good, "peft", there, base=str(folder))

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lib.__main__ import main
 from lib.convert.exporting import export_lora
-from lib.convert.interchange import export, extract_to
+from lib.convert.extraction import extract
+from lib.convert.interchange import export
 from lib.convert.merging import merge
 from lib.convert.verification import library_loader, picture_difference
 from lib.files.errors import BadInput
@@ -449,7 +450,12 @@ def test_a_run_is_refused_on_another_base_until_asked_for(make, method, tmp_path
     if method == "lora":
         ways.append(lambda base, **o: export(str(run), "kohya", out, base=str(base), **o))
     else:
-        ways.append(lambda base, **o: extract_to(str(run), 2, "kohya", out, base=str(base), **o))
+
+        def extracted(base, **options):
+            adapter, _ = extract(str(run), 2, base=str(base), **options)
+            return export(adapter, "kohya", out, base=str(base))
+
+        ways.append(extracted)
     for way in ways:
         with pytest.raises(BadInput, match="other weights") as error:
             way(other)
