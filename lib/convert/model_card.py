@@ -1,15 +1,20 @@
-"""The model card of a run: what it is, pictures, settings, measurements, how to use it, licence and
-consent. Markdown for a hub page.
+"""The model card of a run: Markdown for a hub page.
+
+What it is, pictures, settings, measurements, how to use it, licence and consent.
 """
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lib.config.names import MEASURE_NAMES
-from lib.convert.exporting import run_facts
+from lib.config.names import MEASURE_NAMES, METHOD_NAMES
+from lib.convert.exporting import Facts, run_facts
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 
+# The settings that a card shows.
 SHOWN = (
     "method",
     "base",
@@ -24,7 +29,6 @@ SHOWN = (
     "precision",
 )
 
-
 # What of a run's figures a card shows, and how. DINO is against photos that the run never saw.
 MEASURE_FORMS = {
     "seconds_per_step": "{:.3f}",
@@ -37,9 +41,7 @@ MEASURE_FORMS = {
     "pres": "{:.3f}",
 }
 
-
 CARD_NAMES = MEASURE_NAMES | {"dino": "DINO to held-out photos", "file_bytes": "bytes as shipped"}
-
 
 CONSENT = (
     "Share this only if every person that it can draw agreed to the training and to the sharing,"
@@ -47,117 +49,129 @@ CONSENT = (
     " styles of others stay theirs."
 )
 
+USE = {
+    "lora": [
+        "- ComfyUI, WebUI, Forge: the Kohya file, in `models/loras` (WebUI: `models/Lora`).",
+        "- diffusers: `pipe.load_lora_weights(folder, weight_name=file)`.",
+    ],
+    "dreambooth": [
+        "- WebUI, ComfyUI, Forge: the single file, with the checkpoints. diffusers:"
+        " `from_single_file`, or the folder."
+    ],
+}
 
-def write_card(run, out, files=(), title=None, summary=None):
-    """Write `out`/README.md and `out`/pictures for a run folder; `files`: what is shipped beside
-    it. Returns the path of the card.
 
-    Scores come from the course's summary.json (`summary`, or the one beside the run); without it
-    the card says that none were taken.
+@dataclass(frozen=True)
+class Scores:
+    """What the course measured of a run, and by which judge; empty where it did not."""
+
+    values: dict[str, Any]
+    judge: str | None
+
+
+def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = ()) -> Path:
+    """Write `out`/README.md and `out`/pictures for a run folder. Returns the path of the card.
+
+    `files`: what is shipped beside it. Scores come from the course's summary.json beside the run;
+    without it the card says that none were taken. Raises BadInput if `run` is no run folder, or
+    `out` has a README.md that is no card.
     """
     run, out = Path(run), Path(out)
-    known = run_facts(run)
-    if "settings" not in known:
+    facts = run_facts(run)
+    if "settings" not in facts:
         raise BadInput(
             f"{run} is no run folder (no settings.json): a card needs to know how it was trained."
         )
-    if (out / "README.md").is_file() and CONSENT not in (out / "README.md").read_text(
-        "utf-8", "replace"
-    ):
-        raise BadInput(
-            f"{out / 'README.md'} exists and is no card made here: choose another folder."
-        )
-    settings, subject, metrics = (
-        known["settings"],
-        known.get("subject", {}),
-        known.get("metrics", {}),
-    )
-    path = Path(summary) if summary else run.parent / "summary.json"
-    mine = (
-        summary or run.name == settings["method"]
-    )  # the summary beside runs is of the course's own two
-    found = read_json(path) if mine and path.is_file() else {}
-    scores, about = found.get(settings["method"], {}), found.get("about", {})
-    words = f"{subject.get('identifier', '')} {subject.get('class_noun', '')}".strip()
-    method = {"lora": "LoRA", "dreambooth": "DreamBooth (every weight of the U-Net)"}[
-        settings["method"]
-    ]
-    title = (
-        title or f"{words or run.name}, {'LoRA' if settings['method'] == 'lora' else 'DreamBooth'}"
-    )
-    samples = sorted((run / "samples").glob("step_*.png"))
-    last = (
-        [p for p in samples if p.name.split("_")[1] == samples[-1].name.split("_")[1]]
-        if samples
-        else []
-    )
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
-    for picture in last:
-        shutil.copyfile(picture, out / "pictures" / picture.name)
-    licence = subject.get("license") or "not given by the photos' owner: ask before you share this"
-    tags = f"tags: [text-to-image, stable-diffusion, {settings['method']}]"
+    card = out / "README.md"
+    if card.is_file() and CONSENT not in card.read_text("utf-8", "replace"):
+        raise BadInput(f"{card} exists and is no card made here: choose another folder.")
+    method = facts["settings"]["method"]
+    pictures = _copy_last_samples(run, out / "pictures")
+    scores = _read_scores(run, method)
     lines = [
+        *_heading(facts, run.name),
+        *(f"![A sample at the end of training](pictures/{name})" for name in pictures),
+        *([] if pictures else ["*No samples were drawn in training.*"]),
+        *["", "## Use", ""],
+        *(f"- `{Path(file).name}`" for file in files),
+        *USE[method],
+        *_training(facts),
+        *_measurements(facts.get("metrics", {}), scores),
+        *_licence(facts.get("subject", {})),
+    ]
+    card.write_text("\n".join(lines), "utf-8")
+    return card
+
+
+def _read_scores(run: Path, method: str) -> Scores:
+    """The scores of a run in the summary beside it, which is of the course's own two runs."""
+    path = run.parent / "summary.json"
+    found = read_json(path) if run.name == method and path.is_file() else {}
+    return Scores(found.get(method, {}), found.get("about", {}).get("judge"))
+
+
+def _copy_last_samples(run: Path, folder: Path) -> list[str]:
+    """Copy the samples of the last step. Returns their names."""
+    samples = sorted((run / "samples").glob("step_*.png"))
+    step = samples[-1].name.split("_")[1] if samples else ""
+    last = [path for path in samples if path.name.split("_")[1] == step]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in last:
+        shutil.copyfile(path, folder / path.name)
+    return [path.name for path in last]
+
+
+def _heading(facts: Facts, name: str) -> list[str]:
+    settings, subject = facts["settings"], facts.get("subject", {})
+    method, base = settings["method"], settings["base"]
+    words = f"{subject.get('identifier', '')} {subject.get('class_noun', '')}".strip()
+    every_weight = " (every weight of the U-Net)" if method == "dreambooth" else ""
+    prompt_word = f", for the prompt word **{words}**" if words else ""
+    return [
         "---",
-        f"base_model: {settings['base']}",
+        f"base_model: {base}",
         "library_name: diffusers",
         f"license: {(subject.get('license') or 'unknown').lower()}",
-        tags,
+        f"tags: [text-to-image, stable-diffusion, {method}]",
         "---",
         "",
-        f"# {title}",
+        f"# {words or name}, {METHOD_NAMES[method]}",
         "",
-        f"{method} on `{settings['base']}`"
-        + (f", for the prompt word **{words}**." if words else "."),
+        f"{METHOD_NAMES[method]}{every_weight} on `{base}`{prompt_word}.",
         "",
     ]
-    lines += [f"![A sample at the end of training](pictures/{p.name})" for p in last] or [
-        "*No samples were drawn in training.*"
+
+
+def _training(facts: Facts) -> list[str]:
+    settings = facts["settings"]
+    return [
+        *["", "## Trained with", "", "| setting | value |", "| --- | --- |"],
+        *(f"| {key} | {settings[key]} |" for key in SHOWN if key in settings),
+        f"| photos | {facts.get('images', 'unknown')} |",
+        f"| class images | {facts.get('class_images', 'unknown')} |",
     ]
-    lines += ["", "## Use", "", *(f"- `{Path(f).name}`" for f in files)]
-    if settings["method"] == "lora":
-        lines += [
-            "- ComfyUI, WebUI, Forge: the Kohya file, in `models/loras` (WebUI: `models/Lora`)."
-        ]
-        lines += ["- diffusers: `pipe.load_lora_weights(folder, weight_name=file)`."]
-    else:
-        lines += [
-            "- WebUI, ComfyUI, Forge: the single file, with the checkpoints. diffusers:"
-            " `from_single_file`, or the folder."
-        ]
-    lines += ["", "## Trained with", "", "| setting | value |", "| --- | --- |"]
-    lines += [f"| {key} | {settings[key]} |" for key in SHOWN if key in settings]
-    lines += [
-        f"| photos | {known.get('images', 'unknown')} |",
-        f"| class images | {known.get('class_images', 'unknown')} |",
-    ]
-    found = metrics | scores
-    rows = [
-        (CARD_NAMES[key], form.format(found[key]))
-        for key, form in MEASURE_FORMS.items()
-        if found.get(key) is not None
-    ]
-    lines += [
-        "",
-        "## Measured",
-        "",
-        "| measure | value |",
-        "| --- | ---: |",
-        *(f"| {name} | {value} |" for name, value in rows),
-    ]
-    judge = about.get("judge")
-    lines += [
-        "",
-        (
-            f"Scores by the judge `{judge}`, one subject and one seed."
-            if scores
-            else "*Fidelity was not measured.*"
+
+
+def _measurements(metrics: dict[str, Any], scores: Scores) -> list[str]:
+    found = metrics | scores.values
+    judged = f"Scores by the judge `{scores.judge}`, one subject and one seed."
+    return [
+        *["", "## Measured", "", "| measure | value |", "| --- | ---: |"],
+        *(
+            f"| {CARD_NAMES[key]} | {form.format(found[key])} |"
+            for key, form in MEASURE_FORMS.items()
+            if found.get(key) is not None
         ),
+        "",
+        judged if scores.values else "*Fidelity was not measured.*",
         f"On {metrics['device']}." if metrics.get("device") else "",
-        "",
-        "## Licence and consent",
-        "",
+    ]
+
+
+def _licence(subject: dict[str, Any]) -> list[str]:
+    licence = subject.get("license") or "not given by the photos' owner: ask before you share this"
+    return [
+        *["", "## Licence and consent", ""],
         f"Licence: {licence}. The base model's licence holds as well. {CONSENT}",
         "",
     ]
-    (out / "README.md").write_text("\n".join(lines), "utf-8")
-    return out / "README.md"
