@@ -111,12 +111,12 @@ def load_fused(
 
 
 def _read_fitting(
-    sources: Mapping[str, Source], target: BaseWeights, other_base: bool
+    sources: Mapping[str, Source], base_weights: BaseWeights, other_base: bool
 ) -> dict[str, Adapter]:
     """{name: adapter}, all read before the first is checked against the base."""
-    adapters = {name: read_adapter(source, target.layers) for name, source in sources.items()}
+    adapters = {name: read_adapter(source, base_weights.layers) for name, source in sources.items()}
     for adapter in adapters.values():
-        check_compatible(adapter, target, other_base)
+        check_compatible(adapter, base_weights, other_base)
     return adapters
 
 
@@ -158,10 +158,10 @@ def mix(
     weights are not needed. Chance (dare) is the same every time. Raises BadInput if PEFT cannot mix
     these that way, such as linear with unlike ranks.
     """
-    target = open_base_weights(base)
+    base_weights = open_base_weights(base)
     for name in sources:
         check_name(name)
-    adapters = _read_fitting(sources, target, other_base=True)
+    adapters = _read_fitting(sources, base_weights, other_base=True)
     strengths = dict(weights or dict.fromkeys(adapters, 1.0))
     options: dict[str, Any] = {"combination_type": how}
     options["svd_full_matrices"] = False  # of these only the first directions are kept anyway
@@ -170,7 +170,7 @@ def mix(
     layers = {}
     for part in sorted({part for adapter in adapters.values() for part in adapter.layers}):
         some = {name: a.layers[part] for name, a in adapters.items() if part in a.layers}
-        layers[part] = _mix_part(part, some, strengths, options, target)
+        layers[part] = _mix_part(part, some, strengths, options, base_weights)
     names = ", ".join(adapters)
     texts = {"modelspec.merged_from": names, "workbench.base": base}
     return Adapter(layers, texts, f"{how} of {names}")
@@ -181,7 +181,7 @@ def _mix_part(
     adapters: Mapping[str, dict[str, Layer]],
     weights: Mapping[str, float],
     options: dict[str, Any],
-    target: BaseWeights,
+    base_weights: BaseWeights,
 ) -> dict[str, Layer]:
     """The layers of one part of a mixed adapter; `options`: `add_weighted_adapter`'s."""
     from peft import PeftModel  # late: takes seconds
@@ -192,7 +192,7 @@ def _mix_part(
         for name, layers in adapters.items():
             _write_peft_folder(Path(folder) / name, part, layers)
         model: Any = PeftModel.from_pretrained(
-            unfilled_model(part, target), f"{folder}/{first}", first
+            unfilled_model(part, base_weights), f"{folder}/{first}", first
         )
         for name in others:
             model.load_adapter(f"{folder}/{name}", name)

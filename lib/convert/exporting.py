@@ -126,28 +126,28 @@ def export_lora(
     """
     path = check_lora_output(to, out)
     facts = run_facts(source)
-    adapter, target = read_with_base(source, base, facts)
-    check_compatible(adapter, target, other_base)
-    texts = lora_texts(target, facts, title or path.stem, adapter)
+    adapter, base_weights = read_with_base(source, base, facts)
+    check_compatible(adapter, base_weights, other_base)
+    texts = lora_texts(base_weights, facts, title or path.stem, adapter)
     adapter = replace(adapter, metadata=adapter.metadata | texts)
     started = time.perf_counter()
     with takes_place(path) as part:
-        names = _write(adapter, to, part, target)
+        names = _write(adapter, to, part, base_weights)
         seconds = time.perf_counter() - started
-        found = adapter_readers(names, to, target)
+        found = adapter_readers(names, to, base_weights)
         tool, (_, bad) = next(iter(found.items()))
         if bad:
             raise BadInput(
                 f"{path} was not written: {len(bad)} of its keys would not load in {tool}"
                 f" ({bad[0]}): export in another form."
             )
-        if target.folder:
+        if base_weights.folder:
             meant = with_one_alpha(adapter) if to == "kohya" else adapter
-            check_loaded_back(meant, load_back(part, to, target), path)
-    return Exported(path, to, size_of(path), seconds, found, bool(target.folder))
+            check_loaded_back(meant, load_back(part, to, base_weights), path)
+    return Exported(path, to, size_of(path), seconds, found, bool(base_weights.folder))
 
 
-def _write(adapter: Adapter, to: str, path: Path, target: BaseWeights) -> list[str]:
+def _write(adapter: Adapter, to: str, path: Path, base_weights: BaseWeights) -> list[str]:
     """Write the files of one form, each read back as it is written. Returns the keys in them."""
     if to == "peft":
         keys: list[str] = []
@@ -158,7 +158,9 @@ def _write(adapter: Adapter, to: str, path: Path, target: BaseWeights) -> list[s
             keys += tensors
         return keys
     if to == "kohya":
-        tensors, texts = kohya_tensors(adapter, target.sdxl, target.layers, target.attended)
+        tensors, texts = kohya_tensors(
+            adapter, base_weights.sdxl, base_weights.layers, base_weights.attended
+        )
     else:
         tensors, texts = diffusers_tensors(adapter)
     save_weights_file(path, tensors, texts | CONTENT_HASHES, check=True)
@@ -172,8 +174,8 @@ def read_with_base(
 
     The base is the one given, or the run's, or the header's, or the pocket base.
     """
-    target = open_base_weights(base_of(source, base, facts))
-    return read_adapter(source, target.layers), target
+    base_weights = open_base_weights(base_of(source, base, facts))
+    return read_adapter(source, base_weights.layers), base_weights
 
 
 def base_of(source: Source, base: str | None = None, facts: Facts | None = None) -> str:
@@ -252,7 +254,7 @@ def run_facts(source: Source) -> Facts:
     return facts
 
 
-def model_texts(target: BaseWeights, facts: Facts, title: str, lora: bool = False) -> Header:
+def model_texts(base_weights: BaseWeights, facts: Facts, title: str, lora: bool = False) -> Header:
     """A header's texts by Stability's modelspec.
 
     From the base and what the run tells (`run_facts`), only what is known. `lora`: the file is one,
@@ -260,8 +262,8 @@ def model_texts(target: BaseWeights, facts: Facts, title: str, lora: bool = Fals
     """
     subject, side = facts.get("subject", {}), facts.get("resolution")
     identifier, trigger = subject.get("identifier"), trigger_words(subject)
-    architecture = target.architecture[0]
-    original_code = target.sdxl or not lora
+    architecture = base_weights.architecture[0]
+    original_code = base_weights.sdxl or not lora
     # Where someone keeps files is their own.
     settings = facts.get("settings", {}).items()
     recipe = {name: value for name, value in settings if name not in ("data", "output")}
@@ -277,13 +279,13 @@ def model_texts(target: BaseWeights, facts: Facts, title: str, lora: bool = Fals
         "modelspec.resolution": side and f"{side}x{side}",
         "modelspec.date": facts.get("date"),
         "modelspec.prediction_type": (
-            "v" if target.prediction == "v_prediction" else target.prediction
+            "v" if base_weights.prediction == "v_prediction" else base_weights.prediction
         ),
         "modelspec.trigger_phrase": trigger,
         "modelspec.license": subject.get("license"),
         "modelspec.usage_hint": trigger and f"Write '{trigger}' into the prompt.",
-        "workbench.base": target.name,
-        "workbench.base_fingerprint": target.fingerprint(),
+        "workbench.base": base_weights.name,
+        "workbench.base_fingerprint": base_weights.fingerprint(),
         "workbench.identifier": identifier,
         "workbench.class_noun": subject.get("class_noun"),
         "workbench.kind": subject.get("kind"),
@@ -292,7 +294,7 @@ def model_texts(target: BaseWeights, facts: Facts, title: str, lora: bool = Fals
     return _known(texts)
 
 
-def lora_texts(target: BaseWeights, facts: Facts, title: str, adapter: Adapter) -> Header:
+def lora_texts(base_weights: BaseWeights, facts: Facts, title: str, adapter: Adapter) -> Header:
     """The header's texts of a LoRA: those of `model_texts`, and Kohya's; only what is known."""
     settings, metrics = facts.get("settings", {}), facts.get("metrics", {})
     side, images = facts.get("resolution"), facts.get("images")
@@ -301,10 +303,10 @@ def lora_texts(target: BaseWeights, facts: Facts, title: str, adapter: Adapter) 
     texts = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": max(adapter.ranks),
-        "ss_base_model_version": target.architecture[1],
+        "ss_base_model_version": base_weights.architecture[1],
         "ss_network_alpha": next(layer.alpha for _, _, layer in with_one_alpha(adapter)),
-        "ss_sd_model_name": target.name,
-        "ss_v2": target.family == "Stable Diffusion 2.x",
+        "ss_sd_model_name": base_weights.name,
+        "ss_v2": base_weights.family == "Stable Diffusion 2.x",
         "ss_output_name": title,
         "ss_resolution": side and f"({side}, {side})",
         "ss_num_train_images": images,
@@ -314,7 +316,7 @@ def lora_texts(target: BaseWeights, facts: Facts, title: str, adapter: Adapter) 
         "ss_tag_frequency": trigger and json.dumps({folder: {trigger: images}}),
     }
     texts |= {name: settings.get(ours) for name, ours in KOHYA_SETTINGS.items()}
-    return model_texts(target, facts, title, lora=True) | _known(texts)
+    return model_texts(base_weights, facts, title, lora=True) | _known(texts)
 
 
 def trigger_words(subject: dict[str, Any]) -> str | None:

@@ -89,8 +89,8 @@ def import_lora(
     if there is something at `out`.
     """
     out = Path(out)
-    adapter, target = read_with_base(source, base)
-    check_compatible(adapter, target, other_base)
+    adapter, base_weights = read_with_base(source, base)
+    check_compatible(adapter, base_weights, other_base)
     if out.exists():
         raise BadInput(f"The output {out} exists: choose another folder.")
     header, layer = adapter.metadata, next(layer for _, _, layer in adapter)
@@ -102,7 +102,7 @@ def import_lora(
         "alpha": layer.alpha,
     }
     found = {name: _setting(name, text) for name, text in texts.items()}
-    settings = preset("lora", target.name, data=str(data or "-"), output=str(out), **found)
+    settings = preset("lora", base_weights.name, data=str(data or "-"), output=str(out), **found)
     save_weights_file(out / "adapter.safetensors", *diffusers_tensors(adapter))
     settings.save(out / "settings.json")
     return out

@@ -70,12 +70,12 @@ class Merged:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model that is not written yet: a `target`, with `adapters` to merge into it.
+    """A whole model that is not written yet: a `base_weights`, with `adapters` to merge into it.
 
     `facts`: of the first source (`run_facts`). `merged_from`: the names of base and sources.
     """
 
-    target: BaseWeights
+    base_weights: BaseWeights
     adapters: Sequence[tuple[Adapter, float]]
     facts: Facts
     merged_from: str
@@ -83,8 +83,8 @@ class Model:
     @property
     def changed(self) -> int:
         """How many weights are not the base's."""
-        if self.target.tuned:
-            return sum(len(self.target.shapes[part]) for part in self.target.tuned)
+        if self.base_weights.tuned:
+            return sum(len(self.base_weights.shapes[part]) for part in self.base_weights.tuned)
         return len({(part, name) for adapter, _ in self.adapters for part, name, _ in adapter})
 
 
@@ -142,27 +142,32 @@ def whole_model(
                 f"{first} is a DreamBooth run, a whole model of its own: give it alone, or merge"
                 " LoRAs."
             )
-        target = _tuned_target(first, facts, base, other_base)
+        base_weights = _tuned_weights(first, facts, base, other_base)
         adapters = []
     else:
-        target = open_base_weights(base_of(first, base, facts))
-        adapters = [(read_adapter(source, target.layers), w) for source, w in zip(sources, weights)]
+        base_weights = open_base_weights(base_of(first, base, facts))
+        adapters = [
+            (read_adapter(source, base_weights.layers), w) for source, w in zip(sources, weights)
+        ]
         for adapter, _ in adapters:
-            check_compatible(adapter, target, other_base)
-    return Model(target, adapters, facts, ", ".join([target.name, *map(_name, sources)]))
+            check_compatible(adapter, base_weights, other_base)
+    merged_from = ", ".join([base_weights.name, *map(_name, sources)])
+    return Model(base_weights, adapters, facts, merged_from)
 
 
-def _tuned_target(run: str | Path, facts: Facts, base: str | None, other_base: bool) -> BaseWeights:
+def _tuned_weights(
+    run: str | Path, facts: Facts, base: str | None, other_base: bool
+) -> BaseWeights:
     """The base of a DreamBooth run with its tuned weights over it."""
-    target = open_base_weights(base or facts["settings"].get("base", "pocket"), run)
-    if not target.tuned:
+    base_weights = open_base_weights(base or facts["settings"].get("base", "pocket"), run)
+    if not base_weights.tuned:
         raise BadInput(
             f"{run} has no tuned weights (no folder unet): its training did not finish;"
             " train it again."
         )
     if not other_base:
-        check_base(run, open_base_weights(target.name))
-    return target
+        check_base(run, open_base_weights(base_weights.name))
+    return base_weights
 
 
 def _name(source: Source) -> str:
@@ -175,27 +180,29 @@ def write_model(model: Model, to: str, out: Path, title: str | None = None) -> M
     `title`: the name that tools show, by default the file's. Raises BadInput as `merge` does.
     """
     started = time.perf_counter()
-    target = model.target
-    # The header is of the base itself: a tuned target has other weights.
-    texts = model_texts(open_base_weights(target.name), model.facts, title or out.stem)
+    base_weights = model.base_weights
+    # The header is of the base itself: a tuned base_weights has other weights.
+    texts = model_texts(open_base_weights(base_weights.name), model.facts, title or out.stem)
     texts |= {"modelspec.merged_from": model.merged_from}
     # Kohya's hashes are for LoRAs.
     texts |= {key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")}
     write = _write_file if to == "checkpoint" else _write_folder
-    readers = write(out, target, merged_reader(target, model.adapters), texts)
+    readers = write(out, base_weights, merged_reader(base_weights, model.adapters), texts)
     seconds = time.perf_counter() - started
     count = len(next(iter(readers.values()))[0])
     return Merged(out, to, size_of(out), seconds, count, model.changed, readers)
 
 
-def merged_reader(target: BaseWeights, adapters: Sequence[tuple[Adapter, float]] = ()) -> Reader:
-    """A function (part, name) -> the target's tensor with (adapter, weight) pairs merged in.
+def merged_reader(
+    base_weights: BaseWeights, adapters: Sequence[tuple[Adapter, float]] = ()
+) -> Reader:
+    """A function (part, name) -> the base_weights's tensor with (adapter, weight) pairs merged in.
 
     In float32 if it is changed.
     """
 
     def read(part: str, name: str) -> torch.Tensor:
-        tensor, layer_name = target.read(part, name), name.removesuffix(".weight")
+        tensor, layer_name = base_weights.read(part, name), name.removesuffix(".weight")
         layers = [
             (adapter.layers[part][layer_name], weight)
             for adapter, weight in adapters
@@ -224,15 +231,15 @@ def merged_weight(tensor: torch.Tensor, layers: Sequence[tuple[Layer, float]]) -
     return total
 
 
-def _write_file(out: Path, target: BaseWeights, read: Reader, texts: Header) -> Readers:
+def _write_file(out: Path, base_weights: BaseWeights, read: Reader, texts: Header) -> Readers:
     """One file in the original layout. Returns who reads it."""
-    entries = layout(target)
-    readers = _check_all_load(checkpoint_readers(entries, target), out)
+    entries = layout(base_weights)
+    readers = _check_all_load(checkpoint_readers(entries, base_weights), out)
     shapes = {
-        key: (_stored_type(target, *entry.sources[0]), entry.shape)
+        key: (_stored_type(base_weights, *entry.sources[0]), entry.shape)
         for key, entry in entries.items()
     }
-    shapes |= {mark: ("F32", (0,)) for mark in target.marks}
+    shapes |= {mark: ("F32", (0,)) for mark in base_weights.marks}
 
     def tensor(key: str) -> torch.Tensor:
         return entries[key].make(read) if key in entries else torch.zeros(0)
@@ -242,21 +249,21 @@ def _write_file(out: Path, target: BaseWeights, read: Reader, texts: Header) -> 
     return readers
 
 
-def _write_folder(out: Path, target: BaseWeights, read: Reader, texts: Header) -> Readers:
+def _write_folder(out: Path, base_weights: BaseWeights, read: Reader, texts: Header) -> Readers:
     """The diffusers folder: weights in fp16, everything else as the base has it.
 
     Without a safety checker, which loads no other way. Returns who reads it.
     """
-    configurations = target.configurations()
-    readers = _check_all_load(folder_readers(target), out)
+    configurations = base_weights.configurations()
+    readers = _check_all_load(folder_readers(base_weights), out)
     with takes_place(out) as path:
         _copy_configurations(configurations, path)
-        if target.path.is_file():
-            _write_prediction(path, target)
-        for part, names in target.shapes.items():
-            spare = target.unread_names(part)
+        if base_weights.path.is_file():
+            _write_prediction(path, base_weights)
+        for part, names in base_weights.shapes.items():
+            spare = base_weights.unread_names(part)
             shapes = {
-                name: (_stored_type(target, part, name), shape)
+                name: (_stored_type(base_weights, part, name), shape)
                 for name, shape in names.items()
                 if name not in spare
             }
@@ -293,18 +300,18 @@ def _copy_configurations(folder: Path, path: Path) -> None:
                 shutil.copyfile(file, path / source.name / file.name)
 
 
-def _write_prediction(path: Path, target: BaseWeights) -> None:
-    """Let the scheduler in the folder `path` say what the single file `target` predicts.
+def _write_prediction(path: Path, base_weights: BaseWeights) -> None:
+    """Let the scheduler in the folder `path` say what the single file `base_weights` predicts.
 
     Its family's configuration may not know.
     """
     scheduler, unet = path / "scheduler" / "scheduler_config.json", path / "unet" / "config.json"
-    known = target.scheduler
+    known = base_weights.scheduler
     # Where the file does not say either, the model itself does, once it is loaded.
-    if target.prediction is None:
+    if base_weights.prediction is None:
         from lib.models.base import load_base  # late: diffusers takes seconds to import
 
-        pipe = load_base(target.name, "cpu").pipe
+        pipe = load_base(base_weights.name, "cpu").pipe
         known = {"prediction_type": pipe.scheduler.config.prediction_type}
         write_json(unet, read_json(unet) | {"sample_size": pipe.unet.config.sample_size})
     write_json(scheduler, read_json(scheduler) | known)
@@ -327,7 +334,7 @@ def _weight_file(part: str) -> str:
     return "diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors"
 
 
-def _stored_type(target: BaseWeights, part: str, name: str) -> str:
+def _stored_type(base_weights: BaseWeights, part: str, name: str) -> str:
     """The type in which a tensor is written: fp16 for all floating-point ones."""
-    kind = target.dtype(part, name)
+    kind = base_weights.dtype(part, name)
     return "F16" if kind in ("F64", "F32", "F16", "BF16") else kind

@@ -55,11 +55,11 @@ SAME_LAYOUT = ("ComfyUI", "Forge", "WebUI", "Kohya")
 NOT_NEEDED = ("text_projection.weight", "position_ids")
 
 
-def adapter_readers(names: Iterable[str], form: str, target: BaseWeights) -> Readers:
-    """Who reads an adapter with these keys in a form, on a base like `target`."""
+def adapter_readers(names: Iterable[str], form: str, base_weights: BaseWeights) -> Readers:
+    """Who reads an adapter with these keys in a form, on a base like `base_weights`."""
     names, readers = list(names), {}
     for tool in TOOLS[form]:
-        known = known_keys(tool, target)
+        known = known_keys(tool, base_weights)
         readers[tool] = [n for n in names if n in known], [n for n in names if n not in known]
     return readers
 
@@ -75,15 +75,15 @@ def reader_lines(readers: Readers) -> Iterator[str]:
         yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
 
 
-def known_keys(tool: str, target: BaseWeights) -> set[str]:
-    """The keys that `tool` knows for adapters of a base model like `target`."""
+def known_keys(tool: str, base_weights: BaseWeights) -> set[str]:
+    """The keys that `tool` knows for adapters of a base model like `base_weights`."""
     keys: set[str] = set()
-    for part in target.shapes:
-        for name in target.layer_shapes(part) if part != "vae" else ():
+    for part in base_weights.shapes:
+        for name in base_weights.layer_shapes(part) if part != "vae" else ():
             if tool == "Kohya" and not _is_wrapped(part, name):
                 continue
             if tool != "PEFT":
-                names = _kohya_names(tool, part, name, target)
+                names = _kohya_names(tool, part, name, base_weights)
                 keys |= {f"{known}.{end}" for known in names for end in KOHYA_ENDS}
             keys |= _dotted_keys(tool, part, name)
     return keys
@@ -95,12 +95,12 @@ def _is_wrapped(part: str, name: str) -> bool:
     return pattern.search(f".{name}") is not None
 
 
-def _kohya_names(tool: str, part: str, name: str, target: BaseWeights) -> set[str]:
+def _kohya_names(tool: str, part: str, name: str, base_weights: BaseWeights) -> set[str]:
     """The names in Kohya's form by which a tool knows a layer."""
     if part != "unet" and tool in SAME_LAYOUT and not _is_wrapped(part, name):
         return set()
-    shape = (target.layers, target.attended)
-    names = {kohya_name(part, name, target.sdxl, *shape)}
+    shape = (base_weights.layers, base_weights.attended)
+    names = {kohya_name(part, name, base_weights.sdxl, *shape)}
     if part == "unet" and tool != "Kohya":
         names.add(kohya_name(part, name, False))
         names.add(f"lora_unet_{to_original(name, *shape)}".replace(".", "_"))
@@ -137,7 +137,7 @@ class LoadedLayer(NamedTuple):
 Loaded = dict[tuple[str, str], LoadedLayer]  # by (part, layer name)
 
 
-def load_back(path: Path, form: str, target: BaseWeights) -> Loaded:
+def load_back(path: Path, form: str, base_weights: BaseWeights) -> Loaded:
     """An exported adapter as diffusers (or PEFT) reads it.
 
     It is loaded into models whose own weights are never touched. Memory that is only reserved takes
@@ -148,10 +148,10 @@ def load_back(path: Path, form: str, target: BaseWeights) -> Loaded:
     from lib.models.pipeline import silence_libraries
 
     silence_libraries()
-    unet = unfilled_model("unet", target)
+    unet = unfilled_model("unet", base_weights)
     if form == "peft":
-        return _load_back_peft(path, unet, target)
-    pipe: Any = StableDiffusionXLPipeline if target.sdxl else StableDiffusionPipeline
+        return _load_back_peft(path, unet, base_weights)
+    pipe: Any = StableDiffusionXLPipeline if base_weights.sdxl else StableDiffusionPipeline
     tensors, alphas, metadata = pipe.lora_state_dict(
         str(path), unet_config=unet.config, return_lora_metadata=True
     )
@@ -165,7 +165,7 @@ def load_back(path: Path, form: str, target: BaseWeights) -> Loaded:
             loaded |= _loaded_layers("unet", unet)
         for part in ("text_encoder", "text_encoder_2"):
             if any(key.startswith(f"{part}.") for key in tensors):
-                encoder = unfilled_model(part, target)
+                encoder = unfilled_model(part, base_weights)
                 pipe.load_lora_into_text_encoder(
                     tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata
                 )
@@ -173,13 +173,13 @@ def load_back(path: Path, form: str, target: BaseWeights) -> Loaded:
     return loaded
 
 
-def _load_back_peft(path: Path, unet: Any, target: BaseWeights) -> Loaded:
+def _load_back_peft(path: Path, unet: Any, base_weights: BaseWeights) -> Loaded:
     from peft import PeftModel
 
     loaded: Loaded = {}
     for folder in (p for p in path.iterdir() if p.is_dir()):
         part = folder.name
-        plain = unet if part == "unet" else unfilled_model(part, target)
+        plain = unet if part == "unet" else unfilled_model(part, base_weights)
         model = PeftModel.from_pretrained(plain, folder, "check", low_cpu_mem_usage=True)
         loaded |= _loaded_layers(part, model.base_model.model)
     return loaded
@@ -202,7 +202,7 @@ def _loaded_layers(part: str, model: Any) -> Loaded:
     }
 
 
-def unfilled_model(part: str, target: BaseWeights) -> Any:
+def unfilled_model(part: str, base_weights: BaseWeights) -> Any:
     """The U-Net or a text encoder with its weights reserved and never written.
 
     For looking at an adapter's weights alone.
@@ -211,10 +211,10 @@ def unfilled_model(part: str, target: BaseWeights) -> Any:
     from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     if part == "unet":
-        target.configurations()  # of a single file there may be none
-        config, kind = target.config, UNet2DConditionModel.from_config
+        base_weights.configurations()  # of a single file there may be none
+        config, kind = base_weights.config, UNet2DConditionModel.from_config
     else:
-        config = AutoConfig.from_pretrained(target.configurations() / part)
+        config = AutoConfig.from_pretrained(base_weights.configurations() / part)
         projects = "CLIPTextModelWithProjection" in (config.architectures or ())
         kind = CLIPTextModelWithProjection if projects else CLIPTextModel
     with torch.device("meta"):
@@ -253,8 +253,8 @@ def _same(theirs: torch.Tensor | None, ours: torch.Tensor | None) -> bool:
     return theirs.device.type != "meta" and torch.equal(theirs.cpu().float(), ours.float())
 
 
-def checkpoint_readers(entries: Mapping[str, Any], target: BaseWeights) -> Readers:
-    """Who reads a checkpoint of `entries` (`lib.models.single_file.layout`), made from `target`.
+def checkpoint_readers(entries: Mapping[str, Any], base_weights: BaseWeights) -> Readers:
+    """Who reads a checkpoint of a base model's `entries` (`lib.models.single_file.layout`).
 
     A key will load if diffusers' converter makes of it the very weights of which it was made, each
     in its place and shape. Raises BadInput if a weight of the base has no place in the layout.
@@ -262,16 +262,16 @@ def checkpoint_readers(entries: Mapping[str, Any], target: BaseWeights) -> Reade
     # The last layer and the projection, which no reader uses, as diffusers says.
     from diffusers.loaders.single_file_utils import SD_2_TEXT_ENCODER_KEYS_TO_IGNORE as UNREAD
 
-    weights = [(part, name) for part, names in target.shapes.items() for name in names]
-    _check_all_placed(entries, weights, target)
+    weights = [(part, name) for part, names in base_weights.shapes.items() for name in names]
+    _check_all_placed(entries, weights, base_weights)
     numbers = {weight: k for k, weight in enumerate(weights)}
 
     def numbered(part: str, name: str) -> torch.Tensor:
         number = torch.tensor(numbers[part, name], dtype=torch.int16)
-        return number.expand(target.shapes[part][name])
+        return number.expand(base_weights.shapes[part][name])
 
     checkpoint = {key: entry.make(numbered) for key, entry in entries.items()}
-    converted = _converted(checkpoint, target)
+    converted = _converted(checkpoint, base_weights)
     good, bad = [], []
     for key, entry in entries.items():
         if key in UNREAD:
@@ -282,7 +282,7 @@ def checkpoint_readers(entries: Mapping[str, Any], target: BaseWeights) -> Reade
 
 
 def _check_all_placed(
-    entries: Mapping[str, Any], weights: Iterable[tuple[str, str]], target: BaseWeights
+    entries: Mapping[str, Any], weights: Iterable[tuple[str, str]], base_weights: BaseWeights
 ) -> None:
     placed = {source for entry in entries.values() for source in entry.sources}
     lost = [
@@ -292,8 +292,8 @@ def _check_all_placed(
     ]
     if lost:
         raise BadInput(
-            f"'{target.name}' cannot be written as one file: {len(lost)} of its weights, such as"
-            f" {lost[0]}, have no place in the original layout; write a diffusers folder."
+            f"'{base_weights.name}' cannot be written as one file: {len(lost)} of its weights, such"
+            f" as {lost[0]}, have no place in the original layout; write a diffusers folder."
         )
 
 
@@ -306,7 +306,7 @@ def _is(found: torch.Tensor | None, wanted: torch.Tensor) -> bool:
 
 
 def _converted(
-    checkpoint: dict[str, torch.Tensor], target: BaseWeights
+    checkpoint: dict[str, torch.Tensor], base_weights: BaseWeights
 ) -> dict[tuple[str, str], torch.Tensor]:
     """{(part, name): tensor} of a checkpoint, by diffusers' functions for `from_single_file`."""
     from diffusers.loaders import single_file_utils
@@ -314,15 +314,15 @@ def _converted(
     convert: Any = single_file_utils
     vae_blocks = {
         name.split(".")[2]
-        for name in target.shapes.get("vae", {})
+        for name in base_weights.shapes.get("vae", {})
         if name.startswith("encoder.down_blocks.")
     }
     config: dict[str, Any] = {
-        "layers_per_block": target.layers,
+        "layers_per_block": base_weights.layers,
         "down_block_types": vae_blocks,
         "up_block_types": vae_blocks,
     }
-    if "add_embedding.linear_1.weight" in target.shapes["unet"]:
+    if "add_embedding.linear_1.weight" in base_weights.shapes["unet"]:
         config["addition_embed_type"] = "text_time"
     parts = {
         "unet": convert.convert_ldm_unet_checkpoint(dict(checkpoint), config),
@@ -335,7 +335,7 @@ def _converted(
         ("text_encoder_2", "conditioner.embedders.1.model."),
     ):
         if any(key.startswith(prefix) for key in checkpoint):
-            width = target.shapes[part]["text_model.embeddings.token_embedding.weight"][1]
+            width = base_weights.shapes[part]["text_model.embeddings.token_embedding.weight"][1]
             model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
             parts[part] = convert.convert_open_clip_checkpoint(model, checkpoint, prefix)
     return {
@@ -345,12 +345,12 @@ def _converted(
     }
 
 
-def folder_readers(target: BaseWeights) -> Readers:
-    """Who reads a diffusers folder with `target`'s weights, by the classes' own names."""
+def folder_readers(base_weights: BaseWeights) -> Readers:
+    """Who reads a diffusers folder with `base_weights`'s weights, by the classes' own names."""
     good, bad = [], []
-    for part, names in target.shapes.items():
-        spare = target.unread_names(part)
-        known = _class_shapes(part, target)
+    for part, names in base_weights.shapes.items():
+        spare = base_weights.unread_names(part)
+        known = _class_shapes(part, base_weights)
         for name, shape in names.items():
             if name in spare:
                 continue
@@ -365,14 +365,14 @@ def folder_readers(target: BaseWeights) -> Readers:
     return {"diffusers": (good, bad)}
 
 
-def _class_shapes(part: str, target: BaseWeights) -> dict[str, tuple[int, ...]]:
+def _class_shapes(part: str, base_weights: BaseWeights) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the weights that the class of a part has."""
     from diffusers import AutoencoderKL  # late: takes seconds
 
     if part == "vae":
-        config = read_json(target.configurations() / "vae" / "config.json")
+        config = read_json(base_weights.configurations() / "vae" / "config.json")
         with torch.device("meta"):
             model: Any = AutoencoderKL.from_config(config)
     else:
-        model = unfilled_model(part, target)
+        model = unfilled_model(part, base_weights)
     return {full_name(part, n): tuple(t.shape) for n, t in model.state_dict().items()}

@@ -60,10 +60,11 @@ class Checkpoints:
     def __init__(self, run: Path, settings: Settings, record: dict[str, Any], base: Base) -> None:
         self.folder, self.every = Path(run) / "checkpoint", settings.save_every
         recipe = asdict(settings).items()
+        dtype = str(base.stored_denoiser.dtype).removeprefix("torch.")
         self.about = {
             "format": FORMAT,
             "settings": {name: v for name, v in recipe if name not in NO_EFFECT_ON_WEIGHTS},
-            "device": f"{base.device.type} in {str(base.stored_denoiser.dtype).removeprefix('torch.')}",
+            "device": f"{base.device.type} in {dtype}",
             "base": weights_hash(base),
             "files": record["files"],
             "subject": record["subject"],

@@ -33,7 +33,9 @@ def choose_recipe(recipe: Settings, base: Base) -> Settings:
     """
     held = 0
     if base.device.type == "cuda":
-        base.stored_denoiser.to("cpu")  # until it is needed, if it was: pictures are encoded without it
+        base.stored_denoiser.to(
+            "cpu"
+        )  # until it is needed, if it was: pictures are encoded without it
         reclaim(base.device)
     elif is_small(recipe, base):
         return recipe
