@@ -70,7 +70,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model that is not written yet: a `base_weights`, with `adapters` to merge into it.
+    """A whole model that is not written yet: `base_weights`, and the `adapters` to merge in.
 
     `facts`: of the first source (`run_facts`). `merged_from`: the names of base and sources.
     """

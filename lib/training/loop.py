@@ -201,7 +201,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
-                watchers = look(step, training, watchers)
+                watchers = watch(step, training, watchers)
                 base.offload(tuned)
                 # Last of all: what was drawn and measured until then is complete.
                 if checkpoints.due(step.taken, clock):
@@ -209,8 +209,10 @@ def run_steps(settings: Settings, training: Training) -> Path:
                     checkpoints.write(step, log, clock, meter.peak)
             log.flush()
             if step.taken < settings.steps:
-                written = settings.save_every and checkpoints.write(step, log, clock, meter.peak)
-                say_stopped(step, training, bool(written))
+                written = settings.save_every > 0 and checkpoints.write(
+                    step, log, clock, meter.peak
+                )
+                say_stopped(step, training, written)
     except NotFinite as error:
         raise NotFinite(f"{error} {save_last_good(step, training)}") from None
     return finish(step, training, clock, meter)
@@ -242,7 +244,7 @@ def begin(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Log
     return Log(training.run / "log.jsonl", step.settings, state, clock, names, rows)
 
 
-def look(step: Step, training: Training, watchers: list[Watcher]) -> list[Watcher]:
+def watch(step: Step, training: Training, watchers: list[Watcher]) -> list[Watcher]:
     """Draw samples where they are due, and call the watchers.
 
     Returns those that memory sufficed for.

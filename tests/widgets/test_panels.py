@@ -150,11 +150,12 @@ def test_a_notebook_has_a_reader_only_where_someone_could_answer(kernel):
 
 TRAINING = """
 import os, time; os.environ["WORKBENCH_HEADLESS"] = "0"
-from lib.panels import training_panel
-from lib.settings import Settings
-from lib.train import State, stops_gently
+from lib.models.families import preset
+from lib.training.loop import ctrl_c_stops
+from lib.training.run_log import State
+from lib.widgets.panels import training_panel
 panel, state = training_panel(preset("lora", data="d", output="o"), edit=False), State(2000)
-with stops_gently(state):  # as train does around its loop
+with ctrl_c_stops(state):  # as train does around its loop
     while state.step < state.steps and not state.stopping:
         state.step += 1
         if state.step == 2:
