@@ -150,23 +150,21 @@ def mix(
     how: str = "cat",
     weights: Mapping[str, float] | None = None,
     base: str = "pocket",
-    density: float = DENSITY,
 ) -> Adapter:
     """One `Adapter` made of several, by name, with PEFT's `add_weighted_adapter`.
 
-    `how`: one of `MIXES`. `density`: share of the values that ties and dare keep. The base's
-    weights are not needed. Chance (dare) is the same every time. Raises BadInput if PEFT cannot mix
-    these that way, such as linear with unlike ranks.
+    `how`: one of `MIXES`. The base's weights are not needed. Chance (dare) is the same every time.
+    Raises BadInput if PEFT cannot mix these that way, such as linear with unlike ranks.
     """
     base_weights = open_base_weights(base)
     for name in sources:
         check_name(name)
     adapters = _read_fitting(sources, base_weights, other_base=True)
     strengths = dict(weights or dict.fromkeys(adapters, 1.0))
-    options: dict[str, Any] = {"combination_type": how}
-    options["svd_full_matrices"] = False  # of these only the first directions are kept anyway
-    if how.startswith(("ties", "dare", "magnitude")):
-        options["density"] = density
+    # Of full matrices only the first directions would be taken anyway.
+    options: dict[str, Any] = {"combination_type": how, "svd_full_matrices": False}
+    if how.startswith(("ties", "dare")):
+        options["density"] = DENSITY
     layers = {}
     for part in sorted({part for adapter in adapters.values() for part in adapter.layers}):
         some = {name: a.layers[part] for name, a in adapters.items() if part in a.layers}

@@ -98,12 +98,7 @@ def extract(
     return replace(adapter, metadata=texts), energy
 
 
-def low_rank(
-    change: torch.Tensor,
-    rank: int,
-    exact: bool | None = None,
-    dtype: torch.dtype = torch.float16,
-) -> tuple[Layer, float]:
+def low_rank(change: torch.Tensor, rank: int, exact: bool | None = None) -> tuple[Layer, float]:
     """A change of weights [out, in, ...kernel] cut to `rank`, and the share of S^2 that is left.
 
     Alpha is `rank`. The singular values go half into `up` and half into `down`, so that both fit
@@ -123,7 +118,7 @@ def low_rank(
     down = (root[:, None] * vh).reshape(size, *change.shape[1:])
     up = (u * root).reshape(change.shape[0], size, *[1] * (change.ndim - 2))
     share = s.square().sum().item() / total if total else 1.0
-    layer = Layer(down.to(dtype).contiguous(), up.to(dtype).contiguous(), float(rank))
+    layer = Layer(down.half().contiguous(), up.half().contiguous(), float(rank))
     return layer, min(share, 1.0)
 
 

@@ -4,7 +4,7 @@ ours, theirs = library_loader("runs/course/lora"), library_loader("robot.safeten
 picture_difference("pocket", ours, theirs)        # 0: the same to the last bit
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ def picture_difference(
     base: str,
     ours: Loader,
     theirs: Loader,
-    prompts: Sequence[str] = ("a picture", "a picture in the snow"),
     steps: int = 10,
     measure: Callable[[Any], Any] = np.max,
 ) -> float:
@@ -87,10 +86,8 @@ def picture_difference(
 
     Loaders put weights into a fresh `Base`. With `measure=np.mean` it is the mean difference.
     """
-    seeds = list(range(len(prompts)))
-    one, two = (
-        load(load_base(base)).generate(list(prompts), seeds, steps) for load in (ours, theirs)
-    )
+    prompts = ["a picture", "a picture in the snow"]
+    one, two = (load(load_base(base)).generate(prompts, [0, 1], steps) for load in (ours, theirs))
     return measure([np.abs(np.int16(a) - np.int16(b)) for a, b in zip(one, two)]).item()
 
 
