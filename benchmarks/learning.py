@@ -22,7 +22,7 @@ from lib.config.presets import PRESETS
 from lib.config.settings import Settings
 from lib.evaluation.curve import seconds_to
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss
-from lib.evaluation.fidelity import evaluate, evaluation_prompts, real_row
+from lib.evaluation.fidelity import EvaluationPlan, evaluate, evaluation_prompts, real_row
 from lib.evaluation.judge import load_judge
 from lib.models.base import evaluation_mode, load_base
 from lib.training.loop import train
@@ -32,7 +32,7 @@ from .contestants import DOCUMENTED, FULL, load_result, one, ours, run, theirs
 
 # the set fidelity: this share of the way from the untouched base to the real photos' own score
 LEVEL = 0.5
-SEEDS, SAMPLING = (700, 701), {"steps": 15, "guidance": 4.0}
+PLAN = EvaluationPlan(seeds=(700, 701), steps=15)
 STEPS, EVERY = Settings.steps, 20  # of ours, and of theirs at our rates
 AT_MOST = 500  # steps of theirs as documented; their README's 800 for DreamBooth are not waited for
 THEIRS = {
@@ -59,7 +59,7 @@ class Scales:
 
     def __init__(self, base, dataset):
         self.dataset, self.judge = dataset, load_judge()
-        self.prompts = evaluation_prompts(dataset.subject, SAMPLE_PLACES)
+        self.plan = PLAN.asking(evaluation_prompts(dataset.subject, SAMPLE_PLACES))
         photos = {"loss_train": dataset.train, "loss_held_out": dataset.test}
         self.fixed = {
             name: fixed_noise(base, [i.path for i in part], [i.caption for i in part])
@@ -70,7 +70,7 @@ class Scales:
     def __call__(self, base, step):
         """A point of a curve."""
         with evaluation_mode(base):
-            found = evaluate(base, self.dataset, self.judge, self.prompts, SEEDS, **SAMPLING)
+            found = evaluate(base, self.dataset, self.judge, self.plan)
             return {"step": step, "dino": found["dino"], "clip_t": found["clip_t"]} | self.losses(
                 base
             )
@@ -114,7 +114,7 @@ def learn(work, field, scripts, cells):
         "share": LEVEL,
         "base": untouched["dino"],
         "real": scales.real,
-        "pictures": len(SEEDS) * len(SAMPLE_PLACES),
+        "pictures": len(PLAN.seeds) * len(SAMPLE_PLACES),
         "curves": curves,
     }
 

@@ -35,7 +35,7 @@ from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
 from lib.evaluation.curve import Curve, costs_along
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.evaluation.fidelity import evaluate, prior_similarity, real_row, score
+from lib.evaluation.fidelity import EvaluationPlan, evaluate, prior_similarity, real_row, score
 from lib.evaluation.judge import FOLDER as JUDGE
 from lib.evaluation.judge import load_judge
 from lib.files.csv_table import read_table, write_table
@@ -222,8 +222,7 @@ def work(job, folder):
         base,
         data,
         judge(),
-        bench_prompts(data.subject, job["variant"] != "without_identifier"),
-        SEEDS,
+        EvaluationPlan(bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS),
     )
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")

@@ -29,8 +29,8 @@ from lib.convert.exporting import export_lora
 from lib.convert.extraction import extract
 from lib.course.sweeping import name, sweep
 from lib.dataset.imagefolder import load_dataset
-from lib.evaluation.concepts import Concept, likeness, likeness_together, shares
-from lib.evaluation.fidelity import evaluate
+from lib.evaluation.concepts import Concept, likeness, likeness_of, shares, together
+from lib.evaluation.fidelity import EvaluationPlan, evaluate
 from lib.files.csv_table import read_table, write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
@@ -156,6 +156,14 @@ def combined(job):
     )
 
 
+def likeness_together(base, concepts):
+    """({name: DINO} of pictures that ask for all concepts at once, the pictures)."""
+    places, seeds = ("", "in the snow"), (4000, 4001)
+    texts = [(together(concepts, place), seed) for place in places for seed in seeds]
+    images = base.generate([t for t, _ in texts], [s for _, s in texts])
+    return {c.name: likeness_of(images, c, judge()) for c in concepts}, images
+
+
 def compose(job, folder):
     """What survives of each concept, asked for one by one (`survives`) and all in one picture
     (`dino_together`).
@@ -166,7 +174,8 @@ def compose(job, folder):
     some, (floor, own) = concepts_of(job), alone(job["subject"], job["seed"], method)
     base = combined(job)
     scores = likeness(base, some, judge())
-    left, (joint, images) = shares(scores, floor, own), likeness_together(base, some, judge())
+    left = shares(scores, floor, own)
+    joint, images = likeness_together(base, some)
     for k, image in enumerate(images):
         image.save(folder / f"{k}.png")
     row = {"method": method, "survives": left["mean"]}
@@ -205,7 +214,7 @@ def extraction(job, folder):
     else:
         run = run_of(job["subject"], job["method"], job["seed"])
         base, row = load_run(run, load_base()), {"file_bytes": weight_bytes(run)}
-    found = evaluate(base, data, judge(), bench_prompts(data.subject)[:9], (1000, 1001))
+    found = evaluate(base, data, judge(), EvaluationPlan(bench_prompts(data.subject)[:9]))
     return row | {
         key: found[key] for key in ("dino", "dino_train", "clip_i", "clip_t", "memorising")
     }

@@ -355,10 +355,10 @@ def compare(
     python -m lib compare runs/course/lora runs/course/dreambooth
     """
     from lib.evaluation.comparison import compare as compare_runs
-    from lib.evaluation.comparison_table import caption, table, verdict
+    from lib.evaluation.comparison_table import table, verdict
 
     outcome = compare_runs(runs, progress=print)
-    print(table(outcome), caption(outcome), verdict(outcome), sep="\n\n")
+    print(table(outcome), verdict(outcome), sep="\n\n")
 
 
 @app.command("to-kohya")

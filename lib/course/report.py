@@ -4,10 +4,11 @@ that needs nothing beside it.
 
 import html
 import re
-from types import SimpleNamespace
+from typing import Any
 
 from lib.config.names import CONTESTANT_NAMES
 from lib.evaluation import comparison_table as tables
+from lib.plots.figure import Table
 
 PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"
@@ -27,12 +28,10 @@ main {{max-width: 60rem; margin: auto}} body {{font-size: 16px; padding: 1rem}} 
 {{% block data_jpg scoped %}}{PICTURE.replace("KIND", "jpeg")}{{% endblock %}}"""
 
 
-def table(summary, form="text"):
-    """The comparison in `summary` (what `tables.write_summary` wrote) as a "text", "markdown" or
-    "html" table.
-    """
+def table(summary: dict[str, Any]) -> Table:
+    """The comparison in `summary` (what `tables.write_summary` wrote) as a table."""
     rows = {name: values for name, values in summary.items() if name in CONTESTANT_NAMES}
-    return tables.table(SimpleNamespace(rows=rows, about=summary["about"]), form)
+    return tables.table(tables.Comparison(rows, summary["about"]))
 
 
 def key_picture(notebooks):
@@ -85,7 +84,7 @@ def report(notebooks, summary, title, foot=""):
             cells.append(cell)
     top = [
         f"# {title}",
-        table(summary, "html"),
+        table(summary)._repr_html_(),
         html.escape(summary.get("verdict", "")),
         html.escape(foot),
     ]

@@ -246,7 +246,7 @@ def run_course(settings: dict[str, str | None], output: str | Path) -> None:
     }
     summary = course(settings, output)
     print(
-        "\n" + table(summary),
+        f"\n{table(summary)}",
         summary.get("verdict", ""),
         closing(summary),
         f"Report: {Path(output) / 'report.html'}",

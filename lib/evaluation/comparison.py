@@ -1,61 +1,59 @@
 """Read run folders and put the methods side by side: one table, one summary, one cautious sentence.
-Trains nothing.
 
-Every row is made from the same prompts and seeds; the base model is the floor and the real photos
-are the ceiling of fidelity.
+Trains nothing. Every row is made from the same prompts and seeds; the base model is the floor and
+the real photos are the ceiling of fidelity.
 
-    python -m lib compare runs/course/lora runs/course/dreambooth       # prints the table and the verdict
+    outcome = compare(["runs/course/lora", "runs/course/dreambooth"])
+    print(table(outcome), verdict(outcome), sep="\n\n")          # lib.evaluation.comparison_table
 """
 
 import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from lib.config.names import CONTESTANT_NAMES
-from lib.evaluation.fidelity import protocol
+from lib.convert.adapter import Adapter, read_adapter
+from lib.convert.composition import load_adapters
+from lib.dataset.captions import Subject
+from lib.dataset.captions import prompts as prompt_of
+from lib.dataset.imagefolder import Dataset, load_dataset
+from lib.evaluation.comparison_table import Comparison, Run
+from lib.evaluation.curve import FILE, costs_along, read_curve
+from lib.evaluation.drift import Predictions, prediction_cache, prediction_drift
+from lib.evaluation.fidelity import (
+    EvaluationPlan,
+    Masks,
+    Row,
+    evaluate,
+    prior_similarity,
+    protocol,
+    real_row,
+)
+from lib.evaluation.judge import Judge, load_judge
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
+from lib.files.whole_writes import size_of
+from lib.models.base import Base, load_base
+from lib.models.base_weights import open_base_weights
+from lib.models.compatibility import check_compatible
+from lib.step.run_weights import load_run
 
 WEIGHTS = {"lora": "adapter.safetensors", "dreambooth": "unet/diffusion_pytorch_model.safetensors"}
 
-
 MEASURED = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run as read from its folder; `metrics` and `settings` are its JSON files,
-    `weights` the file that ships.
-    """
-
-    folder: Path
-    method: str
-    settings: dict
-    metrics: dict
-    weights: Path
+# The first seed of the class pictures, apart from those of samples, curves and evaluations.
+CLASS_SEEDS = 2000
 
 
-@dataclass
-class Comparison:
-    """`rows`: name -> {column: number or None}; `images` and `scores`: name -> a PIL picture and
-    its scores for each of `asked`.
-
-    `asked` holds (prompt, seed), the same for every row but the real photos'; `about` says what was
-    compared, and by which judge.
-    """
-
-    rows: dict
-    about: dict
-    images: dict = field(default_factory=dict)
-    scores: dict = field(default_factory=dict)
-    asked: list = field(default_factory=list)
-    runs: list = field(default_factory=list)
-
-
-def read_run(folder):
+def read_run(folder: str | Path) -> Run:
     """The `Run` in `folder`; raises BadInput, with the file and the remedy, if it is missing,
     incomplete or damaged.
     """
@@ -95,14 +93,11 @@ def read_run(folder):
     return Run(folder, method, settings, metrics, weights)
 
 
-def _check_weights(path):
-    from safetensors import SafetensorError, safe_open
-
+def _check_weights(path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
-            bad = next(
-                (key for key in file.keys() if not file.get_tensor(key).isfinite().all()), None
-            )  # noqa: SIM118
+            names = list(file.keys())
+            bad = next((key for key in names if not file.get_tensor(key).isfinite().all()), None)
     except FileNotFoundError as error:
         raise BadInput(
             f"The weights {path} are missing: the training did not finish, or the file was moved; "
@@ -119,12 +114,10 @@ def _check_weights(path):
         )
 
 
-def same_ground(runs):
+def same_ground(runs: Sequence[Run]) -> Dataset:
     """The data set that all runs share; raises BadInput if they were trained on different data or
     base models, or it was changed since.
     """
-    from lib.dataset.imagefolder import load_dataset
-
     data = [load_dataset(run.settings["data"]) for run in runs]
     records = [(dataset.root / "dataset.json").read_bytes() for dataset in data]
     for run, record in zip(runs, records):
@@ -146,7 +139,7 @@ def same_ground(runs):
     return data[0]
 
 
-def unlike(runs):
+def unlike(runs: Sequence[Run]) -> list[str]:
     """Settings that differ although the comparison wants them equal, as a list of texts such as
     "steps (300, 400)".
     """
@@ -166,7 +159,7 @@ def unlike(runs):
     return [f"{key} ({', '.join(v)})" for key, v in values.items() if len(set(v)) > 1]
 
 
-def choose_judge(name="", base="pocket"):
+def choose_judge(name: str | None = "", base: str = "pocket") -> Judge:
     """The `Judge` called `name`; without a name the pocket judge for the pocket base, and DINO with
     CLIP for any other.
 
@@ -174,8 +167,6 @@ def choose_judge(name="", base="pocket"):
     the pocket judge scores meanwhile: its figures name it, and stand in no column with another
     judge's.
     """
-    from lib.evaluation.judge import load_judge
-
     try:
         return load_judge(name or ("pocket" if base == "pocket" else "real"))
     except BadInput as error:
@@ -188,164 +179,231 @@ def choose_judge(name="", base="pocket"):
         return load_judge("pocket")
 
 
-def compare(
-    folders,
-    judge=None,
-    prompts=None,
-    seeds=(1000, 1001),
-    class_pictures=8,
-    steps=25,
-    guidance=4.0,
-    progress=None,
-    masks=None,
-    other=None,
-):
-    """Evaluate the base model, the real photos and every run in `folders` on the same prompts and
-    seeds; a `Comparison`.
+@dataclass(frozen=True)
+class _Contestant:
+    """A row of the table before it is scored: its name there, and a base model with its weights in.
 
-    `judge` is a `Judge`, or the name of one for `choose_judge`; `prompts` are those of `protocol`
-    unless given. `progress` is called with one line of text before each part. `class_pictures` 0
-    leaves PRES and drift out. `masks`: a folder with a mask for every photo that is scored against,
-    named as in the data set (test/000.png), for scores of the subject alone beside those of the
-    whole picture (see `lib.evaluation.fidelity.evaluate`). `other`: a LoRA from elsewhere, such as
-    Kohya's trainer (a file or folder as of `read_adapter`), that becomes a row of its own,
-    "kohya_lora", without costs of training. Raises BadInput as `read_run`, `same_ground`,
-    `read_adapter`, `check_compatible`, `evaluate` and `read_curve` do.
+    run: the run that it comes from, None for the base model and for a LoRA from elsewhere.
     """
-    from lib.convert.adapter import read_adapter
-    from lib.convert.composition import load_adapters
-    from lib.dataset.captions import prompts as wording
-    from lib.evaluation.curve import FILE, costs_along, read_curve
-    from lib.evaluation.drift import prediction_cache, prediction_drift
-    from lib.evaluation.fidelity import evaluate, prior_similarity, real_row
-    from lib.files.whole_writes import size_of
-    from lib.models.base import load_base
-    from lib.models.base_weights import open_base_weights
-    from lib.models.compatibility import check_compatible
-    from lib.step.run_weights import load_run
 
-    runs, say = [read_run(folder) for folder in folders], progress or (lambda line: None)
-    if not runs or len({r.method for r in runs}) < len(runs):
+    key: str
+    base: Base
+    run: Run | None = None
+
+
+@dataclass
+class _Scorer:
+    """Scores every contestant in the same way.
+
+    plan: with prompts. predictions: the untouched base's on class pictures, None without any.
+    """
+
+    dataset: Dataset
+    judge: Judge
+    plan: EvaluationPlan
+    masks: Masks | None
+    predictions: Predictions | None
+
+    def row(self, base: Base) -> Row:
+        """`evaluate`'s dict, with PRES and drift where the plan has class pictures."""
+        row = evaluate(base.cast_for_sampling(), self.dataset, self.judge, self.plan, self.masks)
+        if self.predictions is None:
+            return row
+        seeds = range(CLASS_SEEDS, CLASS_SEEDS + self.plan.class_pictures)
+        prompt = prompt_of(self.dataset.subject, with_identifier=False)
+        pres = prior_similarity(base, self.dataset, self.judge, prompt, seeds, **self.plan.sampling)
+        return row | {"pres": pres, "drift": prediction_drift(base, self.predictions)["mean"]}
+
+
+def compare(
+    folders: Sequence[str | Path],
+    judge: Judge | str | None = None,
+    plan: EvaluationPlan = EvaluationPlan(),
+    masks: str | Path | None = None,
+    other: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Evaluate the base model, the real photos and every run on the same prompts and seeds.
+
+    folders: run folders, one of each method.
+    judge: a `Judge`, or the name of one for `choose_judge`.
+    plan: without prompts those of `protocol`.
+    masks: a folder with a mask for every photo that is scored against, named as in the data set
+    (test/000.png), for scores of the subject alone beside those of the whole picture (see
+    `lib.evaluation.fidelity.evaluate`).
+    other: a LoRA from elsewhere, such as Kohya's trainer (a file or folder as of `read_adapter`),
+    that becomes a row of its own, "kohya_lora", without costs of training.
+    progress: called with one line of text before each part.
+
+    Raises BadInput as `read_run`, `same_ground`, `read_adapter`, `check_compatible`, `evaluate` and
+    `read_curve` do.
+    """
+    say = progress or (lambda line: None)
+    runs = _one_of_each_method(folders)
+    dataset = same_ground(runs)
+    adapter = _read_other(other, runs[0].settings["base"]) if other else None
+    if judge is None or isinstance(judge, str):
+        judge = choose_judge(judge, runs[0].settings["base"])
+    mask_files = _mask_files(masks) if masks else None
+    result, scorer, reference = Comparison({}, {}, runs=runs), None, ""
+    for contestant in _contestants(runs, adapter, dataset.subject, say):
+        if scorer is None:  # the first is the base model, untouched
+            scorer = _scorer(contestant.base, dataset, judge, plan, mask_files)
+        pairs, seeds = scorer.plan.prompts or (), scorer.plan.seeds
+        count = f"{len(pairs) * len(seeds)} pictures of {len(pairs)} prompts"
+        say(f"{CONTESTANT_NAMES[contestant.key]}: {count}")
+        row = scorer.row(contestant.base)
+        result.images[contestant.key] = row.pop("images")
+        result.scores[contestant.key] = row.pop("pictures")
+        reference = row.pop("reference")
+        if contestant.run:
+            ceiling = result.rows["real_photos"]["dino"]
+            row |= _costs(contestant.run, judge, ceiling, say)
+        elif contestant.key == "kohya_lora" and other:
+            row["file_bytes"] = size_of(Path(other).expanduser())
+        result.rows[contestant.key] = row
+        if contestant.key == "base_model":
+            result.rows["real_photos"] = real_row(judge, dataset, mask_files)
+            plan = scorer.plan
+    result.asked = [(s["asked"], s["seed"]) for s in result.scores["base_model"]]
+    add_shares(result.rows)
+    result.about = _about(runs, dataset, judge, plan, reference)
+    return result
+
+
+def _one_of_each_method(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in the folders; raises BadInput for two of one method, or none."""
+    runs = [read_run(folder) for folder in folders]
+    if not runs or len({run.method for run in runs}) < len(runs):
         raise BadInput(
             "The comparison takes one run folder for each method: give one of LoRA, one of"
             " DreamBooth."
         )
-    dataset = same_ground(runs)
-    if other:
-        target = open_base_weights(runs[0].settings["base"])
-        check_compatible(adapter := read_adapter(other, target.layers), target)
-    if judge is None or isinstance(judge, str):
-        judge = choose_judge(judge, runs[0].settings["base"])
-    name, class_prompt = runs[0].settings["base"], wording(dataset.subject, with_identifier=False)
-    result, sampling = Comparison({}, {}, runs=runs), {"steps": steps, "guidance": guidance}
-    masks = masks and {
-        path.relative_to(masks).as_posix(): path for path in Path(masks).rglob("*.png")
-    }
-    if masks == {}:
+    return runs
+
+
+def _read_other(other: str | Path, base: str) -> Adapter:
+    """The LoRA from elsewhere; raises BadInput where it does not fit the base model."""
+    target = open_base_weights(base)
+    adapter = read_adapter(other, target.layers)
+    check_compatible(adapter, target)
+    return adapter
+
+
+def _mask_files(folder: str | Path) -> dict[str, Path]:
+    """The masks in a folder by their names in it; raises BadInput without any."""
+    masks = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*.png")}
+    if not masks:
         raise BadInput(
             "The folder of masks holds no .png file: give one for each photo that is scored"
             " against, such as test/000.png."
         )
-    for key, run in [
-        ("base_model", None),
-        *((r.method, r) for r in runs),
-        *[("kohya_lora", None)] * bool(other),
-    ]:
-        base = load_base(name)  # afresh each time, so that nothing of one run can stay in the next
-        base.side = runs[0].settings.get("resolution", 0)
-        if run:
-            base = load_run(run.folder, base)
-        elif key == "kohya_lora":
-            load_adapters(base, {key: adapter})
-            say(_words(adapter, dataset.subject))
-        else:
-            prompts = prompts or protocol(dataset.subject, base)
-            kept = class_pictures and prediction_cache(
-                base, [class_prompt] * class_pictures, **sampling
-            )
+    return masks
+
+
+def _contestants(
+    runs: list[Run], adapter: Adapter | None, subject: Subject, say: Callable[[str], None]
+) -> Iterator[_Contestant]:
+    """The base model, each run, and the LoRA from elsewhere, one after another.
+
+    Each is loaded afresh, so that nothing of one can stay in the next, and only when the one before
+    has been scored.
+    """
+    settings = runs[0].settings
+
+    def load() -> Base:
+        base = load_base(settings["base"])
+        base.side = settings.get("resolution", 0)
+        return base
+
+    yield _Contestant("base_model", load())
+    for run in runs:
+        yield _Contestant(run.method, load_run(run.folder, load()), run)
+    if adapter is not None:
+        base = load()
+        load_adapters(base, {"kohya_lora": adapter})
+        say(_words(adapter, subject))
+        yield _Contestant("kohya_lora", base)
+
+
+def _scorer(
+    base: Base, dataset: Dataset, judge: Judge, plan: EvaluationPlan, masks: Masks | None
+) -> _Scorer:
+    """The scorer of all contestants; `base` is untouched, and its predictions are what drift is
+    measured from.
+    """
+    if not plan.prompts:
+        plan = plan.asking(protocol(dataset.subject, base))
+    predictions = None
+    if plan.class_pictures:
+        texts = [prompt_of(dataset.subject, with_identifier=False)] * plan.class_pictures
+        predictions = prediction_cache(base, texts, **plan.sampling)
+    return _Scorer(dataset, judge, plan, masks, predictions)
+
+
+def _costs(run: Run, judge: Judge, ceiling: float, say: Callable[[str], None]) -> Row:
+    """What a run cost: its metrics, and read off its curve the seconds to its best step and to half
+    of the way to `ceiling`, the real photos' dino.
+    """
+    costs = {key: run.metrics[key] for key in MEASURED}
+    if not (run.folder / FILE).is_file():
+        return costs
+    curve = read_curve(run.folder)
+    if curve.get("dino") != judge.describe()["dino"]:
         say(
-            f"{CONTESTANT_NAMES[key]}: {len(prompts) * len(seeds)} pictures of {len(prompts)} prompts"
+            f"{CONTESTANT_NAMES[run.method]}: another encoder measured its curve, so neither its"
+            " best step nor half of the way is read off it"
         )
-        row = evaluate(
-            base.cast_for_sampling(), dataset, judge, prompts, seeds, **sampling, masks=masks
-        )
-        result.images[key], result.scores[key], reference = (
-            row.pop("images"),
-            row.pop("pictures"),
-            row.pop("reference"),
-        )
-        result.asked = [(s["asked"], s["seed"]) for s in result.scores[key]]
-        if class_pictures:
-            row |= {
-                "pres": prior_similarity(
-                    base,
-                    dataset,
-                    judge,
-                    class_prompt,
-                    range(2000, 2000 + class_pictures),
-                    **sampling,
-                ),
-                "drift": prediction_drift(base, kept)["mean"],
-            }
-        if run:
-            row |= {k: run.metrics[k] for k in MEASURED}
-            if (run.folder / FILE).is_file():
-                curve = read_curve(run.folder)
-                if curve.get("dino") == judge.describe()["dino"]:
-                    row |= costs_along(curve["points"], result.rows["real_photos"]["dino"])
-                else:
-                    say(
-                        f"{CONTESTANT_NAMES[key]}: another encoder measured its curve, so neither its best"
-                        " step nor half of the way is read off it"
-                    )
-        elif key == "kohya_lora":
-            row["file_bytes"] = size_of(Path(other).expanduser())
-        result.rows[key] = row
-        if key == "base_model":
-            result.rows["real_photos"] = real_row(judge, dataset, masks)
-    add_shares(result.rows)
+        return costs
+    return costs | costs_along(curve["points"], ceiling)
+
+
+def _about(
+    runs: list[Run], dataset: Dataset, judge: Judge, plan: EvaluationPlan, reference: str
+) -> dict[str, Any]:
+    """What was compared, on which subject, by which judge, with which prompts and seeds."""
     subject = dataset.subject
-    result.about = {
+    return {
         "class_noun": subject.class_noun,
         "identifier": subject.identifier,
         "kind": subject.kind,
-        "base": name,
+        "base": runs[0].settings["base"],
         "reference": reference,
         "photos": {"train": len(dataset.train), "held_out": len(dataset.test)},
         **judge.describe(),
-        "prompts": [p for p, _ in prompts],
-        "seeds": list(seeds),
-        **sampling,
+        "prompts": [asked for asked, _ in plan.prompts or ()],
+        "seeds": list(plan.seeds),
+        **plan.sampling,
         "unlike": unlike(runs),
     }
-    return result
 
 
-def _words(adapter, subject):
+def _words(adapter: Adapter, subject: Subject) -> str:
     """A line on the words that a LoRA from elsewhere was trained with, by its header, beside those
     that it is asked with.
     """
-    folders = re.findall(
-        r'"\d+_([^"]+)":', adapter.metadata.get("ss_dataset_dirs", "")
-    )  # Kohya's: {"10_zwx robot": ...}
+    # Kohya's: {"10_zwx robot": ...}
+    folders = re.findall(r'"\d+_([^"]+)":', adapter.metadata.get("ss_dataset_dirs", ""))
     words = adapter.metadata.get("modelspec.trigger_phrase") or ", ".join(folders)
-    said = (
+    trained = (
         f"trained with '{words}', says its header"
         if words
         else "its header does not say with which words it was trained"
     )
-    return f"{adapter.source}: {said}; it is asked for '{subject.identifier} {subject.class_noun}'"
+    return (
+        f"{adapter.source}: {trained}; it is asked for '{subject.identifier} {subject.class_noun}'"
+    )
 
 
-def add_shares(rows):
+def add_shares(rows: dict[str, Row]) -> None:
     """Add `dino_share` and `clip_i_share`, 0 at the base model and 1 at the real photos (None
-    without room); make `pres` relative.
+    where these score no higher), and make `pres` relative to the base model's.
     """
     floor, ceiling = rows["base_model"], rows["real_photos"]
     prior = floor.get("pres")
     for row in rows.values():
         for key in ("dino", "clip_i"):
-            room = ceiling[key] - floor[key]
-            row[f"{key}_share"] = (row[key] - floor[key]) / room if room > 0 else None
+            distance = ceiling[key] - floor[key]
+            row[f"{key}_share"] = (row[key] - floor[key]) / distance if distance > 0 else None
         if prior is not None and row.get("pres") is not None:
             row["pres"] -= prior

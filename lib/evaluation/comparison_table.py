@@ -1,115 +1,172 @@
-"""The comparison as a table, a sentence and a file. Says what was measured, and no more.
+"""A comparison as a record, a table, a sentence and a file. Says what was measured, and no more.
 
-`comparison` is everywhere the `Comparison` that `lib.evaluation.comparison.compare` returns.
+`lib.evaluation.comparison.compare` makes it; here it is shown without torch.
 """
 
-import html
 import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from lib.config.names import CONTESTANT_NAMES
+from PIL import Image
+
+from lib.config.names import CONTESTANT_NAMES, METHOD_NAMES
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
+from lib.plots.figure import Table
 
 CERTIFICATE = ROOT / "data" / "judge" / "identity" / "certificate.json"
 
+Row = dict[str, Any]
 
-# column: heading, how to print it, what it means; the order is the table's
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as read from its folder.
+
+    settings, metrics: what its JSON files hold. weights: the file that ships.
+    """
+
+    folder: Path
+    method: str
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    weights: Path
+
+
+@dataclass
+class Comparison:
+    """What every contestant scored.
+
+    rows: name -> {column: number or None}.
+    about: what was compared, and by which judge.
+    images, scores: name -> a PIL picture and its scores for each of `asked`.
+    asked: (prompt, seed), the same for every row but the real photos'.
+    """
+
+    rows: dict[str, Row]
+    about: dict[str, Any]
+    images: dict[str, list[Image.Image]] = field(default_factory=dict)
+    scores: dict[str, list[Row]] = field(default_factory=dict)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+
+class Column(NamedTuple):
+    """A column of the table: its heading, the format of its cells, and what it means.
+
+    per: what a value is divided by before it is printed.
+    """
+
+    heading: str
+    form: str
+    meaning: str
+    per: int = 1
+
+    def cell(self, value: float | None) -> str:
+        """A value as text; a dash where there is nothing to measure."""
+        return "-" if value is None else self.form.format(value / self.per)
+
+
+# The order is the table's.
 COLUMNS = {
-    "seconds_per_step": ("s/step", "{:.3f}", "seconds for one training step, median of the run"),
-    "train_seconds": (
+    "seconds_per_step": Column(
+        "s/step",
+        "{:.3f}",
+        "seconds for one training step, median of the run",
+    ),
+    "train_seconds": Column(
         "training s",
         "{:.0f}",
         "seconds of training, sampling and evaluation left out",
     ),
-    "peak_bytes": (
+    "peak_bytes": Column(
         "peak MiB",
-        lambda v: f"{v / 2**20:.0f}",
+        "{:.0f}",
         "bytes at the peak of training (the table: MiB)",
+        2**20,
     ),
-    "file_bytes": (
+    "file_bytes": Column(
         "file MiB",
-        lambda v: f"{v / 2**20:.2f}",
+        "{:.2f}",
         "bytes on disk of the weights as shipped (the table: MiB)",
+        2**20,
     ),
-    "dino": (
+    "dino": Column(
         "DINO",
         "{:.3f}",
-        (
-            "mean cosine of the judge's identity encoder, pictures x reference photos; higher is"
-            " more alike, 1 at most"
-        ),
+        "mean cosine of the judge's identity encoder, pictures x reference photos; higher is"
+        " more alike, 1 at most",
     ),
-    "dino_share": (
+    "dino_share": Column(
         "of ceiling",
         "{:.0%}",
         "share of the way from the base model's dino (0) to the real photos' (1)",
     ),
-    "clip_i": ("CLIP-I", "{:.3f}", "mean cosine of the judge's CLIP, pictures x reference photos"),
-    "dino_subject": (
+    "clip_i": Column(
+        "CLIP-I",
+        "{:.3f}",
+        "mean cosine of the judge's CLIP, pictures x reference photos",
+    ),
+    "dino_subject": Column(
         "DINO, subject",
         "{:.3f}",
         "dino against the photos' subjects alone, on grey; for comparing methods, not with dino",
     ),
-    "clip_i_subject": (
+    "clip_i_subject": Column(
         "CLIP-I, subject",
         "{:.3f}",
         "clip_i against the photos' subjects alone, on grey",
     ),
-    "clip_t": (
+    "clip_t": Column(
         "CLIP-T",
         "{:.3f}",
         "mean plain cosine of picture and prompt (class noun only) in the judge's CLIP",
     ),
-    "pres": (
+    "pres": Column(
         "PRES - base",
         "{:+.3f}",
-        (
-            "dino of class pictures against the subject minus the base model's; 0 is an untouched"
-            " prior"
-        ),
+        "dino of class pictures against the subject minus the base model's; 0 is an untouched"
+        " prior",
     ),
-    "memorising": (
+    "memorising": Column(
         "train - held-out",
         "{:+.3f}",
         "dino against training photos minus dino against held-out photos",
     ),
-    "nearest": (
+    "nearest": Column(
         "nearest",
         "{:+.3f}",
-        (
-            "largest cosine to any training photo, minus what held-out photos have; above 0 is"
-            " nearer than true"
-        ),
+        "largest cosine to any training photo, minus what held-out photos have; above 0 is"
+        " nearer than true",
     ),
-    "drift": (
+    "drift": Column(
         "drift",
         "{:.3f}",
-        (
-            "change of what is predicted for class pictures, a share of its mean square; 0 is an"
-            " untouched class"
-        ),
+        "change of what is predicted for class pictures, a share of its mean square; 0 is an"
+        " untouched class",
     ),
-    "consistency": (
+    "consistency": Column(
         "over seeds",
         "{:.3f}",
         "standard deviation of dino between pictures of one prompt; smaller is more consistent",
     ),
-    "seconds_to_half": (
+    "seconds_to_half": Column(
         "s to half",
         "{:.0f}",
         "seconds of training to half of the way from the base model's dino to the real photos'",
     ),
-    "seconds_to_best": (
+    "seconds_to_best": Column(
         "s to best",
         "{:.0f}",
         "seconds of training to the step with the highest dino of the curve",
     ),
-    "diversity": (
+    "diversity": Column(
         "diversity",
         "{:.3f}",
         "mean 1 - CLIP cosine between pictures of one prompt (a stand-in for LPIPS)",
     ),
-    "lpips": (
+    "lpips": Column(
         "LPIPS",
         "{:.3f}",
         "mean LPIPS between pictures of one prompt, where it can be had; higher is more diverse",
@@ -117,7 +174,7 @@ COLUMNS = {
 }
 
 
-def certificate_rows(path=CERTIFICATE):
+def certificate_rows(path: Path = CERTIFICATE) -> list[list[Any]]:
     """The pocket judge's certificate as rows: test, measured, wanted, what published encoders
     manage (NearID, arXiv 2604.01973).
     """
@@ -152,86 +209,46 @@ def certificate_rows(path=CERTIFICATE):
     ]
 
 
-def cells(comparison):
-    """The table as (headings, rows of texts); a dash where there is nothing to measure."""
-    columns = [
-        c for c in COLUMNS if any(row.get(c) is not None for row in comparison.rows.values())
+def table(comparison: Comparison) -> Table:
+    """The comparison as a table of texts, without the columns that nothing was measured for."""
+    rows = comparison.rows
+    measured = {
+        name: column
+        for name, column in COLUMNS.items()
+        if any(row.get(name) is not None for row in rows.values())
+    }
+    cells = [
+        [CONTESTANT_NAMES[key], *(column.cell(row.get(name)) for name, column in measured.items())]
+        for key, row in rows.items()
     ]
-
-    def text(column, value):
-        form = COLUMNS[column][1]
-        return "-" if value is None else form(value) if callable(form) else form.format(value)
-
-    rows = [
-        [CONTESTANT_NAMES[name]] + [text(c, row.get(c)) for c in columns]
-        for name, row in comparison.rows.items()
-    ]
-    return ["", *(COLUMNS[c][0] for c in columns)], rows
-
-
-def table(comparison, form="text"):
-    """The comparison as a "text", "markdown" or "html" table."""
-    head, rows = cells(comparison)
-    if form == "markdown":
-        return "\n".join(
-            "| " + " | ".join(line) + " |"
-            for line in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-        )
-    if form == "html":
-        top = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
-        body = "".join(
-            f'<tr><th scope="row">{html.escape(name)}</th>'
-            + "".join(f"<td>{html.escape(c)}</td>" for c in rest)
-            + "</tr>"
-            for name, *rest in rows
-        )
-        return f"<table><caption>{html.escape(caption(comparison))}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:])])
-        for line in [head, *rows]
+    return Table(
+        cells, ["", *(column.heading for column in measured.values())], caption(comparison)
     )
 
 
-def caption(comparison):
+def caption(comparison: Comparison) -> str:
     """What the scores are, in one line: reference, prompts, seeds, encoders."""
-    a = comparison.about
+    about = comparison.about
     return (
-        f"Fidelity against {a['reference']}; {len(a['prompts'])} prompts x {len(a['seeds'])} seeds;"
-        f" DINO by {a['dino']['encoder']} ({a['dino']['resize']}), CLIP by {a['clip']['encoder']}"
-        f" ({a['clip']['resize']})"
+        f"Fidelity against {about['reference']};"
+        f" {len(about['prompts'])} prompts x {len(about['seeds'])} seeds;"
+        f" DINO by {about['dino']['encoder']} ({about['dino']['resize']}),"
+        f" CLIP by {about['clip']['encoder']} ({about['clip']['resize']})"
     )
 
 
-def verdict(comparison):
+def verdict(comparison: Comparison) -> str:
     """What was measured, in plain words, and why it decides nothing in general: one subject and one
     training seed have no interval.
     """
-    rows, found = comparison.rows, []
-    if "lora" in rows and "dreambooth" in rows:
-        lora, full = rows["lora"], rows["dreambooth"]
-        for key, words, digits in (
-            ("seconds_per_step", "{:.3f} s a step against {:.3f}", 1),
-            ("peak_bytes", "a peak of {:.0f} MiB against {:.0f}", 2**20),
-            ("file_bytes", "a file of {:.2f} MiB against {:.2f}", 2**20),
-            ("dino", "DINO {:.3f} against {:.3f}", 1),
-            ("clip_t", "CLIP-T {:.3f} against {:.3f}", 1),
-        ):
-            found.append(words.format(lora[key] / digits, full[key] / digits))
-        found = [
-            "LoRA took " + found[0],
-            *found[1:],
-            (
-                f"with the base model at DINO {rows['base_model']['dino']:.3f} "
-                f"and real photos at {rows['real_photos']['dino']:.3f}"
-            ),
-        ]
+    rows, text = comparison.rows, ""
+    if all(method in rows for method in METHOD_NAMES):
+        text = f"Measured in this run, LoRA first: {', '.join(_measured(rows))}. "
     weak = [
-        CONTESTANT_NAMES[m]
-        for m in ("lora", "dreambooth")
-        if m in rows and rows[m]["dino"] <= rows["base_model"]["dino"]
+        name
+        for method, name in METHOD_NAMES.items()
+        if method in rows and rows[method]["dino"] <= rows["base_model"]["dino"]
     ]
-    text = f"Measured in this run, LoRA first: {', '.join(found)}. " if found else ""
     if weak:
         text += (
             f"{' and '.join(weak)} did not come closer to the subject than the untouched base"
@@ -246,11 +263,28 @@ def verdict(comparison):
     )
 
 
-def write_summary(path, comparison):
+def _measured(rows: dict[str, Row]) -> list[str]:
+    """Both methods' costs and scores, one text each, LoRA first."""
+    lora, full = rows["lora"], rows["dreambooth"]
+    texts = [
+        words.format(lora[key] / per, full[key] / per)
+        for key, words, per in (
+            ("seconds_per_step", "LoRA took {:.3f} s a step against {:.3f}", 1),
+            ("peak_bytes", "a peak of {:.0f} MiB against {:.0f}", 2**20),
+            ("file_bytes", "a file of {:.2f} MiB against {:.2f}", 2**20),
+            ("dino", "DINO {:.3f} against {:.3f}", 1),
+            ("clip_t", "CLIP-T {:.3f} against {:.3f}", 1),
+        )
+    ]
+    floor, ceiling = rows["base_model"]["dino"], rows["real_photos"]["dino"]
+    return [*texts, f"with the base model at DINO {floor:.3f} and real photos at {ceiling:.3f}"]
+
+
+def write_summary(path: str | Path, comparison: Comparison) -> dict[str, Any]:
     """Write `summary.json` (rows by name, units beside them, versions, device, verdict) whole or
     not at all; returns the dict.
     """
-    from lib.models.devices import versions
+    from lib.models.devices import versions  # brings in torch
 
     trained = {
         r.method: (
@@ -262,7 +296,7 @@ def write_summary(path, comparison):
     devices = sorted({str(r.metrics.get("device")) for r in comparison.runs})
     summary = {
         **comparison.rows,
-        "units": {key: meaning for key, (_, _, meaning) in COLUMNS.items()},
+        "units": {key: column.meaning for key, column in COLUMNS.items()},
         "about": comparison.about,
         "trained": trained,
         "versions": versions(),

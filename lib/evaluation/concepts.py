@@ -1,25 +1,33 @@
 """What survives of each concept when several share one model: its likeness to its own held-out
 photos, as a share.
 
-    likeness(base, [robot, jacket, light], judge)        # {"robot": 0.71, ...}, every concept asked for by itself
-    survives(score, floor, alone)                        # 0: as the base model, 1: as with the concept alone
+    likeness(base, [robot, jacket, light], judge)   # {"robot": 0.71, ...}, each asked for by itself
+    survives(score, floor, alone)                   # 0: as the base model, 1: as when it is alone
 
 The share is what is left between the base model's score (the floor) and that of the concept alone,
 all from the same prompts and seeds.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lib.convert.composition import check_name
 from lib.dataset.captions import prompts
 from lib.dataset.imagefolder import Dataset
 from lib.dataset.preparation import prepare
-from lib.evaluation.fidelity import course_prompts, similarity
+from lib.evaluation.fidelity import protocol, similarity
+from lib.evaluation.judge import Judge
 from lib.evaluation.results import CLEAR
 from lib.files.paths import ROOT
+from lib.models.base import Base
+
+# Kinds of subject that say how a picture looks, not what is in it.
+MANNERS = ("style", "lighting", "pose")
 
 
 @dataclass(frozen=True)
@@ -33,73 +41,75 @@ class Concept:
     dataset: Dataset
 
     @property
-    def words(self):
+    def is_manner(self) -> bool:
+        """Whether it says how a picture looks, not what is in it."""
+        return self.dataset.subject.kind in MANNERS
+
+    @property
+    def words(self) -> str:
         """How a prompt that asks for several concepts names this one, such as "zwx robot" or "in
         vqx light".
         """
         subject = self.dataset.subject
-        return (
-            prompts(subject).removeprefix(f"a {subject.class_noun} ")
-            if subject.kind in ("style", "lighting", "pose")
-            else (f"{subject.identifier} {subject.class_noun}")
-        )
+        if self.is_manner:
+            return prompts(subject).removeprefix(f"a {subject.class_noun} ")
+        return f"{subject.identifier} {subject.class_noun}"
 
 
-def example(kind, source, folder, resolution=64):
+def example(kind: str, source: str | Path, folder: str | Path, resolution: int = 64) -> Concept:
     """The `Concept` of an example subject of data/subjects, its photos prepared in `folder`."""
-
     check_name(kind)
-    return Concept(
-        kind,
-        str(source),
-        prepare(ROOT / "data" / "subjects" / kind, Path(folder) / kind, resolution=resolution),
-    )
+    photos = ROOT / "data" / "subjects" / kind
+    dataset = prepare(photos, Path(folder) / kind, resolution=resolution)
+    return Concept(kind, str(source), dataset)
 
 
-def together(concepts, place=""):
-    """One prompt that asks for all of them: "a zwx robot in a kwz jacket in the snow in vqx light"."""
-    things = [
-        c.words for c in concepts if c.dataset.subject.kind not in ("style", "lighting", "pose")
-    ]
-    manners = [c.words for c in concepts if c.dataset.subject.kind in ("style", "lighting", "pose")]
+def together(concepts: Sequence[Concept], place: str = "") -> str:
+    """One prompt that asks for all: "a zwx robot in a kwz jacket in the snow in vqx light"."""
+    things = [concept.words for concept in concepts if not concept.is_manner]
+    manners = [concept.words for concept in concepts if concept.is_manner]
     return " ".join(["a " + " in a ".join(things or ["picture"]), *filter(None, [place]), *manners])
 
 
-def asked(concept, base, count=4):
+def asked(concept: Concept, base: Base, count: int = 4) -> list[str]:
     """`count` prompts that ask for one concept, with its identifier."""
-    return [
-        with_identifier
-        for with_identifier, _ in course_prompts(concept.dataset.subject, base)[:count]
-    ]
+    pairs = protocol(concept.dataset.subject, base, "course")
+    return [with_identifier for with_identifier, _ in pairs[:count]]
 
 
-def likeness(base, concepts, judge, seeds=(4000,), count=4, **sampling):
-    """{name: mean DINO cosine of pictures that ask for this concept alone with its held-out
-    photos}, for what `base` holds now.
+def likeness(
+    base: Base,
+    concepts: Sequence[Concept],
+    judge: Judge,
+    seeds: Sequence[int] = (4000,),
+    count: int = 4,
+    **sampling: Any,
+) -> dict[str, float]:
+    """{name: mean DINO cosine of pictures that ask for this concept alone with its own photos}, for
+    what `base` holds now.
 
-    Every concept gets `count` prompts and all seeds. A concept's photos are its held-out ones, or
-    where there are none those trained on.
+    Every concept gets `count` prompts and all seeds. sampling: steps and guidance, as of
+    `Base.generate`.
     """
     texts = [
         (c.name, text, seed) for c in concepts for text in asked(c, base, count) for seed in seeds
     ]
     images = base.generate([t for _, t, _ in texts], [s for *_, s in texts], **sampling)
     return {
-        c.name: _against(judge, [i for i, (name, *_) in zip(images, texts) if name == c.name], c)
+        c.name: likeness_of([i for i, (name, *_) in zip(images, texts) if name == c.name], c, judge)
         for c in concepts
     }
 
 
-def likeness_together(
-    base, concepts, judge, seeds=(4000, 4001), places=("", "in the snow"), **sampling
-):
-    """The same for pictures that ask for all concepts at once: ({name: DINO}, the pictures)."""
-    texts = [(together(concepts, place), seed) for place in places for seed in seeds]
-    images = base.generate([t for t, _ in texts], [s for _, s in texts], **sampling)
-    return {c.name: _against(judge, images, c) for c in concepts}, images
+def likeness_of(images: Sequence[Image.Image], concept: Concept, judge: Judge) -> float:
+    """Mean DINO cosine of pictures with a concept's held-out photos, or with those trained on where
+    none were held out.
+    """
+    photos = [item.path for item in concept.dataset.test or concept.dataset.train]
+    return similarity(judge.identity(images), judge.identity(photos))
 
 
-def survives(score, floor, alone):
+def survives(score: float, floor: float, alone: float) -> float | None:
     """The share of a concept that is left: (score - floor) / (alone - floor); None where alone it
     is hardly better than the base.
 
@@ -109,13 +119,10 @@ def survives(score, floor, alone):
     return (score - floor) / (alone - floor) if alone - floor > CLEAR else None
 
 
-def shares(scores, floor, alone):
-    """`survives` for each concept of a dict of scores, and their "mean" over those that have one."""
+def shares(
+    scores: Mapping[str, float], floor: Mapping[str, float], alone: Mapping[str, float]
+) -> dict[str, float | None]:
+    """`survives` for each concept of a dict of scores, and their "mean" over those with a share."""
     found = {name: survives(score, floor[name], alone[name]) for name, score in scores.items()}
     known = [share for share in found.values() if share is not None]
     return found | {"mean": float(np.mean(known)) if known else None}
-
-
-def _against(judge, images, concept):
-    photos = [item.path for item in concept.dataset.test or concept.dataset.train]
-    return similarity(judge.identity(images), judge.identity(photos))

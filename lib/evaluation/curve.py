@@ -1,35 +1,39 @@
 """Curves, not end points: a watcher that measures a run while it trains, off the clock that times
 the training.
 
-base = load_base("pocket") curve = Curve(base, load_dataset(settings.data), load_judge(),
-settings.output, every=50)   # measures the untouched base: step 0 train(settings, base,
-watchers=[curve]) best(curve.points)   # or best(read_curve(run)["points"])
+    base = load_base("pocket")
+    curve = Curve(base, load_dataset(settings.data), load_judge(), settings.output)   # step 0
+    train(settings, base, watchers=[curve])
+    best(curve.points)                                     # or best(read_curve(run)["points"])
 """
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lib.dataset.captions import prompts as wording
+from PIL import Image
+
+from lib.dataset.captions import prompts as prompt_of
+from lib.dataset.imagefolder import Dataset
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.evaluation.fidelity import evaluate, evaluation_prompts, similarity
+from lib.evaluation.fidelity import EvaluationPlan, evaluate, evaluation_prompts, similarity
+from lib.evaluation.judge import Judge
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
-from lib.models.base import evaluation_mode
+from lib.models.base import Base, evaluation_mode
 from lib.training.samples import SAMPLE_PLACES
 
 FILE = "curve.json"
-
-
 HELD_OUT = "held-out photos"
 
-
-# Apart from the seeds of training's samples (0 onwards), of the final evaluation (1000 onwards) and
-# of its class pictures (2000 onwards).
-SEEDS = (500,)
-
-
+# Seeds apart from those of training's samples (0 onwards), of the final evaluation (1000 onwards)
+# and of its class pictures (2000 onwards).
+SHORT_PLAN = EvaluationPlan(seeds=(500,), steps=15, class_pictures=4)
 CLASS_SEEDS = 2500
+
+Point = dict[str, Any]
 
 
 class Curve:
@@ -37,66 +41,54 @@ class Curve:
     holds all points, whole, after each.
 
     Make it before training, with the base model that `train(settings, base, watchers=[curve])` then
-    uses up: what the untouched base scores is step 0, and its predictions are kept for drift.
-    `points` are dicts: step, seconds (of training), measuring (seconds it took), the scores of
-    `lib.evaluation.fidelity.evaluate` on `prompts` (pairs as there) x `seeds`, pres and drift
-    (relative to step 0 and the base's predictions: 0 is an unchanged class; None with
-    class_pictures=0), loss_train and loss_held_out (on fixed noise) with their lists by timestep
-    bin. `images` holds the pictures by step. Few prompts: read the points against each other, not
-    against a final evaluation.
+    uses up: what the untouched base scores is step 0, and its predictions are the cache that drift
+    is measured from.
+
+    plan: without prompts those of the places of training's samples. Few prompts: read the points
+    against each other, not against a final evaluation.
+    points: dicts of step, seconds (of training), measuring (seconds it took), the scores of
+    `lib.evaluation.fidelity.evaluate`, pres and drift (relative to step 0 and the base's
+    predictions: 0 is an unchanged class; None without class pictures), loss_train and loss_held_out
+    (on fixed noise) with their lists by timestep bin.
+    images: the pictures by step.
     """
 
     def __init__(
         self,
-        base,
-        dataset,
-        judge,
-        run,
-        every=50,
-        prompts=None,
-        seeds=SEEDS,
-        class_pictures=4,
-        steps=15,
-        guidance=4.0,
-        bins=4,
-    ):
+        base: Base,
+        dataset: Dataset,
+        judge: Judge,
+        run: str | Path,
+        every: int = 50,
+        plan: EvaluationPlan = SHORT_PLAN,
+    ) -> None:
         if every < 1:
             raise BadInput(f"The curve is to be measured every {every} steps: give 1 or more.")
-        self.base, self.dataset, self.judge, self.run, self.every = (
-            base,
-            dataset,
-            judge,
-            Path(run),
-            every,
-        )
-        self.prompts = prompts or evaluation_prompts(dataset.subject, SAMPLE_PLACES)
-        self.seeds, self.sampling, self.points, self.images = (
-            tuple(seeds),
-            {"steps": steps, "guidance": guidance},
-            [],
-            {},
-        )
-        self.class_texts = [wording(dataset.subject, with_identifier=False)] * class_pictures
+        self.base, self.dataset, self.judge = base, dataset, judge
+        self.run, self.every = Path(run), every
+        self.prompts = plan.prompts or evaluation_prompts(dataset.subject, SAMPLE_PLACES)
+        self.plan = plan.asking(self.prompts)
+        self.points: list[Point] = []
+        self.images: dict[int, list[Image.Image]] = {}
+        class_prompt = prompt_of(dataset.subject, with_identifier=False)
+        self.class_texts = [class_prompt] * plan.class_pictures
         self.photos = {
-            name: fixed_noise(base, [i.path for i in items], [i.caption for i in items], bins)
+            name: fixed_noise(base, [i.path for i in items], [i.caption for i in items])
             for name, items in (("loss_train", dataset.train), ("loss_held_out", dataset.test))
             if items
         }
-        self.prior, self.cache = None, None
         start = time.perf_counter()
-        if class_pictures:
+        self.prior, self.cache = 0.0, None
+        if self.class_texts:
             drawn = self._class_pictures()
-            self.prior, self.cache = (
-                self._alike(drawn),
-                prediction_cache(base, self.class_texts, drawn, bins),
-            )
+            self.prior = self._likeness(drawn)
+            self.cache = prediction_cache(base, self.class_texts, drawn)
         self._measure(0, 0.0, start)
 
-    def __call__(self, state):
+    def __call__(self, state: Any) -> None:
         """What `train` calls after each step."""
-        if (
-            len(self.points) == 1 and (self.run / FILE).is_file()
-        ):  # the training goes on after an interruption
+        if len(self.points) == 1 and (self.run / FILE).is_file():
+            # The training goes on after an interruption.
             self.points += [p for p in read_curve(self.run)["points"] if 0 < p["step"] < state.step]
         last = state.step >= state.steps or state.stopping
         if (state.step % self.every and not last) or state.step == self.points[-1]["step"]:
@@ -109,7 +101,7 @@ class Curve:
         self._measure(state.step, state.seconds, time.perf_counter())
         write_json(self.run / FILE, self.record())
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What curve.json holds: the points, the best step, and what they were measured with."""
         found = best(self.points)
         return {
@@ -121,9 +113,9 @@ class Curve:
                 else "no photo was held out, so no step can be called the best"
             ),
             "prompts": [list(pair) for pair in self.prompts],
-            "seeds": list(self.seeds),
+            "seeds": list(self.plan.seeds),
             "class_pictures": len(self.class_texts),
-            **self.sampling,
+            **self.plan.sampling,
             **self.judge.describe(),
             "units": {
                 "seconds": "s of training steps alone",
@@ -131,39 +123,33 @@ class Curve:
             },
         }
 
-    def _class_pictures(self):
-        return self.base.generate(
-            self.class_texts,
-            range(CLASS_SEEDS, CLASS_SEEDS + len(self.class_texts)),
-            **self.sampling,
-        )
+    def _class_pictures(self) -> list[Image.Image]:
+        seeds = range(CLASS_SEEDS, CLASS_SEEDS + len(self.class_texts))
+        return self.base.generate(self.class_texts, seeds, **self.plan.sampling)
 
-    def _alike(self, pictures):
-        return similarity(
-            self.judge.identity(pictures), self.judge.identity([i.path for i in self.dataset.train])
-        )
+    def _likeness(self, pictures: Sequence[Image.Image]) -> float:
+        """PRES: how alike class pictures are to the photos trained on."""
+        photos = self.judge.identity([i.path for i in self.dataset.train])
+        return similarity(self.judge.identity(pictures), photos)
 
-    def _measure(self, step, seconds, start):
-        point = {"step": step, "seconds": seconds}
+    def _measure(self, step: int, seconds: float, start: float) -> None:
+        """Add a point; `start`: when measuring it began, by `time.perf_counter`."""
+        point: Point = {"step": step, "seconds": seconds}
         with evaluation_mode(self.base):
-            point |= evaluate(
-                self.base, self.dataset, self.judge, self.prompts, self.seeds, **self.sampling
-            )
+            point |= evaluate(self.base, self.dataset, self.judge, self.plan)
             self.images[step] = point.pop("images")
             del point["pictures"]
             point |= {"pres": None, "drift": None, "loss_train": None, "loss_held_out": None}
-            if self.class_texts:
-                point["pres"] = self._alike(self._class_pictures()) - self.prior if step else 0.0
-                point["drift"] = (
-                    prediction_drift(self.base, self.cache)["mean"] if step else 0.0
-                )  # from itself
+            if self.cache is not None:  # at step 0 the base is compared with itself
+                point["pres"] = self._likeness(self._class_pictures()) - self.prior if step else 0.0
+                point["drift"] = prediction_drift(self.base, self.cache)["mean"] if step else 0.0
             for name, fixed in self.photos.items():
                 loss = fixed_noise_loss(self.base, fixed)
                 point |= {name: loss["mean"], f"{name}_bins": loss["bins"]}
         self.points.append(point | {"measuring": time.perf_counter() - start})
 
 
-def best(points):
+def best(points: Sequence[Point]) -> Point | None:
     """The point with the highest dino against held-out photos, the earliest of equals; None where
     no photo was held out.
 
@@ -175,7 +161,7 @@ def best(points):
     return max(fair, key=lambda p: (p["dino"], -p["step"]), default=None)
 
 
-def seconds_to(points, dino):
+def seconds_to(points: Sequence[Point], dino: float) -> float | None:
     """Seconds of training until `dino` was first reached, on straight lines between the points;
     None if it never was.
     """
@@ -190,7 +176,7 @@ def seconds_to(points, dino):
     return None
 
 
-def costs_along(points, ceiling=None):
+def costs_along(points: Sequence[Point], ceiling: float | None = None) -> dict[str, float | None]:
     """What learning took: {"seconds_to_best", "seconds_to_half"}, seconds of training to the best
     step and to half of the way.
 
@@ -206,7 +192,7 @@ def costs_along(points, ceiling=None):
     return {"seconds_to_best": top and top["seconds"] or None, "seconds_to_half": half or None}
 
 
-def read_curves(runs):
+def read_curves(runs: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:
     """{name: what its curve.json holds} for `runs`, name -> run folder; a run without a curve is
     left out, and said.
 
@@ -231,7 +217,7 @@ def read_curves(runs):
     return found
 
 
-def read_curve(run):
+def read_curve(run: str | Path) -> dict[str, Any]:
     """What `run`/curve.json holds (see `Curve.record`). Raises BadInput if there is none, or a
     point in it is damaged.
     """

@@ -1,23 +1,26 @@
-"""What training changed, read off the U-Net's predictions on fixed noise: no picture is drawn, so
-it takes a fraction of a second.
+"""What training changed, read off the denoiser's predictions on fixed noise: no picture is drawn,
+so it takes a fraction of a second.
 
 The training loss hides what is learnt, because noise and timestep are drawn anew for every step; on
 a set of them that stays the same the loss falls visibly (Voronov et al. 2023, arXiv 2302.04841).
 The same set tells how far the class prior has moved: by how much the predictions on class pictures
-differ from the untouched base model's, which are kept beforehand, so that it works for both
+differ from the untouched base model's, which are cached beforehand, so that it works for both
 methods.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch.utils._pytree import tree_map
 
 from lib.dataset.photo_file import upright
 from lib.evaluation.fidelity import finite
+from lib.evaluation.judge import Picture
 from lib.files.errors import BadInput
-from lib.models.base import LARGEST_BATCH, evaluation_mode
+from lib.models.base import LARGEST_BATCH, Base, evaluation_mode
 from lib.step.loss import at_steps, diffusion_loss
 
 
@@ -30,7 +33,7 @@ class FixedNoise:
     latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
-    texts: list
+    texts: list[str]
     bins: int
 
 
@@ -43,7 +46,14 @@ class Predictions:
     name: str
 
 
-def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
+def fixed_noise(
+    base: Base,
+    pictures: Sequence[Picture],
+    texts: Sequence[str],
+    bins: int = 4,
+    draws: int = 2,
+    seed: int = 0,
+) -> FixedNoise:
     """Noise N pictures (PIL or paths, with their N prompts) once and for all: `draws` times in each
     of `bins` equal parts of the schedule.
 
@@ -73,43 +83,34 @@ def fixed_noise(base, pictures, texts, bins=4, draws=2, seed=0):
     return FixedNoise(latents, noise, timesteps, list(texts) * rounds, bins)
 
 
-def _middle(image):
+def _middle(image: Image.Image) -> Image.Image:
+    """The largest square in the middle of a picture."""
     side = min(image.size)
     return image if image.width == image.height else ImageOps.fit(image, (side, side))
 
 
-def _measure(base, fixed, function):
+def _measure(base: Base, fixed: FixedNoise, function: Callable[..., torch.Tensor]) -> torch.Tensor:
     """`function(scheduler, latents, noise, timesteps, conditions)` over `fixed` in batches, its
     results joined in order.
     """
     from diffusers import DDPMScheduler
 
-    scheduler, words = (
-        DDPMScheduler.from_config(base.pipe.scheduler.config),
-        sorted(set(fixed.texts)),
-    )
+    scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
+    words = sorted(set(fixed.texts))
     with evaluation_mode(base):
         conditions = base.conditions(words)  # afresh each time: a text encoder may have trained too
         found = []
         with base.autocast():  # around all batches, so that fp32 weights are cast once
             for part in torch.arange(len(fixed.texts), device=base.device).split(LARGEST_BATCH):
-                said = torch.tensor(
-                    [words.index(fixed.texts[k]) for k in part.tolist()], device=base.device
-                )
-                told = tree_map(lambda t, at=said: t[at], conditions)
-                found.append(
-                    function(
-                        scheduler,
-                        fixed.latents[part],
-                        fixed.noise[part],
-                        fixed.timesteps[part],
-                        told,
-                    )
-                )
+                chosen = [words.index(fixed.texts[k]) for k in part.tolist()]
+                at = torch.tensor(chosen, device=base.device)
+                asked = tree_map(lambda t, at=at: t[at], conditions)
+                latents, noise = fixed.latents[part], fixed.noise[part]
+                found.append(function(scheduler, latents, noise, fixed.timesteps[part], asked))
         return torch.cat(found)
 
 
-def _by_bin(what, values, bins):
+def _by_bin(what: str, values: torch.Tensor, bins: int) -> dict[str, Any]:
     """{"mean": over all, "bins": [mean of each]} of M values in `bins` equal runs; raises BadInput
     when one is no number.
     """
@@ -117,7 +118,7 @@ def _by_bin(what, values, bins):
     return {"mean": sum(parts) / bins, "bins": parts}
 
 
-def fixed_noise_loss(base, fixed):
+def fixed_noise_loss(base: Base, fixed: FixedNoise) -> dict[str, Any]:
     """The training loss (unweighted) of a model on fixed noise: {"mean", "bins": [one a timestep
     bin, least noise first]}.
 
@@ -132,28 +133,41 @@ def fixed_noise_loss(base, fixed):
     )
 
 
-def predict(base, fixed):
-    """What the U-Net predicts on `fixed`, [M, C, h, w]: noise or velocity, as the model's scheduler
-    says.
+def predict(base: Base, fixed: FixedNoise) -> torch.Tensor:
+    """What the denoiser predicts on `fixed`, [M, C, h, w]: noise or velocity, as the model's
+    scheduler says.
     """
 
-    def function(scheduler, latents, noise, timesteps, conditions):
-        return base.predict(
-            scheduler.add_noise(latents, noise, timesteps), timesteps, conditions
-        ).float()
+    def function(
+        scheduler: Any,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditions: Any,
+    ) -> torch.Tensor:
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        return base.predict(noisy, timesteps, conditions).float()
 
     return _measure(base, fixed, function)
 
 
-def prediction_cache(base, texts, pictures=None, bins=4, draws=2, seed=0, **sampling):
-    """Keep what the untouched `base` predicts for class pictures, to measure drift against later:
-    `Predictions`.
+def prediction_cache(
+    base: Base,
+    texts: Sequence[str],
+    pictures: Sequence[Picture] | None = None,
+    bins: int = 4,
+    draws: int = 2,
+    **sampling: Any,
+) -> Predictions:
+    """What the untouched `base` predicts for class pictures, to measure drift against later.
 
-    `texts` are class prompts, without the identifier. `pictures` are pictures that the base itself
-    drew from them; without, it draws one for each now, on seeds of its own (3000 onwards;
-    `sampling` goes to `Base.generate`): no run has trained on those, while the class images of a
-    data set are what prior preservation trains on, and would flatter it. Raises BadInput if `base`
-    is being trained.
+    texts: class prompts, without the identifier.
+    pictures: that the base itself drew from them; without, it draws one for each now, on seeds of
+    its own (3000 onwards): no run has trained on those, while the class images of a data set are
+    what prior preservation trains on, and would flatter it.
+    sampling: steps and guidance, as of `Base.generate`.
+
+    Raises BadInput if `base` is being trained.
     """
     if getattr(base.denoiser, "peft_config", None) or any(
         p.requires_grad for p in base.denoiser.parameters()
@@ -165,11 +179,11 @@ def prediction_cache(base, texts, pictures=None, bins=4, draws=2, seed=0, **samp
     if pictures is None:
         with evaluation_mode(base):
             pictures = base.generate(texts, range(3000, 3000 + len(texts)), **sampling)
-    fixed = fixed_noise(base, pictures, texts, bins, draws, seed)
+    fixed = fixed_noise(base, pictures, texts, bins, draws)
     return Predictions(fixed, predict(base, fixed), base.name)
 
 
-def prediction_drift(base, cache):
+def prediction_drift(base: Base, cache: Predictions) -> dict[str, Any]:
     """How far a tuned model has moved from the base: {"mean", "bins"}, 0 where nothing changed, for
     both methods alike.
 
@@ -186,10 +200,8 @@ def prediction_drift(base, cache):
         )
     moved = (predict(base, cache.fixed) - cache.base).double().square().mean((1, 2, 3))
     size = cache.base.double().square().mean((1, 2, 3))
-    change, power = (
-        _by_bin("drift", moved, cache.fixed.bins),
-        _by_bin("size of the base's predictions", size, cache.fixed.bins),
-    )
+    change = _by_bin("drift", moved, cache.fixed.bins)
+    power = _by_bin("size of the base's predictions", size, cache.fixed.bins)
     return {
         "mean": change["mean"] / power["mean"],
         "bins": [a / b for a, b in zip(change["bins"], power["bins"])],

@@ -7,39 +7,93 @@ explains about a tenth of the variance of people's judgement: look at the pictur
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from lib.dataset.captions import Subject
+from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.class_images import PLACES
+from lib.dataset.imagefolder import Dataset
 from lib.dataset.photo_file import upright
-from lib.evaluation.judge import (
-    Judge,  # noqa: F401  (the measures and their judge are imported from here)
-)
+from lib.evaluation.judge import Judge, Picture
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
+from lib.models.base import Base
 
-
-def course_prompts(subject, base):
-    """The short list of evaluation prompts for `subject` on `base`: pairs (with the identifier,
-    with the class noun only).
-    """
-
-    return protocol(subject, base, "course")
-
-
+PROMPTS = ROOT / "data" / "prompts"
 GREY = (127, 127, 127)  # stands in for the background of a masked photo
 
+# (with the identifier, the same with the class noun only)
+PromptPairs = Sequence[tuple[str, str]]
+# A photo's name in its data set, such as "test/000.png" -> its mask
+Masks = Mapping[str, Picture]
+Row = dict[str, Any]
 
-def similarity(made, real):
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What every contestant is asked, and how it draws: the same for all, or they don't compare.
+
+    prompts: pairs (with the identifier, with the class noun only); None leaves them to whoever
+    evaluates.
+    seeds: each prompt is drawn once with each.
+    steps, guidance: of sampling.
+    class_pictures: pictures of the plain class, for PRES and drift; 0 leaves both out.
+    """
+
+    prompts: PromptPairs | None = None
+    seeds: Sequence[int] = (1000, 1001)
+    steps: int = 25
+    guidance: float = 4.0
+    class_pictures: int = 8
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How pictures are drawn, as `Base.generate` takes it."""
+        return {"steps": self.steps, "guidance": self.guidance}
+
+    def asking(self, prompts: PromptPairs) -> "EvaluationPlan":
+        """The same plan with these prompts."""
+        return replace(self, prompts=prompts)
+
+
+def evaluation_prompts(subject: Subject, places: Sequence[str] = PLACES) -> PromptPairs:
+    """One pair of prompts a place: with the identifier, and with the class noun only."""
+    return [
+        (prompt_of(subject, place), prompt_of(subject, place, with_identifier=False))
+        for place in places
+    ]
+
+
+def protocol(subject: Subject, base: Base, which: str = "full") -> PromptPairs:
+    """The evaluation prompts for `subject` on `base` in data/prompts, as pairs.
+
+    which: "full", 25 in the shape of DreamBooth's protocol, or "course", 8 of new places. Raises
+    BadInput for any other.
+    """
+    file = "pocket.json" if base.resolution == 64 else "stable-diffusion.json"
+    listed = read_json(PROMPTS / file)["kinds"][subject.kind]
+    if which not in listed:
+        raise BadInput(f"There is no list of prompts '{which}': choose one of {', '.join(listed)}.")
+    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
+    return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
+
+
+def similarity(made: torch.Tensor, real: torch.Tensor) -> float:
     """Mean cosine over all pairs of two sets of unit rows, [N, D] and [M, D]: DINO and CLIP-I
     (arXiv 2208.12242, section 4.1).
     """
     return finite("similarity", (made @ real.T).mean())
 
 
-def similarity_within(rows):
+def similarity_within(rows: torch.Tensor) -> float:
     """Mean cosine over the pairs of *different* pictures of one set [N, D], N >= 2.
 
     Without self-pairs: with them, DreamBooth's real photos score .76 instead of .703, which is how
@@ -54,7 +108,7 @@ def similarity_within(rows):
     return finite("similarity", (cosine.sum() - cosine.diagonal().sum()) / (n * (n - 1)))
 
 
-def finite(what, value):
+def finite(what: str, value: Any) -> float:
     """`value` as a float; raises BadInput when it is not a finite number."""
     value = float(value)
     if not np.isfinite(value):
@@ -65,7 +119,9 @@ def finite(what, value):
     return value
 
 
-def check_prompts(prompts, identifier=None, class_noun=None):
+def check_prompts(
+    prompts: Sequence[str], identifier: str | None = None, class_noun: str | None = None
+) -> None:
     """Raise BadInput unless every prompt asks CLIP for what CLIP can know: the class noun, and
     never the identifier.
     """
@@ -82,21 +138,32 @@ def check_prompts(prompts, identifier=None, class_noun=None):
             )
 
 
-def score(judge, pictures, prompts, real, identifier=None, train=()):
-    """Score N pictures, made from N prompts (class noun only, one a picture), against M real
-    photos.
+def score(
+    judge: Judge,
+    pictures: Sequence[Picture],
+    prompts: Sequence[str],
+    real: Sequence[Picture],
+    identifier: str | None = None,
+    train: Sequence[Picture] = (),
+) -> Row:
+    """Score N pictures, made from N prompts (class noun only, one a picture), against M real photos.
 
-    Returns, each averaged per prompt and then over prompts (arXiv 2208.12242, section 4.1): dino,
-    clip_i: mean cosine of a picture with all M photos. clip_t: plain cosine of a picture and its
-    prompt. diversity: mean of 1 - cosine of CLIP between pictures of one prompt, which stands in
-    for DreamBooth's DIV; lpips: that itself, None where `judge.lpips` cannot be had. consistency:
-    standard deviation of dino (n - 1 in the denominator) between pictures of one prompt, so over
-    seeds; smaller is more consistent. All three are None with one picture a prompt. Where `train`,
-    the photos trained on, is given too: dino_train and clip_i_train, the same against these, and
-    nearest_raw, a picture's largest DINO cosine to any one of them. pictures: a dict for each
-    picture with its prompt and scores; nearest_photo is the index in `train` of the photo it comes
-    nearest to. Raises BadInput for lists that do not match, for prompts with the identifier and for
-    scores that are no numbers.
+    Returns, each averaged per prompt and then over prompts (arXiv 2208.12242, section 4.1):
+
+    - dino, clip_i: mean cosine of a picture with all M photos.
+    - clip_t: plain cosine of a picture and its prompt.
+    - diversity: mean of 1 - cosine of CLIP between pictures of one prompt, which stands in for
+      DreamBooth's DIV; lpips: that itself, None where `judge.lpips` cannot be had.
+    - consistency: standard deviation of dino (n - 1 in the denominator) between pictures of one
+      prompt, so over seeds; smaller is more consistent. These three are None with one picture a
+      prompt.
+    - with `train`, the photos trained on: dino_train and clip_i_train, the same against these, and
+      nearest_raw, a picture's largest DINO cosine to any one of them.
+    - pictures: a dict for each picture with its prompt and scores; nearest_photo is the index in
+      `train` of the photo it comes nearest to.
+
+    Raises BadInput for lists that do not match, for prompts with the identifier and for scores that
+    are no numbers.
     """
     if len(pictures) != len(prompts) or not pictures or not real:
         raise BadInput(
@@ -117,7 +184,7 @@ def score(judge, pictures, prompts, real, identifier=None, train=()):
             "clip_i_train": (clip @ judge.clip_images(train).T).mean(1),
             "nearest_raw": known.max(1).values,
         }
-    rows = [
+    rows: list[Row] = [
         {"prompt": p} | {name: finite(name, column[i]) for name, column in columns.items()}
         for i, p in enumerate(prompts)
     ]
@@ -131,21 +198,34 @@ def score(judge, pictures, prompts, real, identifier=None, train=()):
         for name in columns
     }
     several = [g for g in groups.values() if len(g) > 1]
-    spread = [1 - similarity_within(clip[g]) for g in several]
-    lpips = judge.lpips[0] if several else None
-    distance = (
-        [finite("lpips", lpips([pictures[i] for i in g])) for g in several] if lpips else None
-    )
-    wobble = [np.std([rows[i]["dino"] for i in g], ddof=1) for g in several]
-    return means | {
-        "diversity": float(np.mean(spread)) if several else None,
-        "lpips": float(np.mean(distance)) if distance else None,
-        "consistency": float(np.mean(wobble)) if several else None,
-        "pictures": rows,
+    return means | _spread(judge, pictures, clip, rows, several) | {"pictures": rows}
+
+
+def _spread(
+    judge: Judge,
+    pictures: Sequence[Picture],
+    clip: torch.Tensor,
+    rows: list[Row],
+    groups: list[list[int]],
+) -> Row:
+    """How far apart pictures of one prompt are; None without two of one.
+
+    clip: their unit rows [N, D]. groups: the indices of the pictures of each prompt.
+    """
+    if not groups:
+        return {"diversity": None, "lpips": None, "consistency": None}
+    lpips = judge.lpips[0]
+    distances = [finite("lpips", lpips([pictures[i] for i in g])) for g in groups] if lpips else []
+    return {
+        "diversity": float(np.mean([1 - similarity_within(clip[g]) for g in groups])),
+        "lpips": float(np.mean(distances)) if lpips else None,
+        "consistency": float(
+            np.mean([np.std([rows[i]["dino"] for i in g], ddof=1) for g in groups])
+        ),
     }
 
 
-def subject_alone(photos, masks, root):
+def subject_alone(photos: Sequence[Path], masks: Masks, root: Path) -> list[Image.Image]:
     """Each of `photos` (paths in the folder `root`) with everything but its subject painted a
     neutral grey: RGB PIL pictures.
 
@@ -173,7 +253,7 @@ def subject_alone(photos, masks, root):
     return alone
 
 
-def real_row(judge, dataset, masks=None):
+def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
     """The ceiling: the real photos scored as if a model had made them.
 
     With held-out photos: training photos against them (no photo meets itself); otherwise training
@@ -205,37 +285,26 @@ def real_row(judge, dataset, masks=None):
     return row
 
 
-def evaluation_prompts(subject, places=PLACES):
-    """Pairs (prompt with the identifier, the same with the class noun only), one a place."""
-    from lib.dataset.captions import prompts
-
-    return [
-        (prompts(subject, place), prompts(subject, place, with_identifier=False))
-        for place in places
-    ]
-
-
 def evaluate(
-    base,
-    dataset,
-    judge,
-    prompts=None,
-    seeds=(1000, 1001),
-    steps=25,
-    guidance=4.0,
-    progress=None,
-    masks=None,
-):
-    """Make every prompt with every seed and score the pictures against held-out photos (training
-    photos if none were held out).
+    base: Base,
+    dataset: Dataset,
+    judge: Judge,
+    plan: EvaluationPlan = EvaluationPlan(),
+    masks: Masks | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Row:
+    """Draw every prompt of the plan with every seed, and score the pictures against held-out photos
+    (training photos if none were held out).
 
-    `base` is a base model, tuned or not; `prompts` are pairs as of `evaluation_prompts`. Returns
-    `score`'s dict with also memorising: dino_train - dino, what is known of the photos trained on
-    and not of the subject; nearest_real: the largest DINO cosine of a held-out photo to any one
-    training photo, mean over held-out photos; nearest: nearest_raw - nearest_real, above 0 where
-    pictures lie nearer to a training photo than another true picture of the subject does. These
-    three are None without held-out photos. Also "reference", and "images" (PIL, one for each of
-    "pictures").
+    base: a base model, tuned or not. plan: without prompts those of `evaluation_prompts`. Returns
+    `score`'s dict with also
+
+    - memorising: dino_train - dino, what is known of the photos trained on and not of the subject.
+    - nearest_real: the largest DINO cosine of a held-out photo to any one training photo, mean over
+      held-out photos; nearest: nearest_raw - nearest_real, above 0 where pictures lie nearer to a
+      training photo than another true picture of the subject does. These three are None without
+      held-out photos.
+    - reference: which photos; images: PIL, one for each of "pictures".
 
     With `masks` (see `subject_alone`) also dino_subject and clip_i_subject: the pictures as they
     are against the photos' subjects alone, on grey. Nobody has masks of pictures just made, and
@@ -243,7 +312,8 @@ def evaluate(
     photos' background, but still pays for its own. Compare these scores between methods, never with
     dino. Raises BadInput before anything is made if a prompt or a mask does not fit.
     """
-    subject, pairs = dataset.subject, prompts or evaluation_prompts(dataset.subject)
+    subject = dataset.subject
+    pairs = plan.prompts or evaluation_prompts(subject)
     # A style or a light is laid over things of every noun, so there the prompts need not hold the
     # subject's.
     check_prompts(
@@ -253,61 +323,46 @@ def evaluate(
     )
     train, test = ([i.path for i in part] for part in (dataset.train, dataset.test))
     alone = subject_alone(test or train, masks, dataset.root) if masks else None
-    pairs = [(asked, plain, seed) for asked, plain in pairs for seed in seeds]
+    drawn = [(asked, plain, seed) for asked, plain in pairs for seed in plan.seeds]
     images = base.generate(
-        [p[0] for p in pairs],
-        [p[2] for p in pairs],
-        steps=steps,
-        guidance=guidance,
+        [asked for asked, _, _ in drawn],
+        [seed for _, _, seed in drawn],
+        **plan.sampling,
         progress=progress,
     )
-    plain = [p[1] for p in pairs]
-    result = score(judge, images, plain, test or train, subject.identifier, train)
-    for row, (asked, _, seed) in zip(result["pictures"], pairs):
+    plain_prompts = [plain for _, plain, _ in drawn]
+    result = score(judge, images, plain_prompts, test or train, subject.identifier, train)
+    for row, (asked, _, seed) in zip(result["pictures"], drawn):
         row |= {"asked": asked, "seed": seed}
     if alone:
-        masked = score(judge, images, plain, alone)
+        masked = score(judge, images, plain_prompts, alone)
         result |= {f"{name}_subject": masked[name] for name in ("dino", "clip_i")}
-    real = (
-        finite(
-            "nearest_real", (judge.identity(test) @ judge.identity(train).T).max(1).values.mean()
-        )
-        if test
-        else None
-    )
+    real = None
+    if test:
+        cosines = judge.identity(test) @ judge.identity(train).T
+        real = finite("nearest_real", cosines.max(1).values.mean())
     return result | {
         "memorising": result["dino_train"] - result["dino"] if test else None,
         "nearest_real": real,
-        "nearest": result["nearest_raw"] - real if test else None,
+        "nearest": None if real is None else result["nearest_raw"] - real,
         "images": images,
         "reference": "held-out photos" if test else "training photos",
     }
 
 
-def prior_similarity(base, dataset, judge, class_prompt, seeds, **sampling):
+def prior_similarity(
+    base: Base,
+    dataset: Dataset,
+    judge: Judge,
+    class_prompt: str,
+    seeds: Sequence[int],
+    **sampling: Any,
+) -> float:
     """PRES (arXiv 2208.12242, section 4.2): mean DINO cosine over all pairs of class pictures made
     now and training photos.
 
     High when "a robot" has become the subject. Report it minus its value for the untouched base
-    model.
+    model. sampling: steps and guidance, as of `Base.generate`.
     """
     images = base.generate([class_prompt] * len(seeds), list(seeds), **sampling)
     return similarity(judge.identity(images), judge.identity([i.path for i in dataset.train]))
-
-
-PROMPTS = ROOT / "data" / "prompts"
-
-
-def protocol(subject, base, which="full"):
-    """The evaluation prompts for `subject` on `base` in data/prompts: pairs (with the identifier,
-    with the class noun only).
-
-    `which`: "full", 25 in the shape of DreamBooth's protocol, or "course", 8 of new places.
-    """
-    listed = read_json(
-        PROMPTS / ("pocket.json" if base.resolution == 64 else "stable-diffusion.json")
-    )["kinds"][subject.kind]
-    if which not in listed:
-        raise BadInput(f"There is no list of prompts '{which}': choose one of {', '.join(listed)}.")
-    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
-    return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]

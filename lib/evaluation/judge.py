@@ -1,23 +1,23 @@
-"""The judge: two encoders that took no part in training, one for identity in DINO's role, and a
-CLIP.
+"""The judge: two encoders that took no part in training, one for identity in DINO's role, and a CLIP.
 
 `load_judge()` loads the small pair that ships in `data/judge`; `load_judge("real")` the published
 pair, from a local folder or the hub's cache, never from the network. Pictures are embedded in
 batches, each distinct picture once.
 
-LPIPS (Zhang et al. 2018, arXiv 1801.03924), the distance in DreamBooth's DIV, where it can be had.
-
-It takes the packages lpips and torchvision (on Colab: `pip install lpips`) and AlexNet's weights.
-Both networks' weights come as pickles only; torch reads them with `weights_only`, so that no code
-in them runs.
+Beside them LPIPS (Zhang et al. 2018, arXiv 1801.03924), the distance in DreamBooth's DIV, where it
+can be had: it takes the packages lpips and torchvision (on Colab: `pip install lpips`) and AlexNet's
+weights. Both networks' weights come as pickles only; torch reads them with `weights_only`, so that
+no code in them runs.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from lib.files.paths import ROOT
 from lib.models.pipeline import silence_libraries
 
 FOLDER = ROOT / "data" / "judge"
-
-
 PAIRS = {
     "pocket": (FOLDER / "clip", FOLDER / "identity"),
     "real": ("openai/clip-vit-base-patch32", "facebook/dino-vits16"),
@@ -39,9 +37,15 @@ PAIRS = {
 
 
 BATCH = 64
+MEGABYTES = 233  # AlexNet, all of it; LPIPS needs its convolutions
+
+Picture = Image.Image | str | Path
+Device = str | torch.device
+# The mean LPIPS of all pairs of different pictures, and "", or None and why it cannot be had
+Lpips = tuple[Callable[[Sequence[Picture]], float] | None, str]
 
 
-def _load(kind, name):
+def _load(kind: Any, name: str | Path) -> Any:
     """`kind.from_pretrained(name)` from a folder or the hub's cache; never from the network."""
     silence_libraries()
     try:
@@ -62,7 +66,7 @@ def _load(kind, name):
         ) from error
 
 
-def _folder(name):
+def _folder(name: str | Path) -> Path:
     """The folder of an encoder. Given hub names, transformers would ask the hub for adapters and
     more, whatever it is told.
     """
@@ -77,27 +81,30 @@ def _folder(name):
 
 @dataclass
 class Encoder:
-    """Pictures -> unit rows [N, D], batched, each distinct picture once. `rule` says how pictures
-    are resized.
+    """Pictures -> unit rows [N, D], batched, each distinct picture once.
 
-    `seen` keeps rows by the SHA-256 of a picture's size and pixels. Each encoder has its own, so
-    two never share an entry.
+    embed: the function of model and pixels [N, 3, crop, crop] that gives rows [N, D].
+    short, crop: pixels of the shorter side after resizing, and of the square that is cut out of it.
+    mean, std: of each colour, as the encoder expects them.
+    seen: rows by the SHA-256 of a picture's size and pixels. Each encoder has its own, so two never
+    share an entry.
     """
 
     name: str
-    model: object
-    embed: object
+    model: Any
+    embed: Callable[[Any, torch.Tensor], torch.Tensor]
     short: int
     crop: int
-    mean: list
-    std: list
-    seen: dict = field(default_factory=dict)
+    mean: list[float]
+    std: list[float]
+    seen: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     @property
-    def rule(self):
+    def rule(self) -> str:
+        """How pictures are resized."""
         return f"short side {self.short} bicubic, centre crop {self.crop}"
 
-    def pixels(self, image):
+    def pixels(self, image: Image.Image) -> torch.Tensor:
         """An upright RGB image as a normalised float tensor [3, crop, crop]."""
         scale = self.short / min(image.size)
         width, height = (max(self.crop, round(side * scale)) for side in image.size)
@@ -111,7 +118,7 @@ class Encoder:
             2, 0, 1
         )
 
-    def __call__(self, pictures):
+    def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """Unit rows [N, D] on the CPU for N pictures (PIL or paths), in their order; raises
         BadInput if a row is not finite.
         """
@@ -135,7 +142,8 @@ class Encoder:
         return torch.stack([self.seen[k] for k in keys])
 
 
-def _encoder(name, model, embed, crop=None):
+def _encoder(name: str | Path, model: Any, embed: Callable, crop: int | None = None) -> Encoder:
+    """The encoder of a model, which resizes as the file beside its weights says."""
     path = _folder(name) / "preprocessor_config.json"
     if not path.is_file() and str(FOLDER) not in str(name):
         raise BadInput(
@@ -154,11 +162,11 @@ def _encoder(name, model, embed, crop=None):
     return Encoder(str(name), model.float().eval(), embed, 256 if vit else crop, crop, mean, std)
 
 
-def load_identity(name=PAIRS["pocket"][1], device="cpu"):
+def load_identity(name: str | Path = PAIRS["pocket"][1], device: Device = "cpu") -> Encoder:
     """The identity encoder of a folder or hub name: an `Encoder` (pictures -> unit rows [N, D])."""
     from transformers import AutoModel
 
-    def embed(model, x):
+    def embed(model: Any, x: torch.Tensor) -> torch.Tensor:
         out = model(x)
         # A ViT's class token as DINO uses it: the hub's DINO has no trained pooler, so
         # `pooler_output` would be random.
@@ -173,32 +181,33 @@ def load_identity(name=PAIRS["pocket"][1], device="cpu"):
 
 @dataclass
 class Judge:
-    """`identity(pictures)` and `clip_images(pictures)` give unit rows [N, D]; so does
-    `clip_texts(texts)` for texts.
+    """Both encoders: `identity(pictures)` and `clip_images(pictures)` give unit rows [N, D].
+
+    So does `clip_texts(texts)` for texts, which remembers the rows in `texts`.
     """
 
     name: str
     identity: Encoder
     clip_images: Encoder
-    tokenizer: object
-    texts: dict = field(default_factory=dict)
+    tokenizer: Any
+    texts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
-    def image_size(self):
+    def image_size(self) -> int:
+        """Pixels of a side of the square that the identity encoder sees."""
         return self.identity.crop
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         """What a result must name: both encoders, image size and resize rule. Scores of two judges
         never share a column.
         """
-        parts, patch = (
-            {"dino": self.identity, "clip": self.clip_images},
-            getattr(self.identity.model.config, "patch_size", None),
-        )
-        found = {part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()}
-        found["dino"] |= (
-            {"patch": patch} if patch else {}
-        )  # ViT-S/8 and S/16 lie in folders of any name
+        parts = {"dino": self.identity, "clip": self.clip_images}
+        found: dict[str, dict[str, Any]] = {
+            part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()
+        }
+        patch = getattr(self.identity.model.config, "patch_size", None)
+        if patch:  # ViT-S/8 and S/16 lie in folders of any name
+            found["dino"]["patch"] = patch
         return {
             "judge": self.name,
             **found,
@@ -211,14 +220,13 @@ class Judge:
         }
 
     @cached_property
-    def lpips(self):
+    def lpips(self) -> Lpips:
         """(function of pictures, "") or (None, why not), as `lib.evaluation.judge.load_lpips`
         gives; loaded when first asked for.
         """
-
         return load_lpips(self.identity.model.device)
 
-    def clip_texts(self, texts):
+    def clip_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit rows [N, D] for N texts."""
         new = [t for t in dict.fromkeys(texts) if t not in self.texts]
         for start in range(0, len(new), 256):
@@ -235,12 +243,17 @@ class Judge:
         return torch.stack([self.texts[t] for t in texts])
 
 
-def _short(name):
+def _short(name: str) -> str:
     path = Path(name)
     return str(path.relative_to(FOLDER.parents[1])) if path.is_relative_to(FOLDER) else str(name)
 
 
-def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
+def load_judge(
+    name: str = "pocket",
+    clip: str | Path | None = None,
+    identity: str | Path | None = None,
+    device: Device = "cpu",
+) -> Judge:
     """The judge "pocket", "real" (CLIP ViT-B/32 and DINO ViT-S/16), or a pair by names or paths of
     your own. Never goes online.
     """
@@ -254,7 +267,7 @@ def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
     clip, identity = clip or PAIRS[name][0], identity or PAIRS[name][1]
     model = _load(AutoModel, clip).to(device)
 
-    def embed(model, x):
+    def embed(model: Any, x: torch.Tensor) -> torch.Tensor:
         out = model.get_image_features(pixel_values=x)
         return getattr(out, "pooler_output", out)
 
@@ -262,10 +275,7 @@ def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
     return Judge(name, load_identity(identity, device), images, _load(CLIPTokenizer, clip))
 
 
-MEGABYTES = 233  # AlexNet, all of it; LPIPS needs its convolutions
-
-
-def load_lpips(device="cpu"):
+def load_lpips(device: Device = "cpu") -> Lpips:
     """(function, "") or (None, why not): the function gives the mean LPIPS of all pairs of
     different pictures, N >= 2 of one size.
 
@@ -273,7 +283,7 @@ def load_lpips(device="cpu"):
     downloaded into it, and says so first.
     """
     try:
-        import lpips
+        import lpips  # optional, as torchvision is
         from torchvision.models import AlexNet_Weights
     except (
         ImportError,
@@ -303,7 +313,7 @@ def load_lpips(device="cpu"):
             ),
         )
 
-    def mean_distance(pictures):
+    def mean_distance(pictures: Sequence[Picture]) -> float:
         x = torch.stack(
             [
                 torch.from_numpy(np.array(upright(p), np.float32)).permute(2, 0, 1) / 127.5 - 1

@@ -8,17 +8,15 @@ bench's rows. Nothing is computed again, so notebooks show them at once:
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lib.config.settings import METHODS
+from lib.evaluation.comparison_table import Comparison
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
 from lib.files.text import amount
 from lib.plots.figure import Figure, Table
-
-if TYPE_CHECKING:  # it brings in torch, which the results do not need
-    from lib.evaluation.comparison import Comparison
 
 RESULTS = ROOT / "data" / "results"
 # The difference of DINO that matters to people, by the tables of DreamBooth's paper (Ruiz et al. 2022,
@@ -28,7 +26,7 @@ NOT_MEASURED = "not measured yet: make pocketbench"
 OWN = "your own run"
 
 
-def verdict_table(own: "Comparison | None" = None, found: dict[str, Any] | None = None) -> Table:
+def verdict_table(own: Comparison | None = None, found: dict[str, Any] | None = None) -> Table:
     """The claims with their measurements and verdicts, and beside them the reader's own run.
 
     own: the comparison of the reader's two runs; without it the last column is empty. found: what
@@ -52,7 +50,7 @@ def verdict_table(own: "Comparison | None" = None, found: dict[str, Any] | None 
     return Table(rows, [*found["columns"], OWN], found["caption"])
 
 
-def _with_derived(own: "Comparison", method: str, found: dict[str, Any]) -> dict[str, Any]:
+def _with_derived(own: Comparison, method: str, found: dict[str, Any]) -> dict[str, Any]:
     """The own run's row, checked, with the costs that are computed from others, in seconds."""
     row = dict(own.rows.get(method, {}))
     for name, value in row.items():
@@ -67,7 +65,7 @@ def _with_derived(own: "Comparison", method: str, found: dict[str, Any]) -> dict
     return row
 
 
-def _own_text(part: dict[str, Any], own: "Comparison", mine: dict[str, dict[str, Any]]) -> str:
+def _own_text(part: dict[str, Any], own: Comparison, mine: dict[str, dict[str, Any]]) -> str:
     """What the own run measured of one part of a claim; nothing where it did not."""
     measure, unit = part["measure"], part["unit"]
     lora, dreambooth = (mine[method].get(measure) for method in METHODS)

@@ -31,7 +31,7 @@ from lib.dataset.class_images import PLACES, class_prompts
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare, propose_identifier
 from lib.evaluation.curve import read_curve
-from lib.evaluation.fidelity import course_prompts
+from lib.evaluation.fidelity import protocol
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 
@@ -581,7 +581,7 @@ def model():
 def test_every_kind_has_its_prompts(kind, model, tmp_path):
     dataset = prepare(ROOT / "data/subjects" / kind, tmp_path / "data")
     plain = class_prompts(dataset)
-    pairs = course_prompts(dataset.subject, model)
+    pairs = protocol(dataset.subject, model, "course")
     word = dataset.subject.identifier
     assert len(plain) == 40 and len(set(plain)) >= 5 and len(pairs) == 8
     assert not [

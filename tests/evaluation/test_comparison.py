@@ -28,13 +28,12 @@ from lib.evaluation.comparison import (
 )
 from lib.evaluation.comparison_table import (
     COLUMNS,
-    cells,
     certificate_rows,
     table,
     verdict,
     write_summary,
 )
-from lib.evaluation.fidelity import check_prompts, protocol
+from lib.evaluation.fidelity import EvaluationPlan, check_prompts, protocol
 from lib.evaluation.judge import PAIRS
 from lib.files.errors import BadInput
 from lib.models.families import preset
@@ -245,9 +244,12 @@ def test_no_room_between_floor_and_ceiling_gives_no_share():
 
 def test_the_table_shows_the_same_in_every_form():
     result = outcome()
-    head, rows = cells(result)
-    text, markdown, page = (table(result, form) for form in ("text", "markdown", "html"))
-    assert len(text.splitlines()) == len(rows) + 1 and len(markdown.splitlines()) == len(rows) + 2
+    found = table(result)
+    head, rows = found.columns, found.rows
+    text, markdown, page = found.text(), found.markdown(), found._repr_html_()
+    caption, *lines = text.splitlines()
+    assert caption.startswith("Fidelity against held-out photos; 1 prompts x 2 seeds; DINO by e")
+    assert len(lines) == len(rows) + 1 and len(markdown.splitlines()) == len(rows) + 2
     for form in (text, markdown, page):
         assert all(cell in form for line in [head, *rows] for cell in line)
     assert (
@@ -255,7 +257,7 @@ def test_the_table_shows_the_same_in_every_form():
         and rows[1][head.index("CLIP-T")] == "-"
         and rows[2][head.index("peak MiB")] == "3"
     )
-    assert "held-out" not in text  # nothing was held out here: no empty column
+    assert "held-out" not in "".join(lines)  # nothing was held out here: no empty column
 
 
 def test_the_verdict_says_what_was_measured_and_claims_no_more():
@@ -380,12 +382,13 @@ def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path,
         Image.new("L", Image.open(photo).size, 255).save(
             tmp_path / "masks" / "test" / photo.name
         )  # all of it is subject
-    asked = {"class_pictures": 2, "steps": 2, "progress": said.append, "masks": tmp_path / "masks"}
-    result = compare(folders, "pocket", [("a zwx cat", "a cat")], (7, 8), **asked)
+    plan = EvaluationPlan([("a zwx cat", "a cat")], (7, 8), steps=2, class_pictures=2)
+    result = compare(folders, "pocket", plan, tmp_path / "masks", progress=said.append)
     lora, full, base = (result.rows[key] for key in ("lora", "dreambooth", "base_model"))
-    assert all(
-        row["dino_subject"] == pytest.approx(row["dino"]) for row in result.rows.values()
-    ) and "DINO, subject" in table(result)
+    assert (
+        all(row["dino_subject"] == pytest.approx(row["dino"]) for row in result.rows.values())
+        and "DINO, subject" in table(result).columns
+    )
     assert base["drift"] == base["pres"] == 0 and lora["drift"] > 0 and full["drift"] > 0
     assert lora["seconds_to_best"] == 4.0 and 0 < lora["seconds_to_half"] < 4.0
     assert "seconds_to_best" not in full and "seconds_to_half" not in full, (
@@ -400,7 +403,7 @@ def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path,
         and lora["consistency"] is not None
         and result.about["judge"] == "pocket"
     )
-    assert "drift" in cells(result)[0]
+    assert "drift" in table(result).columns
 
 
 def test_a_lora_in_kohyas_form_becomes_a_row_that_equals_the_run_it_came_from(
@@ -422,8 +425,8 @@ def test_a_lora_in_kohyas_form_becomes_a_row_that_equals_the_run_it_came_from(
         preset("lora", output=str(tmp_path / "lora"), alpha=2.0, learning_rate=1e-2, **make)
     )
     file, lines = export_lora(run, "kohya", tmp_path / "robot.safetensors").path, []
-    asked = [run], "pocket", [("a zwx cat", "a cat")], (7, 8), 2, 2, 4.0, lines.append
-    result = compare(*asked, other=file)
+    plan = EvaluationPlan([("a zwx cat", "a cat")], (7, 8), steps=2, class_pictures=2)
+    result = compare([run], "pocket", plan, other=file, progress=lines.append)
     ours, theirs, base = (result.rows[key] for key in ("lora", "kohya_lora", "base_model"))
     for key in (
         "dino",
@@ -445,7 +448,7 @@ def test_a_lora_in_kohyas_form_becomes_a_row_that_equals_the_run_it_came_from(
     assert [
         np.array_equal(a, b) for a, b in zip(result.images["lora"], result.images["kohya_lora"])
     ] == [True, True]
-    last = cells(result)[1][-1]
+    last = table(result).rows[-1]
     assert last[0] == "Kohya's LoRA" and last[1:4] == [
         "-",
         "-",
@@ -459,7 +462,7 @@ def test_a_lora_in_kohyas_form_becomes_a_row_that_equals_the_run_it_came_from(
     for name, said in kinds.items():
         lines.clear()
         with pytest.raises(BadInput, match="There is no file a" if name == "a" else said):
-            compare(*asked, other=name)
+            compare([run], "pocket", plan, other=name, progress=lines.append)
         assert not lines, "refused before anything is drawn"
 
 
@@ -480,7 +483,7 @@ def test_the_base_model_is_evaluated_against_held_out_photos(data):
 
     dataset, judge = load_dataset(data), load_judge()
     asked = [("a zwx cat in the snow", "a cat in the snow"), ("a zwx cat", "a cat")]
-    result = evaluate(load_base("pocket"), dataset, judge, asked, (7, 8), steps=4)
+    result = evaluate(load_base("pocket"), dataset, judge, EvaluationPlan(asked, (7, 8), 4))
     assert len(result["images"]) == len(result["pictures"]) == 4 and all(
         isinstance(i, Image.Image) for i in result["images"]
     )

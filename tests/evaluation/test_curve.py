@@ -10,7 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib.evaluation.curve import FILE, Curve, best, costs_along, read_curve, read_curves, seconds_to
+from lib.evaluation.curve import (
+    FILE,
+    SHORT_PLAN,
+    Curve,
+    best,
+    costs_along,
+    read_curve,
+    read_curves,
+    seconds_to,
+)
 from lib.evaluation.fidelity import evaluate
 from lib.evaluation.judge import load_judge
 from lib.files.errors import BadInput
@@ -19,7 +28,8 @@ from lib.models.families import preset
 from lib.plots import charts
 from lib.training.loop import train
 
-QUICK = {"steps": 2, "class_pictures": 2}
+QUICK = replace(SHORT_PLAN, steps=2, class_pictures=2)
+ALONE = QUICK.asking([("a zwx robot", "a robot")])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,7 @@ def runs(dataset, judge, tiny_folder, tmp_path_factory):
         )
         train(plain, copy.deepcopy(base))
         prompts = [("a zwx robot in the snow", "a robot in the snow"), ("a zwx robot", "a robot")]
-        curve = Curve(base, dataset, judge, watched.output, every=2, prompts=prompts, **QUICK)
+        curve = Curve(base, dataset, judge, watched.output, 2, QUICK.asking(prompts))
         train(watched, base, watchers=[curve])
         made[method] = folder / "plain", folder / "watched", curve
     return made
@@ -125,7 +135,7 @@ def test_seconds_are_those_of_training_alone(runs, method):
 
 def test_the_last_point_is_of_the_live_weights(runs, judge, dataset):
     curve = runs["lora"][2]
-    again = evaluate(curve.base, dataset, judge, curve.prompts, curve.seeds, **curve.sampling)
+    again = evaluate(curve.base, dataset, judge, curve.plan)
     assert again["dino"] == pytest.approx(curve.points[-1]["dino"], abs=1e-5)
     assert again["dino"] != pytest.approx(curve.points[0]["dino"], abs=1e-5)
 
@@ -164,7 +174,7 @@ def test_seconds_to_a_set_fidelity():
 
 def test_a_training_that_goes_on_keeps_its_earlier_points(dataset, judge, tiny_folder, tmp_path):
     (tmp_path / "settings.json").write_text("{}")
-    make = dict(every=2, prompts=[("a zwx robot", "a robot")], steps=2, class_pictures=0)
+    make = dict(every=2, plan=replace(ALONE, class_pictures=0))
     base = load_base(tiny_folder, "cpu")
     first = Curve(base, dataset, judge, tmp_path, **make)
     for step in (1, 2, 3, 4):
@@ -252,9 +262,7 @@ def test_without_held_out_photos_nothing_is_called_the_best(dataset, judge, tiny
         judge,
         tmp_path,
         every=4,
-        prompts=[("a zwx robot", "a robot")],
-        steps=2,
-        class_pictures=0,
+        plan=replace(ALONE, class_pictures=0),
     )
     for step in (1, 3, 5, 6):
         curve(state(step, stopping=step == 6))
@@ -318,8 +326,7 @@ def test_a_curve_goes_on_with_a_training_that_was_interrupted(
             judge,
             settings.output,
             every=2,
-            prompts=[("a zwx robot", "a robot")],
-            **QUICK,
+            plan=ALONE,
         )
         train(
             settings,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lib.evaluation.fidelity import (
     GREY,
+    EvaluationPlan,
     evaluate,
     evaluation_prompts,
     finite,
@@ -448,7 +449,7 @@ def of(subject="character", train=(10, 50), test=(0, 90)):
 
 def test_nearest_is_the_excess_over_what_true_photos_have():
     base, asked = Printer([0, 60]), [("a zwx cat", "a cat")]
-    result = evaluate(base, of(), Vectors(), asked, seeds=(7, 8))
+    result = evaluate(base, of(), Vectors(), EvaluationPlan(asked, (7, 8)))
     assert base.asked == [("a zwx cat", 7), ("a zwx cat", 8)]
     assert result["nearest_raw"] == pytest.approx(cos(10)) and result[
         "nearest_real"
@@ -460,23 +461,27 @@ def test_nearest_is_the_excess_over_what_true_photos_have():
     assert result["memorising"] == pytest.approx(
         (cos(10) + cos(50)) / 2 - (0.5 + (cos(60) + cos(30)) / 2) / 2
     )
-    copied = evaluate(Printer([10, 50]), of(), Vectors(), asked, seeds=(7, 8))
+    copied = evaluate(Printer([10, 50]), of(), Vectors(), EvaluationPlan(asked, (7, 8)))
     assert copied["nearest_raw"] == pytest.approx(1) and copied["nearest"] > result["nearest"], (
         "copies of training photos lie nearest"
     )
-    assert evaluate(Printer([0, 90]), of(), Vectors(), asked, seeds=(7, 8))[
+    assert evaluate(Printer([0, 90]), of(), Vectors(), EvaluationPlan(asked, (7, 8)))[
         "nearest"
     ] == pytest.approx(0)
 
 
 def test_without_held_out_photos_what_needs_them_is_none():
-    result = evaluate(Printer([0]), of(test=()), Vectors(), [("a zwx cat", "a cat")])
+    result = evaluate(
+        Printer([0]), of(test=()), Vectors(), EvaluationPlan([("a zwx cat", "a cat")])
+    )
     assert result["reference"] == "training photos" and result["dino"] == result["dino_train"]
     assert (
         result["memorising"] is result["nearest"] is result["nearest_real"] is None
         and "dino_subject" not in result
     )
-    one = evaluate(Printer([0]), of(train=(10,), test=()), Vectors(), [("a zwx cat", "a cat")])
+    one = evaluate(
+        Printer([0]), of(train=(10,), test=()), Vectors(), EvaluationPlan([("a zwx cat", "a cat")])
+    )
     assert one["dino"] == pytest.approx(cos(10))
 
 
@@ -503,15 +508,19 @@ def test_prompts_are_checked_before_anything_is_drawn():
     ):
         base = Printer([0])
         with pytest.raises(BadInput, match=sentence):
-            evaluate(base, of(), Vectors(), [("a zwx cat", plain)])
+            evaluate(base, of(), Vectors(), EvaluationPlan([("a zwx cat", plain)]))
         assert not base.asked
-    assert evaluate(Printer([0]), of(), Vectors(), [("zwx", "two Cats")])["clip_t"] == 1, (
-        "what is asked of the model is free"
-    )
     assert (
-        evaluate(Printer([0]), of("style"), Vectors(), [("a fish in zwx style", "a fish")])[
-            "clip_t"
-        ]
+        evaluate(Printer([0]), of(), Vectors(), EvaluationPlan([("zwx", "two Cats")]))["clip_t"]
+        == 1
+    ), "what is asked of the model is free"
+    assert (
+        evaluate(
+            Printer([0]),
+            of("style"),
+            Vectors(),
+            EvaluationPlan([("a fish in zwx style", "a fish")]),
+        )["clip_t"]
         == 1
     )
 
@@ -530,7 +539,7 @@ def test_a_masked_photo_is_its_subject_on_grey_whatever_stood_behind_it(
             and picture.crop(box).tobytes() == photo.crop(box).tobytes()
         )
     made, asked = subjects[0][:2], [("a zwx robot", "a robot")]
-    result = evaluate(Printer(made), dataset, judge, asked, masks=masks)
+    result = evaluate(Printer(made), dataset, judge, EvaluationPlan(asked), masks)
     for key, encode in (("dino", judge.identity), ("clip_i", judge.clip_images)):
         assert same(result[f"{key}_subject"], similarity(encode(made), encode(alone)))
         assert result[f"{key}_subject"] != result[key]
@@ -538,9 +547,9 @@ def test_a_masked_photo_is_its_subject_on_grey_whatever_stood_behind_it(
             real_row(judge, dataset, masks)[f"{key}_subject"],
             similarity(encode([i.path for i in dataset.train]), encode(alone)),
         )
-    assert evaluate(Printer(made), dataset, judge, asked)["dino"] == result["dino"], (
-        "the whole picture's score stays beside it"
-    )
+    assert (
+        evaluate(Printer(made), dataset, judge, EvaluationPlan(asked))["dino"] == result["dino"]
+    ), "the whole picture's score stays beside it"
 
     (tmp_path / "test").mkdir()
     for i, photo in zip(dataset.test, photos):  # the same subject before another wall
@@ -552,7 +561,7 @@ def test_a_masked_photo_is_its_subject_on_grey_whatever_stood_behind_it(
         root=tmp_path,
         test=[replace(i, path=tmp_path / "test" / i.path.name) for i in dataset.test],
     )
-    other = evaluate(Printer(made), moved, judge, asked, masks=masks)
+    other = evaluate(Printer(made), moved, judge, EvaluationPlan(asked), masks)
     assert same(other["dino_subject"], result["dino_subject"]) and not same(
         other["dino"], result["dino"], 1e-3
     )
@@ -571,7 +580,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(judge, datas
     ):
         base = Printer([Image.new("RGB", (64, 64))])
         with pytest.raises(BadInput, match=sentence):
-            evaluate(base, dataset, judge, [("a zwx robot", "a robot")], masks=masks)
+            evaluate(base, dataset, judge, EvaluationPlan([("a zwx robot", "a robot")]), masks)
         assert not base.asked
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lib.dataset.class_images import PLACES, draw_class_images
 from lib.dataset.preparation import prepare
-from lib.evaluation.fidelity import evaluate, evaluation_prompts
+from lib.evaluation.fidelity import EvaluationPlan, evaluate, evaluation_prompts
 from lib.evaluation.judge import load_judge
 from lib.models.base import load_base
 from lib.models.families import preset
@@ -28,7 +28,7 @@ def owl(tmp_path_factory):
     )
     judge = load_judge()
     floor = evaluate(
-        load_base(), dataset, judge, evaluation_prompts(dataset.subject), seeds=(1000,)
+        load_base(), dataset, judge, EvaluationPlan(evaluation_prompts(dataset.subject), (1000,))
     )["dino"]
     return dataset, judge, floor
 
@@ -40,7 +40,7 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(meth
     assert not [item for item in dataset.train if any(place in item.caption for place in PLACES)]
     settings = preset(method, data=str(dataset.root), output=str(tmp_path / "run"), sample_every=0)
     tuned = load_run(train(settings), load_base())
-    found = evaluate(tuned, dataset, judge, evaluation_prompts(dataset.subject), seeds=(1000, 1001))
+    found = evaluate(tuned, dataset, judge, EvaluationPlan(evaluation_prompts(dataset.subject)))
     asked = [place for place in PHRASES for _ in range(2)]
     seen = [scene["place"] for scene in read_scene(judge, found["images"])]
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
