@@ -1,7 +1,9 @@
 """The forecast against the card: the peak of a real training step on CUDA, with random weights in
 the shapes of Stable Diffusion.
 
-    python -m benchmarks.cuda_memory [sd15 sdxl] [--methods lora]    # benchmarks/results/cuda_memory.json; needs a GPU and no weights
+    python -m benchmarks.cuda_memory [sd15 sdxl] [--methods lora]
+
+Writes benchmarks/results/cuda_memory.json; needs a GPU and no weights.
 
 For each recipe of the ladder, batch size 1 with and without class images,
 `torch.cuda.max_memory_allocated` of the second step, and where steps are recorded
@@ -107,7 +109,7 @@ def figures(found):
 
 
 def against(found):
-    """[(row, bytes forecast for it)] of what was measured, in the order of the forecasts that ship."""
+    """[(row, bytes forecast for it)] of what was measured, in the order of the forecasts."""
     measured = {str(row["recipe"]): row for row in found["rows"]}
     return [
         (measured[str(row["recipe"])], row["bytes"])

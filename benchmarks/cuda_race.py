@@ -1,7 +1,7 @@
 """Our two trainings against diffusers' DreamBooth scripts on a card: Stable Diffusion 1.5's and
 XL's shapes with random weights.
 
-    python -m benchmarks.cuda_race --scripts DIR [--fields sd15:1 sd15:4 sdxl:1] [--rounds 3] [--steps 20]
+    python -m benchmarks.cuda_race --scripts DIR [--fields sd15:1 sd15:4 sdxl:1] [--rounds 3]
 
 DIR as in `benchmarks/race.py`, with train_dreambooth_lora_sdxl.py. A field is a base and a batch
 size; one class image joins each instance image. As many contestants as the card has room for start

@@ -1,7 +1,9 @@
 """What makes a training step fast on a card: one LoRA step of Stable Diffusion 1.5's shape in
 several ways, turn about, in one process.
 
-    python -m benchmarks.cuda_step [--steps 25] [--rounds 3]    # two minutes, most of them compiling; benchmarks/results/cuda_step.json
+    python -m benchmarks.cuda_step [--steps 25] [--rounds 3]
+
+Two minutes, most of them compiling; writes benchmarks/results/cuda_step.json.
 
 Random weights, batch 1 and one class image, 512 pixels, the adapter of `benchmarks/cuda_race.py`.
 "Kernel by kernel" is our step as it is without a record: Python starts each of its kernels.

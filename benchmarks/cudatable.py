@@ -88,7 +88,8 @@ def missing(ran):
         ]
         if lacks and (base, method) != ("sdxl", "dreambooth"):  # for which they have no script
             words.append(
-                f"{TITLES[base].partition(',')[0]}, batch {batch}, {METHOD_NAMES[method]} against theirs"
+                f"{TITLES[base].partition(',')[0]}, batch {batch},"
+                f" {METHOD_NAMES[method]} against theirs"
                 f" {' and '.join(lacks)}"
             )
     return f"Not measured yet: {'; '.join(words)}." if words else ""

@@ -1,7 +1,9 @@
 """Our training step against the floor: its arithmetic at the processor's measured matrix rate, its
 bytes at the measured bandwidth.
 
-    python -m benchmarks.floor [--steps 20] [--output FILE]      # about a minute; benchmarks/results/floor.json; on the card where one is
+    python -m benchmarks.floor [--steps 20] [--output FILE]
+
+About a minute, on the card where there is one; writes benchmarks/results/floor.json.
 
 Arithmetic is what torch.utils.flop_counter counts in the step (matrix products, convolutions,
 attention). Bytes are those of every operation's inputs and outputs, as if nothing stayed in a

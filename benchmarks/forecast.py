@@ -2,7 +2,9 @@
 and both methods at batch size 1 (the pocket base: 4), with class images and without, at the base's
 own resolution, on CUDA.
 
-    python -m benchmarks.forecast [base ...]        # half an hour on one slow core for all; without weights or GPU
+    python -m benchmarks.forecast [base ...]
+
+Half an hour on one slow core for all; without weights or GPU.
 
 Rows of the ladder as it is that were made with the versions installed are kept; delete the file
 after changes of the step or the forecast.

@@ -81,7 +81,10 @@ class Scales:
 
 
 def learn(work, field, scripts, cells):
-    """{"level", "base", "real", "curves": [{method, who, seconds_to_level, final point, points}]}."""
+    """The level to reach, and the curves of both sides' trainings towards it.
+
+    {"level", "base", "real", "curves": [{method, who, seconds_to_level, final point, points}]}
+    """
     base = load_base(str(field.base))
     scales = Scales(base, field.data["small"])
     untouched = scales(base, 0)

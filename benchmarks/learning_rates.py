@@ -1,7 +1,9 @@
 """Which learning rate is each method's own: PocketBench's study "rate" read as one curve a method,
 the best rate named.
 
-    python -m benchmarks.pocketbench --studies rate      # runs the sweep on the example subjects, writes data/results/learning_rates.json
+    python -m benchmarks.pocketbench --studies rate
+
+runs the sweep on the example subjects and writes data/results/learning_rates.json.
 
 Rates are tuned on the example subjects and used on the bench's, which are others: no method is
 tuned on what it is tested with.

@@ -70,10 +70,9 @@ SCORES = (
     "nearest",
     "consistency",
 )
-NEW = (
-    "dino",
-    "clip_t",
-)  # of the pictures of prompts whose place no training photo shows, or that name none: columns dino_new, clip_t_new
+# Columns dino_new and clip_t_new: of pictures of prompts whose place no training photo shows, or
+# that name none.
+NEW = ("dino", "clip_t")
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
 

@@ -18,16 +18,16 @@ beforehand, and as JPEGs of 2.1 megapixels.
 
 Predictions, written before the first measurement (two CPU cores):
 - steps a second of ours over theirs: 1.2 (LoRA) and 1.4 (DreamBooth) as documented, 1.1 and 1.25 at
-  their best flags, for they encode the
-  pictures in every step and update weight by weight; 2 with large photos, which they decode in every step;
+  their best flags, for they encode the pictures in every step and update weight by weight; 2 with
+  large photos, which they decode in every step;
 - start to the end of step 1: 0.8 of theirs, for both import torch, diffusers and transformers, and
   ours encodes 46 pictures first;
 - bytes of the step: LoRA 0.7 of theirs once VAE and text encoder are gone; DreamBooth 0.8 as the
-  course trains, since weights, gradients
-  and two moments in fp32 are the same 174 MB on both sides, and below 0.5 thrifty;
+  course trains, since weights, gradients and two moments in fp32 are the same 174 MB on both sides,
+  and below 0.5 thrifty;
 - seconds to the set fidelity: at their documented rates it is not reached on this base, whose best
-  rates are 40 to 160 times those; at
-  our rates theirs take twice as long as ours with LoRA (fewer adapted layers), and 1.5 times with DreamBooth.
+  rates are 40 to 160 times those; at our rates theirs take twice as long as ours with LoRA (fewer
+  adapted layers), and 1.5 times with DreamBooth.
 Predictions before the second measurement, with plain attention, convolutions as they come, and a
 start without garbage collection:
 - steps a second: LoRA 1.35 as documented and 1.3 at best flags, DreamBooth 1.38 and 1.4; with large
@@ -238,7 +238,7 @@ def main():
 
 
 def check(scripts, names=tuple(SCRIPTS.values())):
-    """Raise BadInput before anything slow where `scripts` is not the folder of diffusers' scripts."""
+    """Raise BadInput before anything slow where `scripts` is no folder of diffusers' scripts."""
     for name in names:
         if not (scripts / name).is_file():
             raise BadInput(

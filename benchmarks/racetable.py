@@ -119,7 +119,8 @@ def trained(found):
     for run in found:
         name = "ours, their recipe" if run["who"] == "like" else WHO[run["who"]]
         lines.append(
-            f"| {METHOD_NAMES[run['method']]}: {name} | {run['seconds']:.0f} | {run['estimate']:.0f} |"
+            f"| {METHOD_NAMES[run['method']]}: {name} |"
+            f" {run['seconds']:.0f} | {run['estimate']:.0f} |"
             f" {run['loss_train']:.3f} | {run['loss_held_out']:.3f} |"
         )
     return lines
@@ -152,7 +153,8 @@ def learning(found):
             else f"not in {last['seconds']:.0f}"
         )
         lines.append(
-            f"| {METHOD_NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} |"
+            f"| {METHOD_NAMES[c['method']]}: {c['who']} |"
+            f" {c['rate']:g} | {reached} | {last['step']} |"
             f" {last['dino']:.3f} | {last['clip_t']:.3f} | {last['loss_train']:.3f} |"
             f" {lowest['loss_held_out']:.3f} ({lowest['step']}) | {last['loss_held_out']:.3f} |"
         )

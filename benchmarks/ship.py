@@ -1,8 +1,8 @@
 """Shipping on the pocket base: concepts combined, switched and extracted.  Writes
 data/results/shipping.csv, a row a measurement.
 
-    python -m benchmarks.ship [--studies compose extract switch] [--subjects 6] [--seeds 1] [--workers 2]      # claims 7, 8 and 16
-    python -m benchmarks.ship --adapters                                                        # trains data/adapters again
+    python -m benchmarks.ship [--studies compose extract switch] [--subjects 6] [--seeds 1]
+    python -m benchmarks.ship --adapters            # trains data/adapters again, nothing else
 
 A subject is one of PocketBench's characters, combined with the example clothing and lighting. Stop
 it at any time: the same command goes on where it was, and asking for more subjects or seeds adds

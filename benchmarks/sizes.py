@@ -1,9 +1,9 @@
 """Files of Stable Diffusion 1.5's size: seconds and memory to export, import, merge and extract,
 with random weights in its shape.
 
-    python -m benchmarks.sizes                       # about 15 GB of disk and 10 minutes; benchmarks/results/sizes.json
-    python -m benchmarks.sizes --width 64            # a U-Net a fifth as wide: half a minute, to see that it runs; writes no result
-    python -m benchmarks.sizes --cases pocket        # these alone; results of others stay, if they are of these versions
+    python -m benchmarks.sizes                   # 15 GB of disk, 10 minutes; results/sizes.json
+    python -m benchmarks.sizes --width 64        # a U-Net a fifth as wide, to see that it runs
+    python -m benchmarks.sizes --cases pocket    # these alone; other results of these versions stay
 
 Each case runs in a Python of its own, imports before the clock starts. Memory is the operating
 system's figure at the peak, interpreter and libraries (0.8 GiB) included. The base is in fp32 as

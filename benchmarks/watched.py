@@ -1,8 +1,8 @@
 """Run one training in this process, and write down when its steps ended and what memory it took.
 `benchmarks/race.py` calls it.
 
-    python -m benchmarks.watched RESULT.json STEPS train_dreambooth.py --resolution 64 ...      # a script by its path
-    python -m benchmarks.watched RESULT.json STEPS lib train settings.json                                # or a module
+    python -m benchmarks.watched RESULT.json STEPS train_dreambooth.py --resolution 64    # a path
+    python -m benchmarks.watched RESULT.json STEPS lib train settings.json                # a module
 
 The training is not touched and not told. The end of a step is the end of the optimiser's step in
 their scripts, which torch announces to whoever asks, and the end of `lib.step.training_step.Step`

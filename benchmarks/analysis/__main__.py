@@ -2,7 +2,7 @@
 
     python -m benchmarks.analysis
 
-Reads data/results/pocketbench.csv, shipping.csv and forecast.json, and trains nothing. The notebooks
+Reads data/results/pocketbench.csv, shipping.csv and forecast.json, and trains nothing. Notebooks
 read the JSON through `lib.evaluation.results`.
 """
 

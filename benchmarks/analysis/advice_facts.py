@@ -5,12 +5,10 @@
 
 from typing import Any
 
-from benchmarks.analysis.effects import ENOUGH, LORA, Effect, decide, effect, number
+from benchmarks.analysis.effects import ENOUGH, LORA, Effect, Rows, decide, effect, number
 from benchmarks.analysis.verdicts import SHAPES, shipped_bytes
 from lib.config.settings import METHODS
 from lib.evaluation.advice import COSTS
-
-Rows = list[dict[str, Any]]
 
 
 def advice_facts(rows: Rows) -> dict[str, Any]:

@@ -5,6 +5,8 @@ benchmarks.figures` writes them to data/results.
 no run is None. The other studies: benchmarks/analysis/study_figures.py.
 """
 
+from collections.abc import Mapping
+
 from benchmarks.analysis.effects import (
     BASE,
     COSINE,
@@ -13,6 +15,9 @@ from benchmarks.analysis.effects import (
     LORA,
     MEASURES,
     PARTS,
+    Columns,
+    Effect,
+    Rows,
     decide,
     effect,
 )
@@ -20,7 +25,10 @@ from benchmarks.analysis.study_rows import common, ranked, size
 from lib.config.names import MEASURE_NAMES
 from lib.files.text import amount
 from lib.plots.charts import intervals, points
-from lib.plots.figure import Table
+from lib.plots.figure import Figure, Table
+
+# (value, low, high), to three decimals
+Ends = tuple[float | None, float | None, float | None]
 
 COSTS = {
     measure: MEASURE_NAMES[measure]
@@ -37,14 +45,14 @@ WHO = {"LoRA": LORA, "DreamBooth": FULL}
 SMALL = "on 4 pictures a point, other prompts than the main table's"
 
 
-def level(rows, measure, study="main", of=FULL):
+def level(rows: Rows, measure: str, study: str = "main", of: Columns = FULL) -> Ends:
     """(mean over subjects, low, high), to three decimals, of the runs that match `of`; (None, None,
     None) without any.
     """
     return (dots({"": effect(rows, measure, study, of, None, ())}) or {"": (None, None, None)})[""]
 
 
-def dots(found):
+def dots(found: Mapping[str, Effect]) -> dict[str, Ends] | None:
     """name -> (value, low, high) to three decimals, of name -> `Effect`; None without any."""
     ends = {name: (e.value, e.low, e.high) for name, e in found.items() if e.subjects}
     return {
@@ -53,14 +61,14 @@ def dots(found):
     } or None
 
 
-def said(found):
+def said(found: Effect) -> str:
     """What the interval of an effect allows to say of its first side, in a few words."""
     kind, detail = decide(found)
     more = {"holds": "more", "does not hold": "less"}.get(kind, kind)
     return f"{more} ({detail})" if detail and more == kind else more
 
 
-def main_table(rows):
+def main_table(rows: Rows) -> Table:
     """The main comparison, a line a measure: base, real photos, LoRA, DreamBooth, the effect, and
     what its interval allows to say.
 
@@ -103,7 +111,7 @@ def main_table(rows):
     )
 
 
-def scores(rows):
+def scores(rows: Rows) -> Figure | None:
     """DreamBooth minus LoRA on every score, each at its own best rate: dots on their intervals,
     beside the margin that counts as none.
     """
@@ -114,7 +122,7 @@ def scores(rows):
     )
 
 
-def costs(rows):
+def costs(rows: Rows) -> Figure | None:
     """DreamBooth against LoRA in time, memory and file: ratios on their intervals."""
     found = dots({name: effect(rows, m) for m, name in COSTS.items()})
     about = f"DreamBooth's costs as multiples of LoRA's, {size(rows)}; 1 is the same"
@@ -125,7 +133,7 @@ def costs(rows):
     )
 
 
-def pareto(rows):
+def pareto(rows: Rows) -> Figure | None:
     """Likeness against prompt following, of the base, of LoRA at every rank and of DreamBooth, on
     the subjects that all of them have.
     """
@@ -162,7 +170,7 @@ def _both(rows, study, of):
     return x, y, tuple(across), tuple(up)
 
 
-def path(rows):
+def path(rows: Rows) -> Figure | None:
     """Likeness against prompt following along the training, at each quarter of it."""
     found = {name: _quarters(rows, where, "clip_t", "dino") for name, where in WHO.items()}
     return _along(
@@ -174,7 +182,7 @@ def path(rows):
     )
 
 
-def forgetting(rows):
+def forgetting(rows: Rows) -> Figure | None:
     """Drift of the class against likeness along the training: forgetting against learning."""
     found = {name: _quarters(rows, where, "dino", "drift") for name, where in WHO.items()}
     about = (
@@ -186,7 +194,7 @@ def forgetting(rows):
 
 
 def _along(found, x, y, about):
-    """`points` of quarters of a training, without the start, which lies far off; None without any."""
+    """`points` of quarters of a training, without the start, far off; None without any."""
     start = f"0/{PARTS}"
     starts = [p for side in found.values() for p in side if p[0] == start]
     return (

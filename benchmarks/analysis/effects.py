@@ -8,10 +8,12 @@ Statistics 7). `rows` are dicts, one a run, as `lib.course.sweeping` writes.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Real
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -19,44 +21,39 @@ from lib.evaluation.results import CLEAR, NOT_MEASURED
 from lib.files.errors import BadInput
 from lib.files.paths import ROOT
 
+Row = dict[str, Any]
+Rows = list[Row]
+Columns = dict[str, Any]
+
 BENCH = ROOT / "data" / "results" / "pocketbench.csv"
 
-
 RESAMPLES = 10_000
-
 
 # subjects for an interval: it lies within its n values, so it covers at most 1 - 2^(1 - n) of the
 # time
 ENOUGH = 6
 
-
 # Equivalence margins: differences that are the same to whoever has to choose.
 COSINE = CLEAR / 5  # a fifth of what matters to people
 
-
-COST = 0.05  # one step timed again on one machine differs by more (README, Figures)
-
+COST = 0.05  # one step timed again on one machine differs by more (docs/results.md)
 
 SPREAD = 0.002  # diversity and consistency of a tuned model are themselves one or two hundredths
-
 
 # drift and losses: a hundredth of the mean square of the noise to be predicted, a thirtieth of the
 # base's loss
 POWER = 0.01
-
 
 # A fifth of what plain copies of the training photos score with the pocket judge (columns
 # memorising_copies and nearest_copies): it is made to read a subject whatever the place, so copying
 # hardly shows in it.
 COPIED = {"memorising": 0.001, "nearest": 0.0025}
 
-
 SAME = (
     f"The same: the whole interval lies within {COSINE} of a cosine, {COST:.0%} of a cost, {SPREAD}"
     f" of a diversity or spread, {POWER} of drift and losses, a fifth of what plain copies of the"
     " training photos score in memorising."
 )
-
 
 # measure -> (kind, unit, margin). A "ratio" is averaged as its logarithm.
 MEASURES = {
@@ -85,18 +82,14 @@ MEASURES = {
     "drift": ("difference", "share of the base's mean square", POWER),
 }
 
-
-PARTS = (
-    4  # of a training, at whose ends PocketBench's columns dino_0_of_4 to drift_4_of_4 are measured
-)
-
+# of a training, at whose ends PocketBench's columns dino_0_of_4 to drift_4_of_4 are measured
+PARTS = 4
 
 MEASURES |= {
     f"{m}_{k}_of_{PARTS}": MEASURES[m]
     for m in ("dino", "clip_t", "pres", "drift")
     for k in range(PARTS + 1)
 }
-
 
 LORA, FULL, BASE = {"method": "lora"}, {"method": "dreambooth"}, {"method": "base"}
 
@@ -106,10 +99,13 @@ class Effect:
     """One side (`of`) minus the other (`against`): mean over subjects of paired differences, or
     geometric mean of ratios.
 
-    `low` and `high` bound the 95 % interval: None with fewer than `ENOUGH` subjects; `value` is
-    None with none. `seeds`: those of the subject that has fewest. `of` and `against`: the sides'
-    means, in `unit`. `margin`: the largest difference that is none. `error`: the standard error
-    over subjects, of a ratio's logarithm; None where there is no interval.
+    value: None without subjects.
+    low, high: the ends of the 95 % interval; None with fewer than `ENOUGH` subjects.
+    seeds: those of the subject that has fewest.
+    kind: "ratio", or "difference", in `unit`.
+    margin: the largest difference that counts as none.
+    of, against: the sides' means, in `unit`.
+    error: the standard error over subjects, of a ratio's logarithm; None without an interval.
     """
 
     value: float | None
@@ -124,22 +120,19 @@ class Effect:
     against: float | None = None
     error: float | None = None
 
-    def beside(self, count):
+    def beside(self, count: int) -> "Effect":
         """The same with an interval so wide that `count` of its kind hold all at once in 95 %
         (Bonferroni; Student's, for so far out no bootstrap sees).
         """
-        if self.error is None:
+        if self.error is None or self.value is None:
             return self
-        middle, reach = (
-            math.log(self.value) if self.kind == "ratio" else self.value,
-            student(0.025 / count, self.subjects - 1) * self.error,
-        )
-        ends = (
-            math.exp(v) if self.kind == "ratio" else v for v in (middle - reach, middle + reach)
-        )
-        return replace(self, **dict(zip(("low", "high"), ends)))
+        reach = student(0.025 / count, self.subjects - 1) * self.error
+        if self.kind == "ratio":
+            middle = math.log(self.value)
+            return replace(self, low=math.exp(middle - reach), high=math.exp(middle + reach))
+        return replace(self, low=self.value - reach, high=self.value + reach)
 
-    def text(self):
+    def text(self) -> str:
         """The effect, its interval and what it rests on: "+0.031 (+0.012 to +0.050), 30 subjects x
         3 seeds".
         """
@@ -153,7 +146,7 @@ class Effect:
 
 
 @cache
-def student(tail, v):
+def student(tail: float, v: int) -> float:
     """What Student's t with `v` degrees of freedom exceeds with the probability `tail`: the angle
     with tan = t / sqrt(v) has a density proportional to cos^(v - 1).
     """
@@ -163,7 +156,7 @@ def student(tail, v):
     return math.sqrt(v) * math.tan(np.interp(1 - 2 * tail, share / share[-1], angle))
 
 
-def interval(values, seed=0):
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | tuple[None, None]:
     """(low, high), the 95 % interval of the mean of N independent values; (None, None) for N <
     `ENOUGH`.
 
@@ -180,14 +173,16 @@ def interval(values, seed=0):
     means = np.asarray(values, float)[
         np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     ].mean(1)
-    return tuple(np.quantile(means, [tail, 1 - tail]).tolist())
+    low, high = np.quantile(means, [tail, 1 - tail]).tolist()
+    return low, high
 
 
-def number(row, measure):
+def number(row: Row, measure: str) -> float | None:
     """The finite number (of a cost: above 0) in a row, or None where the cell is empty; BadInput,
     naming the run, for anything else.
     """
-    value, cost = row.get(measure), measure in MEASURES and MEASURES[measure][0] == "ratio"
+    value = row.get(measure)
+    cost = measure in MEASURES and MEASURES[measure][0] == "ratio"
     if value is None or (
         isinstance(value, Real)
         and not isinstance(value, bool)
@@ -207,7 +202,14 @@ def number(row, measure):
     )
 
 
-def effect(rows, measure, study="main", of=FULL, against=LORA, pair=("seed",)):
+def effect(
+    rows: Rows,
+    measure: str,
+    study: str = "main",
+    of: Columns = FULL,
+    against: Columns | None = LORA,
+    pair: tuple[str, ...] = ("seed",),
+) -> Effect:
     """The `Effect` on `measure` in a study: runs that match `of` against runs that match `against`,
     or (None) their own level.
 
@@ -217,16 +219,17 @@ def effect(rows, measure, study="main", of=FULL, against=LORA, pair=("seed",)):
     BadInput: an unknown measure, a number that is none, two runs where one belongs, unlike base
     models or judges.
     """
-    means, seeds = _means(rows, measure, study, of, against, pair)
+    sides = (of, against) if against else (of,)
+    means, seeds = _means(rows, measure, study, sides, pair)
     return _effect(
-        measure,
-        {s: m[0] - m[1] if against else m[0] for s, m in means.items()},
-        seeds,
-        np.array(list(means.values())),
+        measure=measure,
+        gaps=[m[0] - m[1] if against else m[0] for m in means.values()],
+        levels=np.array(list(means.values())),
+        seeds=min(map(len, seeds.values()), default=0),
     )
 
 
-def repeated(rows, measure, study="again"):
+def repeated(rows: Rows, measure: str, study: str = "again") -> Effect:
     """The `Effect` by which DreamBooth against LoRA came out otherwise in `study` than in the main
     one, over the subjects of both.
 
@@ -234,83 +237,105 @@ def repeated(rows, measure, study="again"):
     training seeds. `of` and `against`: the effect in `study` and in the main one. Raises BadInput
     as `effect`.
     """
-    (again, seeds), (main, _) = (
-        _means(rows, measure, s, FULL, LORA, ("seed",)) for s in (study, "main")
-    )
-    gaps = {s: [m[s][0] - m[s][1] for m in (again, main)] for s in again if s in main}
+    again, seeds = _means(rows, measure, study, (FULL, LORA), ("seed",))
+    main, _ = _means(rows, measure, "main", (FULL, LORA), ("seed",))
+    pairs = {s: [m[s][0] - m[s][1] for m in (again, main)] for s in again if s in main}
     return _effect(
-        measure,
-        {s: a - b for s, (a, b) in gaps.items()},
-        {s: seeds[s] for s in gaps},
-        np.array(list(gaps.values())),
+        measure=measure,
+        gaps=[one - other for one, other in pairs.values()],
+        levels=np.array(list(pairs.values())),
+        seeds=min((len(seeds[s]) for s in pairs), default=0),
     )
 
 
-def _effect(measure, gaps, seeds, levels):
-    """The `Effect` of a gap for each subject, with the means of its sides, all on the logarithm's
-    scale for a ratio.
+def _effect(*, measure: str, gaps: list[float], levels: np.ndarray, seeds: int) -> Effect:
+    """The `Effect` of one gap a subject, on the logarithm's scale for a ratio.
+
+    levels: the means of the sides, [subjects, sides]. seeds: of the subject that has fewest.
     """
     kind, unit, margin = MEASURES[measure]
     if not gaps:
         return Effect(None, None, None, 0, 0, unit, kind, margin)
-    values = np.array(list(gaps.values()))
-    found = [
-        v if v is None else float(np.exp(v) if kind == "ratio" else v)
-        for v in (values.mean(), *interval(values), *levels.mean(0))
-    ]
-    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) >= ENOUGH else None
+    values = np.array(gaps)
+    low, high = interval(gaps)
+    of, against = [*levels.mean(0), None][:2]
+
+    def scaled(value: float | None) -> float | None:
+        if value is None:
+            return None
+        return float(np.exp(value) if kind == "ratio" else value)
+
     return Effect(
-        *found[:3],
-        len(values),
-        min(map(len, seeds.values())),
-        unit,
-        kind,
-        margin,
-        *(found[3:] + [None])[:2],
-        error,
+        value=scaled(values.mean()),
+        low=scaled(low),
+        high=scaled(high),
+        subjects=len(gaps),
+        seeds=seeds,
+        unit=unit,
+        kind=kind,
+        margin=margin,
+        of=scaled(of),
+        against=scaled(against),
+        error=float(values.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) >= ENOUGH else None,
     )
 
 
-def _means(rows, measure, study, of, against, pair):
-    """({subject: [mean of each side]}, {subject: its seeds}), as `effect` takes them; the mean of
-    logarithms for a ratio.
-    """
+def _means(
+    rows: Rows, measure: str, study: str, sides: tuple[Columns, ...], pair: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, set]]:
+    """({subject: [mean of each side]}, {subject: its seeds}); logarithms' means for a ratio."""
     if measure not in MEASURES:
         raise BadInput(f"There is no measure '{measure}': known are {', '.join(MEASURES)}.")
-    ratio, sides, ground = MEASURES[measure][0] == "ratio", [], defaultdict(set)
-    for where in (of, against) if against else (of,):
-        sides.append(side := defaultdict(list))
-        for row in rows:
-            if row.get("study") == study and all(
-                row.get(k) in (v if isinstance(v, tuple) else (v,)) for k, v in where.items()
-            ):
-                value, key = (
-                    number(row, measure),
-                    (row["subject"], *(row.get(c) for c in pair + ("device",) * ratio)),
+    is_ratio = MEASURES[measure][0] == "ratio"
+    found = [_side(rows, measure, study, where) for where in sides]
+    _check_alike([row for side in found for row, _ in side], study, is_ratio)
+    columns = (*pair, "device") if is_ratio else pair
+    keyed: list[dict[tuple, list[tuple[float, Any]]]] = []
+    for where, side in zip(sides, found):
+        values = defaultdict(list)
+        for row, value in side:
+            key = (row["subject"], *(row.get(column) for column in columns))
+            values[key].append((math.log(value) if is_ratio else value, row.get("seed")))
+            if pair and len(values[key]) > 1:
+                raise BadInput(
+                    f"The study '{study}' has two runs of {row['subject']}, {where}, with"
+                    f" one {pair}: keep one row."
                 )
-                if value is not None:
-                    side[key].append((math.log(value) if ratio else value, row.get("seed")))
-                    if pair and len(side[key]) > 1:
-                        raise BadInput(
-                            f"The study '{study}' has two runs of {row['subject']}, {where}, with"
-                            f" one {pair}: keep one row."
-                        )
-                    for name in ("base_hash",) if ratio else ("base_hash", "judge"):
-                        ground[name].add(row.get(name))
-    for name, found in ground.items():
+        keyed.append(values)
+    subjects, seeds = defaultdict(list), defaultdict(set)
+    for key in sorted(set.intersection(*map(set, keyed)), key=str):
+        subjects[key[0]].append([np.mean([value for value, _ in side[key]]) for side in keyed])
+        seeds[key[0]].update(seed for _, seed in keyed[0][key])
+    return {s: np.mean(subjects[s], axis=0) for s in sorted(subjects, key=str)}, seeds
+
+
+def _side(rows: Rows, measure: str, study: str, where: Columns) -> list[tuple[Row, float]]:
+    """The runs of a study that match `where` and have the measure, with its value."""
+    found = []
+    for row in rows:
+        if row.get("study") == study and _matches(row, where):
+            value = number(row, measure)
+            if value is not None:
+                found.append((row, value))
+    return found
+
+
+def _matches(row: Row, where: Columns) -> bool:
+    return all(row.get(k) in (v if isinstance(v, tuple) else (v,)) for k, v in where.items())
+
+
+def _check_alike(rows: Rows, study: str, is_ratio: bool) -> None:
+    """Raise BadInput where the runs are of several base models or, for scores, several judges."""
+    for name in ("base_hash",) if is_ratio else ("base_hash", "judge"):
+        found = {row.get(name) for row in rows}
         if len(found - {None}) > 1:
             raise BadInput(
                 f"The study '{study}' mixes {name} {', '.join(map(str, found))}, which don't"
                 " compare: keep the rows of one."
             )
-    subjects, seeds = defaultdict(list), defaultdict(set)
-    for key in sorted(set.intersection(*map(set, sides)), key=str):
-        subjects[key[0]].append([np.mean([value for value, _ in side[key]]) for side in sides])
-        seeds[key[0]].update(seed for _, seed in sides[0][key])
-    return {s: np.mean(subjects[s], axis=0) for s in sorted(subjects, key=str)}, seeds
 
 
-def swing(rows, measure, study, of, subjects):
+def swing(rows: Rows, measure: str, study: str, of: Columns, subjects: int) -> float | None:
     """How far another seed alone moves a mean over so many `subjects`, 95 times in 100; None where
     too few runs tell.
 
@@ -334,30 +359,22 @@ def swing(rows, measure, study, of, subjects):
     )
 
 
-def decide(effect, sign=1):
+def decide(effect: Effect, sign: int = 1) -> tuple[str, str]:
     """(verdict, detail) on the claim that the effect is upwards (`sign` 1) or downwards (-1): what
     the interval allows, and no more.
     """
-    if effect.subjects < ENOUGH:
-        return (
-            ("not enough subjects", f"{effect.subjects}; a verdict takes {ENOUGH}")
-            if effect.subjects
-            else (NOT_MEASURED, "")
-        )
-    ratio, low, high, edge = effect.kind == "ratio", effect.low, effect.high, effect.margin
-    low, high, edge = (
-        (math.log(low), math.log(high), math.log1p(edge)) if ratio else (low, high, edge)
-    )
+    low, high, edge = effect.low, effect.high, effect.margin
+    if effect.subjects < ENOUGH or low is None or high is None:
+        few = f"{effect.subjects}; a verdict takes {ENOUGH}"
+        return ("not enough subjects", few) if effect.subjects else (NOT_MEASURED, "")
+    is_ratio, margin = effect.kind == "ratio", f"{edge:g}"
+    if is_ratio:
+        low, high, edge, margin = math.log(low), math.log(high), math.log1p(edge), f"{edge:.0%}"
     if -edge <= low and high <= edge:
         side = "" if low <= 0 <= high else f"; {'more' if low > 0 else 'less'}, by less than that"
-        return (
-            "no difference",
-            "the same within " + (f"{effect.margin:.0%}" if ratio else f"{effect.margin:g}") + side,
-        )
+        return "no difference", f"the same within {margin}{side}"
     if low <= 0 <= high:
         most = max(-low, high)
-        return (
-            "no difference found",
-            f"cannot exclude up to {f'x {math.exp(most):.2f}' if ratio else f'{most:.3f}'}",
-        )
+        text = f"x {math.exp(most):.2f}" if is_ratio else f"{most:.3f}"
+        return "no difference found", f"cannot exclude up to {text}"
     return ("holds", "") if low * sign > 0 else ("does not hold", "the other way round")

@@ -1,10 +1,9 @@
 """The bench's sections of docs/results.md: what was run, the main table, every figure's numbers."""
 
 from statistics import median
-from typing import Any
 
 from benchmarks.analysis import bench_figures, shipping
-from benchmarks.analysis.effects import ENOUGH, RESAMPLES, SAME, effect
+from benchmarks.analysis.effects import ENOUGH, RESAMPLES, SAME, Rows, effect
 from benchmarks.analysis.study_rows import BUSY, size, steps
 from benchmarks.sections import RESULTS_PAGE, into_file
 from benchmarks.studies import studies
@@ -12,8 +11,6 @@ from lib.config.settings import METHODS
 from lib.files.text import amount
 from lib.plots.figure import Figure, as_table
 from pocket.subjects import bench_subjects
-
-Rows = list[dict[str, Any]]
 
 SHOWN = ("pareto", "scores")  # as pictures too; of the others the page has the numbers and a link
 MEANT = (
@@ -39,7 +36,7 @@ NOTES = {
 }
 
 
-def planned():
+def planned() -> int:
     """How many runs the whole bench makes: 30 subjects and 3 seeds, those that several studies ask
     for once.
     """
@@ -47,12 +44,12 @@ def planned():
     return len({tuple(sorted(job.items())) for jobs in plan.values() for job in jobs})
 
 
-def file(name):
+def file(name: str) -> str:
     """Where a figure's picture lies, from docs/results.md."""
     return f"../data/results/bench_{name}.png"
 
 
-def _copies(rows):
+def _copies(rows: Rows) -> str:
     """What plain copies of the training photos would score: what the measures of memorising could
     show at most.
     """
@@ -70,7 +67,7 @@ def _copies(rows):
     )
 
 
-def _cell(rows):
+def _cell(rows: Rows) -> float:
     """Seconds that a cell takes, both methods trained, drawn and scored, of one core; 0 where no
     row says so.
     """
@@ -85,8 +82,8 @@ def _cell(rows):
     return sum(map(median, seconds)) if all(seconds) else 0
 
 
-def section(rows, made):
-    """The section of docs/results.md as Markdown: what was run, the main table, and every figure's numbers."""
+def section(rows: Rows, made: dict[str, Figure]) -> str:
+    """The section as Markdown: what was run, the main table, and every figure's numbers."""
     devices = ", ".join(sorted({row["device"] for row in rows if row.get("device")}))
     stack = ", ".join(sorted({f"torch {row['torch']}" for row in rows if row.get("torch")}))
     runs, whole = len({row.get("settings_hash") or id(row) for row in rows}), planned()
@@ -154,7 +151,7 @@ def section(rows, made):
     return "\n".join(lines) + "\n"
 
 
-def shipping_section(figure):
+def shipping_section(figure: Figure | None) -> str:
     """The section of docs/results.md on combining, extracting and switching; `figure` is
     `benchmarks.analysis.shipping.extraction`'s, or None.
     """

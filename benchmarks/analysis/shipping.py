@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.effects import CLEAR, COST, ENOUGH, interval
+from benchmarks.analysis.effects import COST, ENOUGH, Rows, interval
+from lib.evaluation.results import CLEAR
 from lib.files.csv_table import read_table
 from lib.files.paths import ROOT
 from lib.plots.charts import points
-from lib.plots.figure import Table
+from lib.plots.figure import Figure, Table
 
 RESULTS = ROOT / "data" / "results" / "shipping.csv"
 
@@ -29,17 +30,16 @@ FORMATS = (
     " run",
 )
 
-Rows = list[dict[str, Any]]
 # (how concepts were put together, at which weight) -> subject -> the share that survives
 Ways = dict[tuple[str, float], dict[str, float]]
 
 
-def rows_of(path=RESULTS):
+def rows_of(path: str | Path = RESULTS) -> Rows:
     """The bench's rows, or [] where it was not run."""
     return read_table(path) if Path(path).is_file() else []
 
 
-def even(rows):
+def even(rows: Rows) -> tuple[Rows, str]:
     """(rows, a sentence or ""): of a subject and seed every way is judged by the same concepts,
     those that any side had learned.
 
@@ -70,12 +70,12 @@ def even(rows):
     return made, said if out else ""
 
 
-def _is_clear(row, kind):
+def _is_clear(row: dict[str, Any], kind: str) -> bool:
     alone, floor, share = (row.get(f"{what}_{kind}") for what in ("alone", "floor", "survives"))
     return None not in (alone, floor, share) and alone - floor > CLEAR
 
 
-def by_subject(rows, key, **where):
+def by_subject(rows: Rows, key: str, **where: Any) -> dict[str, float]:
     """{subject: mean of column `key`} over the rows whose columns are as in `where`."""
     found = defaultdict(list)
     for row in rows:
@@ -84,7 +84,9 @@ def by_subject(rows, key, **where):
     return {subject: float(np.mean(values)) for subject, values in found.items()}
 
 
-def summary_rows(path=RESULTS, concepts=3):
+def summary_rows(
+    path: str | Path = RESULTS, concepts: int = 3
+) -> tuple[list[list[Any]], list[str], str]:
     """(rows, headings, a note) for a table: what survives of `concepts` concepts, by the way that
     they were put into one model; beside the mean that of one concept fewer.
     """
@@ -113,7 +115,7 @@ def summary_rows(path=RESULTS, concepts=3):
     )
 
 
-def extraction(path=RESULTS):
+def extraction(path: str | Path = RESULTS) -> Figure | None:
     """A `Figure`: likeness of the LoRA taken out of a DreamBooth run, by its rank, beside that run,
     a trained LoRA and the base; in the table also the share of the change that is kept, bytes as
     MiB, and differences paired by subject. None where it was not measured.
@@ -167,11 +169,11 @@ def extraction(path=RESULTS):
     return figure
 
 
-def _mean(by):
+def _mean(by: dict[str, float]) -> float:
     return float(np.mean(list(by.values())))
 
 
-def _gap(by, other):
+def _gap(by: dict[str, float], other: dict[str, float]) -> str:
     """The mean difference over the subjects of both, with its interval, as text."""
     gaps = [by[s] - other[s] for s in sorted(by.keys() & other.keys())]
     low, high = interval(gaps)
@@ -264,7 +266,7 @@ def _switching(rows: Rows) -> tuple[str, str] | None:
     return effect, _flexible(mean)
 
 
-def _flexible(mean):
+def _flexible(mean: dict[str, float]) -> str:
     """The verdict on claim 8, part by part, from the means of the study "switch"; rates within 5 %
     (`COST`) are the same.
     """
@@ -292,13 +294,13 @@ def _flexible(mean):
     )
 
 
-def _chosen_on_others(ways):
+def _chosen_on_others(ways: Ways) -> dict[str, float]:
     """{subject: share that survives by the way with the highest mean over the other subjects} (its
     own with one subject).
     """
     subjects = set.intersection(*map(set, ways.values()))
 
-    def elsewhere(way, subject):
+    def elsewhere(way: tuple[str, float], subject: str) -> float:
         return np.mean(
             [share for other, share in ways[way].items() if other != subject or len(subjects) == 1]
         )
@@ -306,7 +308,7 @@ def _chosen_on_others(ways):
     return {s: ways[max(ways, key=lambda way, s=s: elsewhere(way, s))][s] for s in subjects}
 
 
-def _ways(rows, starts):
+def _ways(rows: Rows, starts: tuple[str, ...]) -> Ways:
     """{(how, weight): {subject: share that survives}} of the ways whose name starts so."""
     ways = dict.fromkeys((r["how"], r["weight"]) for r in rows if r["how"].startswith(starts))
     return {

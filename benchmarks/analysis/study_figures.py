@@ -4,7 +4,6 @@ change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figur
 """
 
 import math
-from typing import Any
 
 from benchmarks import learning_rates
 from benchmarks.analysis.bench_figures import FIGURES as MAIN
@@ -15,6 +14,7 @@ from benchmarks.analysis.effects import (
     FULL,
     LORA,
     MEASURES,
+    Rows,
     decide,
     effect,
     repeated,
@@ -27,8 +27,6 @@ from lib.files.text import amount
 from lib.plots.charts import intervals, points
 from lib.plots.figure import Figure, Table, as_table
 
-Rows = list[dict[str, Any]]
-
 # The columns of the study "recipes" in which one differs from plain training, each in words.
 RECIPES = {
     "optimizer": "8-bit moments",
@@ -39,7 +37,7 @@ RECIPES = {
 }
 
 
-def rank_curve(rows):
+def rank_curve(rows: Rows) -> Figure | None:
     """DINO and CLIP-T against LoRA's rank; in the table each rank against the preset's, subject by
     subject.
     """
@@ -97,7 +95,7 @@ def _change(found):
     return f"{_ends(found)}: {said(found)}" if found.subjects >= ENOUGH else _ends(found)
 
 
-def prior(rows):
+def prior(rows: Rows) -> Figure | None:
     """What prior preservation does: scores with it minus without it, for both methods."""
     weight = max(
         (r["prior_weight"] for r in rows if r.get("study") == "prior" and r["method"] != "base"),
@@ -131,7 +129,7 @@ def prior(rows):
     )
 
 
-def again(rows):
+def again(rows: Rows) -> Figure | None:
     """A part of the main comparison on another training seed against the same subjects of the main
     one: by how much the effects differ.
     """
@@ -175,7 +173,7 @@ def again(rows):
     return figure
 
 
-def careless(rows):
+def careless(rows: Rows) -> Figure | None:
     """The loss gap with good and with careless data; in the table what careless data change in
     every other measure of overfitting.
     """
@@ -200,7 +198,7 @@ def careless(rows):
     )
 
 
-def recipes(rows):
+def recipes(rows: Rows) -> Figure | None:
     """Low-memory recipes against plain fp32 training: DINO drawn, the rest in the table, beside
     what another seed alone does.
     """
@@ -266,7 +264,7 @@ def recipes(rows):
     )
 
 
-def text_encoder(rows):
+def text_encoder(rows: Rows) -> Figure | None:
     """What it does to train the text encoder too, at several rates, against leaving it frozen."""
     drawn, lines, measures = {}, [], ("dino", "clip_t", "drift", "pres", "peak_bytes", "file_bytes")
     rates = sorted(
@@ -357,7 +355,7 @@ def _with_table(drawn, lines, x, about, columns, margin=COSINE):
     return figure
 
 
-def rates(rows):
+def rates(rows: Rows) -> Figure | None:
     """What each learning rate is worth: the mean of likeness and obedience by which it is chosen,
     the best ringed.
     """

@@ -3,10 +3,11 @@ are dicts, one a run.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.analysis.effects import BASE, BENCH
+from benchmarks.analysis.effects import BASE, BENCH, Columns, Rows
 from lib.files.csv_table import read_table
 
 # a run whose step took so many times the median of its like shared the machine with other work
@@ -33,7 +34,7 @@ RECIPE = (
 )
 
 
-def read_bench(path=BENCH):
+def read_bench(path: str | Path = BENCH) -> Rows:
     """PocketBench's rows, with `loss_gap`, and without the times of runs that shared the machine
     (see `busy`), which are set to None.
 
@@ -56,7 +57,7 @@ def read_bench(path=BENCH):
     return rows
 
 
-def busy(rows):
+def busy(rows: Rows) -> Rows:
     """The rows whose seconds a step are more than `BUSY` times the median of the runs of the same
     recipe.
     """
@@ -72,14 +73,14 @@ def busy(rows):
     ]
 
 
-def ranked(rows):
+def ranked(rows: Rows) -> list[int]:
     """The ranks of the study of ranks, in order."""
     return sorted(
         {int(r["rank"]) for r in rows if r.get("study") == "rank" and r.get("rank") is not None}
     )
 
 
-def common(rows, wanted, seeds=True):
+def common(rows: Rows, wanted: Sequence[tuple[str, Columns]], seeds: bool = True) -> Rows:
     """The rows of those subjects (and seeds) that have a run in each of `wanted`: pairs (study,
     columns that match).
     """
@@ -99,7 +100,7 @@ def common(rows, wanted, seeds=True):
     ]
 
 
-def size(rows, study="main"):
+def size(rows: Rows, study: str = "main") -> str:
     """What a study rests on, such as "30 subjects x 3 seeds", or "x 1 to 3" while some lack runs:
     seeds that every method of it has run.
     """
@@ -120,7 +121,7 @@ def size(rows, study="main"):
     )
 
 
-def steps(rows, study="main"):
+def steps(rows: Rows, study: str = "main") -> str:
     """The training steps of a study as text."""
     return " or ".join(
         str(n)

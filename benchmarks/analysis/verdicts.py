@@ -20,7 +20,9 @@ from benchmarks.analysis.effects import (
     PARTS,
     RESAMPLES,
     SAME,
+    Columns,
     Effect,
+    Rows,
     decide,
     effect,
     number,
@@ -32,9 +34,6 @@ from lib.config.settings import METHODS
 from lib.dataset.captions import KINDS
 from lib.files.json_file import read_json
 from lib.files.text import amount, size_text
-
-Rows = list[dict[str, Any]]
-Columns = dict[str, Any]
 
 SAMPLE_SECONDS = 0.2  # a picture of 25 guided steps (benchmarks/results/pocket.json)
 BANDWIDTH = 20e6  # bits a second, of claim 4
@@ -345,7 +344,7 @@ def _claims(rows: Rows, forecast: dict[tuple[str, str], float]) -> list[dict[str
 
 
 def _part_record(part: Part, found: Effect) -> dict[str, Any]:
-    """A part of a claim in numbers; `own`: whether the reader's own two runs can stand beside it."""
+    """A part of a claim in numbers; `own`: whether the reader's two runs can stand beside it."""
     names = ("value", "low", "high", "subjects", "seeds", "unit")
     return {
         "label": part.label,

@@ -146,7 +146,7 @@ def score(
     identifier: str | None = None,
     train: Sequence[Picture] = (),
 ) -> Row:
-    """Score N pictures, made from N prompts (class noun only, one a picture), against M real photos.
+    """Score N pictures, made from N prompts with the class noun only, against M real photos.
 
     Returns, each averaged per prompt and then over prompts (arXiv 2208.12242, section 4.1):
 

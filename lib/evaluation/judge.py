@@ -1,13 +1,13 @@
-"""The judge: two encoders that took no part in training, one for identity in DINO's role, and a CLIP.
+"""The judge: two encoders that took no part in training, one in DINO's role and a CLIP.
 
 `load_judge()` loads the small pair that ships in `data/judge`; `load_judge("real")` the published
 pair, from a local folder or the hub's cache, never from the network. Pictures are embedded in
 batches, each distinct picture once.
 
 Beside them LPIPS (Zhang et al. 2018, arXiv 1801.03924), the distance in DreamBooth's DIV, where it
-can be had: it takes the packages lpips and torchvision (on Colab: `pip install lpips`) and AlexNet's
-weights. Both networks' weights come as pickles only; torch reads them with `weights_only`, so that
-no code in them runs.
+can be had: it takes the packages lpips and torchvision (on Colab: `pip install lpips`) and
+AlexNet's weights. Both networks' weights come as pickles only; torch reads them with
+`weights_only`, so that no code in them runs.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What was measured on many subjects, as it ships: verdicts, studies, and what survives of concepts.
+"""What was measured on many subjects, as it ships: verdicts, studies, what survives of concepts.
 
 `python -m benchmarks.analysis` writes the files of data/results that are read here, from the
 bench's rows. Nothing is computed again, so notebooks show them at once:
@@ -19,8 +19,8 @@ from lib.files.text import amount
 from lib.plots.figure import Figure, Table
 
 RESULTS = ROOT / "data" / "results"
-# The difference of DINO that matters to people, by the tables of DreamBooth's paper (Ruiz et al. 2022,
-# arXiv 2208.12242). A concept's share of a smaller distance from the base would be mostly noise.
+# The difference of DINO that matters to people, by the tables of DreamBooth's paper (Ruiz et al.
+# 2022, arXiv 2208.12242). A concept's share of a smaller distance from the base is mostly noise.
 CLEAR = 0.1
 NOT_MEASURED = "not measured yet: make pocketbench"
 OWN = "your own run"

@@ -25,7 +25,6 @@ from lib.files.csv_table import write_table
 from lib.files.errors import BadInput
 
 # --- effects
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_an_effect_is_found_with_its_size():
@@ -253,7 +252,6 @@ def test_runs_that_cannot_be_compared_are_refused():
 
 
 # --- intervals
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("subjects", [6, 12, 30])
@@ -316,7 +314,6 @@ def test_an_interval_takes_six_values_and_is_the_same_each_time():
 
 
 # --- what an interval allows
-# -------------------------------------------------------------------------------------------------------------
 
 
 def made(value, low, high, kind="difference", margin=0.02, subjects=12):

@@ -1,4 +1,4 @@
-"""PocketBench: its plan, its data sets (careless ones too), and one run of it from photos to row."""
+"""PocketBench: its plan, its data sets (careless ones too), one run of it from photos to row."""
 
 import math
 

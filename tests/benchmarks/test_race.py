@@ -122,9 +122,8 @@ def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
     script = tmp_path / "tiny.py"
     script.write_text(TINY)
     found = contestants.run(tmp_path, "tiny", [script, 7], 7)
-    size = (
-        4 * 500 * 500
-    )  # weights, gradient, two moments, and what AdamW makes in passing; last step's gradient is gone by then
+    # Weights, gradient, two moments, and what AdamW makes in passing; last step's gradient is gone.
+    size = 4 * 500 * 500
     assert 5 * size <= found["peak_bytes"] < 6.5 * size
     assert (
         0 < found["step"] < found["first"] < found["whole"] and found["resident_bytes"] > 10 * size
