@@ -1,5 +1,6 @@
-"""What the shipping bench (benchmarks/ship.py, data/results/shipping.csv) says: tables, a figure,
-and the measurements of claims 7, 8, 16.
+"""What the shipping bench's rows say: tables, a figure, and the measurements of claims 7, 8, 16.
+
+The rows are data/results/shipping.csv, made by benchmarks/shipping_bench.py.
 
 The subject is the independent unit here too: seeds are averaged within it, and whole subjects drawn
 anew (benchmarks/analysis/effects.py).
@@ -111,7 +112,7 @@ def summary_rows(
     return (
         table,
         ["way", "mean", f"mean of {concepts - 1}", *KINDS],
-        said if rows else "Not measured yet: python -m benchmarks.ship",
+        said if rows else "Not measured yet: python -m benchmarks.shipping_bench",
     )
 
 

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 from conftest import ROOT
 
+from benchmarks import file_sizes
 from benchmarks import learning_rates as rates
-from benchmarks import sizes
 from benchmarks.__main__ import RESULTS, RESULTS_PAGE, figures, middle
 from benchmarks.pocketbench import RESULTS as BENCH
 from benchmarks.sections import OWN_README, section
@@ -70,15 +70,16 @@ def test_a_rate_is_best_where_the_subject_is_learned_and_the_prompt_followed():
 
 
 def test_files_of_stable_diffusions_size_take_what_was_promised_at_most():
-    found = read_json(sizes.RESULTS)
-    assert section(OWN_README, "sizes") == sizes.figures(found), (
-        "run `python -m benchmarks.sizes` again"
+    found = read_json(file_sizes.RESULTS)
+    assert section(OWN_README, "sizes") == file_sizes.figures(found), (
+        "run `python -m benchmarks.file_sizes` again"
     )
-    assert set(found["cases"]) == set(sizes.CASES)
-    for case, (what, wanted, _) in sizes.CASES.items():
+    assert set(found["cases"]) == set(file_sizes.CASES)
+    for case, (what, wanted, _) in file_sizes.CASES.items():
         assert found["cases"][case]["seconds"] <= wanted, what
     assert all(
-        found["cases"][case]["memory"] < 2 * found["checkpoint_bytes"] for case in sizes.STREAMED
+        found["cases"][case]["memory"] < 2 * found["checkpoint_bytes"]
+        for case in file_sizes.STREAMED
     )
 
 
@@ -91,12 +92,12 @@ def test_a_case_that_fails_takes_nothing_from_the_others():
         return case.upper()
 
     saved = {}
-    assert sizes.collect("abc", measure, saved.__setitem__) == ["b"] and saved == {
+    assert file_sizes.collect("abc", measure, saved.__setitem__) == ["b"] and saved == {
         "a": "A",
         "c": "C",
     }
     with pytest.raises(KeyboardInterrupt):
-        sizes.collect("ade", measure, saved.__setitem__)
+        file_sizes.collect("ade", measure, saved.__setitem__)
     assert saved == {"a": "A", "c": "C"}, "saved as it was measured, not at the end"
 
 
@@ -107,8 +108,8 @@ def test_what_was_measured_of_some_cases_is_shown_without_the_rest():
         "device": "CPU",
         "versions": {"torch": "2"},
     }
-    text = sizes.figures(found)
+    text = file_sizes.figures(found)
     assert (
         "| 0.3 | 0.11 | 0.50 | - |" in text
-        and text.count("| not measured | - | - |") == len(sizes.CASES) - 1
+        and text.count("| not measured | - | - |") == len(file_sizes.CASES) - 1
     )

@@ -14,12 +14,12 @@ from benchmarks import (
     cuda_memory,
     cuda_race,
     cuda_step,
+    file_sizes,
     floor,
     race,
     racetable,
     random_base,
     sections,
-    sizes,
 )
 from benchmarks import torchvision_standin as standin
 from benchmarks.watched import SHORT
@@ -57,9 +57,9 @@ def test_the_readmes_print_what_was_measured():
     assert sections.section(sections.RESULTS_PAGE, "card") == cuda_race.headline(
         sections.read(cuda_race.RESULTS)
     )
-    measured = sizes.figures(sections.read(sizes.RESULTS))
+    measured = file_sizes.figures(sections.read(file_sizes.RESULTS))
     assert sections.section(sections.OWN_README, "sizes") == measured, (
-        "run `python -m benchmarks.sizes` again"
+        "run `python -m benchmarks.file_sizes` again"
     )
 
 

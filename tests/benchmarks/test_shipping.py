@@ -5,7 +5,7 @@ import torch
 from adapters import tuned_run
 from PIL import Image
 
-from benchmarks import sections, ship, ship_runs
+from benchmarks import sections, shipping_bench, shipping_runs
 from benchmarks.analysis.results_page import shipping_section
 from benchmarks.analysis.shipping import claim_rows, extraction, summary_rows
 from lib.evaluation.results import RESULTS
@@ -189,7 +189,7 @@ def test_the_table_is_sorted_and_says_how_many_subjects_it_rests_on(tmp_path):
 
 def test_nothing_is_said_without_a_bench(tmp_path):
     assert claim_rows(tmp_path / "none.csv") == {} and summary_rows(tmp_path / "none.csv")[0] == []
-    assert "python -m benchmarks.ship" in summary_rows(tmp_path / "none.csv")[2]
+    assert "python -m benchmarks.shipping_bench" in summary_rows(tmp_path / "none.csv")[2]
 
 
 def extracted(subjects=6):
@@ -254,10 +254,10 @@ def test_the_readme_prints_what_shipping_measured():
 
 
 def test_rows_of_other_studies_stay_and_those_of_another_recipe_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(ship, "RESULTS", tmp_path / "shipping.csv")
+    monkeypatch.setattr(shipping_bench, "RESULTS", tmp_path / "shipping.csv")
     ground = {"base_hash": "b1a", "judge": "pocket c2", "recipe_hash": "d3e"}
-    monkeypatch.setattr(ship, "stands_on", lambda: ground)
-    ship.write_results(
+    monkeypatch.setattr(shipping_bench, "stands_on", lambda: ground)
+    shipping_bench.write_results(
         [
             {"study": "extract", "subject": "s0", "seed": 0, "rank": 4, "dino": 0.5} | ground,
             {"study": "extract", "subject": "s0", "seed": 0, "rank": 8, "dino": 0.6}
@@ -265,13 +265,13 @@ def test_rows_of_other_studies_stay_and_those_of_another_recipe_go(tmp_path, mon
             | {"recipe_hash": "old"},
         ]
     )
-    ship.write_results(
+    shipping_bench.write_results(
         [
             SWITCH | ground,
             {"study": "extract", "subject": "s1", "seed": 0, "rank": 4, "dino": 0.7} | ground,
         ]
     )
-    ship.write_results(
+    shipping_bench.write_results(
         [{"study": "extract", "subject": "s0", "seed": 0, "rank": 4, "dino": 0.9} | ground]
     )
     rows = [
@@ -286,14 +286,15 @@ def test_rows_of_other_studies_stay_and_those_of_another_recipe_go(tmp_path, mon
 
 
 def test_three_concepts_in_one_model_train_three_times_as_long_and_every_run_is_made_once():
-    runs = ship_runs.runs_needed(["a", "b"], 2, ["compose", "extract"])
+    runs = shipping_runs.runs_needed(["a", "b"], 2, ["compose", "extract"])
     assert len(set(runs)) == len(runs) == 2 * 2 * (2 * 2 + 2) and runs[0][0].startswith("all-")
     assert not any(
-        concept.startswith("all-") for concept, *_ in ship_runs.runs_needed(["a"], 1, ["extract"])
+        concept.startswith("all-")
+        for concept, *_ in shipping_runs.runs_needed(["a"], 1, ["extract"])
     )
     assert (
-        ship_runs.settings_of("all-a", "lora", 0).steps
-        == 3 * ship_runs.settings_of("a", "lora", 0).steps
+        shipping_runs.settings_of("all-a", "lora", 0).steps
+        == 3 * shipping_runs.settings_of("a", "lora", 0).steps
     )
 
 

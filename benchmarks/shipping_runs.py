@@ -1,6 +1,4 @@
-"""The data sets and trained runs that the shipping bench (benchmarks/ship.py) reads, made when they
-are not there.
-"""
+"""The data sets and trained runs that benchmarks/shipping_bench.py reads, made when not there."""
 
 import shutil
 from functools import cache

@@ -1,9 +1,11 @@
 """Files of Stable Diffusion 1.5's size: seconds and memory to export, import, merge and extract,
 with random weights in its shape.
 
-    python -m benchmarks.sizes                   # 15 GB of disk, 10 minutes; results/sizes.json
-    python -m benchmarks.sizes --width 64        # a U-Net a fifth as wide, to see that it runs
-    python -m benchmarks.sizes --cases pocket    # these alone; other results of these versions stay
+    python -m benchmarks.file_sizes                   # 15 GB of disk, 10 minutes
+    python -m benchmarks.file_sizes --width 64        # a U-Net a fifth as wide, to see that it runs
+    python -m benchmarks.file_sizes --cases pocket    # these alone; others' results stay
+
+Writes benchmarks/results/sizes.json.
 
 Each case runs in a Python of its own, imports before the clock starts. Memory is the operating
 system's figure at the peak, interpreter and libraries (0.8 GiB) included. The base is in fp32 as
@@ -246,7 +248,7 @@ def collect(cases, measure, save):
 def figures(found):
     """What was measured as Markdown; None is nothing yet."""
     if found is None:
-        return "Not measured on this version yet: `python -m benchmarks.sizes`.\n"
+        return "Not measured on this version yet: `python -m benchmarks.file_sizes`.\n"
     size, gib, cases = found.get("checkpoint_bytes"), 2**30, found["cases"]
     lines = [
         f"On {found['device']}, torch {found['versions']['torch']}"
@@ -340,7 +342,7 @@ def main():
         def measure(case):
             print(f"{case} ...", flush=True)
             said = subprocess.run(
-                [sys.executable, "-m", "benchmarks.sizes", "--child", case, str(work)],
+                [sys.executable, "-m", "benchmarks.file_sizes", "--child", case, str(work)],
                 check=True,
                 cwd=ROOT,
                 stdout=subprocess.PIPE,

@@ -1,8 +1,9 @@
-"""Shipping on the pocket base: concepts combined, switched and extracted.  Writes
-data/results/shipping.csv, a row a measurement.
+"""Concepts combined, switched and extracted on the pocket base: a row a measurement.
 
-    python -m benchmarks.ship [--studies compose extract switch] [--subjects 6] [--seeds 1]
-    python -m benchmarks.ship --adapters            # trains data/adapters again, nothing else
+    python -m benchmarks.shipping_bench [--studies compose extract switch] [--subjects 6]
+    python -m benchmarks.shipping_bench --adapters    # trains data/adapters again, nothing else
+
+Writes data/results/shipping.csv, from which `python -m benchmarks.analysis` makes what is shown.
 
 A subject is one of PocketBench's characters, combined with the example clothing and lighting. Stop
 it at any time: the same command goes on where it was, and asking for more subjects or seeds adds
@@ -22,7 +23,15 @@ from statistics import median
 import torch
 
 from benchmarks.pocketbench import bench_prompts, hashes, judge
-from benchmarks.ship_runs import OTHERS, WORK, data_of, make_data, run_of, runs_needed, settings_of
+from benchmarks.shipping_runs import (
+    OTHERS,
+    WORK,
+    data_of,
+    make_data,
+    run_of,
+    runs_needed,
+    settings_of,
+)
 from lib.config.settings import METHODS
 from lib.convert.composition import MIXES, load_adapters, mix, switch_times
 from lib.convert.exporting import export_lora
