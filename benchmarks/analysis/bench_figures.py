@@ -1,5 +1,6 @@
-"""PocketBench's main comparison as figures, each with its numbers as a table; `python -m
-benchmarks.figures` writes them to data/results.
+"""PocketBench's main comparison as figures, each with its numbers as a table.
+
+`python -m benchmarks.analysis` writes them to data/results.
 
 `rows` are dicts, one a run, as in `benchmarks.analysis.effects`. A figure for which the rows hold
 no run is None. The other studies: benchmarks/analysis/study_figures.py.

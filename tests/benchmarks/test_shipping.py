@@ -303,7 +303,7 @@ def test_changes_of_checkpoints_average_and_add(tiny, tmp_path, dataset):
     run, target = tuned_run(folder, tmp_path / "run", dataset), open_base_weights(str(folder))
     tuned = open_base_weights(str(folder), run)
     for weights, share in (([0.5, 0.5], 1.0), ([1.0, 1.0], 2.0)):
-        base = ship.add_changes(load_base(str(folder)), [run, run], weights)
+        base = shipping_bench.add_changes(load_base(str(folder)), [run, run], weights)
         old, new = (
             target.read("unet", "conv_in.weight"),
             tuned.read("unet", "conv_in.weight").float(),
