@@ -21,7 +21,7 @@ from lib.config.settings import METHODS
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.files.text import say
-from lib.memory.cards import key, stored
+from lib.memory.cards import recipe_key, stored_forecasts
 from lib.models.devices import device_name, reclaim, versions
 from lib.models.pipeline import silence_libraries
 
@@ -113,7 +113,7 @@ def against(found):
     measured = {str(row["recipe"]): row for row in found["rows"]}
     return [
         (measured[str(row["recipe"])], row["bytes"])
-        for row in stored()
+        for row in stored_forecasts()
         if str(row["recipe"]) in measured
     ]
 
@@ -148,10 +148,10 @@ def main():
         try:
             measured = measure(settings, device)
         except torch.OutOfMemoryError:
-            say(f"{key(settings)}: out of memory")
+            say(f"{recipe_key(settings)}: out of memory")
             continue
         about = {
-            "recipe": key(settings),
+            "recipe": recipe_key(settings),
             "base": settings.base,
             "method": settings.method,
             "class_images": settings.prior_weight > 0,

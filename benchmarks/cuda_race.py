@@ -38,7 +38,7 @@ from lib.files.errors import BadInput
 from lib.files.json_file import write_json
 from lib.files.paths import ROOT
 from lib.memory.fake_tensors import fake_device
-from lib.memory.forecasting import forecast, hollow_base, hollow_inputs, plan, side
+from lib.memory.forecasting import fake_base, fake_inputs, forecast, plan, square_side
 from lib.models.pipeline import silence_libraries
 from lib.step.training_step import Step
 
@@ -107,7 +107,7 @@ class Contestant(NamedTuple):
 
     def command(self, work, field, scripts, steps):
         """Its program and environment."""
-        size = {"resolution": side(self.settings()), "batch": self.batch}
+        size = {"resolution": square_side(self.settings()), "batch": self.batch}
         if not self.is_ours:
             if (self.base, self.method, self.who) == ("sd15", "lora", "inductor"):
                 field = replace(field, best={(self.method, "small"): (0, False)})
@@ -195,8 +195,8 @@ def floor(settings, rates):
     (`benchmarks.floor.machine`).
     """
     with fake_device("cuda"):
-        base = hollow_base(settings.base)
-        inputs, _ = hollow_inputs(base, settings)
+        base = fake_base(settings.base)
+        inputs, _ = fake_inputs(base, settings)
         step = Step(base, settings)
         with FlopCounterMode(display=False) as counted:
             step(*inputs)
@@ -244,7 +244,7 @@ def ground(work, base):
     """The `Field` of a base, in a folder."""
     work.mkdir(parents=True, exist_ok=True)
     folder = build(base, work / "base", dtype=torch.float32 if base == "sd15" else torch.bfloat16)
-    field = lay_out(work, Painter(folder), side(plan("lora", base)), kinds=("small",))
+    field = lay_out(work, Painter(folder), square_side(plan("lora", base)), kinds=("small",))
     field.best.update({(method, "small"): (WORKERS, False) for method in SCRIPTS})
     return field
 

@@ -21,7 +21,7 @@ from lib.files.paths import ROOT
 from lib.memory.forecasting import plan
 from lib.models.devices import device_name, versions
 from lib.models.pipeline import silence_libraries
-from lib.step.cuda_graph import Recorded, norms_in_bf16
+from lib.step.cuda_graph import GraphedStep, norms_in_bf16
 
 from .contestants import LIKE
 from .floor import now
@@ -76,11 +76,13 @@ def measure(steps, rounds):
     device = torch.device("cuda")
     step, inputs = step_of(plan("lora", "sd15", **LIKE), device)
     inputs, found, known, times = (torch.full((), 1e-6, device=device), *inputs), {}, {}, {}
-    step._work(*inputs)
+    step.take_step(*inputs)
     for name, prepare in ways().items():
         began = now(device)
         prepare(step)
-        known[name] = Recorded(step._work, [step.optimizer.generator], step.optimizer.forget)
+        known[name] = GraphedStep(
+            step.take_step, [step.optimizer.generator], step.optimizer.abandon_step
+        )
         for _ in range(3):
             known[name](*inputs)
         found[name] = {"ready": now(device) - began}
@@ -88,7 +90,9 @@ def measure(steps, rounds):
         for name, work in known.items():
             times.setdefault(name, []).append(_clock(work, inputs, steps, device))
     uncompiled(step, True)
-    times["kernel by kernel"] = [_clock(step._work, inputs, steps, device) for _ in range(rounds)]
+    times["kernel by kernel"] = [
+        _clock(step.take_step, inputs, steps, device) for _ in range(rounds)
+    ]
     found["kernel by kernel"] = {"ready": 0.0}
     return {name: row | {"step": middle(times[name])} for name, row in found.items()}
 

@@ -110,7 +110,7 @@ def profile(method, steps):
     )
     base.offload()
 
-    marks, step.work = [], step._work  # recorded as a whole, as on a card, a step has no phases
+    marks, step.run = [], step.take_step  # recorded as a whole, as on a card, a step has no phases
     for holder, part in (
         (step, "loss"),
         (step.optimizer, "step"),

@@ -15,8 +15,8 @@ from importlib.metadata import version
 
 from lib.config.settings import METHODS
 from lib.files.json_file import read_json, write_json
-from lib.memory.cards import RESULTS, key, stored
-from lib.memory.forecasting import caching, forecast, plan
+from lib.memory.cards import RESULTS, recipe_key, stored_forecasts
+from lib.memory.forecasting import caching_bytes, forecast, plan
 from lib.memory.ladder import recipes
 
 BASES = ("pocket", "sd15", "sdxl")
@@ -39,14 +39,16 @@ def wanted(bases=BASES):
 
 
 if __name__ == "__main__":
-    now = [key(settings) for settings, _ in wanted()]
+    now = [recipe_key(settings) for settings, _ in wanted()]
     stack = {
         package: version(package).partition("+")[0] for package in STACK
     }  # after a plus: the device that torch was built for
-    kept = stored() if RESULTS.is_file() and read_json(RESULTS)["versions"] == stack else []
+    kept = (
+        stored_forecasts() if RESULTS.is_file() and read_json(RESULTS)["versions"] == stack else []
+    )
     rows = [row for row in kept if row["recipe"] in now]
     for settings, words in wanted(sys.argv[1:] or BASES):
-        recipe = key(settings)
+        recipe = recipe_key(settings)
         if all(row["recipe"] != recipe for row in rows):
             found = forecast(settings)
             rows.append(
@@ -54,7 +56,7 @@ if __name__ == "__main__":
                     "recipe": recipe,
                     "given_up": list(words),
                     "bytes": found.bytes,
-                    "caching_bytes": caching(settings),
+                    "caching_bytes": caching_bytes(settings),
                     "by_category": found.by_category,
                 }
             )

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.memory.fake_tensors import fake_device
-from lib.memory.forecasting import BASES, SHAPES, folder_of, hollow_inputs
+from lib.memory.forecasting import KNOWN_BASES, SHAPES, fake_inputs, folder_with_configs
 from lib.models.base import Base
 from lib.models.base_files import POCKET
 from lib.models.families import family_named, family_of
@@ -83,17 +83,17 @@ def step_of(settings, device):
     """
     from diffusers import UNet2DConditionModel
 
-    folder = folder_of(settings.base)
+    folder = folder_with_configs(settings.base)
     with torch.device(device):
         unet = UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json")).to(
             torch.bfloat16
         )
     scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
     name = settings.base
-    family = family_named(BASES[name]) if name in BASES else family_of(name)
+    family = family_named(KNOWN_BASES[name]) if name in KNOWN_BASES else family_of(name)
     base = Base(SimpleNamespace(unet=unet, scheduler=scheduler), family, name, device, True)
     with fake_device("cuda"):
-        inputs, _ = hollow_inputs(base, settings)
+        inputs, _ = fake_inputs(base, settings)
 
     def real(t):
         return (

@@ -503,9 +503,11 @@ def read_forecast(path: Path = FORECAST) -> dict[tuple[str, str], float]:
     if not path.is_file():
         print(f"There is no forecast of memory for Stable Diffusion here ({path} is missing).")
         return {}
-    from lib.memory.cards import for_guide  # brings in torch, which the other numbers do not need
+    from lib.memory.cards import (
+        smallest_recipes,
+    )  # brings in torch, which the other numbers do not need
 
-    return for_guide(read_json(path)["rows"])
+    return smallest_recipes(read_json(path)["rows"])
 
 
 def _on_stable_diffusion(measure: str, forecast: dict[tuple[str, str], float]) -> str:
@@ -525,8 +527,8 @@ def _on_stable_diffusion(measure: str, forecast: dict[tuple[str, str], float]) -
 
 def _card(peak: float) -> str:
     """The smallest common card on which a peak of so many bytes fits, such as "6 GB"."""
-    from lib.memory.cards import CARDS, usable  # brings in torch
+    from lib.memory.cards import CARDS, usable_bytes  # brings in torch
 
     return next(
-        (f"{card} GB" for card in CARDS if peak <= usable(card)), f"more than {CARDS[-1]} GB"
+        (f"{card} GB" for card in CARDS if peak <= usable_bytes(card)), f"more than {CARDS[-1]} GB"
     )

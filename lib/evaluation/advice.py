@@ -139,9 +139,11 @@ def advise(
     """
     measured = measured or read_result("advice")
     if forecast is None:
-        from lib.memory.cards import for_guide  # brings in torch, which all else does without
+        from lib.memory.cards import (
+            smallest_recipes,
+        )  # brings in torch, which all else does without
 
-        forecast = for_guide()
+        forecast = smallest_recipes()
     _check(needs, measured, forecast)
     rank, about_rank = _rank(needs, measured)
     costs: Costs = {

@@ -1,20 +1,21 @@
 """Which recipe fits which card, before anything is downloaded. `python -m lib forecast` prints it:
 
-    python -m lib forecast --base sdxl --method dreambooth --resolution 1024 [--card 12] [--set prior_weight=0] [--json]
-    python -m lib forecast --base sd15 --set data=runs/mine/data      # for the largest of a data set's pictures
+    python -m lib forecast --base sdxl --method dreambooth --resolution 1024 --card 12 --json
+    python -m lib forecast --base sd15 --set data=runs/mine/data  # its largest pictures
 
-A card offers less than its name. `usable` takes off 0.8 GiB for the CUDA context and cuDNN's
-workspaces (together about 0.5) and a desktop (0.3), and asks that a forecast and 8 % more fit the
-rest: its own error, and what PyTorch's allocator cannot fill. A T4, sold as 16 GB, has 14.7 GiB.
-Counted is the worst of two moments: the training step, when VAE and text encoders have left the
-card, and before it the encoding of the pictures, when the U-Net has not come yet. Not counted are
-samples and measurements along the way, for which VAE and text encoders come back beside the step's
-weights: where they do not fit, they are left out, and the training goes on.
+A card offers less than its name. `usable_bytes` takes off 0.8 GiB for the CUDA context and cuDNN's
+workspaces (together about 0.5) and a desktop (0.3), and asks that a forecast and 8 % more go into
+what is left: its own error, and what PyTorch's allocator cannot fill. A T4, sold as 16 GB, has
+14.7 GiB. Counted is the worst of two moments: the training step, when VAE and text encoders have
+left the card, and before it the encoding of the pictures, when the denoiser has not come yet. Not
+counted are samples and measurements along the way, for which VAE and text encoders come back beside
+the step's weights: where there is no memory for them, they are left out, and the training goes on.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from typing import Any
 
 import torch
 
@@ -25,19 +26,25 @@ from lib.dataset.imagefolder import load_dataset
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
-from lib.memory.forecasting import caching, forecast, largest, plan, shape_of, side
-from lib.memory.ladder import choose, recipes
+from lib.memory.forecasting import (
+    caching_bytes,
+    forecast,
+    known_shape,
+    largest_size,
+    plan,
+    square_side,
+)
+from lib.memory.ladder import choose_rung, recipes
 from lib.models.devices import free_memory, has_fast_bf16
 from lib.plots.figure import Table
 
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
 
+RESERVED = int(0.8 * 2**30)  # bytes
+MARGIN = 1.08  # over a forecast
 
-TAKEN, SLACK = 0.8 * 2**30, 1.08
-
-
-# Settings that no byte of a step depends on, or that `key` says in another way.
-WEIGHTLESS = (
+# Settings that no byte of a step depends on, or that `recipe_key` says in another way.
+WITHOUT_BYTES = (
     "data",
     "output",
     "seed",
@@ -56,12 +63,10 @@ WEIGHTLESS = (
     "resolution",
 )
 
-
 RESULTS = ROOT / "data" / "results" / "forecast.json"
 
-
-FRESH = {}  # what was forecast in this process, by recipe and device: a training asks twice
-
+# What was forecast in this process, by recipe and device: a training asks twice.
+_forecasts: dict[str, dict[str, Any]] = {}
 
 # (what, GB as published, source): shared by notebooks beside our own figures.
 PUBLISHED = (
@@ -74,162 +79,189 @@ PUBLISHED = (
 )
 
 
-def usable(card):
+def usable_bytes(card: float) -> int:
     """Bytes that a forecast may take on a card of `card` GB."""
-    return int((card * 2**30 - TAKEN) / SLACK)
+    return int((card * 2**30 - RESERVED) / MARGIN)
 
 
-def room(device, held=0):
-    """Bytes that a forecast may take on the device at hand, now: what other programs leave of it,
-    and `held`, which the forecast counts too, is there already.
+def usable_bytes_now(device: torch.device, held: int = 0) -> int:
+    """Bytes that a forecast may take on the device at hand: what other programs leave of it.
+
+    `held` are bytes that are there already and that the forecast counts too.
     """
     if device.type == "cpu":
-        return int((free_memory() + held) / SLACK)
+        return int((free_memory() + held) / MARGIN)
     free, total = torch.cuda.mem_get_info(device)
-    return min(usable(total / 2**30), int((free + torch.cuda.memory_reserved(device)) / SLACK))
+    ours = free + torch.cuda.memory_reserved(device)
+    return min(usable_bytes(total / 2**30), int(ours / MARGIN))
 
 
-def key(settings):
-    """What a forecast depends on, as it stands in data/results/forecast.json: settings that weigh
-    something and are not the default.
+def recipe_key(settings: Settings) -> dict[str, Any]:
+    """What a forecast depends on, as it stands in data/results/forecast.json.
+
+    Settings that bytes depend on and that are not the default.
     """
     values = {
-        f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WEIGHTLESS
-    } | {"base": shape_of(settings.base)}
+        f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WITHOUT_BYTES
+    }
+    values["base"] = known_shape(settings.base)
     given = {
         f.name: values[f.name]
         for f in fields(settings)
         if f.name in values and values[f.name] != f.default
     }
-    pixels = largest(settings)
+    width, height = largest_size(settings)
     return given | {
         "class_images": settings.prior_weight > 0,
-        "resolution": pixels[0] if pixels[0] == pixels[1] else list(pixels),
+        "resolution": width if width == height else [width, height],
     }
 
 
-def stored():
-    """The rows of data/results/forecast.json. They count with other versions of the stack too,
-    since a step's tensors hardly change with these: made with torch 2.13, they were within 8 % of
-    what a card took under 2.11 (benchmarks/README.md).
+def stored_forecasts() -> list[dict[str, Any]]:
+    """The rows of data/results/forecast.json.
+
+    They count with other versions of the stack too, since a step's tensors hardly change with
+    these: made with torch 2.13, they were within 8 % of what a card took under 2.11
+    (benchmarks/README.md).
     """
     return read_json(RESULTS)["rows"] if RESULTS.is_file() else []
 
 
-def bf16_on(device):
-    """Whether "cuda" or "cpu" multiplies bf16 fast: the one at hand, or where there is none a
-    common card.
-    """
-    return (
-        has_fast_bf16(torch.device(device))
-        if device == "cpu" or torch.cuda.is_available()
-        else True
-    )
+def expects_fast_bf16(device: str) -> bool:
+    """Whether "cuda" or "cpu" multiplies bf16 fast: the one at hand, without one a common card."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return True
+    return has_fast_bf16(torch.device(device))
 
 
-def weigh(settings, device="cuda", rows=None, bf16=None):
-    """{"bytes" of the step, "caching_bytes" of what comes before it, "by_category" of the step} of
-    a recipe: one of the `rows` of data/results/forecast.json, which are of cards with fast bf16, or
-    a new forecast. `bf16`: as `forecast` has it, if not `bf16_on` it.
+def forecast_recipe(
+    settings: Settings,
+    device: str = "cuda",
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    bf16: bool | None = None,
+) -> dict[str, Any]:
+    """The bytes that a recipe takes, from stored forecasts or a new one.
+
+    - "bytes" of the step, and the same split in "by_category"
+    - "caching_bytes" of what comes before the step
+
+    `rows` are those of data/results/forecast.json, which are of cards with fast bf16. `bf16`: as
+    `forecast` has it, if not as `expects_fast_bf16` says.
     """
-    bf16, wanted = bf16_on(device) if bf16 is None else bf16, key(settings)
+    bf16 = expects_fast_bf16(device) if bf16 is None else bf16
+    recipe = recipe_key(settings)
     if device == "cuda" and bf16:
-        for row in stored() if rows is None else rows:
-            if row["recipe"] == wanted:
+        for row in stored_forecasts() if rows is None else rows:
+            if row["recipe"] == recipe:
                 return {name: row[name] for name in ("bytes", "caching_bytes", "by_category")}
-    mine = json.dumps([wanted, device, bf16])
-    if mine not in FRESH:
-        FRESH[mine] = asdict(forecast(settings, device, bf16=bf16)) | {
-            "caching_bytes": caching(settings, device, bf16=bf16)
-        }
-    return FRESH[mine]
+    key = json.dumps([recipe, device, bf16])
+    if key not in _forecasts:
+        found = asdict(forecast(settings, device, bf16=bf16))
+        _forecasts[key] = found | {"caching_bytes": caching_bytes(settings, device, bf16=bf16)}
+    return _forecasts[key]
 
 
-def needed(weighed):
-    """Bytes that a device must have for what `weigh` gives, or a row: the step's or those before
-    it, whichever are more.
+def needed_bytes(found: Mapping[str, Any]) -> int:
+    """Bytes that a device must have for what `forecast_recipe` gives, or a stored row.
+
+    The step's or those before it, whichever are more.
     """
-    return max(weighed["bytes"], weighed["caching_bytes"])
+    return max(found["bytes"], found["caching_bytes"])
 
 
-def choose_for(settings, device, held=0):
-    """(settings, sentence): the least slow recipe from `settings` down that `device` has room for,
-    of which `held` bytes of weights are there already. Raises BadInput for none.
+def choose_recipe_for(
+    settings: Settings, device: torch.device, held: int = 0
+) -> tuple[Settings, str]:
+    """The least slow recipe from `settings` down that `device` has memory for, and a sentence.
+
+    `held` bytes of weights are there already. Raises BadInput for none.
     """
-    rows, where = (
-        stored(),
-        "this machine" if device.type == "cpu" else f"this {torch.cuda.get_device_name(device)}",
+    rows = stored_forecasts()
+    if device.type == "cpu":
+        where = "this machine"
+    else:
+        where = f"this {torch.cuda.get_device_name(device)}"
+    recipe, _, sentence = choose_rung(
+        settings,
+        usable_bytes_now(device, held),
+        lambda recipe: needed_bytes(forecast_recipe(recipe, device.type, rows)),
+        where,
+        device,
     )
-    return choose(
-        settings, room(device, held), lambda s: needed(weigh(s, device.type, rows)), where, device
-    )[::2]
+    return recipe, sentence
 
 
-def ladder(settings, device="cuda", bf16=None):
-    """The forecasts of all recipes from `settings` down, the least slow first: dicts with "words",
-    "settings", and what `weigh` gives.
+def forecast_ladder(
+    settings: Settings, device: str = "cuda", bf16: bool | None = None
+) -> list[dict[str, Any]]:
+    """The forecasts of all recipes from `settings` down, the least slow first.
+
+    Each has "given_up" (a list of words), "settings", and what `forecast_recipe` gives.
     """
-    rows = stored()
+    rows = stored_forecasts()
     return [
-        {"words": list(words), "settings": s} | weigh(s, device, rows, bf16)
-        for s, words in recipes(settings)
+        {"given_up": list(given_up), "settings": recipe}
+        | forecast_recipe(recipe, device, rows, bf16)
+        for recipe, given_up in recipes(settings)
     ]
 
 
-def pick(weighed, card):
-    """The first of `ladder`'s recipes that fits a card, or None."""
-    return next((recipe for recipe in weighed if needed(recipe) <= usable(card)), None)
+def first_that_fits(ladder: Sequence[Mapping[str, Any]], card: float) -> Mapping[str, Any] | None:
+    """The first recipe of a `forecast_ladder` that fits a card of `card` GB, or None."""
+    return next((one for one in ladder if needed_bytes(one) <= usable_bytes(card)), None)
 
 
-def name(words):
+def recipe_name(given_up: Iterable[str]) -> str:
     """A recipe in words: what the ladder gave up."""
-    return "; ".join(w.split(",")[0] for w in words) or "plain"
+    return "; ".join(words.split(",")[0] for words in given_up) or "plain"
 
 
-def which_fits(base="sd15", **changes):
-    """A `Table` for notebooks: for each common card, with fast bf16, the least slow recipe of both
-    methods that fits, and the GiB it needs.
+def which_fits(base: str = "sd15", **changes: Any) -> Table:
+    """A `Table` of the least slow recipe of both methods that fits each common card, and its GiB.
 
-    At once for the recipes of data/results/forecast.json; a changed batch size or rank takes
-    seconds for each rung of the ladder.
+    For cards with fast bf16. At once for the recipes of data/results/forecast.json; a changed batch
+    size or rank takes seconds for each rung of the ladder.
     """
-    asked = {m: plan(m, base, **changes) for m in METHODS}
-    both = {m: ladder(asked[m], bf16=True) for m in METHODS}
+    settings = {method: plan(method, base, **changes) for method in METHODS}
+    ladders = {method: forecast_ladder(settings[method], bf16=True) for method in METHODS}
     rows = []
     for card in CARDS:
-        row = [f"{card} GB", usable(card) / 2**30]
+        row = [f"{card} GB", usable_bytes(card) / 2**30]
         for method in METHODS:
-            found = pick(both[method], card)
-            row += [name(found["words"]), needed(found) / 2**30] if found else ["none", None]
+            found = first_that_fits(ladders[method], card)
+            if found:
+                row += [recipe_name(found["given_up"]), needed_bytes(found) / 2**30]
+            else:
+                row += ["none", None]
         rows.append(row)
-    columns = [
-        "card",
-        "to be had, GiB",
-        *(c for m in METHODS for c in (METHOD_NAMES[m], f"{METHOD_NAMES[m]} needs, GiB")),
-    ]
-    return Table(
-        rows,
-        columns,
-        f"Forecast for {base} at {side(asked['lora'])} pixels: the least slow recipe that fits",
-    )
+    columns = ["card", "to be had, GiB"]
+    for method in METHODS:
+        columns += [METHOD_NAMES[method], f"{METHOD_NAMES[method]} needs, GiB"]
+    side = square_side(settings["lora"])
+    title = f"Forecast for {base} at {side} pixels: the least slow recipe that fits"
+    return Table(rows, columns, title)
 
 
-def published():
-    """A `Table` of published figures to hold beside a forecast. They include what a process holds
-    besides the step.
+def published() -> Table:
+    """A `Table` of published figures to hold beside a forecast.
+
+    They include what a process holds besides the step.
     """
     return Table(PUBLISHED, ["training", "GB", "source"], "Published peaks of memory")
 
 
-def for_guide(rows=None):
-    """{(base, method): bytes} of the smallest recipe with class images, from
-    data/results/forecast.json: what `lib.evaluation.advice.advise` takes.
+def smallest_recipes(
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[tuple[str, str], int]:
+    """{(base, method): bytes} of the smallest recipe with class images, of stored forecasts.
+
+    What `lib.evaluation.advice.advise` takes.
     """
-    found = {}
-    for row in stored() if rows is None else rows:
+    found: dict[tuple[str, str], int] = {}
+    for row in stored_forecasts() if rows is None else rows:
         if row["recipe"]["class_images"]:
             pair = row["recipe"].get("base", "pocket"), row["recipe"]["method"]
-            found[pair] = min(needed(row), found.get(pair, needed(row)))
+            found[pair] = min(needed_bytes(row), found.get(pair, needed_bytes(row)))
     return found
 
 
@@ -240,77 +272,89 @@ def settings_for(
 
     Raises BadInput.
     """
-    known = described(Settings)
-    values = {}
-    for pair in changes:
-        setting, equals, value = pair.partition("=")
-        kind = known[setting].kind if setting in known else str
-        if setting in ("base", "method", "resolution"):
-            raise BadInput(f"--set {pair} has an option of its own: write --{setting} {value}.")
-        try:
-            if not equals or kind is bool and value.lower() not in ("true", "false"):
-                raise ValueError
-            values[setting] = value.lower() == "true" if kind is bool else kind(value)
-        except ValueError:
-            raise BadInput(
-                f"--set {pair} is no setting with its value: write it as in --set rank=32 or"
-                " checkpointing=all."
-            ) from None
+    values = dict(_read_change(text) for text in changes)
     if "data" in values:
         load_dataset(values["data"])
     return plan(method, base, resolution=resolution, **values)
 
 
-def report(settings: Settings, card: float | None = None, device: str = "cuda") -> dict:
-    """What `print_forecast` prints, as a dict in bytes.
+def _read_change(text: str) -> tuple[str, Any]:
+    setting, equals, value = text.partition("=")
+    if setting in ("base", "method", "resolution"):
+        raise BadInput(f"--set {text} has an option of its own: write --{setting} {value}.")
+    known = described(Settings)
+    kind = known[setting].kind if setting in known else str
+    try:
+        if not equals:
+            raise ValueError
+        if kind is bool:
+            return setting, {"true": True, "false": False}[value.lower()]
+        return setting, kind(value)
+    except (ValueError, KeyError):
+        raise BadInput(
+            f"--set {text} is no setting with its value: write it as in --set rank=32 or"
+            " checkpointing=all."
+        ) from None
 
-    `card` is the GB of the card to choose for: the one in this machine, or 8, if not given;
-    `device` says whose kernels are counted. Raises BadInput if no recipe fits the largest card.
+
+def report(settings: Settings, card: float | None = None, device: str = "cuda") -> dict[str, Any]:
+    """What `print_forecast` prints, as a dict; sizes are bytes.
+
+    - card: GB of the card to choose for; the one in this machine, or 8, if not given
+    - device: whose kernels are counted, "cuda" or "cpu"
+
+    Raises BadInput if no recipe fits the largest card.
     """
     if card is not None and not 0 < card <= 1000:
         raise BadInput(f"--card is {card}: give the card's memory in GB, such as 8.")
     if device not in ("cuda", "cpu"):
         raise BadInput(f"--device is {device}: give cuda or cpu.")
-    card = card or (
-        round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
-        if torch.cuda.is_available()
-        else 8
-    )
-    weighed = ladder(settings, device)
-    sizes = {recipe["settings"]: needed(recipe) for recipe in weighed}
+    card = card or _card_at_hand()
+    ladder = forecast_ladder(settings, device)
+    sizes = {one["settings"]: needed_bytes(one) for one in ladder}
     most = max(*CARDS, card)
-    choose(settings, usable(most), sizes.get, f"any common card, {most:g} GB the largest")
+    anywhere = f"any common card, {most:g} GB the largest"
+    choose_rung(settings, usable_bytes(most), sizes.__getitem__, anywhere)
     try:
-        sentence = choose(settings, usable(card), sizes.get, f"a card of {card:g} GB")[2]
+        where = f"a card of {card:g} GB"
+        sentence = choose_rung(settings, usable_bytes(card), sizes.__getitem__, where)[2]
     except BadInput as error:
         sentence = str(error)
-    cards = []
-    for size in CARDS:
-        fits = pick(weighed, size)
-        recipe = fits and name(fits["words"])
-        cards.append(
-            {
-                "card_gb": size,
-                "usable_bytes": usable(size),
-                "recipe": recipe,
-                "bytes": fits and needed(fits),
-            }
-        )
-    found = [
-        {"recipe": name(w["words"]), "bytes": w["bytes"], "by_category": w["by_category"]}
-        for w in weighed
-    ]
     return {
         "base": settings.base,
         "method": settings.method,
-        "resolution": key(settings)["resolution"],
+        "resolution": recipe_key(settings)["resolution"],
         "batch_size": settings.batch_size,
         "class_images": settings.prior_weight > 0,
         "device": device,
-        "recipes": found,
-        "cards": cards,
+        "recipes": [
+            {
+                "recipe": recipe_name(one["given_up"]),
+                "bytes": one["bytes"],
+                "by_category": one["by_category"],
+            }
+            for one in ladder
+        ],
+        "cards": [_card_row(ladder, size) for size in CARDS],
         "sentence": sentence,
-        "caching_bytes": weighed[0]["caching_bytes"],
+        "caching_bytes": ladder[0]["caching_bytes"],
+    }
+
+
+def _card_at_hand() -> float:
+    """GB of the card in this machine, or 8."""
+    if not torch.cuda.is_available():
+        return 8
+    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+
+
+def _card_row(ladder: Sequence[Mapping[str, Any]], card: float) -> dict[str, Any]:
+    found = first_that_fits(ladder, card)
+    return {
+        "card_gb": card,
+        "usable_bytes": usable_bytes(card),
+        "recipe": recipe_name(found["given_up"]) if found else None,
+        "bytes": needed_bytes(found) if found else None,
     }
 
 
@@ -320,39 +364,41 @@ def print_forecast(
     """Print `report` as two tables and a sentence, or as JSON. Raises BadInput as it does."""
     found = report(settings, card, device)
     if as_json:
-        return print(json.dumps(found, indent=1))
-    pictures = (
-        f"batch {found['batch_size']}{' and as many class images' if found['class_images'] else ''}"
-    )
-    at = (
-        found["resolution"]
-        if isinstance(found["resolution"], int)
-        else "{} x {}".format(*found["resolution"])
-    )
+        print(json.dumps(found, indent=1))
+        return
+    size = found["resolution"]
+    pixels = size if isinstance(size, int) else f"{size[0]} x {size[1]}"
+    pictures = f"batch {found['batch_size']}"
+    if found["class_images"]:
+        pictures += " and as many class images"
     title = (
-        f"{METHOD_NAMES[found['method']]} on {found['base']} at {at} pixels, {pictures}: peak of the"
-        " training step, GiB"
+        f"{METHOD_NAMES[found['method']]} on {found['base']} at {pixels} pixels, {pictures}:"
+        " peak of the training step, GiB"
     )
     kinds = list(found["recipes"][0]["by_category"])
     rows = [
-        [gib(r["bytes"]), *(gib(r["by_category"][k]) for k in kinds), r["recipe"]]
-        for r in found["recipes"]
+        [_gib(one["bytes"]), *(_gib(one["by_category"][kind]) for kind in kinds), one["recipe"]]
+        for one in found["recipes"]
     ]
     print(Table(rows, ["peak", *kinds, "recipe"], title), end="\n\n")
     rows = [
-        [f"{c['card_gb']} GB", gib(c["usable_bytes"]), gib(c["bytes"]), c["recipe"] or "none"]
-        for c in found["cards"]
+        [
+            f"{one['card_gb']} GB",
+            _gib(one["usable_bytes"]),
+            _gib(one["bytes"]),
+            one["recipe"] or "none",
+        ]
+        for one in found["cards"]
     ]
-    print(
-        Table(rows, ["card", "to be had", "needed", "the least slow recipe that fits"]), end="\n\n"
-    )
+    columns = ["card", "to be had", "needed", "the least slow recipe that fits"]
+    print(Table(rows, columns), end="\n\n")
     print(found["sentence"])
     print(
         "Before the first step, while pictures are encoded and the U-Net waits:"
-        f" {gib(found['caching_bytes'])} GiB, needed in any case."
+        f" {_gib(found['caching_bytes'])} GiB, needed in any case."
     )
 
 
-def gib(size):
+def _gib(size: int | None) -> str:
     """Bytes as GiB with two digits, as a cell."""
     return "-" if size is None else f"{size / 2**30:.2f}"

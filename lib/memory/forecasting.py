@@ -13,10 +13,12 @@ workspaces; `lib/memory/cards.py` leaves room for them.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -32,245 +34,242 @@ from lib.memory.tracker import PeakMemory
 from lib.models.base import Base, pictures_per_pass
 from lib.models.base_files import POCKET, locate
 from lib.models.families import family_named, family_of
+from lib.step.training_step import Step, StepInputs
 
 SHAPES = ROOT / "data" / "shapes"
 
+# Bases whose configuration is here, known without their weights, and the family of each.
+KNOWN_BASES = {"pocket": "pocket", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 
-BASES = {
-    "pocket": "pocket",
-    "sd15": "sd1",
-    "sd21": "sd2",
-    "sdxl": "sdxl",
-}  # known without their weights -> family
-
-
-PICTURES = (6, 40)  # instance and class images whose latents wait on the device
+CACHED_PICTURES = (6, 40)  # instance and class images whose latents wait on the device
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """`bytes` at the worst moment of a step, split in `by_category` (see `PeakMemory`)."""
+    """Bytes at the worst moment of a step, and the same split by category (see `PeakMemory`)."""
 
     bytes: int
-    by_category: dict
+    by_category: dict[str, int]
 
 
-def forecast(settings, device="cuda", bf16=True):
-    """The `Forecast` of a training step of `settings`, whose base is one of `BASES` or a diffusers
-    folder (its weights are not read).
+def forecast(settings: Settings, device: str = "cuda", bf16: bool = True) -> Forecast:
+    """The peak memory of a training step of `settings`, whose base's weights are not read.
 
-    device: "cuda" or "cpu". bf16: whether the device multiplies bf16 fast, which decides what
-    precision "auto" means, and on CUDA what weights are loaded in. Raises BadInput.
+    - settings: their base is one of `KNOWN_BASES` or a diffusers folder
+    - device: "cuda" or "cpu"
+    - bf16: whether the device multiplies bf16 fast, which decides what precision "auto" means, and
+      on CUDA what weights are loaded in
+
+    Raises BadInput.
     """
-    from lib.step.training_step import Step
-
-    with fake_device(device):
-        base = hollow_base(
-            settings.base, loaded(device, bf16), bf16, settings.text_encoder_rate > 0
-        )
-        inputs, sources = hollow_inputs(base, settings)
-        step = Step(base, settings)
-        _fill_optimizer(step)
-        with PeakMemory(
-            step.parts, step.optimizer, [sources, workspace(device)], SCRATCH.get(device)
-        ) as peak:
+    with fake_device(device) as rules:
+        dtype = loading_dtype(device, bf16)
+        base = fake_base(settings.base, dtype, bf16, settings.text_encoder_rate > 0)
+        inputs, cached = fake_inputs(base, settings)
+        step = Step(base, settings, rules)
+        _make_optimizer_state(step)
+        waiting = [cached, workspace(device)]
+        with PeakMemory(step.parts, step.optimizer, waiting, SCRATCH.get(device)) as peak:
             step(*inputs)
     return Forecast(peak.bytes, dict(peak.by_category))
 
 
-def plan(method, base, **changes):
-    """The `Settings` of a method's preset on a base, for a forecast: neither weights nor data need
-    be there.
+def plan(method: str, base: str, **changes: Any) -> Settings:
+    """The `Settings` of a method's preset on a base, for a forecast.
+
+    Neither weights nor data need be there. Raises BadInput.
     """
-    kind = BASES[base] if base in BASES else family_of(base).name
-    if (method, kind) not in PRESETS:
+    family = KNOWN_BASES[base] if base in KNOWN_BASES else family_of(base).name
+    if (method, family) not in PRESETS:
         raise BadInput(f"Setting 'method' is {method!r}: it must be one of {', '.join(METHODS)}.")
-    values = PRESETS[method, kind] | {
-        name: value for name, value in changes.items() if value is not None
-    }
-    return Settings.from_dict({"method": method, "base": base, "data": "-", "output": "-"} | values)
+    values = {"method": method, "base": base, "data": "-", "output": "-"} | PRESETS[method, family]
+    given = {name: value for name, value in changes.items() if value is not None}
+    return Settings.from_dict(values | given)
 
 
-def folder_of(base):
-    """The folder with the configuration of a base: one of `BASES`, or what `locate` finds. Raises
-    BadInput if there is none.
+def folder_with_configs(base: str) -> Path:
+    """The folder with the configuration of a base: one of `KNOWN_BASES`, or what `locate` finds.
+
+    Raises BadInput if there is none.
     """
-    if base not in BASES:
+    if base not in KNOWN_BASES:
         path = locate(base)
         if path.is_dir():
             return path
-        base = {kind: shape for shape, kind in BASES.items()}[family_of(base).name]
+        names = {family: name for name, family in KNOWN_BASES.items()}
+        base = names[family_of(base).name]
     return POCKET if base == "pocket" else SHAPES / base
 
 
 @cache
-def shape_of(base):
-    """The one of `BASES` whose U-Net a base model's is, by what both configurations say; else the
-    base itself, as a string.
+def known_shape(base: str) -> str:
+    """The one of `KNOWN_BASES` whose denoiser a base model's is, by what both configurations say.
+
+    Else the base itself.
     """
-    mine = read_json(folder_of(base) / "unet" / "config.json")
-    for name in BASES:
-        known = read_json(folder_of(name) / "unet" / "config.json")
+    mine = read_json(folder_with_configs(base) / "unet" / "config.json")
+    for name in KNOWN_BASES:
+        known = read_json(folder_with_configs(name) / "unet" / "config.json")
         both = [key for key in known if key in mine and key != "sample_size" and key[0] != "_"]
         if "cross_attention_dim" in both and all(known[key] == mine[key] for key in both):
             return name
     return str(base)
 
 
-def largest(settings):
-    """(width, height) in pixels of the largest pictures that train: those of the settings' data set
-    where it is there, else a square.
+def largest_size(settings: Settings) -> tuple[int, int]:
+    """(width, height) in pixels of the largest pictures that train.
+
+    Those of the settings' data set where it is there, else a square.
     """
-    pixels, record = side(settings), Path(settings.data) / "dataset.json"
+    side = square_side(settings)
+    record = Path(settings.data) / "dataset.json"
     if not record.is_file():
-        return pixels, pixels
-    return max(
-        (bucket(size, pixels) for size in _sizes(settings.data, record.stat().st_mtime_ns)),
-        key=math.prod,
-    )
+        return side, side
+    sizes = _dataset_sizes(settings.data, record.stat().st_mtime_ns)
+    return max((bucket(size, side) for size in sizes), key=math.prod)
 
 
 @cache
-def _sizes(data, stamp):
-    """The sizes of a data set whose record was written at `stamp`: every recipe asks for them, and
-    loading reads all pictures.
+def _dataset_sizes(data: str, written_ns: int) -> Sequence[tuple[int, int]]:
+    """The sizes of a data set whose record was written at `written_ns`.
+
+    Every recipe asks for them, and loading reads all pictures.
     """
     return load_dataset(data).sizes
 
 
-def side(settings):
-    """The side in pixels of the square pictures that train: the settings', or else the base's own."""
-    unet, vae = (
-        read_json(folder_of(settings.base) / part / "config.json") for part in ("unet", "vae")
-    )
-    return settings.resolution or unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+def square_side(settings: Settings) -> int:
+    """The side in pixels of the square pictures that train: the settings', else the base's own."""
+    if settings.resolution:
+        return settings.resolution
+    folder = folder_with_configs(settings.base)
+    unet = read_json(folder / "unet" / "config.json")
+    return unet["sample_size"] * vae_factor(folder)
 
 
-def hollow_base(name, dtype=torch.bfloat16, bf16=True, reads=False):
-    """A `Base` of fake tensors as `load_base` gives it, of `dtype`: its U-Net and scheduler, and if
-    it `reads` its text encoders.
+def vae_factor(folder: Path) -> int:
+    """Pixels a side that the VAE of the base in a folder makes of one latent pixel."""
+    return 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+
+
+def fake_base(
+    name: str,
+    dtype: torch.dtype = torch.bfloat16,
+    bf16: bool = True,
+    with_text_encoders: bool = False,
+) -> Base:
+    """A `Base` of fake tensors of `dtype` as `load_base` gives it: its denoiser and scheduler.
 
     Call inside `fake_device`.
     """
     import diffusers
     import transformers
 
-    folder = folder_of(name)
-    family = family_named(BASES[name]) if name in BASES else family_of(name)
+    folder = folder_with_configs(name)
+    family = family_named(KNOWN_BASES[name]) if name in KNOWN_BASES else family_of(name)
     base = Base(SimpleNamespace(), family, str(name), torch.device("cpu"), bf16)
+    config = read_json(folder / "unet" / "config.json")
     with torch.device("meta"):
-        base.stored_denoiser = diffusers.UNet2DConditionModel.from_config(
-            read_json(folder / "unet" / "config.json")
-        )
-        for tower in base.family.text_encoders if reads else ():
-            config = read_json(folder / tower / "config.json")
-            setattr(
-                base.pipe,
-                tower,
-                getattr(transformers, config["architectures"][0])(
-                    transformers.CLIPTextConfig(**config)
-                ),
-            )
+        base.stored_denoiser = diffusers.UNet2DConditionModel.from_config(config)
+        for encoder in base.family.text_encoders if with_text_encoders else ():
+            config = read_json(folder / encoder / "config.json")
+            architecture = getattr(transformers, config["architectures"][0])
+            setattr(base.pipe, encoder, architecture(transformers.CLIPTextConfig(**config)))
     for part, model in vars(base.pipe).items():
         setattr(base.pipe, part, model.to_empty(device="cpu").to(dtype))
-    base.pipe.scheduler = SimpleNamespace(
-        config=read_json(folder / "scheduler" / "scheduler_config.json")
-    )
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    base.pipe.scheduler = SimpleNamespace(config=scheduler)
     return base
 
 
-def workspace(device):
-    """What a device's libraries hold for themselves in the memory that is weighed, as one tensor."""
+def workspace(device: str) -> torch.Tensor:
+    """What a device's libraries hold for themselves in the counted memory, as one tensor."""
     return torch.empty(WORKSPACE[device], dtype=torch.uint8)
 
 
-def hollow_inputs(base, settings):
-    """(the step's inputs: latents, noise, timesteps, conditions; the cached latents and embeddings
-    they come from).
-    """
-    config, folder = base.denoiser.config, folder_of(base.name)
-    vae, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    width, height = largest(settings)
-
-    def conditions(rows):
-        if settings.text_encoder_rate > 0:  # token ids, which a step encodes
-            words = [
-                torch.zeros(rows, text["max_position_embeddings"], dtype=torch.long)
-                for _ in base.family.text_encoders
-            ]
-            return {"ids": words, "sizes": torch.empty(rows, 6)}
-        told = {
-            "encoder_hidden_states": torch.empty(
-                rows, text["max_position_embeddings"], config.cross_attention_dim
-            )
-        }
-        if config.addition_embed_type == "text_time":
-            pooled = (
-                config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            )
-            told["added_cond_kwargs"] = {
-                "text_embeds": torch.empty(rows, pooled),
-                "time_ids": torch.empty(rows, 6),
-            }
-        return told
-
+def fake_inputs(base: Base, settings: Settings) -> tuple[StepInputs, list[tuple]]:
+    """The step's inputs, and the cached latents and conditions that they come from."""
+    config = base.denoiser.config
+    factor = vae_factor(folder_with_configs(base.name))
+    width, height = largest_size(settings)
     shape = (config.in_channels, height // factor, width // factor)
-    sources = [
-        (torch.empty(n, *shape), torch.empty(n, *shape), conditions(n))
-        for n in PICTURES[: 1 + (settings.prior_weight > 0)]
+    cached = [
+        (torch.empty(n, *shape), torch.empty(n, *shape), _fake_conditions(base, settings, n))
+        for n in CACHED_PICTURES[: 1 + (settings.prior_weight > 0)]
     ]
-    rows = settings.batch_size * len(sources)
-    return (
-        torch.empty(rows, *shape),
-        torch.empty(rows, *shape),
-        torch.zeros(rows, dtype=torch.long),
-        conditions(rows),
-    ), sources
+    rows = settings.batch_size * len(cached)
+    inputs = StepInputs(
+        latents=torch.empty(rows, *shape),
+        noise=torch.empty(rows, *shape),
+        timesteps=torch.zeros(rows, dtype=torch.long),
+        conditions=_fake_conditions(base, settings, rows),
+    )
+    return inputs, cached
 
 
-def _fill_optimizer(step):
+def _fake_conditions(base: Base, settings: Settings, rows: int) -> dict[str, Any]:
+    config = base.denoiser.config
+    text = read_json(folder_with_configs(base.name) / "text_encoder" / "config.json")
+    tokens = text["max_position_embeddings"]
+    if settings.text_encoder_rate > 0:  # token ids, which a step encodes
+        ids = [torch.zeros(rows, tokens, dtype=torch.long) for _ in base.family.text_encoders]
+        return {"ids": ids, "sizes": torch.empty(rows, 6)}
+    conditions = {"encoder_hidden_states": torch.empty(rows, tokens, config.cross_attention_dim)}
+    if config.addition_embed_type == "text_time":
+        times = 6 * config.addition_time_embed_dim
+        pooled = config.projection_class_embeddings_input_dim - times
+        conditions["added_cond_kwargs"] = {
+            "text_embeds": torch.empty(rows, pooled),
+            "time_ids": torch.empty(rows, 6),
+        }
+    return conditions
+
+
+def _make_optimizer_state(step: Step) -> None:
     """Let the optimiser make its state, as the first step does."""
-    for piece in step.optimizer.pieces:
-        for weight in piece.weights:
+    for group in step.optimizer.groups:
+        for weight in group.weights:
             weight.grad = torch.empty_like(weight)
         if step.settings.fused_backward:
-            step.optimizer.update(piece)
+            step.optimizer.update_group(group)
     step.optimizer.step()
 
 
-def loaded(device, bf16):
+def loading_dtype(device: str, bf16: bool) -> torch.dtype:
     """The precision in which weights are loaded (see `lib.models.pipeline.read_pipeline`)."""
     return torch.bfloat16 if device == "cuda" and bf16 else torch.float32
 
 
-def caching(settings, device="cuda", some=None, bf16=True):
-    """Bytes at the worst moment before the first step: pictures, as many as `Base.encode_images`
-    takes at once (or `some`), pass the VAE.
+def caching_bytes(
+    settings: Settings, device: str = "cuda", pictures_at_once: int | None = None, bf16: bool = True
+) -> int:
+    """Bytes at the worst moment before the first step, when pictures pass the VAE.
 
-    VAE and text encoders are on the device then. The U-Net comes only when they have gone, in
-    pieces no larger than it will be in a step.
+    As many pass as `Base.encode_images` takes at once, or `pictures_at_once`. VAE and text encoders
+    are on the device then. The denoiser comes only when they have gone, in parts no larger than it
+    will be in a step.
     """
-    return _caching(settings.base, largest(settings), device, some, bf16)
+    return _caching_bytes(settings.base, largest_size(settings), device, pictures_at_once, bf16)
 
 
 @cache
-def _caching(name, size, device, some, bf16):
+def _caching_bytes(
+    name: str, size: tuple[int, int], device: str, pictures_at_once: int | None, bf16: bool
+) -> int:
     from diffusers import AutoencoderKL
 
-    low, (width, height) = loaded(device, bf16), size
+    dtype = loading_dtype(device, bf16)
+    width, height = size
+    count = pictures_at_once or pictures_per_pass(width * height)
     with fake_device(device), torch.no_grad():
-        base = hollow_base(name, low, reads=True)
+        base = fake_base(name, dtype, with_text_encoders=True)
+        config = read_json(folder_with_configs(name) / "vae" / "config.json")
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(read_json(folder_of(name) / "vae" / "config.json"))
-        vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else low)
-        pictures = torch.empty(
-            some or pictures_per_pass(width * height), 3, height, width, dtype=vae.dtype
-        )
-        parts, held = (
-            torch.nn.ModuleList([vae, *base.text_encoders.values()]),
-            [pictures, workspace(device)],
-        )
-        with PeakMemory(parts, None, held, SCRATCH.get(device)) as peak:
+            vae = AutoencoderKL.from_config(config)
+        vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else dtype)
+        pictures = torch.empty(count, 3, height, width, dtype=vae.dtype)
+        parts = torch.nn.ModuleList([vae, *base.text_encoders.values()])
+        waiting = [pictures, workspace(device)]
+        with PeakMemory(parts, None, waiting, SCRATCH.get(device)) as peak:
             vae.encode(pictures)
     return peak.bytes

@@ -2,17 +2,35 @@
 and the step down when memory runs out.
 
 Why in this order, from arithmetic and bytes (data/results/forecast.json); seconds on a GPU are
-still to be measured. LoRA. Checkpointing the largest transformers: about half of the activations,
-for part of a second forward pass. Checkpointing all: nearly all activations, for a whole second
-forward pass, a third of a step's arithmetic. NF4: most of the frozen weights, which are rounded and
-written out again for every product. 8-bit moments: little, for so few weights. DreamBooth. 8-bit
-moments and bf16 weights: most of all, for little arithmetic (a random number for two weights). The
-largest transformers next, since only when activations are few do the gradients count that an update
-within the backward pass, in many small kernels, frees. Checkpointing all: the most time.
+still to be measured.
+
+LoRA:
+
+- checkpointing the largest transformers: about half of the activations, for part of a second
+  forward pass
+- checkpointing all: nearly all activations, for a complete second forward pass, a third of a step's
+  arithmetic
+- NF4: most of the frozen weights, which are rounded and written out again for every product
+- 8-bit moments: little, for so few weights
+
+DreamBooth:
+
+- 8-bit moments and bf16 weights: most of all, for little arithmetic (a random number for two
+  weights)
+- the largest transformers next, since only when activations are few do the gradients count that an
+  update within the backward pass, in many small kernels, frees
+- checkpointing all: the most time
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from lib.config.settings import Settings
 from lib.files.errors import BadInput
 from lib.files.text import gib
+from lib.step.quantization import supported_settings
 
 # For each method: changes of settings, cheapest first. A rung counts on those above it, whose
 # setting it may take further; one that is in force already is passed over.
@@ -33,71 +51,78 @@ RUNGS = {
 }
 
 
-def recipes(settings, device=None):
-    """Each (settings, words of what was given up), from `settings` as they are down to the foot of
-    the ladder; see `step_down`.
+def recipes(
+    settings: Settings, device: torch.device | None = None
+) -> Iterator[tuple[Settings, tuple[str, ...]]]:
+    """Each (settings, words of what was given up), from `settings` down to the foot of the ladder.
+
+    `device` as `step_down` has it.
     """
-    rungs, lower = (
-        [rung for rung in RUNGS[settings.method] if changed(settings, rung[0])],
-        (settings, None),
-    )
+    rungs = [rung for rung in RUNGS[settings.method] if would_change(settings, rung[0])]
+    lower = settings, ""
     while lower:
-        yield lower[0], tuple(words for changes, words in rungs if not changed(lower[0], changes))
-        lower = step_down(lower[0], device)
+        recipe, _ = lower
+        yield recipe, tuple(words for changes, words in rungs if not would_change(recipe, changes))
+        lower = step_down(recipe, device)
 
 
-def choose(settings, room, weigh, where="the card", device=None):
-    """(settings, bytes, sentence) of the least slow recipe from `settings` down that takes no more
-    than `room` bytes.
+def choose_rung(
+    settings: Settings,
+    available: int,
+    forecast_bytes: Callable[[Settings], int],
+    where: str = "the card",
+    device: torch.device | None = None,
+) -> tuple[Settings, int, str]:
+    """The least slow recipe from `settings` down that takes `available` bytes or fewer.
 
-    weigh(settings) -> bytes, such as `lib.memory.forecasting`'s. Rungs that `device`, if given,
-    cannot take are passed over. Raises BadInput if none fits `where`, with what the smallest takes.
+    Returns (settings, bytes that it takes, sentence). Rungs that `device`, if given, cannot take
+    are passed over. Raises BadInput if none fits `where`, with what the smallest takes.
     """
-    weighed = []
-    for recipe, words in recipes(settings, device):
-        weighed.append(weigh(recipe))
-        if weighed[-1] <= room:
-            size = f"{gib(weighed[-1])} of the {gib(room)} to be had on {where}"
-            if not words:
-                return recipe, weighed[-1], f"Chosen: the plain recipe, which takes {size}."
-            given_up = "; ".join(words)
-            return (
-                recipe,
-                weighed[-1],
-                (
-                    f"Chosen: {given_up}: it takes {size}, and a rung higher it would be"
-                    f" {gib(weighed[-2])}."
-                ),
-            )
+    sizes: list[int] = []
+    for recipe, given_up in recipes(settings, device):
+        sizes.append(forecast_bytes(recipe))
+        if sizes[-1] <= available:
+            return recipe, sizes[-1], _choice(given_up, sizes, available, where)
     raise BadInput(
         f"No recipe for {settings.method} on '{settings.base}' fits {where}: the smallest takes"
-        f" {gib(min(weighed))} and there are {gib(max(room, 0))} to be had: lower the resolution or"
-        " batch_size, leave out the class images (prior_weight 0), or take"
+        f" {gib(min(sizes))} and there are {gib(max(available, 0))} to be had: lower the resolution"
+        " or batch_size, leave out the class images (prior_weight 0), or take"
         f" {'a smaller base' if settings.method == 'lora' else 'LoRA or a smaller base'}."
     )
 
 
-def step_down(settings, device=None):
+def _choice(given_up: tuple[str, ...], sizes: list[int], available: int, where: str) -> str:
+    takes = f"{gib(sizes[-1])} of the {gib(available)} to be had on {where}"
+    if not given_up:
+        return f"Chosen: the plain recipe, which takes {takes}."
+    return (
+        f"Chosen: {'; '.join(given_up)}: it takes {takes}, and a rung higher it would be"
+        f" {gib(sizes[-2])}."
+    )
+
+
+def step_down(
+    settings: Settings, device: torch.device | None = None
+) -> tuple[Settings, str] | None:
     """(settings one rung lower, what that means in words), or None at the foot of the ladder.
 
     Rungs that `device`, where one is given, cannot take (no bitsandbytes) are passed over.
     """
-    from lib.step.quantization import settle
-
     rungs = RUNGS[settings.method]
     for k, (changes, words) in enumerate(rungs):
         if any(
-            changes.keys() & below.keys() and not changed(settings, below) for below, _ in rungs[k:]
+            changes.keys() & below.keys() and not would_change(settings, below)
+            for below, _ in rungs[k:]
         ):
             continue  # this rung is in force, or one further down in the same setting
         lower = settings.replace(**changes)
         if device is not None:
-            lower = settle(lower, device)
+            lower = supported_settings(lower, device)
         if lower != settings:
             return lower, words
     return None
 
 
-def changed(settings, changes):
+def would_change(settings: Settings, changes: Mapping[str, Any]) -> bool:
     """Whether `changes` would change anything."""
     return settings.replace(**changes) != settings

@@ -4,14 +4,19 @@
         ...one training step...
     peak.bytes, peak.by_category
 
-    python -m lib forecast --base sdxl --method dreambooth --resolution 1024      # before the fact: see `lib/memory/cards.py`
-
 Every storage that an operation makes is counted until it is freed, so the figure is exact and the
 same on every machine; it holds neither the allocator's slack nor scratch space inside kernels. On
 CUDA the figure to hold against it is `torch.cuda.max_memory_allocated`.
+
+Kept by hand beside torch.distributed._tools.mem_tracker.MemTracker, which is private to PyTorch,
+counts blocks of CUDA's allocator instead of bytes, takes torch's own optimisers alone, and counts
+no quantised weight's scales and no kernel's scratch space. tests/memory/test_tracker.py holds the
+two to each other.
 """
 
 import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,95 +26,109 @@ CATEGORIES = ("weights", "gradients", "optimiser", "activations", "rest")
 
 
 class PeakMemory(TorchDispatchMode):
-    """Follows the storages of a training step: the bytes alive at the worst moment, in `bytes`,
-    split in `by_category`.
+    """Follows the storages of a training step; after it `bytes` and `by_category` are its peak.
 
-    weights: the model's parameters and buffers, frozen ones too. gradients: `.grad` of parameters.
-    optimiser: its state. activations: what operations make, from what is kept for the way back to
-    passing results. rest: `inputs` given by the caller, and what `scratch(function, args, out)`
-    says that a kernel takes for itself while it runs, in bytes.
+    `bytes` are alive at the worst moment, and `by_category` are the same, split:
+
+    - weights: the model's parameters and buffers, frozen ones too
+    - gradients: `.grad` of parameters
+    - optimiser: the state of `optimizer`
+    - activations: what operations make, from what is saved for the backward pass to passing results
+    - rest: `inputs` given by the caller, and what `scratch(function, args, out)` says that a kernel
+      takes for itself while it runs, in bytes
     """
 
-    def __init__(self, model, optimizer=None, inputs=(), scratch=None):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: Any = None,
+        inputs: Any = (),
+        scratch: Callable[..., int] | None = None,
+    ):
         super().__init__()
-        self.model, self.optimizer, self.inputs, self.scratch = model, optimizer, inputs, scratch
-        self.alive, self.kind = {}, {}
+        self.model = model
+        self.optimizer = optimizer
+        self.inputs = inputs
+        self.scratch = scratch
+        self.sizes: dict[int, int] = {}  # of storages that are alive, by their address
+        self.categories: dict[int, str] = {}
         self.now = dict.fromkeys(CATEGORIES, 0)
-        self.bytes, self.by_category = 0, dict(self.now)
+        self.bytes = 0
+        self.by_category = dict(self.now)
 
-    def _follow(self, tensor, category):
+    def _follow(self, tensor: torch.Tensor, category: str) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.alive:
-            if (
-                category != "activations" and self.kind[key] != category
-            ):  # a result that became a gradient or a moment
-                self.now[self.kind[key]] -= self.alive[key]
-                self.now[category] += self.alive[key]
-                self.kind[key] = category
-            return
-        self.alive[key], self.kind[key] = storage.nbytes(), category
-        self.now[category] += storage.nbytes()
-        weakref.finalize(storage, self._freed, key)
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.categories[key] = category
+            self.now[category] += storage.nbytes()
+            weakref.finalize(storage, self._freed, key)
+        elif category not in ("activations", self.categories[key]):
+            # a result that became a gradient or a moment
+            self.now[self.categories[key]] -= self.sizes[key]
+            self.now[category] += self.sizes[key]
+            self.categories[key] = category
 
-    def _freed(self, key):
-        self.now[self.kind.pop(key)] -= self.alive.pop(key)
+    def _freed(self, key: int) -> None:
+        self.now[self.categories.pop(key)] -= self.sizes.pop(key)
 
-    def _gradient(self, p):
+    def _follow_all(self, tree: Any, category: str) -> None:
+        for leaf in tree_leaves(tree):
+            if torch.is_tensor(leaf):
+                self._follow(leaf, category)
+
+    def _follow_gradient(self, p: torch.Tensor) -> None:
         if p.grad is not None:  # an optimiser fused into the backward pass may have freed it
             self._follow(p.grad, "gradients")
 
-    def _sort(self):
-        for p in self.model.parameters():
-            if p.grad is not None:
-                self._follow(p.grad, "gradients")
-        if self.optimizer is not None:
-            for tensor in tree_leaves([list(s.values()) for s in self.optimizer.state.values()]):
-                if torch.is_tensor(tensor):
-                    self._follow(tensor, "optimiser")
-
-    def __enter__(self):
+    def __enter__(self) -> Self:
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             for part in (tensor, *_scales(getattr(tensor, "quant_state", None))):
                 self._follow(part, "weights")
-        for tensor in tree_leaves(self.inputs):
-            if torch.is_tensor(tensor):
-                self._follow(tensor, "rest")
-        self._sort()
+        self._follow_all(self.inputs, "rest")
+        for p in self.model.parameters():
+            self._follow_gradient(p)
+        if self.optimizer is not None:
+            self._follow_all([list(s.values()) for s in self.optimizer.state.values()], "optimiser")
         self._hooks = [
-            p.register_post_accumulate_grad_hook(self._gradient)
+            p.register_post_accumulate_grad_hook(self._follow_gradient)
             for p in self.model.parameters()
             if p.requires_grad
         ]
-        self._peak()
+        self._note_peak()
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         for hook in self._hooks:
             hook.remove()
         # What lives on keeps this object until it is freed, so this must not keep it in turn.
         self.model, self.optimizer, self.inputs = None, None, ()
-        return super().__exit__(*error)
+        super().__exit__(*error)
 
-    def _peak(self, scratch=0):
+    def _note_peak(self, scratch: int = 0) -> None:
         total = sum(self.now.values()) + scratch
         if total > self.bytes:
-            self.bytes, self.by_category = total, self.now | {"rest": self.now["rest"] + scratch}
+            self.bytes = total
+            self.by_category = self.now | {"rest": self.now["rest"] + scratch}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if torch.is_tensor(tensor):
-                self._follow(tensor, "activations")
-        self._peak(self.scratch(function, args, out) if self.scratch else 0)
+        self._follow_all(out, "activations")
+        self._note_peak(self.scratch(function, args, out) if self.scratch else 0)
         return out
 
 
-def _scales(state):
-    """The tensors that a quantised weight of bitsandbytes keeps beside it, outside of the module's
-    parameters and buffers.
+def _scales(state: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a quantised weight of bitsandbytes keeps beside it.
+
+    They are outside of the module's parameters and buffers.
     """
-    for value in vars(state).values() if state is not None else ():
+    if state is None:
+        return
+    for value in vars(state).values():
         if torch.is_tensor(value):
             yield value
         elif type(value) is type(state):

@@ -1,86 +1,105 @@
 """What a training step does otherwise on a CUDA card, where starting thousands of small kernels
 takes as long as running them.
 
-`Recorded`: the whole step, from the prediction to the update, is recorded once for each shape of
-its inputs, and from then on started as one CUDA graph. `norms_in_bf16`: norms leave their results
-in the precision of their input, where autocast would write them in fp32.
+`GraphedStep`: the complete step, from the prediction to the update, is captured once for each shape
+of its inputs, and from then on started as one CUDA graph. `norms_in_bf16`: norms leave their
+results in the precision of their input, where autocast would write them in fp32.
 """
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from lib.config.settings import Settings
 from lib.files.text import say
 from lib.models.devices import reclaim
 
-# calls of a shape before it is recorded: libraries make ready in the first, memory is measured in
-# one of them
-EAGER = 2
+# Calls of a shape before it is captured: libraries make ready in the first, memory is measured in
+# one of them.
+EAGER_CALLS = 2
 
 
-def can_record(settings, device):
-    """Whether a step of `settings` is the same kernels each time: text encoders make masks in
-    Python, and dropout under checkpointing puts random states back.
+def can_capture(settings: Settings, device: torch.device) -> bool:
+    """Whether a step of `settings` is the same kernels each time, on a card.
+
+    Text encoders make masks in Python, and dropout under checkpointing puts random states back.
     """
     return device.type == "cuda" and settings.text_encoder_rate == 0 and settings.dropout == 0
 
 
-class Recorded:
-    """`work(*inputs)`, a function of tensors that gives one tensor, which from the third call with
-    the same shapes on is replayed as a CUDA graph.
+class GraphedStep:
+    """`work(*inputs)`, a function of tensors that gives one tensor, replayed as a CUDA graph.
 
-    What it makes lies in memory that all graphs share. It reads weights, moments and the
-    `generators` it draws from where they lay when it was recorded, so these must stay there. Where
-    recording fails, or finds no room (its memory is its own, and a tenth to a fifth more than the
-    step's), `forget` is called, that is said, and the work goes on as it is.
+    The first two calls of a shape run it as it is, the third captures it. What it makes lies in
+    memory that all graphs share. It reads weights, moments and the `generators` it draws from where
+    they lay when it was captured, so these must stay there. Where capturing fails, or finds too
+    little memory (its own is a tenth to a fifth more than the step's), `on_failure` is called, that
+    is said, and the work goes on as it is.
     """
 
-    def __init__(self, work, generators, forget):
-        self.work, self.generators, self.forget = work, generators, forget
-        self.calls, self.graphs, self.pool, self.wanted = {}, {}, None, True
+    def __init__(
+        self,
+        work: Callable[..., torch.Tensor],
+        generators: Sequence[torch.Generator],
+        on_failure: Callable[[], None],
+    ):
+        self.work = work
+        self.generators = generators
+        self.on_failure = on_failure
+        self.calls = {}  # by shape, as `graphs`
+        self.graphs = {}  # (graph, its input tensors, its result)
+        self.pool = None
+        self.capturing = True
 
-    def __call__(self, *inputs):
-        tensors, form = tree_flatten(inputs)
+    def __call__(self, *inputs: Any) -> torch.Tensor:
+        tensors, structure = tree_flatten(inputs)
         shape = tuple(t.shape for t in tensors)
         self.calls[shape] = self.calls.get(shape, 0) + 1
-        if self.wanted and shape not in self.graphs and self.calls[shape] > EAGER:
-            self._try(shape, tensors, form)
+        if self.capturing and shape not in self.graphs and self.calls[shape] > EAGER_CALLS:
+            self._try_capture(shape, tensors, structure)
         if shape not in self.graphs:
             return self.work(*inputs)
-        graph, held, result = self.graphs[shape]
-        for mine, given in zip(held, tensors):
-            mine.copy_(given)
+        graph, graph_inputs, result = self.graphs[shape]
+        for target, given in zip(graph_inputs, tensors):
+            target.copy_(given)
         graph.replay()
         return result.clone()
 
-    def _try(self, shape, tensors, form):
+    def _try_capture(
+        self, shape: tuple, tensors: Sequence[torch.Tensor], structure: TreeSpec
+    ) -> None:
         try:
-            with torch.cuda.stream(
-                torch.cuda.current_stream()
-            ):  # torch would stay on the record's stream after an error
-                self.graphs[shape] = self._record(tensors, form)
+            # torch would stay on the capture's stream after an error
+            with torch.cuda.stream(torch.cuda.current_stream()):
+                self.graphs[shape] = self._capture(tensors, structure)
             return
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-        self.wanted = False
-        self.forget()
-        reclaim(tensors[0].device)  # only here, where the error is gone, is what was recorded free
+        self.capturing = False
+        self.on_failure()
+        reclaim(tensors[0].device)  # only here, where the error is gone, is what it held free
         say(
             f"a step of this recipe cannot be recorded here ({reason}): its kernels are started one"
             " by one"
         )
 
-    def _record(self, tensors, form):
-        graph, held = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
+    def _capture(
+        self, tensors: Sequence[torch.Tensor], structure: TreeSpec
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        graph_inputs = [t.clone() for t in tensors]
         for generator in self.generators:
             graph.register_generator_state(generator)
         with torch.cuda.graph(graph, pool=self.pool):
-            result = self.work(*tree_unflatten(held, form))
+            result = self.work(*tree_unflatten(graph_inputs, structure))
         self.pool = graph.pool()
-        return graph, held, result
+        return graph, graph_inputs, result
 
 
-def norms_in_bf16(parts, on):
+def norms_in_bf16(parts: Iterable[torch.nn.Module], on: bool) -> None:
     """Let the norms of modules answer in their input's precision, or (`on` False) as they come.
 
     Under autocast CUDA would bring their inputs to fp32, and what follows reads and writes twice
@@ -94,7 +113,7 @@ def norms_in_bf16(parts, on):
                 layer.forward = lambda x, layer=layer: _norm(layer, x)
 
 
-def _norm(layer, x):
+def _norm(layer: torch.nn.GroupNorm | torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     weight, bias = (None if p is None else p.to(x.dtype) for p in (layer.weight, layer.bias))
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(layer, torch.nn.GroupNorm):

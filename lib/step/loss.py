@@ -1,27 +1,36 @@
 """The loss of diffusion training, and the timesteps that it is taken at."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 
 def diffusion_loss(
-    predict, scheduler, latents, noise, timesteps, conditions, snr_gamma=0.0, taught=None
-):
-    """Mean squared error of the model's prediction for each picture, [B]; what it predicts (noise
-    or velocity) is the scheduler's word.
+    predict: Callable[..., torch.Tensor],
+    scheduler: Any,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditions: Any,
+    snr_gamma: float = 0.0,
+    taught: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean squared error of the model's prediction for each picture, [B].
 
-    `predict(noisy, timesteps, conditions)` -> [B, C, h, w]. With snr_gamma > 0 each is weighted by
-    min(SNR, gamma) / SNR, or / (SNR + 1) for velocity (Hang et al. 2023, eq. 4). `taught`: what the
-    last pictures' predictions shall be instead, where a teacher says it.
+    `predict(noisy, timesteps, conditions)` -> [B, C, h, w]; what it predicts (noise or velocity) is
+    the scheduler's word. With snr_gamma > 0 each is weighted by min(SNR, gamma) / SNR, or
+    / (SNR + 1) for velocity (Hang et al. 2023, arXiv 2303.09556, eq. 4). `taught`: what the last
+    pictures' predictions shall be instead, where a teacher says it.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
     if taught is not None:
         target = torch.cat([target[: -len(taught)], taught])
-    loss = F.mse_loss(predict(noisy, timesteps, conditions).float(), target, reduction="none").mean(
-        (1, 2, 3)
-    )
+    prediction = predict(noisy, timesteps, conditions).float()
+    loss = F.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
     if snr_gamma > 0:
         from diffusers.training_utils import compute_snr
 
@@ -30,8 +39,9 @@ def diffusion_loss(
     return loss
 
 
-def at_steps(when, train_steps):
-    """Timesteps as whole numbers, of moments in [0, 1]: a stratum's sum may round up to 1 in fp32,
-    which is the schedule's last step.
+def at_steps(moments: torch.Tensor, train_steps: int) -> torch.Tensor:
+    """Timesteps as whole numbers, of moments in [0, 1].
+
+    A stratum's sum may round up to 1 in fp32, which is the schedule's last step.
     """
-    return (when * train_steps).long().clamp(max=train_steps - 1)
+    return (moments * train_steps).long().clamp(max=train_steps - 1)

@@ -1,78 +1,95 @@
 """The one switch of the comparison: which weights train. Everything else in the project is the same
 for both methods.
 
-A method also decides what is saved (`save_weights`) and how a run's weights come back (`load_run`).
+`trainable` is the switch. A method also decides what is saved (`save_weights`) and how a run's
+weights come back (`load_run`), in `lib/step/run_weights.py`.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+
+from lib.config.settings import Settings
+from lib.models.base import Base
+from lib.step.quantization import quantize_layer, quantize_linear_layers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 # The layers an adapter sits beside. Attention is the field's default (diffusers' script). "linear"
 # adds the feed-forward layers and the projections, "all" the 3 x 3 convolutions too; shortcuts and
 # timestep layers stay out: a twelfth of the step for few weights.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-
-
 LINEAR = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
-
-
 TARGETS = {"attention": ATTENTION, "linear": LINEAR, "all": [*LINEAR, "conv1", "conv2"]}
-
-
 TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-def tuned_parts(base, settings):
-    """The parts of a pipeline in which a run trains weights, by name: its U-Net, wherever it is,
-    and text encoders if they have a rate.
+
+def trainable(
+    base: Base, settings: Settings, quantize: Callable[..., torch.nn.Module] = quantize_layer
+) -> list[torch.nn.Parameter]:
+    """Choose the weights that train, and return them, the denoiser's first. All others are frozen.
+
+    - LoRA (Hu et al. 2021, arXiv 2106.09685): W stays, and W + (alpha / rank) B A runs, with A
+      small and random and B zero, so that a fresh adapter changes nothing.
+    - DreamBooth (Ruiz et al. 2023, arXiv 2208.12242): every weight of the denoiser.
+
+    With a text_encoder_rate the same for the text encoders. Those that train are fp32, or bf16
+    where `settings.weights` says so. `quantize` makes the frozen layers of 4 or 8 bits.
     """
-    return {
-        base.family.denoiser: base.stored_denoiser,
-        **(base.text_encoders if settings.text_encoder_rate > 0 else {}),
-    }
-
-
-def trainable(base, settings):
-    """Choose the weights that train, and return them, the U-Net's first. All others are frozen.
-
-    LoRA (Hu et al. 2021): W stays, and W + (alpha / rank) B A runs, with A small and random and B
-    zero, so that a fresh adapter changes nothing. DreamBooth: every weight of the U-Net. With a
-    text_encoder_rate the same for the text encoders. Those that train are fp32, or bf16 where
-    `settings.weights` says so.
-    """
-    parts, dtype = (
-        tuned_parts(base, settings),
-        {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.weights],
-    )
-    frozen = (
-        torch.bfloat16 if settings.arithmetic(base.bf16) else torch.float32
-    )  # frozen weights need no fp32 copy
+    parts = tuned_parts(base, settings)
+    dtype = DTYPES[settings.weights]
     if settings.method == "lora":
         torch.manual_seed(settings.seed)
-    for name, part in parts.items():
-        part.requires_grad_(False)
-        if settings.method == "lora":
-            part.to(frozen)
-            if settings.quantize != "none" and name == "unet":
-                from lib.step.quantization import quantize
-
-                quantize(part, settings.quantize, frozen, base.device)
-            part.to(base.device)
-            part.add_adapter(
-                adapter_config(
-                    settings, TARGETS[settings.targets] if name == "unet" else TEXT_ATTENTION
-                )
-            )
+        for name, part in parts.items():
+            predicts = name == base.family.denoiser
+            freeze(part, base, settings, quantize if predicts else None)
+            layers = TARGETS[settings.targets] if predicts else TEXT_ATTENTION
+            part.add_adapter(adapter_config(settings, layers))
             for p in part.parameters():
                 if p.requires_grad:
                     p.data = p.data.to(dtype)
-        else:
+    else:
+        for part in parts.values():
             part.to(base.device, dtype).requires_grad_(True)
     return [p for part in parts.values() for p in part.parameters() if p.requires_grad]
 
 
-def adapter_config(settings, layers):
+def tuned_parts(base: Base, settings: Settings) -> dict[str, torch.nn.Module]:
+    """The parts of a pipeline in which a run trains weights, by name.
+
+    Its denoiser, wherever it is, and text encoders if they have a rate.
+    """
+    parts = {base.family.denoiser: base.stored_denoiser}
+    if settings.text_encoder_rate > 0:
+        parts |= base.text_encoders
+    return parts
+
+
+def freeze(
+    part: torch.nn.Module,
+    base: Base,
+    settings: Settings,
+    quantize: Callable[..., torch.nn.Module] | None = None,
+) -> None:
+    """Bring a part to the device, frozen, in the precision of the arithmetic.
+
+    Frozen weights need no fp32 copy. With `quantize` the linear layers come in 4 or 8 bits if
+    `settings.quantize` says so.
+    """
+    dtype = torch.bfloat16 if settings.arithmetic(base.bf16) else torch.float32
+    part.requires_grad_(False)
+    part.to(dtype)
+    if quantize and settings.quantize != "none":
+        quantize_linear_layers(part, settings.quantize, dtype, base.device, quantize)
+    part.to(base.device)
+
+
+def adapter_config(settings: Settings, layers: Sequence[str]) -> "LoraConfig":
     """PEFT's configuration of the adapter beside `layers`."""
     from peft import LoraConfig
 
@@ -86,19 +103,20 @@ def adapter_config(settings, layers):
     )
 
 
-def shares(base, weights, settings):
-    """For each of `weights` its learning rate over the U-Net's: 1, and what text_encoder_rate makes
-    of it for text encoders.
+def rate_shares(
+    base: Base, weights: Sequence[torch.nn.Parameter], settings: Settings
+) -> list[float]:
+    """For each of `weights` its learning rate over the denoiser's.
+
+    1, and for text encoders what text_encoder_rate makes of it.
     """
-    own = {id(p) for p in base.denoiser.parameters()}
-    return [
-        1.0 if id(p) in own else settings.text_encoder_rate / settings.learning_rate
-        for p in weights
-    ]
+    denoiser = {id(p) for p in base.denoiser.parameters()}
+    text = settings.text_encoder_rate / settings.learning_rate
+    return [1.0 if id(p) in denoiser else text for p in weights]
 
 
 @contextmanager
-def adapter_off(parts):
+def adapter_off(parts: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Within the block every adapter of `parts` is off, and the base model is as it was."""
     for part in parts:
         part.disable_adapters()

@@ -1,119 +1,142 @@
-"""Some weights that one AdamW updates together: as they are, or, where they are bf16 or their
-moments 8-bit, through a flat fp32 copy.
+"""Weights that one AdamW updates together: in place, or through a flat fp32 copy where they are
+bf16 or their moments 8-bit.
 
 bf16 weights are rounded stochastically (Zamirai et al. 2020, arXiv 2010.06192), because updates
 smaller than half a bf16 step, most of them, would all be lost to rounding to the nearest.
+
+The arithmetic is torch's fused AdamW and bitsandbytes' 8-bit kernel. What lies around them is kept
+by hand: torchao.optim has both recipes, but it compiles a kernel for every shape of weight before
+the first step, does not clip while the backward pass runs, and its checkpoints fit one recipe
+alone. tests/step/test_optimizer.py holds this to torch's AdamW, and to torchao if installed.
 """
+
+from collections.abc import Sequence
 
 import torch
 
-DECAY = 1e-2  # AdamW's weight decay, the default of torch and of diffusers' scripts
+from lib.config.settings import Settings
+
+WEIGHT_DECAY = 1e-2  # the default of torch's AdamW and of diffusers' scripts
+SMALLEST_8BIT = 4096  # numbers; moments of smaller weights stay fp32: bitsandbytes' own limit
+LATE_STEP = 10**6  # a step at which no moment is biased any more
+BLOCK_SIZE = 256  # numbers that share a scale in bitsandbytes' 8-bit moments
+
+# torch's names of the two moments, and bitsandbytes' of their tables of 8-bit codes
+MOMENTS = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 
 
-FEW = 4096  # numbers of a weight; below, its moments stay fp32: bitsandbytes' own limit
+class ParamGroup:
+    """Some of all trainable weights, updated together, at `rate_share` times the learning rate.
 
-
-LATE = 10**6  # a step at which no moment is biased any more
-
-
-BLOCK = 256  # numbers that share a scale in bitsandbytes' 8-bit moments
-
-
-MOMENTS = {
-    "exp_avg": "dynamic",
-    "exp_avg_sq": "udynamic",
-}  # torch's names, and of bitsandbytes' tables of 8-bit codes
-
-
-class Piece:
-    """The weights of numbers `which` among all, updated as `share` of the rate says; `flat`:
-    through a copy, for so long in `stand`.
+    indices: places of its weights in `all_weights`. flat: whether they are updated through an fp32
+    copy in one row, `flat_copy`, which is empty but during an update.
     """
 
-    def __init__(self, which, weights, share, settings, device, flat):
-        self.which, self.weights, self.share = which, [weights[k] for k in which], share
+    def __init__(
+        self,
+        indices: Sequence[int],
+        all_weights: Sequence[torch.nn.Parameter],
+        rate_share: float,
+        settings: Settings,
+        device: torch.device,
+        flat: bool,
+    ):
+        self.indices = indices
+        self.weights = [all_weights[k] for k in indices]
+        self.rate_share = rate_share
         self.sizes = [w.numel() for w in self.weights]
-        self.numbers = sum(self.sizes)
-        self.wait()
-        self.stand = torch.nn.Parameter(torch.empty(0, device=device)) if flat else None
-        self.eight_bit = settings.optimizer == "adamw8bit" and self.sizes[0] >= FEW
+        self.numel = sum(self.sizes)
+        self.expect_gradients()
+        self.flat = flat
+        self.flat_copy = torch.nn.Parameter(torch.empty(0, device=device))
+        self.eight_bit = settings.optimizer == "adamw8bit" and self.sizes[0] >= SMALLEST_8BIT
         if self.eight_bit:
             from bitsandbytes.optim import AdamW8bit
 
-            self.adamw = AdamW8bit([self.stand], weight_decay=DECAY)
+            self.adamw = AdamW8bit([self.flat_copy], weight_decay=WEIGHT_DECAY)
         else:
-            on_card = self.weights[0].device.type == "cuda"  # there a step may be recorded
             self.adamw = torch.optim.AdamW(
-                [self.stand] if flat else self.weights,
-                weight_decay=DECAY,
+                [self.flat_copy] if flat else self.weights,
+                weight_decay=WEIGHT_DECAY,
                 fused=True,
-                capturable=on_card,
+                capturable=self.weights[0].device.type == "cuda",  # there a CUDA graph may have it
             )
 
-    def wait(self):
-        """Wait for all gradients anew: `waiting` are those still to come in a backward pass."""
-        self.waiting = len(self.weights)
+    def expect_gradients(self) -> None:
+        """Count anew the gradients that are still to come in a backward pass."""
+        self.gradients_to_come = len(self.weights)
 
     @property
-    def gradients(self):
+    def gradients(self) -> list[torch.Tensor]:
         """Those there are: nothing reads the last layer of SDXL's first text encoder."""
         return [w.grad for w in self.weights if w.grad is not None]
 
     @torch.no_grad()
-    def update(self, rate, scale, generator):
-        """Take a step at `rate` times the share by the gradients divided by `scale`, a tensor, and
-        free them; without any, none.
+    def update(
+        self, rate: float | torch.Tensor, divisor: torch.Tensor, generator: torch.Generator
+    ) -> None:
+        """Take a step at `rate` by the gradients divided by `divisor`, and free the gradients.
+
+        Nothing happens without any gradient. `generator` rounds bf16 weights.
         """
-        have = [k for k, w in enumerate(self.weights) if w.grad is not None]
-        if not have:
+        if not self.gradients:
             return
-        (group,) = self.adamw.param_groups
-        group["lr"] = rate * self.share
-        if self.stand is None:
-            self.adamw.grad_scale = scale  # the fused kernel divides by it as it reads
+        self.adamw.param_groups[0]["lr"] = rate * self.rate_share
+        if not self.flat:
+            self.adamw.grad_scale = divisor  # the fused kernel divides by it as it reads
             self.adamw.step()
             self.adamw.zero_grad()
-            return
-        make = torch.empty if len(have) == len(self.weights) else torch.zeros
-        values, gradient = (make(self.numbers, device=self.stand.device) for _ in range(2))
-        own, parts, slopes = (
-            [dense(w).view(-1) for w in self.weights],
-            values.split(self.sizes),
-            gradient.split(self.sizes),
-        )
-        torch._foreach_copy_(parts, own)
-        torch._foreach_copy_(
-            [slopes[k] for k in have], [dense(self.weights[k].grad).view(-1) for k in have]
-        )
+        else:
+            self._update_through_copy(divisor, generator)
+
+    def _update_through_copy(self, divisor: torch.Tensor, generator: torch.Generator) -> None:
+        have = [k for k, w in enumerate(self.weights) if w.grad is not None]
+        empty = torch.empty if len(have) == len(self.weights) else torch.zeros
+        values = empty(self.numel, device=self.flat_copy.device)
+        gradient = empty(self.numel, device=self.flat_copy.device)
+        weights = [in_memory_order(w).view(-1) for w in self.weights]
+        gradients = [in_memory_order(self.weights[k].grad).view(-1) for k in have]
+        value_parts = values.split(self.sizes)
+        gradient_parts = gradient.split(self.sizes)
+        torch._foreach_copy_(value_parts, weights)
+        torch._foreach_copy_([gradient_parts[k] for k in have], gradients)
+        del gradients
         for weight in self.weights:
             weight.grad = None
-        self.stand.data, self.stand.grad = values, gradient.div_(scale)
+        self.flat_copy.data = values
+        self.flat_copy.grad = gradient.div_(divisor)
         if self.eight_bit:
-            self._update_8bit(group)
+            self._update_8bit()
         else:
             self.adamw.step()
-        if own[0].dtype == torch.bfloat16:
+        if weights[0].dtype == torch.bfloat16:
             round_stochastically(values, generator)
-        torch._foreach_copy_([own[k] for k in have], [parts[k] for k in have])
-        self.stand.data, self.stand.grad = values.new_empty(0), None
+        torch._foreach_copy_([weights[k] for k in have], [value_parts[k] for k in have])
+        self.flat_copy.data = values.new_empty(0)
+        self.flat_copy.grad = None
 
-    def _update_8bit(self, group):
-        """bitsandbytes' kernel takes rate and number of the step from Python, which a recorded step
-        (`lib/step/cuda_graph.py`) does not ask. So it moves zeros at rate 1, long after the first
-        step, and bias is corrected here: theta - alpha_t m / (sqrt(v) + eps), with alpha_t = alpha
-        sqrt(1 - beta2^t) / (1 - beta1^t) (Kingma & Ba 2015, section 2).
+    def _update_8bit(self) -> None:
+        """Take an 8-bit AdamW step whose rate and number may be tensors, as a CUDA graph needs.
+
+        bitsandbytes' kernel takes both from Python, which a replayed step does not ask. So it moves
+        zeros at rate 1, long after the first step, and bias is corrected here:
+        theta - alpha_t m / (sqrt(v) + eps), with alpha_t = alpha sqrt(1 - beta2^t) / (1 - beta1^t)
+        (Kingma & Ba 2015, section 2).
         """
         from bitsandbytes.functional import optimizer_update_8bit_blockwise
 
-        state, (beta1, beta2) = self.adamw.state[self.stand], group["betas"]
+        (group,) = self.adamw.param_groups
+        state = self.adamw.state[self.flat_copy]
+        beta1, beta2 = group["betas"]
         if not state:
-            self.adamw.init_state(group, self.stand, 0, 0)
-            state["step"] = torch.zeros((), device=self.stand.device)
+            self.adamw.init_state(group, self.flat_copy, 0, 0)
+            state["step"] = torch.zeros((), device=self.flat_copy.device)
         state["step"] += 1
-        values, moved = self.stand.data, torch.zeros_like(self.stand.data)
+        values = self.flat_copy.data
+        moved = torch.zeros_like(values)
         optimizer_update_8bit_blockwise(
             "adam",
-            self.stand.grad,
+            self.flat_copy.grad,
             moved,
             state["state1"],
             state["state2"],
@@ -122,142 +145,160 @@ class Piece:
             0.0,
             0.0,
             group["eps"],
-            LATE,
+            LATE_STEP,
             1.0,
             state["qmap1"],
             state["qmap2"],
             state["absmax1"],
             state["absmax2"],
         )
-        pace = group["lr"] * (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])
-        values.mul_(1 - group["lr"] * DECAY).addcmul_(moved, pace)
+        rate = group["lr"] * (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])
+        values.mul_(1 - group["lr"] * WEIGHT_DECAY).addcmul_(moved, rate)
 
-    def tensors(self):
-        """Its moments as {name: tensor}: fp32 ones by the number of their weight, 8-bit ones by the
-        piece's first, with all numbers.
-        """
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Its moments by name: fp32 ones under each weight's index, 8-bit ones under the first."""
         if self.eight_bit:
-            state = self.adamw.state[self.stand]
-            found = {
-                name: torch.as_tensor(t) for name, t in state.items() if not name.startswith("qmap")
-            }  # those are constants
-            found |= (
-                {"which": torch.tensor(self.which), "sizes": torch.tensor(self.sizes)}
-                if found
-                else {}
-            )
-            return {f"{self.which[0]}.{name}": t for name, t in found.items()}
-        if self.stand is None:
+            return self._state_dict_8bit()
+        if not self.flat:
             states = [self.adamw.state[w] for w in self.weights]
-        elif state := self.adamw.state[self.stand]:
-            pairs = zip(*(state[name].split(self.sizes) for name in MOMENTS))
-            states = [{"step": state["step"].clone()} | dict(zip(MOMENTS, pair)) for pair in pairs]
+        elif state := self.adamw.state[self.flat_copy]:
+            moments = zip(*(state[name].split(self.sizes) for name in MOMENTS))
+            states = [{"step": state["step"].clone()} | dict(zip(MOMENTS, m)) for m in moments]
         else:
             states = []
         return {
-            f"{k}.{name}": dense(t).flatten()
-            for k, state in zip(self.which, states)
+            f"{k}.{name}": in_memory_order(t).flatten()
+            for k, state in zip(self.indices, states)
             for name, t in state.items()
         }
 
-    def load(self, found):
-        """Take its moments out of what all pieces' `tensors` gave; 8-bit ones must be of this very
-        piece (see `in_fp32`).
+    def _state_dict_8bit(self) -> dict[str, torch.Tensor]:
+        state = self.adamw.state[self.flat_copy]
+        found = {
+            name: torch.as_tensor(value)
+            for name, value in state.items()
+            if not name.startswith("qmap")  # the tables of codes are constants
+        }
+        if found:
+            found |= {"which": torch.tensor(self.indices), "sizes": torch.tensor(self.sizes)}
+        return {f"{self.indices[0]}.{name}": tensor for name, tensor in found.items()}
+
+    def load_state_dict(self, found: dict[str, torch.Tensor]) -> None:
+        """Take its moments out of what the `state_dict` of all groups gave together.
+
+        8-bit ones must be of a group of the same weights; `moments_in_fp32` makes any others fit.
         """
-        device = self.weights[0].device
-        if f"{self.which[0]}.which" in found:
-            mine = {
-                name.split(".")[1]: t.to(device, copy=True)
-                for name, t in found.items()
-                if name.startswith(f"{self.which[0]}.")
-            }
-            codes = {f"qmap{n}": self._codes(table) for n, table in enumerate(MOMENTS.values(), 1)}
-            moments = {name: mine[name] for name in ("state1", "state2", "absmax1", "absmax2")}
-            self.adamw.state[self.stand] = {"step": mine["step"].float()} | moments | codes
+        if f"{self.indices[0]}.which" in found:
+            self._load_8bit(found)
             return
-        known = [
-            (n, k) for n, k in enumerate(self.which) if f"{k}.step" in found
-        ]  # others have had no gradient
-        if self.stand is None:
-            for n, k in known:  # the fused kernel reads moments in the order of the weight's memory
-                moments = {name: torch.empty_like(self.weights[n]) for name in MOMENTS}
-                for name, moment in moments.items():
-                    dense(moment).view(-1).copy_(found[f"{k}.{name}"])
-                self.adamw.state[self.weights[n]] = {
-                    "step": found[f"{k}.step"].float().to(device, copy=True)
-                } | moments
+        # (place in this group, index among all) of weights that have had a gradient
+        known = [(n, k) for n, k in enumerate(self.indices) if f"{k}.step" in found]
+        if not self.flat:
+            self._load_in_place(found, known)
         elif known:
-            step = found[f"{known[0][1]}.step"].float().to(device, copy=True)
-            moments = {name: torch.zeros(self.numbers, device=device) for name in MOMENTS}
-            for name, moment in moments.items():
-                parts = moment.split(self.sizes)
-                for n, k in known:
-                    parts[n].copy_(found[f"{k}.{name}"])
-            self.adamw.state[self.stand] = (
-                self._eight_bit(step, moments) if self.eight_bit else {"step": step} | moments
-            )
+            self._load_flat(found, known)
 
-    def _codes(self, table):
-        if table not in self.adamw.name2qmap:
-            self.adamw.fill_qmap()
-        self.adamw.name2qmap[table] = self.adamw.name2qmap[table].to(self.stand.device)
-        return self.adamw.name2qmap[table]
+    def _load_8bit(self, found: dict[str, torch.Tensor]) -> None:
+        prefix = f"{self.indices[0]}."
+        device = self.weights[0].device
+        mine = {
+            name.removeprefix(prefix): tensor.to(device, copy=True)
+            for name, tensor in found.items()
+            if name.startswith(prefix)
+        }
+        state = {"step": mine["step"].float()}
+        for name in ("state1", "state2", "absmax1", "absmax2"):
+            state[name] = mine[name]
+        for n, table in enumerate(MOMENTS.values(), 1):
+            state[f"qmap{n}"] = self._code_table(table)
+        self.adamw.state[self.flat_copy] = state
 
-    def _eight_bit(self, step, moments):
+    def _load_in_place(self, found: dict[str, torch.Tensor], known: list[tuple[int, int]]) -> None:
+        for n, k in known:
+            weight = self.weights[n]
+            state = {"step": found[f"{k}.step"].float().to(weight.device, copy=True)}
+            for name in MOMENTS:  # the fused kernel reads them in the order of the weight's memory
+                state[name] = torch.empty_like(weight)
+                in_memory_order(state[name]).view(-1).copy_(found[f"{k}.{name}"])
+            self.adamw.state[weight] = state
+
+    def _load_flat(self, found: dict[str, torch.Tensor], known: list[tuple[int, int]]) -> None:
+        device = self.weights[0].device
+        step = found[f"{known[0][1]}.step"].float().to(device, copy=True)
+        moments = {name: torch.zeros(self.numel, device=device) for name in MOMENTS}
+        for name, moment in moments.items():
+            parts = moment.split(self.sizes)
+            for n, k in known:
+                parts[n].copy_(found[f"{k}.{name}"])
+        if self.eight_bit:
+            moments = self._quantize_moments(moments)
+        self.adamw.state[self.flat_copy] = {"step": step} | moments
+
+    def _quantize_moments(self, moments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         from bitsandbytes.functional import quantize_blockwise
 
-        state = {"step": step}
+        state = {}
         for n, (name, table) in enumerate(MOMENTS.items(), 1):
-            codes = self._codes(table)
-            small, how = quantize_blockwise(moments[name], code=codes, blocksize=BLOCK)
-            state |= {f"state{n}": small, f"qmap{n}": codes, f"absmax{n}": how.absmax}
+            codes = self._code_table(table)
+            quantized, scales = quantize_blockwise(moments[name], code=codes, blocksize=BLOCK_SIZE)
+            state |= {f"state{n}": quantized, f"qmap{n}": codes, f"absmax{n}": scales.absmax}
         return state
 
+    def _code_table(self, name: str) -> torch.Tensor:
+        tables = self.adamw.name2qmap
+        if name not in tables:
+            self.adamw.fill_qmap()
+        tables[name] = tables[name].to(self.flat_copy.device)
+        return tables[name]
 
-def in_fp32(found):
-    """What pieces' `tensors` gave with fp32 moments in the place of 8-bit ones: for a recipe
-    without these, or with other pieces.
+
+def moments_in_fp32(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the `state_dict` of all groups gave together, with fp32 moments in place of 8-bit ones.
+
+    For a recipe without 8-bit moments, or with other groups.
     """
     from bitsandbytes.functional import create_dynamic_map, dequantize_blockwise
 
     found = dict(found)
     for first in [name.split(".")[0] for name in found if name.endswith(".which")]:
-        mine = {
-            name.split(".")[1]: found.pop(name)
-            for name in list(found)
-            if name.startswith(f"{first}.")
-        }
+        names = [name for name in found if name.startswith(f"{first}.")]
+        mine = {name.split(".")[1]: found.pop(name) for name in names}
         for n, (name, signed) in enumerate(zip(MOMENTS, (True, False)), 1):
-            codes = create_dynamic_map(signed)
             moment = dequantize_blockwise(
-                mine[f"state{n}"], absmax=mine[f"absmax{n}"], code=codes, blocksize=BLOCK
+                mine[f"state{n}"],
+                absmax=mine[f"absmax{n}"],
+                code=create_dynamic_map(signed),
+                blocksize=BLOCK_SIZE,
             )
             for k, part in zip(mine["which"].tolist(), moment.split(mine["sizes"].tolist())):
                 found |= {f"{k}.{name}": part, f"{k}.step": mine["step"]}
     return found
 
 
-def dense(tensor):
-    """The same numbers in the order in which they lie in memory: a channels-last tensor as [N, H,
-    W, C], another as it is. No copy.
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in the order in which they lie in memory, without a copy.
+
+    A channels-last tensor [N, C, H, W] comes as [N, H, W, C], any other as it is.
     """
-    last = (
+    channels_last = (
         tensor.ndim == 4
         and not tensor.is_contiguous()
         and tensor.is_contiguous(memory_format=torch.channels_last)
     )
-    return tensor.detach().permute(0, 2, 3, 1) if last else tensor.detach()
+    tensor = tensor.detach()
+    return tensor.permute(0, 2, 3, 1) if channels_last else tensor
 
 
-def round_stochastically(exact, generator):
-    """Round fp32 `exact` [N], in place, to numbers that bf16 has, up or down at random so that the
-    mean is exact: 16 random bits are added to those cut off. Drawing them is most of the time that
-    it takes, so each serve two numbers, the second one inverted.
+def round_stochastically(exact: torch.Tensor, generator: torch.Generator) -> None:
+    """Round fp32 `exact` [N], in place, to numbers that bf16 has, so that the mean is exact.
+
+    Up or down at random: 16 random bits are added to those cut off. Drawing them is most of the
+    time that it takes, so each serve two numbers, the second one inverted.
     """
-    bits, half = exact.view(torch.int32), (exact.numel() + 1) // 2
-    draws = torch.empty(
-        (half + 3) // 4, dtype=torch.int64, device=exact.device
-    )  # each is four times 16 bits
+    bits = exact.view(torch.int32)
+    half = (exact.numel() + 1) // 2
+    # each is four times 16 bits
+    draws = torch.empty((half + 3) // 4, dtype=torch.int64, device=exact.device)
     noise = draws.random_(-(2**63), None, generator=generator).view(torch.uint16)[:half].int()
     bits[:half].add_(noise)
     bits[half:].add_(noise.bitwise_xor_(0xFFFF)[: exact.numel() - half])

@@ -1,43 +1,63 @@
 """One training step: noise, predict, compare, go back, clip, update. The loop
-(`lib/training/loop.py`) takes it; the forecast only weighs it.
+(`lib/training/loop.py`) takes it; the forecast (`lib/memory/forecasting.py`) only counts its bytes.
 
     step = Step(base, settings)                      # chooses the weights that train
     step(latents, noise, timesteps, conditions)      # -> losses and gradient norm, on the device
 
-Nothing else of a base model is touched than its U-Net, the configuration of its scheduler, and
+Nothing else of a base model is touched than its denoiser, the configuration of its scheduler, and
 `Base.predict`: a base without weights, VAE, text encoder or data will do, and fake tensors
-(`lib/memory/fake_tensors.py`). On a card the step is recorded and replayed
+(`lib/memory/fake_tensors.py`). On a card the step is captured and replayed
 (`lib/step/cuda_graph.py`).
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_map
 
-from lib.step.cuda_graph import Recorded, can_record, norms_in_bf16
-from lib.step.gradient_checkpointing import keep
+from lib.config.settings import Settings
+from lib.models.base import Base
+from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16
+from lib.step.gradient_checkpointing import set_checkpointing
 from lib.step.loss import diffusion_loss
-from lib.step.methods import adapter_off, shares, trainable, tuned_parts
+from lib.step.methods import adapter_off, rate_shares, trainable, tuned_parts
 from lib.step.optimizer import Optimizer
+from lib.step.quantization import quantize_layer
 
-SMALL = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
+SMALL_LATENT = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
 
 
-def fused_layers(unet):
-    """The attention layers of a U-Net that run in torch's fused kernel."""
+class StepInputs(NamedTuple):
+    """What a step takes; instance images first, then class images, or what the teacher is asked.
+
+    - latents, noise: [B, C, h, w] fp32
+    - timesteps: [B] whole numbers
+    - conditions: tensors by name, each with B rows, as `Base.predict` takes them
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    conditions: Any
+
+
+def fused_attention_layers(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
+    """The attention layers of a denoiser that run in torch's fused kernel."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     return [
         layer
-        for layer in unet.modules()
+        for layer in denoiser.modules()
         if isinstance(getattr(layer, "processor", None), AttnProcessor2_0)
     ]
 
 
 @contextmanager
-def plain_attention(layers):
-    """Within the block these attention layers are two products and a softmax, the way back too.
+def plain_attention(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Within the block these attention layers are two products and a softmax, in backward too.
 
     For few pixels the CPU's fused kernel takes several times as long, a sixth of the pocket base's
     step. And where every place attends to one word alone, queries and keys have next to no
@@ -45,7 +65,8 @@ def plain_attention(layers):
     """
     from diffusers.models.attention_processor import AttnProcessor
 
-    fused, plain = [layer.processor for layer in layers], AttnProcessor()
+    fused = [layer.processor for layer in layers]
+    plain = AttnProcessor()
     for layer in layers:
         layer.processor = plain
     try:
@@ -55,39 +76,58 @@ def plain_attention(layers):
             layer.processor = processor
 
 
-class Step:
-    """A training step of `settings` on `base`: `weights` (those that train), the `parts` they are
-    in, `unet` (the first of these), `scheduler`, `optimizer`, `taken` (steps so far).
+@dataclass(frozen=True)
+class DeviceRules:
+    """What a step does by the rules of its device; fake devices have their own.
+
+    - quantize_layer(layer, kind, dtype, device): a frozen linear layer in 4 or 8 bits
+    - small_attention(layers): within this context attention layers run on few pixels
     """
 
-    def __init__(self, base, settings):
+    quantize_layer: Callable[..., torch.nn.Module] = quantize_layer
+    small_attention: Callable[..., AbstractContextManager] = plain_attention
+
+
+class Step:
+    """A training step of `settings` on `base`.
+
+    - weights: those that train; `parts`: the modules they are in; `denoiser`: the first of these
+    - scheduler, optimizer
+    - taken: steps so far
+    """
+
+    def __init__(self, base: Base, settings: Settings, rules: DeviceRules = DeviceRules()):
         from diffusers import DDPMScheduler
 
-        self.base, self.settings, self.taken = base, settings, 0
+        self.base = base
+        self.settings = settings
+        self.rules = rules
+        self.taken = 0
         self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
-        self.weights = trainable(base, settings)  # the switch
-        small = base.denoiser.config.sample_size**2 <= SMALL
+        self.weights = trainable(base, settings, rules.quantize_layer)  # the switch
+        self.denoiser = base.denoiser
+        small = self.denoiser.config.sample_size**2 <= SMALL_LATENT
         # Convolutions that train are faster as they come where pictures are small, all others with
         # channels last, which PEFT's DoRA of convolutions cannot read.
         as_they_come = small and settings.method == "dreambooth" or settings.dora
-        self.denoiser = base.denoiser.to(
+        self.denoiser.to(
             memory_format=torch.contiguous_format if as_they_come else torch.channels_last
         )
-        self.plain = fused_layers(self.denoiser) if small and base.device.type == "cpu" else []
+        on_small = small and base.device.type == "cpu"
+        self.small_attention = fused_attention_layers(self.denoiser) if on_small else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
-        self._ready(True)
-        self.optimizer = Optimizer(
-            self.weights, shares(base, self.weights, settings), settings, base.device
-        )
-        self.recorded = can_record(settings, base.device)
-        self.work = (
-            Recorded(self._work, [self.optimizer.generator], self.optimizer.forget)
-            if self.recorded
-            else self._work
-        )
+        self._prepare_modules(training=True)
+        shares = rate_shares(base, self.weights, settings)
+        self.optimizer = Optimizer(self.weights, shares, settings, base.device)
+        self.graphed = can_capture(settings, base.device)
+        self.run: Callable[..., torch.Tensor] = self.take_step
+        if self.graphed:
+            self.run = GraphedStep(
+                self.take_step, [self.optimizer.generator], self.optimizer.abandon_step
+            )
 
-    def _ready(self, training):
-        keep(
+    def _prepare_modules(self, training: bool) -> None:
+        set_checkpointing(
             self.denoiser,
             self.settings.checkpointing if training else "none",
             self.settings.dropout > 0,
@@ -100,48 +140,50 @@ class Step:
             if hasattr(module, "_cast_input_dtype"):
                 module.cast_input_dtype_enabled = not training
 
-    def named_weights(self):
-        """(name, weight) of those that train, the U-Net's by its own names."""
+    def named_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """(name, weight) of those that train, the denoiser's by its own names."""
+        denoiser = f"{self.base.family.denoiser}."
         return [
-            (name.removeprefix("unet."), p)
+            (name.removeprefix(denoiser), p)
             for name, p in self.parts.named_parameters()
             if p.requires_grad
         ]
 
-    def close(self):
+    def close(self) -> None:
         """Leave the model as one to draw with: no step can be taken after that."""
         self.optimizer.close()
-        self.work = None  # with it the memory of what was recorded goes
-        self._ready(False)
+        self.run = self.take_step  # the memory of CUDA graphs goes
+        self._prepare_modules(training=False)
         self.parts.eval()
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         """Learning rate of the next step."""
         return self.settings.rate(self.taken)
 
-    def loss(self, latents, noise, timesteps, conditions):
-        """Loss of each picture, [B], with gradients."""
+    def loss(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditions: Any,
+    ) -> torch.Tensor:
+        """Loss of each picture, [B], with gradients; `StepInputs` says what it takes."""
+        inputs = StepInputs(latents, noise, timesteps, conditions)
         with self.base.autocast(self.settings.arithmetic(self.base.bf16)):
-            taught = (
-                self.teach(latents, noise, timesteps, conditions)
-                if self.settings.prior == "teacher"
-                else None
-            )
+            taught = self.teacher_prediction(inputs) if self.settings.prior == "teacher" else None
             return diffusion_loss(
                 self.base.predict,
                 self.scheduler,
-                latents,
-                noise,
-                timesteps,
-                conditions,
-                self.settings.snr_gamma,
-                taught,
+                *inputs,
+                snr_gamma=self.settings.snr_gamma,
+                taught=taught,
             )
 
-    def teach(self, *inputs):
-        """What the base model, its adapter off, predicts for the rows behind the instance images;
-        None without any.
+    def teacher_prediction(self, inputs: StepInputs) -> torch.Tensor | None:
+        """What the base model, its adapter off, predicts for the rows behind the instance images.
+
+        [B - batch_size, C, h, w] fp32, or None without any such rows.
         """
         latents, noise, timesteps, conditions = tree_map(
             lambda t: t[self.settings.batch_size :], inputs
@@ -149,33 +191,35 @@ class Step:
         if not len(latents):
             return None
         with torch.no_grad(), adapter_off(self.parts.values()):
-            return self.base.predict(
-                self.scheduler.add_noise(latents, noise, timesteps), timesteps, conditions
-            ).float()
+            noisy = self.scheduler.add_noise(latents, noise, timesteps)
+            return self.base.predict(noisy, timesteps, conditions).float()
 
-    def __call__(self, latents, noise, timesteps, conditions):
-        """Take the step. Returns a tensor [3 + B] on the device: instance loss (mean), prior loss
-        (mean, 0 without class images), norm of the gradient before clipping, and the loss of each
-        picture.
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditions: Any,
+    ) -> torch.Tensor:
+        """Take the step, of what `StepInputs` says.
 
-        latents, noise: [B, C, h, w] fp32; timesteps: [B] whole numbers; conditions: tensors by
-        name, each with B rows, as `Base.predict` takes them. The first batch_size rows are instance
-        images, the others class images, or what the teacher is asked.
+        Returns a tensor [3 + B] on the device: instance loss (mean), prior loss (mean, 0 without
+        class images), norm of the gradient before clipping, and the loss of each picture.
         """
-        # A recorded step reads its rate, as all that changes, from a tensor.
-        rate = torch.full((), self.rate, device=self.base.device) if self.recorded else self.rate
-        numbers = self.work(rate, latents, noise, timesteps, conditions)
+        # A replayed step reads its rate, as all that changes, from a tensor.
+        rate = torch.full((), self.rate, device=self.base.device) if self.graphed else self.rate
+        numbers = self.run(rate, latents, noise, timesteps, conditions)
         self.taken += 1
         return numbers
 
-    def _work(self, rate, *inputs):
-        settings, self.optimizer.rate = self.settings, rate
-        with plain_attention(self.plain):
+    def take_step(self, rate: float | torch.Tensor, *inputs: Any) -> torch.Tensor:
+        """A step at learning rate `rate`, kernel by kernel: what `__call__` runs or captures."""
+        settings = self.settings
+        self.optimizer.rate = rate
+        with self.rules.small_attention(self.small_attention):
             loss = self.loss(*inputs)
-            instance, prior = (
-                loss[: settings.batch_size].mean(),
-                loss[settings.batch_size :].sum() / settings.batch_size,
-            )
+            instance = loss[: settings.batch_size].mean()
+            prior = loss[settings.batch_size :].sum() / settings.batch_size
             (instance + settings.prior_weight * prior).backward()
         norm = self.optimizer.step()
         return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()

@@ -5,104 +5,148 @@ A batch is of one size, so that it is one tensor: photos of one bucket
 (`lib/config/picture_sizes.py`), and class images of the same.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch.utils._pytree import tree_map
 
 from lib.config.picture_sizes import bucket
+from lib.config.settings import Settings
+from lib.dataset.imagefolder import Item
 from lib.dataset.photo_file import upright
 from lib.files.errors import BadInput
+from lib.models.base import Base
 from lib.step.loss import at_steps
+from lib.step.training_step import StepInputs
 
 
-def cache_latents(base, items, encoded=True):
-    """Latents and conditions of a list of items, encoded once: (means, deviations, conditions,
-    index of each item's row in them).
+class Cached(NamedTuple):
+    """The latents and conditions of some items, encoded once.
 
-    Means and deviations are lists of [1, C, h, w], one an item. With encoded=False the captions
-    stay token ids, for text encoders that train (see `Base.conditions`).
+    - means, deviations: of each item's posterior, [1, C, h, w]
+    - conditions: tensors by name, a row for each distinct text and size
+    - rows: [items], each item's row in the conditions
+    """
+
+    means: list[torch.Tensor]
+    deviations: list[torch.Tensor]
+    conditions: Any
+    rows: torch.Tensor
+
+
+class Draw(NamedTuple):
+    """What chance decides of one batch of B pictures.
+
+    - indices: of each source the pictures that the batch takes of it
+    - posterior_noise, noise: [B, C, h, w], for the VAE's posterior and for diffusion
+    - moments: [B] in [0, 1], which become timesteps
+    """
+
+    indices: list[torch.Tensor]
+    posterior_noise: torch.Tensor
+    noise: torch.Tensor
+    moments: torch.Tensor
+
+
+def cache_latents(base: Base, items: Sequence[Item], encoded: bool = True) -> Cached:
+    """Latents and conditions of a list of items, encoded once.
+
+    With encoded=False the captions stay token ids, for text encoders that train (see
+    `Base.conditions`). Raises BadInput for a picture of which the VAE makes no finite latent.
     """
     images = [upright(item.path) for item in items]
-    mean, std, said = [None] * len(items), [None] * len(items), []
+    means: list[Any] = [None] * len(items)
+    deviations: list[Any] = [None] * len(items)
     for size in dict.fromkeys(image.size for image in images):
-        where = [k for k, image in enumerate(images) if image.size == size]
-        for found, into in zip(base.encode_images([images[k] for k in where]), (mean, std)):
-            for k, one in zip(where, found.split(1)):
-                into[k] = one
-    for item, image, latent in zip(items, images, mean):
-        if not latent.isfinite().all():
+        places = [k for k, image in enumerate(images) if image.size == size]
+        encoded_images = base.encode_images([images[k] for k in places])
+        for found, target in zip(encoded_images, (means, deviations)):
+            for k, one in zip(places, found.split(1)):
+                target[k] = one
+    for item, mean in zip(items, means):
+        if not mean.isfinite().all():
             raise BadInput(
                 f"The VAE of '{base.name}' makes no finite latent of {item.path}: take that picture"
                 " out, or repair the base."
             )
-        width, height = bucket(image.size, base.resolution)
-        said.append(
-            (item.caption, (*(item.shown or (image.height, image.width, 0, 0)), height, width))
-        )
-    rows = sorted(set(said))
-    conditions = base.conditions([text for text, _ in rows], [size for _, size in rows], encoded)
-    return (
-        mean,
-        std,
-        conditions,
-        torch.tensor([rows.index(one) for one in said], device=base.device),
+    said = [
+        (item.caption, _size_condition(item, image.size, base.resolution))
+        for item, image in zip(items, images)
+    ]
+    distinct = sorted(set(said))
+    conditions = base.conditions(
+        [text for text, _ in distinct], [size for _, size in distinct], encoded
     )
+    rows = torch.tensor([distinct.index(one) for one in said], device=base.device)
+    return Cached(means, deviations, conditions, rows)
 
 
-def gather(base, sources, batch, train_steps):
-    """A batch of `batches` on the device, as a step takes it: (latents, noise, timesteps,
-    conditions), instance images first.
-    """
+def _size_condition(item: Item, size: tuple[int, int], resolution: int) -> tuple[int, ...]:
+    """What SDXL is told: the photo's size and its crop's corner, and the size that is drawn."""
+    width, height = bucket(size, resolution)
+    return *(item.shown or (size[1], size[0], 0, 0)), height, width
+
+
+def gather(base: Base, sources: Sequence[Cached], draw: Draw, train_steps: int) -> StepInputs:
+    """The batch of a `Draw` on the device, as a step takes it, instance images first."""
     pinned = base.device.type == "cuda"  # from pinned memory the copy waits for nothing
-    *rows, wobble, noise, when = (
-        t.pin_memory().to(base.device, non_blocking=True) if pinned else t
-        for t in (*batch[0], *batch[1:])
-    )
-    mean, std = (
-        torch.cat([s[k][i] for s, some in zip(sources, batch[0]) for i in some.tolist()])
-        for k in (0, 1)
-    )
-    told = [tree_map(lambda t, at=s[3][c]: t[at], s[2]) for s, c in zip(sources, rows)]
-    return (
-        mean + std * wobble,
-        noise,
-        at_steps(when, train_steps),
-        tree_map(lambda *parts: torch.cat(parts), *told),
+
+    def on_device(tensor):
+        return tensor.pin_memory().to(base.device, non_blocking=True) if pinned else tensor
+
+    rows = [on_device(indices) for indices in draw.indices]
+    posterior_noise = on_device(draw.posterior_noise)
+    noise = on_device(draw.noise)
+    moments = on_device(draw.moments)
+    chosen = [(source, i) for source, some in zip(sources, draw.indices) for i in some.tolist()]
+    mean = torch.cat([source.means[i] for source, i in chosen])
+    deviation = torch.cat([source.deviations[i] for source, i in chosen])
+    conditions = [
+        tree_map(lambda t, at=source.rows[row]: t[at], source.conditions)
+        for source, row in zip(sources, rows)
+    ]
+    return StepInputs(
+        latents=mean + deviation * posterior_noise,
+        noise=noise,
+        timesteps=at_steps(moments, train_steps),
+        conditions=tree_map(lambda *parts: torch.cat(parts), *conditions),
     )
 
 
-def batches(settings, shapes):
-    """Endless (indices per source, posterior noise, diffusion noise, timesteps in [0, 1]), all from
-    the seed alone.
+def batches(settings: Settings, shapes: Sequence[Sequence[Sequence[int]]]) -> Iterator[Draw]:
+    """Endless draws, all from the seed alone.
 
-    `shapes`: for each source the latent shape of every picture. A batch takes the first source's
-    next picture and the next ones of its shape, from all sources. Each source's pictures pass in a
-    fresh order, none of a shape again before all of that shape have passed, and each as often as
-    any other; timesteps are stratified over the batch, which lowers the variance of the loss
-    (Kingma et al. 2021, appendix I.1).
+    `shapes`: for each source the latent shape [C, h, w] of every picture. A batch takes the first
+    source's next picture and the next ones of its shape, from all sources. Each source's pictures
+    pass in a fresh order, none of a shape again before all of that shape have passed, and each as
+    often as any other; timesteps are stratified over the batch, which lowers the variance of the
+    loss (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
     """
-    generator, size = torch.Generator().manual_seed(settings.seed), settings.batch_size
-    waiting = [[] for _ in shapes]
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = settings.batch_size
+    queues = [[] for _ in shapes]
     while True:
-        chosen, shape = [], None
-        for queue, of in zip(waiting, shapes):
+        indices, shape = [], ()
+        for queue, of in zip(queues, shapes):
             some = []
             while len(some) < size:
-                fits = next((i for i in queue if shape in (None, of[i])), None)
-                if fits is None:
+                match = next((i for i in queue if shape in ((), of[i])), None)
+                if match is None:
                     queue += torch.randperm(len(of), generator=generator).tolist()
                 else:
-                    queue.remove(fits)
-                    some.append(fits)
-                    shape = of[fits]
-            chosen.append(torch.tensor(some))
+                    queue.remove(match)
+                    some.append(match)
+                    shape = of[match]
+            indices.append(torch.tensor(some))
         noised = (size * len(shapes), *shape)
         strata = [
             (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator))
             / size
             for _ in shapes
         ]
-        yield (
-            chosen,
+        yield Draw(
+            indices,
             torch.randn(noised, generator=generator),
             torch.randn(noised, generator=generator),
             torch.cat(strata),

@@ -220,7 +220,7 @@ def restore(step: Step, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, p in mine.items():
             p.copy_(weights[name])
-    step.optimizer.load(optimizer)
+    step.optimizer.load_state_dict(optimizer)
     torch.set_rng_state(optimizer["random.cpu"])
     if "random.cuda" in optimizer and torch.cuda.is_available():
         torch.cuda.set_rng_state(optimizer["random.cuda"])
@@ -262,7 +262,7 @@ def _save_tensors(step: Step, folder: Path) -> dict[str, str]:
     weights = {name: p.detach().cpu().contiguous() for name, p in step.named_weights()}
     files = {
         "weights.safetensors": weights,
-        "optimizer.safetensors": step.optimizer.tensors() | random_states(),
+        "optimizer.safetensors": step.optimizer.state_dict() | random_states(),
     }
     for name, tensors in files.items():
         save_file(tensors, folder / name)

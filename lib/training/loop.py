@@ -29,7 +29,7 @@ from lib.memory.ladder import step_down
 from lib.models.base import Base, load_base
 from lib.models.devices import out_of_memory, reclaim
 from lib.step.methods import tuned_parts
-from lib.step.quantization import settle
+from lib.step.quantization import supported_settings
 from lib.step.run_weights import save_weights
 from lib.step.training_step import Step
 from lib.training.batches import batches, cache_latents, gather
@@ -109,7 +109,7 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
         base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
         base.side = settings.resolution
         _ = base.fingerprint  # metrics.json needs it, when the base's files may have changed
-        recipe = choose_recipe(settle(settings, base.device), base)
+        recipe = choose_recipe(supported_settings(settings, base.device), base)
         if found == "new":
             create_run_folder(run, settings)
         training = prepare(settings, base, dataset, run, watchers)
@@ -188,16 +188,18 @@ def run_steps(settings: Settings, training: Training) -> Path:
     step = Step(base, settings)  # the switch: which weights train
     clock, meter = Clock(base.device), PeakMeter(settings, base.device)
     log = begin(step, training, clock, meter)
-    stream = batches(settings, [[mean.shape[1:] for mean in cache[0]] for cache in training.caches])
+    stream = batches(
+        settings, [[mean.shape[1:] for mean in cache.means] for cache in training.caches]
+    )
     stream = islice(stream, step.taken, None)  # what was seen before the interruption
     train_steps, watchers = step.scheduler.config.num_train_timesteps, training.watchers
     try:
         with log:
             while step.taken < settings.steps and not state.stopping:
                 batch = next(stream)
-                with clock, meter.during(step, batch[1].numel(), training.caches):
+                with clock, meter.during(step, batch.noise.numel(), training.caches):
                     numbers = step(*gather(base, training.caches, batch, train_steps))
-                log.add(numbers, batch[0])
+                log.add(numbers, batch.indices)
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()

@@ -41,9 +41,9 @@ def choose_recipe(recipe: Settings, base: Base) -> Settings:
         return recipe
     else:
         held = sum(p.nbytes for p in base.stored_denoiser.parameters())
-    from lib.memory.cards import choose_for  # late: a small training forecasts nothing
+    from lib.memory.cards import choose_recipe_for  # late: a small training forecasts nothing
 
-    recipe, sentence = choose_for(recipe, base.device, held)
+    recipe, sentence = choose_recipe_for(recipe, base.device, held)
     say(sentence)
     return recipe
 
@@ -97,9 +97,9 @@ class PeakMeter:
         self.largest: float = 0  # numbers in the largest batch that was measured
         self.first_step = True
         if device.type == "cuda":
-            from lib.memory.cards import weigh  # late: on the CPU nothing is forecast
+            from lib.memory.cards import forecast_recipe  # late: on the CPU nothing is forecast
 
-            self.resume(weigh(settings)["by_category"])
+            self.resume(forecast_recipe(settings)["by_category"])
 
     def resume(self, peak: dict[str, int] | None) -> None:
         """Go on with the `peak` of a checkpoint."""

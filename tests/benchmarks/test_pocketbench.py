@@ -144,7 +144,7 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
         "seconds_to_best",
     }, "only of the preset's runs the way is measured"
     assert row["peak_bytes"] < lora["peak_bytes"] and row["file_bytes"] > lora["file_bytes"]
-    monkeypatch.setattr(recipes, "works", lambda what, device: what != "nf4")
+    monkeypatch.setattr(recipes, "device_supports", lambda what, device: what != "nf4")
     with pytest.raises(BadInput, match="quantize 'none' instead of 'nf4'"):
         bench.work(foot, tmp_path / "lora")
 

@@ -24,7 +24,7 @@ from benchmarks import (
 from benchmarks import torchvision_standin as standin
 from benchmarks.watched import SHORT
 from lib.files.errors import BadInput
-from lib.memory import fake_tensors as hollow
+from lib.memory import fake_tensors
 
 TINY = """
 import sys, torch
@@ -115,7 +115,7 @@ def test_the_forecasts_that_ship_are_within_eight_percent_of_what_a_card_took():
     assert all(
         abs(row["recorded"] / row["bytes"] - 1) < 0.02 for row, _ in rows if row["recorded"]
     ), "a record takes no more than a step"
-    assert found["workspaces"] == hollow.WORKSPACE["cuda"]
+    assert found["workspaces"] == fake_tensors.WORKSPACE["cuda"]
 
 
 def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):

@@ -20,8 +20,8 @@ from lib.dataset.kohya_folders import from_kohya, to_kohya
 from lib.dataset.preparation import plan, prepare
 from lib.evaluation.drift import fixed_noise
 from lib.files.json_file import read_json
-from lib.memory.cards import key
-from lib.memory.forecasting import forecast, largest
+from lib.memory.cards import recipe_key
+from lib.memory.forecasting import forecast, largest_size
 from lib.models.base import load_base
 from lib.models.families import preset
 from lib.training import loop
@@ -218,7 +218,8 @@ def test_sdxl_is_told_the_photos_size_the_crop_and_what_is_drawn(dataset, xl):
         )
     drawn = cache_latents(base, dataset.class_images)
     assert {
-        tuple(row) for row in drawn[2]["added_cond_kwargs"]["time_ids"][drawn[3]].int().tolist()
+        tuple(row)
+        for row in drawn.conditions["added_cond_kwargs"]["time_ids"][drawn.rows].int().tolist()
     } == {(h, w, 0, 0, h, w) for w, h in SIZES.values()}
     assert fixed_noise(
         base, [i.path for i in dataset.train], ["a robot"] * 5, 1, 1
@@ -249,12 +250,14 @@ def test_training_on_several_sizes_goes_on_bit_for_bit(
 
 def test_the_forecast_is_of_the_largest_pictures(make, dataset, xl, monkeypatch):
     settings = make(steps=12)
-    assert largest(settings) == (64, 64) and largest(settings.replace(resolution=1024)) == (
+    assert largest_size(settings) == (64, 64) and largest_size(
+        settings.replace(resolution=1024)
+    ) == (
         1024,
         1024,
     )
     monkeypatch.setattr(
-        "lib.memory.forecasting.PICTURES", (len(dataset.train), len(dataset.class_images))
+        "lib.memory.forecasting.CACHED_PICTURES", (len(dataset.train), len(dataset.class_images))
     )
     said, found = (
         forecast(settings, "cpu", load_base(xl).bf16).bytes,
@@ -271,5 +274,5 @@ def test_a_forecast_for_portraits_is_no_squares(folder, make, tmp_path):
         folder, tmp_path / "p", "robot", "zwx", 512, held_out=0, aspect="photo", edits=edits
     )
     settings = make(base="pocket", data=str(portraits.root), resolution=512)
-    assert largest(settings) == (448, 576) and key(settings)["resolution"] == [448, 576]
-    assert key(settings.replace(data="-"))["resolution"] == 512
+    assert largest_size(settings) == (448, 576) and recipe_key(settings)["resolution"] == [448, 576]
+    assert recipe_key(settings.replace(data="-"))["resolution"] == 512

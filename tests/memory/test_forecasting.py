@@ -16,8 +16,16 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.memory import cards
 from lib.memory.fake_tensors import WORKSPACE, fake_device
-from lib.memory.forecasting import BASES, PICTURES, caching, forecast, hollow_base, plan, shape_of
-from lib.memory.ladder import choose, recipes, step_down
+from lib.memory.forecasting import (
+    CACHED_PICTURES,
+    KNOWN_BASES,
+    caching_bytes,
+    fake_base,
+    forecast,
+    known_shape,
+    plan,
+)
+from lib.memory.ladder import choose_rung, recipes, step_down
 from lib.memory.tracker import PeakMemory
 from lib.models.base import load_base, pictures_per_pass
 from lib.models.devices import has_fast_bf16
@@ -50,7 +58,7 @@ def measured(recipe):
             torch.rand(n, 12, 16, 16),
             {"encoder_hidden_states": torch.randn(n, 32, 128)},
         )
-        for n in PICTURES[:sources]
+        for n in CACHED_PICTURES[:sources]
     ]
     step, rows = Step(base, recipe), recipe.batch_size * sources
     told = {"encoder_hidden_states": torch.randn(rows, 32, 128)}
@@ -140,7 +148,7 @@ def test_text_encoders_with_adapters_are_there_in_bf16(base, towers):
     more = sum(PARAMETERS[base][tower] for tower in towers)
     adapter, frozen = (
         forecast(plan("lora", base, text_encoder_rate=1e-6, **ALONE)).bytes,
-        cards.weigh(plan("lora", base, **ALONE))["bytes"],
+        cards.forecast_recipe(plan("lora", base, **ALONE))["bytes"],
     )
     assert 2 * more < adapter - frozen < 4 * more, "and what they keep"
 
@@ -199,17 +207,17 @@ def test_nothing_of_a_forecast_stays_behind():
     assert torch.nn.functional.scaled_dot_product_attention.__module__ != "lib.memory.fake_tensors"
     with fake_device("cpu"):
         assert (
-            sum(p.numel() for p in hollow_base("sdxl").denoiser.parameters())
+            sum(p.numel() for p in fake_base("sdxl").denoiser.parameters())
             == PARAMETERS["sdxl"]["unet"]
         )
 
 
 def test_caching_takes_more_the_more_pictures_pass_at_once_and_large_ones_pass_alone():
-    one, eight = (caching(settings("lora", "sd15"), some=n) for n in (1, 8))
+    one, eight = (caching_bytes(settings("lora", "sd15"), pictures_at_once=n) for n in (1, 8))
     whole = 2 * (83_653_863 + 123_060_480) + WORKSPACE["cuda"]
     assert whole < one < eight and eight - whole == pytest.approx(8 * (one - whole), rel=0.05)
     plain = forecast(settings("lora", "sd15", prior_weight=0.0)).bytes
-    assert one < caching(settings("lora", "sd15")) < plain < eight, (
+    assert one < caching_bytes(settings("lora", "sd15")) < plain < eight, (
         "two at once stay below a step; eight would not"
     )
     assert [pictures_per_pass(side**2) for side in (64, 256, 512, 768, 1024, 2048)] == [
@@ -226,7 +234,7 @@ def test_caching_takes_more_the_more_pictures_pass_at_once_and_large_ones_pass_a
     )
     assert (
         2 * 2**30
-        < caching(settings("lora", "sdxl")) - large - 4 * PARAMETERS["sdxl"]["vae"]
+        < caching_bytes(settings("lora", "sdxl")) - large - 4 * PARAMETERS["sdxl"]["vae"]
         < 3 * 2**30
     ), "its VAE runs in fp32"
 
@@ -255,8 +263,8 @@ def test_the_least_slow_recipe_that_fits_is_chosen():
             strict=True,
         )
     )
-    assert choose(plain, 10 << 30, sizes.get)[:2] == (plain, 9 << 30)
-    chosen, size, sentence = choose(plain, 6 << 30, sizes.get)
+    assert choose_rung(plain, 10 << 30, sizes.get)[:2] == (plain, 9 << 30)
+    chosen, size, sentence = choose_rung(plain, 6 << 30, sizes.get)
     assert (
         chosen.weights == "bf16"
         and chosen.optimizer == "adamw8bit"
@@ -273,11 +281,11 @@ def test_the_least_slow_recipe_that_fits_is_chosen():
         BadInput,
         match=r"No recipe .* the smallest takes 3\.0 GiB and there are 2\.0 GiB to be had: lower",
     ):
-        choose(plain, 2 << 30, sizes.get)
+        choose_rung(plain, 2 << 30, sizes.get)
 
 
 def test_a_card_offers_less_than_its_name():
-    assert [round(cards.usable(card) / 2**30, 1) for card in (4, 8, 24)] == [3.0, 6.7, 21.5]
+    assert [round(cards.usable_bytes(card) / 2**30, 1) for card in (4, 8, 24)] == [3.0, 6.7, 21.5]
 
 
 def test_what_ships_is_a_fresh_forecast_and_complete():
@@ -285,18 +293,18 @@ def test_what_ships_is_a_fresh_forecast_and_complete():
     rows = {json.dumps(row["recipe"], sort_keys=True): row for row in found["rows"]}
     for base in ("pocket", "sd15", "sdxl"):
         for recipe, _ in wanted([base]):
-            assert json.dumps(cards.key(recipe), sort_keys=True) in rows, (
+            assert json.dumps(cards.recipe_key(recipe), sort_keys=True) in rows, (
                 "run python -m benchmarks.forecast"
             )
     for fresh in (
         settings("lora", checkpointing="all"),
         list(recipes(settings("dreambooth", "pocket")))[-1][0],
     ):
-        row, again = rows[json.dumps(cards.key(fresh), sort_keys=True)], forecast(fresh)
+        row, again = rows[json.dumps(cards.recipe_key(fresh), sort_keys=True)], forecast(fresh)
         assert (row["bytes"], row["by_category"], row["caching_bytes"]) == (
             again.bytes,
             again.by_category,
-            caching(fresh),
+            caching_bytes(fresh),
         )
 
 
@@ -328,25 +336,31 @@ def test_a_card_must_hold_what_comes_before_the_step_too():
     """SDXL's LoRA in 4 bits trains in 2.8 GiB, and its text encoders and VAE take 4.3 while
     pictures are encoded.
     """
-    found = cards.ladder(settings("lora", "sdxl", prior_weight=0.0))
+    found = cards.forecast_ladder(settings("lora", "sdxl", prior_weight=0.0))
     assert (
-        found[-1]["bytes"] < cards.usable(4) < found[-1]["caching_bytes"] == cards.needed(found[-1])
+        found[-1]["bytes"]
+        < cards.usable_bytes(4)
+        < found[-1]["caching_bytes"]
+        == cards.needed_bytes(found[-1])
     )
-    assert cards.pick(found, 4) is None and cards.pick(found, 6)["settings"].quantize == "nf4"
+    assert (
+        cards.first_that_fits(found, 4) is None
+        and cards.first_that_fits(found, 6)["settings"].quantize == "nf4"
+    )
 
 
 def test_a_card_without_fast_bf16_holds_fp32_weights(monkeypatch):
     recipe = settings("lora", checkpointing="all")
-    plain, old = cards.weigh(recipe), forecast(recipe, bf16=False)
+    plain, old = cards.forecast_recipe(recipe), forecast(recipe, bf16=False)
     assert old.by_category["weights"] > 1.8 * plain["by_category"]["weights"]
-    monkeypatch.setattr(cards, "bf16_on", lambda device: False)
-    assert cards.weigh(recipe) == {
+    monkeypatch.setattr(cards, "expects_fast_bf16", lambda device: False)
+    assert cards.forecast_recipe(recipe) == {
         "bytes": old.bytes,
         "by_category": old.by_category,
-        "caching_bytes": caching(recipe, bf16=False),
+        "caching_bytes": caching_bytes(recipe, bf16=False),
     }
     own = WORKSPACE["cuda"]
-    assert caching(recipe, bf16=False) - own > 1.8 * (caching(recipe) - own)
+    assert caching_bytes(recipe, bf16=False) - own > 1.8 * (caching_bytes(recipe) - own)
 
 
 def test_a_base_of_a_known_shape_is_that_shape(tmp_path, tiny_folder):
@@ -360,8 +374,8 @@ def test_a_base_of_a_known_shape_is_that_shape(tmp_path, tiny_folder):
         )
     with pytest.MonkeyPatch.context() as patched:  # a folder without weights
         patched.setattr("lib.models.base_files.locate", lambda name: Path(name))
-        assert shape_of(str(tmp_path)) == "sd15"
-    assert [shape_of(name) for name in BASES] == list(BASES) and shape_of(
+        assert known_shape(str(tmp_path)) == "sd15"
+    assert [known_shape(name) for name in KNOWN_BASES] == list(KNOWN_BASES) and known_shape(
         tiny_folder
     ) == tiny_folder
 
@@ -371,10 +385,10 @@ def test_a_training_gets_the_least_slow_recipe_that_the_card_at_hand_has_room_fo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: tuple(memory))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
-    assert cards.choose_for(plain, torch.device("cuda"))[0] == plain
-    monkeypatch.setattr("lib.step.quantization.works", lambda *_: True)
+    assert cards.choose_recipe_for(plain, torch.device("cuda"))[0] == plain
+    monkeypatch.setattr("lib.step.quantization.device_supports", lambda *_: True)
     memory[0] = 4 << 30  # other programs hold the rest
-    recipe, sentence = cards.choose_for(plain, torch.device("cuda"))
+    recipe, sentence = cards.choose_recipe_for(plain, torch.device("cuda"))
     assert (
         recipe.checkpointing == "all"
         and recipe.quantize == "nf4"
@@ -385,7 +399,7 @@ def test_a_training_gets_the_least_slow_recipe_that_the_card_at_hand_has_room_fo
     with pytest.raises(
         BadInput, match=r"No recipe for lora on 'sdxl' fits this Card: the smallest takes 4\.4 GiB"
     ):
-        cards.choose_for(plain, torch.device("cuda"))
+        cards.choose_recipe_for(plain, torch.device("cuda"))
 
 
 def test_notebooks_get_a_table_of_cards():
@@ -397,7 +411,7 @@ def test_notebooks_get_a_table_of_cards():
     assert [row[0] for row in table.rows] == [f"{c} GB" for c in cards.CARDS]
     assert "checkpointing" in table.rows[0][2] and table.rows[-1][2] == "plain"
     assert len(cards.published().rows) >= 5 and all(row[2] for row in cards.published().rows)
-    assert {("sd15", "lora"), ("sdxl", "dreambooth")} <= set(cards.for_guide())
+    assert {("sd15", "lora"), ("sdxl", "dreambooth")} <= set(cards.smallest_recipes())
 
 
 def test_the_command_prints_and_gives_json(capsys):

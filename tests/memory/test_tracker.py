@@ -82,7 +82,7 @@ def test_freed_memory_waits_for_the_next_step_and_large_blocks_go_back():
     code = """
 import resource
 import torch
-from lib.memory import keep_freed_memory
+from lib.models.devices import keep_freed_memory
 def faults(mib, blocks):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
@@ -99,3 +99,36 @@ print(first, faults(8, 12), faults(64, 2))
     ).stdout.split()
     given_back, kept, large = map(int, words)
     assert kept < 1000 and given_back > 20_000 < large, words
+
+
+def test_the_peak_is_what_torchs_own_tracker_counts():
+    """Byte for byte and by category, where that one can count: no quantised weights, no scratch."""
+    tracking = pytest.importorskip("torch.distributed._tools.mem_tracker")
+
+    def made():
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 256)
+        model = torch.nn.Sequential(*layers, torch.nn.LayerNorm(256), torch.nn.Linear(256, 16))
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        x = torch.randn(32, 256)
+        step(model, optimizer, x)
+        return model, optimizer, x
+
+    model, optimizer, x = made()
+    with PeakMemory(model, optimizer, x) as peak:
+        step(model, optimizer, x)
+    model, optimizer, x = made()
+    tracker = tracking.MemTracker()
+    tracker.track_external(model, optimizer, x)
+    with tracker:
+        step(model, optimizer, x)
+    (found,) = tracker.get_tracker_snapshot("peak").values()
+    kinds = tracking._MemRefType
+    assert peak.bytes == found["Total"]
+    assert peak.by_category == {
+        "weights": found[kinds.PARAM],
+        "gradients": found[kinds.GRAD],
+        "optimiser": found[kinds.OPT],
+        "activations": found[kinds.ACT] + found[kinds.TEMP],
+        "rest": found[kinds.OTH],
+    }

@@ -186,9 +186,9 @@ def test_text_encoders_of_sdxl_whose_last_layer_nobody_reads_train_and_resume(
     make, tmp_path, method, optimizer, monkeypatch
 ):
     monkeypatch.setattr(
-        "lib.step.optimizer.PIECE", 1
+        "lib.step.optimizer.GROUP_SIZE", 1
     )  # a piece for each weight, and so some without any gradient
-    monkeypatch.setattr("lib.step.optimizer.PIECES", 10**9)
+    monkeypatch.setattr("lib.step.optimizer.MOST_GROUPS", 10**9)
     settings = make(
         "sdxl", method, text_encoder_rate=1e-3, sample_every=0, steps=4, optimizer=optimizer
     )

@@ -43,24 +43,23 @@ def card():
 PROGRAM = """
 import json, sys
 import torch
-from lib import cards, checkpoint
-from lib.models.base import load_base
-from lib.ladder import recipes
-from lib.methods import load_run
-from lib.settings import Settings
-from lib.train import train
+from lib import load_base, load_run, preset, train
+from lib.memory.ladder import recipes
+from lib.training import checkpoints
 
 method, base, data, output = sys.argv[1:]
-checkpoint.SHARE = float("inf")
-plain = preset(method, base, data=data, output=f"{output}/0", steps=4, batch_size=1, sample_every=2, sample_steps=1, save_every=2)
+checkpoints.WRITING_SHARE = float("inf")
+plain = preset(method, base, data=data, output=f"{output}/0", steps=4, batch_size=1, sample_every=2,
+               sample_steps=1, save_every=2)
 found = []
 for k, (recipe, words) in enumerate(recipes(plain, torch.device("cuda"))):
     recipe = recipe.replace(output=f"{output}/{k}")
     run = train(recipe)
     metrics = json.loads((run / "metrics.json").read_text())
     asked = {name: getattr(recipe, name) for name in metrics["recipe"]}
-    found.append({"same": metrics["recipe"] == asked, "device": metrics["device"], "loss": metrics["final_loss"],
-                  "peak": metrics["peak_bytes"], "samples": len(list((run / "samples").glob("*.png")))})
+    found.append({"same": metrics["recipe"] == asked, "device": metrics["device"],
+                  "loss": metrics["final_loss"], "peak": metrics["peak_bytes"],
+                  "samples": len(list((run / "samples").glob("*.png")))})
 cut = plain.replace(output=f"{output}/cut")
 train(cut, watchers=[lambda state: state.stop() if state.step == 2 else None])
 run = train(cut)
@@ -68,7 +67,8 @@ base = load_base(base)
 assert base.device.type == "cuda" and base.pipe.unet.device.type == "cpu"
 drawn = load_run(run, base).generate(["a zwx robot"], [0], 2)
 assert base.pipe.unet.device.type == "cuda"
-print(json.dumps({"runs": found, "steps": json.loads((run / "metrics.json").read_text())["steps"], "drawn": drawn[0].size}))
+steps = json.loads((run / "metrics.json").read_text())["steps"]
+print(json.dumps({"runs": found, "steps": steps, "drawn": drawn[0].size}))
 """
 
 
@@ -90,30 +90,46 @@ def test_each_recipe_trains_draws_and_resumes_on_a_card(card, dataset, tmp_path,
 # The same training recorded and not, by each kind of recipe.
 RECORDED = """
 import json, sys
-from lib import on_card
-from lib.models.base import load_base
-from lib.on_card import Recorded
-from lib.settings import Settings
-from lib.train import train
+from lib import preset, train
+from lib.step import cuda_graph
+from lib.step.cuda_graph import GraphedStep
 
 base, data, output = sys.argv[1:]
-made, record, found = [], Recorded._record, {}
-Recorded._record = lambda self, *given: made.append(record(self, *given)) or made[-1]
-recipes = {"plain": {}, "checkpointed": {"checkpointing": "all"}, "largest": {"checkpointing": "largest"}, "alone": {"prior_weight": 0.0},
-           "8bit": {"optimizer": "adamw8bit"}}
-own = {"lora": {"teacher": {"prior": "teacher"}, "dora": {"dora": True}, "nf4": {"quantize": "nf4"}, "int8": {"quantize": "int8"}},
-       "dreambooth": {"bf16": {"weights": "bf16"}, "fused": {"fused_backward": True},
-                      "foot": {"weights": "bf16", "fused_backward": True, "optimizer": "adamw8bit", "checkpointing": "all"}}}
+made, record, found = [], GraphedStep._capture, {}
+GraphedStep._capture = lambda self, *given: made.append(record(self, *given)) or made[-1]
+recipes = {
+    "plain": {},
+    "checkpointed": {"checkpointing": "all"},
+    "largest": {"checkpointing": "largest"},
+    "alone": {"prior_weight": 0.0},
+    "8bit": {"optimizer": "adamw8bit"},
+}
+own = {
+    "lora": {
+        "teacher": {"prior": "teacher"},
+        "dora": {"dora": True},
+        "nf4": {"quantize": "nf4"},
+        "int8": {"quantize": "int8"},
+    },
+    "dreambooth": {
+        "bf16": {"weights": "bf16"},
+        "fused": {"fused_backward": True},
+        "foot": {"weights": "bf16", "fused_backward": True, "optimizer": "adamw8bit",
+                 "checkpointing": "all"},
+    },
+}
 for method in own:
     for name, changes in (recipes | own[method]).items():
         losses = []
         for eager in (2, 1000):
-            on_card.EAGER = eager
+            cuda_graph.EAGER_CALLS = eager
             before = len(made)
-            settings = preset(method, base, data=data, output=f"{output}/{method}_{name}_{eager}", steps=12, batch_size=2,
-                                       sample_every=0, learning_rate=1e-3, warmup=4, **changes)
+            settings = preset(method, base, data=data, output=f"{output}/{method}_{name}_{eager}",
+                              steps=12, batch_size=2, sample_every=0, learning_rate=1e-3, warmup=4,
+                              **changes)
             rows = [json.loads(line) for line in open(train(settings) / "log.jsonl")]
-            losses.append({"recorded": len(made) - before, "rows": [[row["loss"], row["gradient_norm"]] for row in rows]})
+            losses.append({"recorded": len(made) - before,
+                           "rows": [[row["loss"], row["gradient_norm"]] for row in rows]})
         found[f"{method} {name}"] = losses
 print(json.dumps(found))
 """
@@ -136,7 +152,7 @@ def test_a_recorded_step_learns_what_an_eager_one_does(card, dataset, tmp_path):
 
 FAILS = """
 import json, torch
-from lib.on_card import Recorded
+from lib.step.cuda_graph import GraphedStep
 
 capturing, forgotten, device = torch.cuda.is_current_stream_capturing, [], torch.device("cuda")
 
@@ -150,11 +166,11 @@ def is_short(x):
         raise torch.OutOfMemoryError("CUDA out of memory")
     return y
 
-work = Recorded(waits, [], lambda: forgotten.append(True))
+work = GraphedStep(waits, [], lambda: forgotten.append(True))
 seen = [work(torch.full((8,), float(k), device=device)).sum().item() for k in range(6)]
-work = Recorded(is_short, [], lambda: forgotten.append(False))
+work = GraphedStep(is_short, [], lambda: forgotten.append(False))
 seen += [work(torch.full((8,), float(k), device=device)).sum().item() for k in range(4)]
-work = Recorded(lambda x: x * 3, [], None)
+work = GraphedStep(lambda x: x * 3, [], None)
 after = [work(torch.full((8,), float(k), device=device)).sum().item() for k in range(6)]
 on_default = torch.cuda.current_stream() == torch.cuda.default_stream()
 print(json.dumps([seen, forgotten, len(work.graphs), after, on_default]))

@@ -1,5 +1,5 @@
-"""What a step does otherwise on a card, as far as that shows without one: tests/step/test_cuda.py has
-the rest.
+"""What a step does otherwise on a card, as far as that shows without one; the rest is in
+tests/step/test_cuda.py.
 """
 
 from contextlib import nullcontext
@@ -9,7 +9,7 @@ import torch
 from short_runs import batch
 
 from lib.models.base import load_base
-from lib.step.cuda_graph import Recorded, can_record, norms_in_bf16
+from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16
 from lib.step.training_step import Step
 
 
@@ -25,7 +25,7 @@ class Tape:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """`Recorded` for the CPU; its list of the shapes that were recorded."""
+    """`GraphedStep` for the CPU; its list of the shapes that were recorded."""
     shapes = []
 
     def record(self, tensors, form):
@@ -34,14 +34,14 @@ def recorder(monkeypatch):
         result = self.work(*held)
         return Tape(self.work, held, result), held, result
 
-    monkeypatch.setattr(Recorded, "_record", record)
+    monkeypatch.setattr(GraphedStep, "_capture", record)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     return shapes
 
 
 def test_each_shape_is_recorded_once_at_its_third_call_and_every_result_is_its_own(recorder):
-    work = Recorded(lambda x, y: (x * y).sum(0), [], None)
+    work = GraphedStep(lambda x, y: (x * y).sum(0), [], None)
     results = [
         work(torch.full((n, 2), float(k)), torch.ones(n, 2))
         for k, n in enumerate((3, 3, 5, 3, 3, 5, 5, 3))
@@ -68,9 +68,9 @@ def test_what_cannot_be_recorded_is_said_once_and_goes_on(
     def fails(self, tensors, form):
         raise error
 
-    monkeypatch.setattr(Recorded, "_record", fails)
+    monkeypatch.setattr(GraphedStep, "_capture", fails)
     forgotten = []
-    work = Recorded(lambda x: x * 2, [], lambda: forgotten.append(1))
+    work = GraphedStep(lambda x: x * 2, [], lambda: forgotten.append(1))
     assert [work(torch.tensor(float(k))).item() for k in range(6)] == [
         0,
         2,
@@ -86,13 +86,13 @@ def test_what_cannot_be_recorded_is_said_once_and_goes_on(
 def test_a_step_that_broke_off_can_be_taken_anew(tiny_folder, make, changes):
     steps = [Step(load_base(tiny_folder), make("dreambooth", **changes)) for _ in range(2)]
     broken = steps[0]
-    arrive = broken.optimizer._arrived
-    broken.optimizer._arrived = lambda k: (
+    arrive = broken.optimizer._gradient_arrived
+    broken.optimizer._gradient_arrived = lambda k: (
         arrive(k) if k else None
-    )  # the first piece is never updated
+    )  # the first group is never updated
     broken.loss(*batch(broken.base)).mean().backward()
-    broken.optimizer._arrived = arrive
-    broken.optimizer.forget()
+    broken.optimizer._gradient_arrived = arrive
+    broken.optimizer.abandon_step()
     assert all(w.grad is None for w in broken.weights)
     found = [step(*batch(step.base)) for step in steps]
     assert torch.isfinite(found[0]).all() and (changes or torch.equal(*found))
@@ -100,13 +100,13 @@ def test_a_step_that_broke_off_can_be_taken_anew(tiny_folder, make, changes):
 
 def test_only_steps_that_are_the_same_kernels_each_time_are_recorded(make):
     card = torch.device("cuda")
-    assert can_record(
+    assert can_capture(
         make("lora", quantize="nf4", optimizer="adamw8bit", checkpointing="all"), card
     )
-    assert not can_record(make("lora", dropout=0.1), card) and not can_record(
+    assert not can_capture(make("lora", dropout=0.1), card) and not can_capture(
         make("lora", text_encoder_rate=1e-5), card
     )
-    assert not can_record(make("lora"), torch.device("cpu"))
+    assert not can_capture(make("lora"), torch.device("cpu"))
 
 
 def test_norms_answer_in_the_precision_of_what_they_get():

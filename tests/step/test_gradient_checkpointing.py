@@ -1,5 +1,5 @@
-"""What a step keeps for the way back: which transformers are the largest, and frozen convolutions
-that keep nothing.
+"""What a step saves for the backward pass: which transformers are the largest, and frozen
+convolutions that save nothing.
 """
 
 import weakref
@@ -9,11 +9,11 @@ import torch
 from short_runs import batch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.memory.cards import weigh
+from lib.memory.cards import forecast_recipe
 from lib.memory.fake_tensors import fake_device
-from lib.memory.forecasting import BASES, hollow_base, plan
+from lib.memory.forecasting import KNOWN_BASES, fake_base, plan
 from lib.models.base import load_base
-from lib.step.gradient_checkpointing import keep, largest
+from lib.step.gradient_checkpointing import largest_transformers, set_checkpointing
 from lib.step.training_step import Step
 
 LARGEST = {
@@ -29,12 +29,15 @@ LARGEST = {
 }
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", KNOWN_BASES)
 def test_the_largest_transformers_are_those_that_keep_most(name):
     with fake_device("cpu"):
-        unet = hollow_base(name).denoiser
+        unet = fake_base(name).denoiser
         paths = {id(module): path for path, module in unet.named_modules()}
-        found = [paths[id(transformer)].split(".attentions")[0] for transformer in largest(unet)]
+        found = [
+            paths[id(transformer)].split(".attentions")[0]
+            for transformer in largest_transformers(unet)
+        ]
     assert {path: found.count(path) for path in found} == LARGEST[name]
 
 
@@ -44,7 +47,7 @@ def test_each_rung_of_checkpointing_takes_less_memory_than_the_one_before():
             plan("lora", name, prior_weight=0.0, checkpointing=how)
             for how in ("none", "largest", "all")
         ]
-        took = [weigh(recipe)["by_category"]["activations"] for recipe in recipes]
+        took = [forecast_recipe(recipe)["by_category"]["activations"] for recipe in recipes]
         assert took[1] < 0.6 * took[0] and took[2] < 0.6 * took[1]
 
 
@@ -80,7 +83,7 @@ def test_a_convolution_keeps_its_input_only_if_it_trains(trains):
         [],
     )
     for how, leaf in zip(("none", "all"), inputs):
-        keep(unet, how)
+        set_checkpointing(unet, how)
         x = leaf * 1
         kept, out = weakref.ref(x.untyped_storage()), unet(x)
         del x

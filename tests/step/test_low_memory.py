@@ -17,10 +17,10 @@ from lib.memory.ladder import step_down
 from lib.memory.tracker import PeakMemory
 from lib.models.base import load_base
 from lib.step import quantization as recipes
-from lib.step.optimizer import Optimizer, cut
-from lib.step.param_groups import in_fp32, round_stochastically
+from lib.step.optimizer import Optimizer, group_weights
+from lib.step.param_groups import moments_in_fp32, round_stochastically
 from lib.step.run_weights import as_saved, load_run
-from lib.step.training_step import Step, fused_layers, plain_attention
+from lib.step.training_step import Step, fused_attention_layers, plain_attention
 from lib.training.loop import train
 
 LOW = {"optimizer": "adamw8bit", "weights": "bf16", "checkpointing": "all"}
@@ -55,15 +55,15 @@ def test_gradient_checkpointing_gives_the_same_numbers_with_fewer_activations(
 def test_an_update_fused_into_backward_holds_few_gradients_and_is_adamws(
     tiny_folder, make, monkeypatch
 ):
-    monkeypatch.setattr("lib.step.optimizer.PIECE", 2**12)
+    monkeypatch.setattr("lib.step.optimizer.GROUP_SIZE", 2**12)
     plain, _, memory = taken(tiny_folder, make("dreambooth", clip=1000.0))
     fused, _, less = taken(tiny_folder, make("dreambooth", clip=1000.0, fused_backward=True))
     assert all(torch.equal(a, b) for a, b in zip(plain.weights, fused.weights)), (
         "unclipped, it is the very same update"
     )
-    assert len(fused.optimizer.pieces) > 10 and sum(less.values()) < sum(memory.values())
+    assert len(fused.optimizer.groups) > 10 and sum(less.values()) < sum(memory.values())
     assert less["gradients"] < 0.3 * memory["gradients"], (
-        "of some pieces a gradient or two, and those of all small weights, are there"
+        "of some groups a gradient or two, and those of all small weights, are there"
     )
     assert all(w.grad is None for w in fused.weights)
     fused.close()
@@ -102,13 +102,13 @@ def test_a_step_that_nobody_holds_leaves_memory(tiny_folder, make, fused):
 
 def test_fused_clipping_keeps_the_norm_of_all_within_the_limit(tiny_folder, make, monkeypatch):
     base = load_base(tiny_folder)
-    monkeypatch.setattr("lib.step.optimizer.PIECE", 2**12)
+    monkeypatch.setattr("lib.step.optimizer.GROUP_SIZE", 2**12)
     step = Step(base, make("dreambooth", clip=0.01, fused_backward=True))
     norm = step(*batch(base))[2]
     used = (
         sum(state["exp_avg"].square().sum() for state in step.optimizer.state.values()).sqrt() / 0.1
     )  # 1 - beta1, of AdamW
-    assert norm > 0.0101 > used > 0.005 and len(step.optimizer.pieces) > 10
+    assert norm > 0.0101 > used > 0.005 and len(step.optimizer.groups) > 10
 
 
 def test_eight_bit_moments_take_a_quarter_and_the_step_stays_close(tiny_folder, make):
@@ -163,10 +163,10 @@ def test_stochastic_rounding_keeps_the_mean_where_rounding_to_nearest_loses_it()
     )
 
 
-def test_pieces_are_of_one_rate_and_size_and_hold_every_weight_once():
+def test_groups_are_of_one_rate_and_size_and_hold_every_weight_once():
     sizes, shares = [5000, 30, 9000, 20, 7000, 6000, 5000], [1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0]
     weights = [torch.empty(n) for n in sizes]
-    assert cut(weights, shares, 8000) == [
+    assert group_weights(weights, shares, 8000) == [
         ([0], 1.0),
         ([1, 3], 1.0),
         ([2], 1.0),
@@ -174,7 +174,11 @@ def test_pieces_are_of_one_rate_and_size_and_hold_every_weight_once():
         ([5], 0.5),
         ([6], 1.0),
     ]
-    assert cut(weights, shares, 40_000) == [([0, 2, 4, 6], 1.0), ([1, 3], 1.0), ([5], 0.5)]
+    assert group_weights(weights, shares, 40_000) == [
+        ([0, 2, 4, 6], 1.0),
+        ([1, 3], 1.0),
+        ([5], 0.5),
+    ]
 
 
 def test_bf16_weights_learn_from_updates_far_below_their_step(make):
@@ -192,7 +196,7 @@ def test_bf16_weights_learn_from_updates_far_below_their_step(make):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_quantised_base_trains_its_adapter_and_is_smaller(tiny_folder, make, kind):
-    assert recipes.works(kind, "cpu"), "bitsandbytes runs on the CPU"
+    assert recipes.device_supports(kind, "cpu"), "bitsandbytes runs on the CPU"
     plain, _, memory = taken(tiny_folder, make())
     step, _, less = taken(tiny_folder, make(quantize=kind))
     assert less["weights"] < memory["weights"]
@@ -213,7 +217,7 @@ def test_layers_are_quantised_one_at_a_time():
     model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(64))).requires_grad_(False)
     before = sum(p.nbytes for p in model.parameters())
     with PeakMemory(model) as peak:
-        recipes.quantize(model, "nf4", torch.float32, torch.device("cpu"))
+        recipes.quantize_linear_layers(model, "nf4", torch.float32, torch.device("cpu"))
     after = sum(p.nbytes for p in model.parameters())
     assert after < 0.2 * before and peak.bytes < before + 0.5 * after
 
@@ -227,7 +231,7 @@ def test_a_run_trained_on_a_quantised_base_is_an_ordinary_adapter(tiny_folder, m
 def test_what_the_device_cannot_do_falls_back_and_is_said_once(make, monkeypatch, capsys):
     import bitsandbytes
 
-    recipes.works.cache_clear()
+    recipes.device_supports.cache_clear()
     monkeypatch.setattr(
         bitsandbytes.optim.AdamW8bit,
         "step",
@@ -235,9 +239,11 @@ def test_what_the_device_cannot_do_falls_back_and_is_said_once(make, monkeypatch
     )
     settings = make(optimizer="adamw8bit", checkpointing="all")
     for _ in range(2):
-        assert recipes.settle(settings, torch.device("cpu")) == settings.replace(optimizer="adamw")
+        assert recipes.supported_settings(settings, torch.device("cpu")) == settings.replace(
+            optimizer="adamw"
+        )
     assert capsys.readouterr().out.count("no kernel image") == 1
-    recipes.works.cache_clear()
+    recipes.device_supports.cache_clear()
 
 
 def test_the_step_down_passes_over_what_the_device_cannot_do(make, monkeypatch):
@@ -247,7 +253,7 @@ def test_the_step_down_passes_over_what_the_device_cannot_do(make, monkeypatch):
         == step_down(full, torch.device("cpu"))[0]
         == full.replace(optimizer="adamw8bit")
     )
-    monkeypatch.setattr(recipes, "works", lambda what, device: False)
+    monkeypatch.setattr(recipes, "device_supports", lambda what, device: False)
     seen = [full]
     while lower := step_down(seen[-1], torch.device("cpu")):
         seen.append(lower[0])
@@ -325,17 +331,17 @@ def test_moments_survive_saving_and_change_of_recipe(
     """What one recipe saves and another loads and saves again is the same, as close as 8 bits are,
     and the training goes on.
     """
-    monkeypatch.setattr("lib.step.optimizer.PIECE", 2**13)
+    monkeypatch.setattr("lib.step.optimizer.GROUP_SIZE", 2**13)
     if not small:
-        monkeypatch.setattr("lib.step.training_step.SMALL", 0)
+        monkeypatch.setattr("lib.step.training_step.SMALL_LATENT", 0)
     before, _, _ = taken(tiny_folder, make("dreambooth", **one))
-    saved = before.optimizer.tensors()
+    saved = before.optimizer.state_dict()
     after = Step(load_base(tiny_folder), make("dreambooth", **other))
-    after.optimizer.load(saved)
-    again = after.optimizer.tensors()
+    after.optimizer.load_state_dict(saved)
+    again = after.optimizer.state_dict()
     eight = [settings.get("optimizer") == "adamw8bit" for settings in (one, other)]
     assert [any(name.endswith("absmax1") for name in some) for some in (saved, again)] == eight
-    fp32, same = in_fp32(saved), in_fp32(again)
+    fp32, same = moments_in_fp32(saved), moments_in_fp32(again)
     assert fp32.keys() == same.keys() and len([n for n in fp32 if n.endswith(".step")]) == len(
         before.weights
     )
@@ -346,7 +352,9 @@ def test_moments_survive_saving_and_change_of_recipe(
     assert before.weights[k].is_contiguous() is small, "channels last where pictures are large"
     assert torch.isfinite(after(*batch(after.base))).all()
     assert (
-        int(in_fp32(after.optimizer.tensors())[f"{k}.step"]) == int(fp32[f"{k}.step"]) + 1 == 4
+        int(moments_in_fp32(after.optimizer.state_dict())[f"{k}.step"])
+        == int(fp32[f"{k}.step"]) + 1
+        == 4
     ), "bias correction goes on, too"
 
 
@@ -354,7 +362,7 @@ def test_moments_survive_saving_and_change_of_recipe(
 def test_plain_attention_learns_what_the_fused_one_learns_and_is_gone_after_the_step(
     tiny_folder, make, monkeypatch, method
 ):
-    """The fused kernel's own name is counted on the way back: never in a step of a small base, for
+    """The fused kernel's own name is counted in backward: never in a step of a small base, for
     each attention in one of a larger.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -367,10 +375,10 @@ def test_plain_attention_learns_what_the_fused_one_learns_and_is_gone_after_the_
             return function(*args, **(kwargs or {}))
 
     plain, numbers, _ = taken(tiny_folder, make(method, precision="fp32"))
-    kinds = {type(layer.processor).__name__ for layer in plain.plain}
-    monkeypatch.setattr("lib.step.training_step.SMALL", 0)
+    kinds = {type(layer.processor).__name__ for layer in plain.small_attention}
+    monkeypatch.setattr("lib.step.training_step.SMALL_LATENT", 0)
     fused, same, _ = taken(tiny_folder, make(method, precision="fp32"))
-    assert plain.plain and kinds == {"AttnProcessor2_0"} and not fused.plain
+    assert plain.small_attention and kinds == {"AttnProcessor2_0"} and not fused.small_attention
     torch.testing.assert_close(numbers, same, rtol=1e-4, atol=1e-5)
     counts = []
     for step in (plain, fused):
@@ -386,7 +394,7 @@ def test_the_lone_head_of_the_pocket_base_has_no_gradient_and_plain_attention_sa
     latents, noise = (
         torch.randn(2, unet.config.in_channels, 16, 16, generator=generator) for _ in range(2)
     )
-    layers = fused_layers(unet)
+    layers = fused_attention_layers(unet)
     words = base.conditions(["a photo of zwx robot", "a red car"])["encoder_hidden_states"]
 
     def gradient(layers, dtype):

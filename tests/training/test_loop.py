@@ -16,7 +16,7 @@ from lib.step.loss import diffusion_loss
 from lib.step.methods import trainable
 from lib.step.run_weights import load_run, weight_bytes
 from lib.training import loop
-from lib.training.batches import batches, gather
+from lib.training.batches import Cached, batches, gather
 from lib.training.loop import train
 
 
@@ -126,13 +126,14 @@ def test_the_largest_random_number_is_still_a_timestep(make, monkeypatch):
         next(batches(make(batch_size=3), [[(1, 1, 1)] * 3])),
         SimpleNamespace(device=torch.device("cpu")),
     )
-    cached = (
+    cached = Cached(
         [torch.zeros(1, 1, 1, 1)] * 3,
         [torch.ones(1, 1, 1, 1)] * 3,
         {"words": torch.zeros(1, 2)},
         torch.zeros(3, dtype=torch.long),
     )
-    assert batch[3].max() == 1 and gather(base, [cached], batch, 1000)[2].max() == 999
+    assert batch.moments.max() == 1
+    assert gather(base, [cached], batch, 1000).timesteps.max() == 999
 
 
 class Oracle(torch.nn.Module):

@@ -580,7 +580,7 @@ def test_on_a_cpu_too_a_recipe_is_chosen_that_fits(make, monkeypatch, capsys):
     monkeypatch.setattr(cards, "free_memory", lambda: 9 * 2**20)
     monkeypatch.setattr(
         cards,
-        "weigh",
+        "forecast_recipe",
         lambda s, *_: {
             "bytes": (20 if s.checkpointing == "none" else 5) * 2**20,
             "caching_bytes": 0,
@@ -592,7 +592,7 @@ def test_on_a_cpu_too_a_recipe_is_chosen_that_fits(make, monkeypatch, capsys):
         in capsys.readouterr().out
     )
     assert json.loads((run / "metrics.json").read_text())["recipe"]["checkpointing"] == "largest"
-    monkeypatch.setattr(cards, "weigh", lambda *_: {"bytes": 2**40, "caching_bytes": 0})
+    monkeypatch.setattr(cards, "forecast_recipe", lambda *_: {"bytes": 2**40, "caching_bytes": 0})
     with pytest.raises(
         BadInput, match="No recipe for lora on .* fits this machine: the smallest takes 1024.0 GiB"
     ):
