@@ -451,7 +451,8 @@ def main(arguments: list[str] | None = None) -> int:
         return app(arguments or ["--help"], prog_name="python -m lib", standalone_mode=False) or 0
     except typer.TyperException as error:  # no such command or option, or a value of another kind
         said = " ".join(error.format_message().split())
-        command = error.ctx.command_path if getattr(error, "ctx", None) else "python -m lib"
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "python -m lib"
         said = f"{said.rstrip('.')}. See `{command} --help`."
     except typer.Abort:
         print("\nStopped.", file=sys.stderr)

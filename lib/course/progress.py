@@ -1,5 +1,5 @@
-"""Progress of the course on a terminal (one line, redrawn) or in a log (a line now and then), and
-the memory it takes meanwhile.
+"""Progress of the course, one line on a terminal or a line now and then in a log, and the memory
+that it takes meanwhile.
 """
 
 import re
@@ -7,19 +7,21 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from lib.files.text import clock
 
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
 TICK = 0.25  # seconds between two looks at memory and clock
-
-
 QUIET = 10.0  # a log gets a line at least this often, so that nobody wonders whether it still runs
-
-
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
-def headings(cells):
+def headings(cells: Sequence[Any]) -> list[str]:
     """For each cell of a notebook the markdown heading that it stands under, or ''."""
     found, current = [], ""
     for cell in cells:
@@ -31,94 +33,94 @@ def headings(cells):
 
 
 class Progress:
-    """Says which notebook, stage and cell runs, for how long, and how long still. A context: it
-    ticks while it is open.
+    """Says which notebook, stage and cell runs, for how long, and how long still.
 
-    `expected` is seconds per notebook name, in the order they run: from the last run, or a guess.
-    What the finished notebooks took against it corrects the rest. Its `write` takes what a notebook
-    prints; lines that start with `[stage]` become the stage.
+    A context: it ticks while it is open. `expected` is seconds per notebook name, in the order they
+    run: from the last run, or a guess. What the finished notebooks took against it corrects the
+    time left. Its `write` takes what a notebook prints; lines that start with `[stage]` become the
+    stage. `seconds` is what each finished notebook took, `peak` the largest sum of the resident
+    memory of this process and its children, in bytes.
     """
 
-    def __init__(self, expected, stream=None):
-        self.expected, self.stream = dict(expected), stream or sys.stdout
-        self.terminal = self.stream.isatty()
-        self.started, self.seconds, self.peak = time.monotonic(), {}, 0
-        self.notebook, self.stage, self.cells, self.cell, self.titles, self.rest = (
-            None,
-            "",
-            0,
-            None,
-            [],
-            "",
-        )
-        self._said, self._said_at, self._lock, self._over = (
-            None,
-            0.0,
-            threading.RLock(),
-            threading.Event(),
-        )
+    def __init__(self, expected: Mapping[str, float], stream: TextIO | None = None):
+        self.expected = dict(expected)
+        self.stream = stream or sys.stdout
+        self.started = self.began = time.monotonic()
+        self.seconds: dict[str, float] = {}
+        self.peak = 0
+        self.notebook: str | None = None
+        self.stage = ""
+        self.cell: int | None = None  # none before the notebook's Python has started
+        self.cells = 0
+        self.titles: list[str] = []
+        self._unfinished_line = ""
+        self._said: tuple[str | None, str] | None = None
+        self._said_at = 0.0
+        self._live: "Live | None" = None
+        self._lock = threading.RLock()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
+        if self.stream.isatty():
+            self._live = _live_line(self.stream)
+            self._live.start()
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self._clear()
+        if self._live:
+            self._live.stop()
 
-    def begin(self, notebook):
+    def begin(self, notebook: str) -> None:
         """A notebook starts; its kernel is not there yet."""
         with self._lock:
-            self.notebook, self.stage, self.cell, self.cells, self.rest = (
-                notebook,
-                "starting Python",
-                None,
-                0,
-                "",
-            )
+            self.notebook = notebook
+            self.stage = "starting Python"
+            self.cell, self.cells = None, 0
+            self._unfinished_line = ""
             self.began = time.monotonic()
             self.say()
 
-    def at(self, cell, cells):
+    def at(self, cell: int, cells: Sequence[Any]) -> None:
         """Cell number `cell` (from 0) of the notebook's `cells` starts."""
         with self._lock:
             if self.cell is None:
                 self.titles, self.cells = headings(cells), len(cells)
-            self.cell, self.stage = cell, self.titles[cell] or self.stage
+            self.cell = cell
+            self.stage = self.titles[cell] or self.stage
 
     @property
-    def heading(self):
+    def heading(self) -> str:
         """The markdown heading that the current cell stands under, or ''."""
         return self.titles[self.cell] if self.cell is not None and self.titles else ""
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Text that the notebook printed, in pieces of any size."""
-        *lines, self.rest = re.split(r"[\r\n]", self.rest + text)
+        *lines, self._unfinished_line = re.split(r"[\r\n]", self._unfinished_line + text)
         for line in lines:
             if line.startswith("[stage]"):
                 self.stage = line.removeprefix("[stage]").strip()
 
-    def flush(self):
+    def flush(self) -> None:
         """Nothing is held back; papermill wants to be able to ask."""
 
-    def done(self):
+    def done(self) -> None:
         """The notebook has ended well."""
         with self._lock:
+            assert self.notebook is not None, "begin comes first"
             self.seconds[self.notebook] = time.monotonic() - self.began
-            self.stage, self.cell = f"done in {clock(self.seconds[self.notebook])}", self.cells - 1
-            self.say()
+            self.stage = f"done in {clock(self.seconds[self.notebook])}"
+            self.cell = self.cells - 1
+            self.say(stays=True)
             self.notebook = None
 
-    def left(self):
-        """(seconds that the rest should take, whether that is a lower bound because the current
-        notebook is over its time).
-        """
-        taken, planned = (
-            sum(self.seconds.values()),
-            sum(self.expected.get(name, 0) for name in self.seconds),
-        )
+    def left(self) -> tuple[float, bool]:
+        """Seconds that are left, and whether that is the least: the notebook is over its time."""
+        taken = sum(self.seconds.values())
+        planned = sum(self.expected.get(name, 0) for name in self.seconds)
         pace = max(taken / planned, 0.2) if planned else 1.0
         to_come = sum(
             seconds
@@ -127,51 +129,41 @@ class Progress:
         )
         if self.notebook is None or self.notebook in self.seconds:
             return pace * to_come, False
-        now, own = time.monotonic() - self.began, self.expected.get(self.notebook, 0)
-        if now < pace * own:
-            return pace * (own + to_come) - now, False
-        return (
-            max(pace, (taken + now) / max(planned + own, 1)) * to_come,
-            True,
-        )  # slower than thought, so the rest will be too
+        spent, own = time.monotonic() - self.began, self.expected.get(self.notebook, 0)
+        if spent < pace * own:
+            return pace * (own + to_come) - spent, False
+        # Slower than thought, so the others will be too.
+        return max(pace, (taken + spent) / max(planned + own, 1)) * to_come, True
 
-    def line(self):
+    def line(self) -> str:
         """The state in one line."""
-        names, (left, over) = list(self.expected), self.left()
+        names = list(self.expected)
+        left, over = self.left()
         number = (
             f"[{names.index(self.notebook) + 1}/{len(names)}] " if self.notebook in names else ""
         )
         cell = f"cell {self.cell + 1}/{self.cells}, " if self.cell is not None else ""
-        rest = (
-            f"{'at least' if over else 'about'} {clock(left)} left"
-            if left
-            else "longer than expected"
-            if over
-            else "last notebook done"
-        )
-        return (
-            f"{number}{self.notebook}: {cell}{clock(time.monotonic() - self.started)} elapsed,"
-            f" {rest}: {self.stage}"
-        )
+        if left:
+            remaining = f"{'at least' if over else 'about'} {clock(left)} left"
+        else:
+            remaining = "longer than expected" if over else "last notebook done"
+        elapsed = clock(time.monotonic() - self.started)
+        return f"{number}{self.notebook}: {cell}{elapsed} elapsed, {remaining}: {self.stage}"
 
-    def say(self):
-        """Print the state now."""
+    def say(self, stays: bool = False) -> None:
+        """Show the state now. On a terminal it is overwritten by the next, unless it `stays`."""
         with self._lock:
             self._said, self._said_at = (self.notebook, self.stage), time.monotonic()
-            text = self.line()
-            if self.terminal:
-                end = "\n" if self.stage.startswith("done in") else ""
-                self.stream.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1] + end)
+            if not self._live:
+                self.stream.write(self.line() + "\n")
+                self.stream.flush()
+            elif stays:
+                self._live.update("", refresh=True)
+                self._live.console.print(_text(self.line()), no_wrap=True, overflow="ellipsis")
             else:
-                self.stream.write(text + "\n")
-            self.stream.flush()
+                self._live.update(_text(self.line()), refresh=True)
 
-    def _clear(self):
-        if self.terminal:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
-
-    def _watch(self):
+    def _watch(self) -> None:
         import psutil
 
         me = psutil.Process()
@@ -186,5 +178,22 @@ class Progress:
             with self._lock:
                 waited = time.monotonic() - self._said_at
                 news = self._said != (self.notebook, self.stage) and waited > 1
-                if self.notebook and (self.terminal or news or waited > QUIET):
+                if self.notebook and (self._live or news or waited > QUIET):
                     self.say()
+
+
+def _live_line(stream: TextIO) -> "Live":
+    """rich's line that is drawn again in place; what others print meanwhile goes above it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    width = shutil.get_terminal_size().columns - 1
+    console = Console(file=stream, force_terminal=True, width=width)
+    return Live(console=console, auto_refresh=False, transient=True)
+
+
+def _text(line: str) -> "Text":
+    """`line` as rich shows it: cut off where the terminal ends."""
+    from rich.text import Text
+
+    return Text(line, no_wrap=True, overflow="ellipsis")

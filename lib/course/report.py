@@ -4,7 +4,8 @@ that needs nothing beside it.
 
 import html
 import re
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lib.config.names import CONTESTANT_NAMES
 from lib.evaluation import comparison_table as tables
@@ -12,59 +13,68 @@ from lib.plots.figure import Table
 
 PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"
-{%- set alt = output | get_metadata('alt', 'image/KIND') %}{% if alt %} alt="{{ alt | escape_html }}"{% endif %}></div>"""
-
-
+{%- set alt = output | get_metadata('alt', 'image/KIND') %}
+{%- if alt %} alt="{{ alt | escape_html }}"{% endif %}></div>"""
+STYLE = """<style>
+main {max-width: 60rem; margin: auto}
+body {font-size: 16px; padding: 1rem}
+.jp-Cell img {max-width: 100%; height: auto}
+.jp-InputPrompt, .jp-OutputPrompt {display: none}
+.jp-RenderedHTMLCommon table {display: block; overflow-x: auto}
+</style>"""
 # Lab's page without the scripts that it would load from elsewhere, and with the alternative text
 # that a notebook gives a picture.
 TEMPLATE = f"""{{%- extends 'lab/index.html.j2' -%}}
 {{% block html_head_js %}}{{% endblock %}}{{% block html_head_js_mathjax %}}{{% endblock %}}
 {{% block html_head_js_mermaidjs %}}{{% endblock %}}
-{{% block html_head_css %}}<style>
-main {{max-width: 60rem; margin: auto}} body {{font-size: 16px; padding: 1rem}} .jp-Cell img {{max-width: 100%; height: auto}}
-.jp-InputPrompt, .jp-OutputPrompt {{display: none}} .jp-RenderedHTMLCommon table {{display: block; overflow-x: auto}}
-</style>{{% endblock %}}
+{{% block html_head_css %}}{STYLE}{{% endblock %}}
 {{% block data_png scoped %}}{PICTURE.replace("KIND", "png")}{{% endblock %}}
 {{% block data_jpg scoped %}}{PICTURE.replace("KIND", "jpeg")}{{% endblock %}}"""
 
 
-def table(summary: dict[str, Any]) -> Table:
+class Picture(NamedTuple):
+    """A picture in a notebook: its MIME type, its bytes in base64, its alternative text."""
+
+    kind: str
+    data: str
+    alt: str
+
+
+def table(summary: Mapping[str, Any]) -> Table:
     """The comparison in `summary` (what `tables.write_summary` wrote) as a table."""
     rows = {name: values for name, values in summary.items() if name in CONTESTANT_NAMES}
     return tables.table(tables.Comparison(rows, summary["about"]))
 
 
-def key_picture(notebooks):
-    """(kind, data, alternative text) of the picture for the top: the last of cells tagged
-    `key-picture`, else the last notebook's largest.
-
-    None if there is neither.
+def key_picture(notebooks: Sequence[Any]) -> Picture | None:
+    """The picture for the top: the last of cells tagged `key-picture`, else the last notebook's
+    largest. None if there is neither.
     """
-    found, tagged = [], []
-    for notebook in notebooks:
-        for cell in notebook.cells:
-            for output in cell.get("outputs", ()):
-                kind = next(
-                    (
-                        kind
-                        for kind in ("image/png", "image/jpeg")
-                        if kind in output.get("data", {})
-                    ),
-                    None,
-                )
-                if kind:
-                    alt = (
-                        output.metadata.get(kind, {}).get("alt") or output.metadata.get("alt") or ""
-                    )
-                    picture = (kind, output.data[kind].strip(), alt)
-                    if "key-picture" in cell.metadata.get("tags", ()):
-                        tagged.append(picture)
-                    elif notebook is notebooks[-1]:
-                        found.append(picture)
-    return tagged[-1] if tagged else max(found, key=lambda picture: len(picture[1]), default=None)
+    tagged = [
+        picture
+        for notebook in notebooks
+        for cell in notebook.cells
+        if "key-picture" in cell.metadata.get("tags", ())
+        for picture in _pictures(cell)
+    ]
+    if tagged:
+        return tagged[-1]
+    drawn = [picture for cell in notebooks[-1].cells for picture in _pictures(cell)]
+    return max(drawn, key=lambda picture: len(picture.data), default=None)
 
 
-def report(notebooks, summary, title, foot=""):
+def _pictures(cell: Any) -> Iterator[Picture]:
+    """The pictures that a cell shows."""
+    for output in cell.get("outputs", ()):
+        shown = output.get("data", {})
+        for kind in ("image/png", "image/jpeg"):
+            if kind in shown:
+                own = output.metadata.get(kind, {}).get("alt")
+                yield Picture(kind, shown[kind].strip(), own or output.metadata.get("alt") or "")
+                break
+
+
+def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foot: str = "") -> str:
     """One HTML page, as text: the table, the key picture, a table of contents and the executed
     `notebooks` in their order.
 
@@ -74,15 +84,16 @@ def report(notebooks, summary, title, foot=""):
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
-    contents, cells = [], []
-    for n, notebook in enumerate(notebooks, 1):
-        for cell in notebook.cells:
-            cell = nbformat.from_dict(cell)
-            cell.id = f"n{n}-{len(cells)}"  # ids are unique within a notebook only
+    contents: list[tuple[int, str, str]] = []
+    cells: list[Any] = []
+    for number, notebook in enumerate(notebooks, 1):
+        for source in notebook.cells:
+            cell: Any = nbformat.from_dict(source)
+            cell.id = f"n{number}-{len(cells)}"  # ids are unique within a notebook only
             if cell.cell_type == "markdown":
-                cell.source = _headings(cell.source, n, contents)
+                cell.source = _headings(cell.source, number, contents)
             cells.append(cell)
-    top = [
+    parts = [
         f"# {title}",
         table(summary)._repr_html_(),
         html.escape(summary.get("verdict", "")),
@@ -90,31 +101,29 @@ def report(notebooks, summary, title, foot=""):
     ]
     picture = key_picture(notebooks)
     if picture:
-        kind, data, alt = picture
-        top.append(f'<img src="data:{kind};base64,{data}" alt="{html.escape(alt)}">')
-    top += [
-        "## Contents",
-        "\n".join(
-            "  " * (level - 2) + f"- [{text}](#{anchor})"
-            for level, text, anchor in contents
-            if level <= 3
-        ),
+        source = f"data:{picture.kind};base64,{picture.data}"
+        parts.append(f'<img src="{source}" alt="{html.escape(picture.alt)}">')
+    lines = [
+        "  " * (level - 2) + f"- [{text}](#{anchor})"
+        for level, text, anchor in contents
+        if level <= 3
     ]
-    whole = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("\n\n".join(top), id="top"), *cells]
-    )
-    whole.metadata = nbformat.from_dict(
+    parts += ["## Contents", "\n".join(lines)]
+    top = nbformat.v4.new_markdown_cell("\n\n".join(parts), id="top")
+    page = nbformat.v4.new_notebook(cells=[top, *cells])
+    page.metadata = nbformat.from_dict(
         {"title": title, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
     )
-    loader = DictLoader({"report.html.j2": TEMPLATE})
     exporter = HTMLExporter(
-        extra_loaders=[loader], template_file="report.html.j2", exclude_anchor_links=True
+        extra_loaders=[DictLoader({"report.html.j2": TEMPLATE})],
+        template_file="report.html.j2",
+        exclude_anchor_links=True,
     )
     exporter.log.setLevel("ERROR")
-    return exporter.from_notebook_node(whole)[0]
+    return exporter.from_notebook_node(page)[0]
 
 
-def _headings(source, number, contents):
+def _headings(source: str, number: int, contents: list[tuple[int, str, str]]) -> str:
     """`source` with its headings one level lower, since the page has a title of its own, and an
     anchor before each for `contents`.
     """

@@ -7,18 +7,20 @@ Each notebook gets those of the settings given here that it has a parameter for.
 `report.html`, `summary.json` and `timings.json` go to the output folder.
 """
 
-import json
 import os
 import tempfile
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from lib.course.progress import Progress
 from lib.course.report import report, table
 from lib.files.errors import BadInput
-from lib.files.json_file import write_json
+from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.files.text import clock
+from lib.files.whole_writes import takes_place
 
 # Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later
 # runs have timings.json.
@@ -29,6 +31,7 @@ NOTEBOOKS = {
     "04_comparison": 50,
     "05_compose_and_ship": 60,
 }
+GUESS = 60  # seconds of a notebook that is not one of the course's
 
 
 class CourseFailed(RuntimeError):
@@ -37,7 +40,9 @@ class CourseFailed(RuntimeError):
     """
 
 
-def run_notebook(source, executed, parameters, progress):
+def run_notebook(
+    source: Path, executed: Path, parameters: Mapping[str, Any], progress: Progress
+) -> None:
     """Execute the notebook `source` with `parameters` in the folder it lies in; write the executed
     copy to the path `executed`.
 
@@ -47,8 +52,6 @@ def run_notebook(source, executed, parameters, progress):
     """
     import papermill
 
-    from lib.course.notebook_engine import ENGINE
-
     known = papermill.inspect_notebook(str(source))
     unknown = sorted(set(parameters) - set(known))
     if unknown:
@@ -57,33 +60,13 @@ def run_notebook(source, executed, parameters, progress):
             " name or add it to the notebook's parameters cell, which has"
             f" {', '.join(known) or 'none'}"
         )
-    for attempt in (1, 2):
+    for last_attempt in (False, True):
         progress.begin(source.stem)
         try:
-            papermill.execute_notebook(
-                str(source),
-                str(executed),
-                parameters,
-                engine_name=ENGINE,
-                kernel_name="python3",
-                start_timeout=180,
-                cwd=str(source.parent),
-                progress_bar=False,
-                stdout_file=progress,
-                progress=progress,
-            )
+            _execute(source, executed, parameters, progress)
             return progress.done()
         except papermill.PapermillExecutionError as error:
-            said = error.evalue.strip().splitlines() or [""]
-            if error.ename == "BadInput":
-                raise BadInput(" ".join(said)) from None
-            place = f"cell [{error.exec_count}]" + (
-                f" under “{progress.heading}”" if progress.heading else ""
-            )
-            raise CourseFailed(
-                f"notebook {source.name} stopped in {place} with {error.ename}: {said[0]}; the"
-                f" executed notebook, with the whole error, is {executed}"
-            ) from None
+            raise _cell_error(error, source, executed, progress) from None
         except Exception as error:
             if progress.cell is not None:  # not a cell's error, so its Python has died under it
                 raise CourseFailed(
@@ -92,31 +75,65 @@ def run_notebook(source, executed, parameters, progress):
                     f" {progress.peak / 2**30:.1f} GiB were in use): close other programs and run"
                     f" again; what it had done is in {executed}"
                 ) from error
-            if attempt == 2:
+            if last_attempt:
                 raise CourseFailed(
                     f"no Python started for notebook {source.name} ({error}): run `make clean` and"
                     " again"
                 ) from error
 
 
-def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
+def _execute(
+    source: Path, executed: Path, parameters: Mapping[str, Any], progress: Progress
+) -> None:
+    import papermill
+
+    from lib.course.notebook_engine import ENGINE
+
+    papermill.execute_notebook(
+        str(source),
+        str(executed),
+        dict(parameters),
+        engine_name=ENGINE,
+        kernel_name="python3",
+        start_timeout=180,
+        cwd=str(source.parent),
+        progress_bar=False,
+        stdout_file=progress,
+        progress=progress,
+    )
+
+
+def _cell_error(error: Any, source: Path, executed: Path, progress: Progress) -> Exception:
+    """What papermill says of a cell that failed, as the exception to raise."""
+    lines = error.evalue.strip().splitlines() or [""]
+    if error.ename == "BadInput":
+        return BadInput(" ".join(lines))
+    under = f" under “{progress.heading}”" if progress.heading else ""
+    return CourseFailed(
+        f"notebook {source.name} stopped in cell [{error.exec_count}]{under} with {error.ename}:"
+        f" {lines[0]}; the executed notebook, with the whole error, is {executed}"
+    )
+
+
+def course(
+    settings: Mapping[str, Any],
+    output: str | Path = ROOT / "runs/course",
+    notebooks: Iterable[str | Path] | None = None,
+    stream: TextIO | None = None,
+) -> dict[str, Any]:
     """Run `notebooks` (paths; the course's five) in order with `settings` (parameter -> value; None
     means the notebook's own value).
 
-    Every one gets `output`; of the rest each gets what it has a parameter for. Returns the summary
-    that notebook 04 wrote to `output/summary.json`, to which "course" is added: "seconds" and
-    "peak_rss_bytes" (resident memory of all processes together). Raises `BadInput` for settings
-    that no notebook knows, or that are no good, and `CourseFailed`.
+    Every one gets `output`; each gets those of the settings that it has a parameter for. Returns
+    the summary that notebook 04 wrote to `output/summary.json`, to which "course" is added:
+    "seconds" and "peak_rss_bytes" (resident memory of all processes together). Raises `BadInput`
+    for settings that no notebook knows, or that are no good, and `CourseFailed`.
     """
-    import nbformat
-
     started, output = time.time(), Path(output).resolve()
-    sources = [
-        Path(path).resolve()
-        for path in notebooks or (ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS)
-    ]
+    notebooks = notebooks or [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    sources = [Path(path).resolve() for path in notebooks]
     settings = {name: value for name, value in settings.items() if value is not None}
-    parameters = _share_out(settings, sources, output)
+    parameters = _parameters(settings, sources, output)
     if "subject" in settings:
         check_subject(settings["subject"], settings.get("class_noun"), settings.get("identifier"))
     try:
@@ -125,10 +142,10 @@ def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
         raise BadInput(
             f"output folder {output} cannot be made ({error.strerror}): give another"
         ) from None
+    # The notebooks' Pythons import lib.
+    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     timings = output / "timings.json"
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-    )  # the kernels import lib
     with Progress(_expected(timings, sources), stream) as progress:
         for source, values in zip(sources, parameters):
             run_notebook(source, output / source.name, values, progress)
@@ -140,26 +157,33 @@ def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
     }
     summary.setdefault("units", {}).update(seconds="s", peak_rss_bytes="B")
     write_json(output / "summary.json", summary)
-    executed = [nbformat.read(output / source.name, as_version=4) for source in sources]
-    page = report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary))
-    part = output / "report.html.part"
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, output / "report.html")
+    _write_report(output, sources, summary)
     return summary
 
 
-def closing(summary):
+def _write_report(output: Path, sources: Sequence[Path], summary: dict[str, Any]) -> None:
+    import nbformat
+
+    executed = [nbformat.read(output / source.name, as_version=4) for source in sources]
+    page = report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary))
+    with takes_place(output / "report.html") as path:
+        path.write_text(page, encoding="utf-8")
+
+
+def closing(summary: Mapping[str, Any]) -> str:
     """One line on the whole run: its time and memory, with the device."""
-    whole = summary["course"]
+    spent = summary["course"]
     device = f", on {summary['device']}" if summary.get("device") else ""
-    memory = whole["peak_rss_bytes"] / 2**30
+    memory = spent["peak_rss_bytes"] / 2**30
     return (
-        f"The whole course took {clock(whole['seconds'])} min and at most {memory:.2f} GiB of"
+        f"The whole course took {clock(spent['seconds'])} min and at most {memory:.2f} GiB of"
         f" resident memory{device}."
     )
 
 
-def check_subject(folder, class_noun=None, identifier=None):
+def check_subject(
+    folder: str | Path, class_noun: str | None = None, identifier: str | None = None
+) -> None:
     """Refuse a subject that notebook 01 would refuse, before any Python is started for it
     (`BadInput`).
     """
@@ -169,12 +193,13 @@ def check_subject(folder, class_noun=None, identifier=None):
     if not Path(folder).expanduser().is_dir():
         scan(folder)  # says what is wrong with it, before anything is said about words
     with tempfile.TemporaryDirectory() as scratch:
-        prepare(
-            folder, Path(scratch) / "data", class_noun, identifier or "zwx"
-        )  # notebook 01 proposes one if none is given
+        # Notebook 01 proposes an identifier if none is given.
+        prepare(folder, Path(scratch) / "data", class_noun, identifier or "zwx")
 
 
-def _share_out(settings, sources, output):
+def _parameters(
+    settings: dict[str, Any], sources: Sequence[Path], output: Path
+) -> list[dict[str, Any]]:
     """The parameters of each notebook. Raises `BadInput` for a setting that none has."""
     import papermill
 
@@ -191,9 +216,7 @@ def _share_out(settings, sources, output):
             f"no notebook has a parameter named {' or '.join(unknown)}: they have"
             f" {', '.join(sorted(set().union(*known)))}"
         )
-    if (
-        "subject" in settings
-    ):  # notebooks run in their own folder, the caller's path is meant from here
+    if "subject" in settings:  # notebooks run in a folder of their own
         settings = settings | {"subject": str(Path(settings["subject"]).expanduser().resolve())}
     return [
         {"output": str(output)} | {name: value for name, value in settings.items() if name in names}
@@ -201,27 +224,27 @@ def _share_out(settings, sources, output):
     ]
 
 
-def _expected(timings, sources):
+def _expected(timings: Path, sources: Sequence[Path]) -> dict[str, float]:
     """Seconds per notebook: from the last run where it left them, else the guess."""
-    expected = {source.stem: NOTEBOOKS.get(source.stem, 60) for source in sources}
+    expected = {source.stem: float(NOTEBOOKS.get(source.stem, GUESS)) for source in sources}
     try:
-        last = json.loads(timings.read_text())
+        last = read_json(timings)
         return {name: float(last.get(name, guess)) for name, guess in expected.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError):  # none yet, or a damaged one
         return expected
 
 
-def _summary(output, started):
+def _summary(output: Path, started: float) -> dict[str, Any]:
     """What the last notebook wrote in this run."""
     path = output / "summary.json"
     if not path.exists() or path.stat().st_mtime < started - 1:
         raise CourseFailed(
             f"the last notebook ran through but wrote no {path}: see its executed copy in {output}"
         )
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
-def _whole_number(name, text, least):
+def _whole_number(name: str, text: str | None, least: int) -> int | None:
     if text is None:
         return None
     try:
@@ -236,15 +259,15 @@ def _whole_number(name, text, least):
 
 
 def run_course(settings: dict[str, str | None], output: str | Path) -> None:
-    """`course` with settings as a command line gives them, as texts; prints the table and the verdict.
+    """`course` with the texts that a command line gives; prints the table and the verdict.
 
     Raises `BadInput` and `CourseFailed`.
     """
-    settings = settings | {
+    checked = settings | {
         "steps": _whole_number("STEPS", settings.get("steps"), 1),
         "seed": _whole_number("SEED", settings.get("seed"), 0),
     }
-    summary = course(settings, output)
+    summary = course(checked, output)
     print(
         f"\n{table(summary)}",
         summary.get("verdict", ""),

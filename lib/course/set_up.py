@@ -11,70 +11,78 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib.files.errors import BadInput
 from lib.files.paths import ROOT
 
-# What the notebooks import beside torch and numpy. For the first, files on disk depend on the
-# version; of the rest any will do.
-FLOORS, ANY = (
-    ("diffusers", "transformers", "peft", "accelerate", "safetensors"),
-    ("pillow", "pillow-heif", "matplotlib", "ipywidgets", "psutil", "pydantic"),
-)
+if TYPE_CHECKING:
+    from lib.dataset.captions import Subject
+    from lib.models.base import Base
+
+# What the notebooks import beside torch and numpy. Files on disk and settings depend on the version
+# of the first; of the others any version will do.
+WITH_VERSION = ("diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic")
+ANY_VERSION = ("pillow", "pillow-heif", "matplotlib", "ipywidgets", "psutil", "filelock")
 
 
-def start():
+def start() -> None:
     """Make a notebook ready: install what is missing (never torch or numpy), and from then on show
     bad input as one sentence.
     """
     absent = unmet(ROOT / "requirements.txt")
     if absent:
         print(f"[stage] installing {', '.join(absent)}", flush=True)
-        keep = [
-            f"{name}=={version(name)}" for name in ("torch", "numpy")
-        ]  # named as they are, so that pip must leave them
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", *absent, *keep], check=True
-        )
+        # Named in the version that they have, so that pip leaves them alone.
+        present = [f"{name}=={version(name)}" for name in ("torch", "numpy")]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *absent, *present]
+        subprocess.run(command, check=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        from IPython import get_ipython
+        from IPython import get_ipython  # pyright: ignore[reportPrivateImportUsage]
     except ImportError:
         return
-    if get_ipython():
-        get_ipython().set_custom_exc((BadInput,), _one_sentence)
+    shell = get_ipython()
+    if shell:
+        shell.set_custom_exc((BadInput,), _show_one_sentence)
 
 
-def unmet(requirements):
+def unmet(requirements: str | Path) -> list[str]:
     """The lines of a requirements file (floors, such as "peft>=0.18") that the notebooks need and
     that are not met here.
     """
     absent = []
     for line in Path(requirements).read_text("utf-8").splitlines():
         name, _, floor = line.split("#")[0].strip().partition(">=")
-        if name in FLOORS + ANY:
-            try:
-                met = name in ANY or _numbers(version(name)) >= _numbers(floor)
-            except PackageNotFoundError:
-                met = False
-            absent += [] if met else [f"{name}>={floor}"]
+        if name not in WITH_VERSION + ANY_VERSION:
+            continue
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            absent.append(f"{name}>={floor}")
+            continue
+        if name in WITH_VERSION and _numbers(found) < _numbers(floor):
+            absent.append(f"{name}>={floor}")
     return absent
 
 
-def _numbers(text):
+def _numbers(text: str) -> list[int]:
     """A version as numbers to compare: "5.6.0.dev1" -> [5, 6, 0]."""
-    return [int(part) for part in re.match(r"\d+(\.\d+)*", text)[0].split(".")]
+    found = re.match(r"\d+(\.\d+)*", text)
+    return [int(part) for part in found[0].split(".")] if found else []
 
 
-def _one_sentence(shell, kind, error, trace, tb_offset=None):
+def _show_one_sentence(
+    shell: Any, kind: type[Exception], error: Exception, trace: Any, tb_offset: int | None = None
+) -> None:
     """Show bad input as its sentence alone: it is the reader's setting that is wrong, not a line of
     code. The cell still fails.
     """
     shell._showtraceback(kind, error, [f"\x1b[1;31m{error}\x1b[0m"])
 
 
-def tell_limits(base, subject):
+def tell_limits(base: "Base", subject: "Subject") -> None:
     """Print what a reader of their own photographs must know of the pocket base; nothing for the
     example subjects or another base.
 

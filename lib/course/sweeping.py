@@ -17,25 +17,55 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, Protocol
 
 from lib.course.progress import Progress
+from lib.course.runner import GUESS, NOTEBOOKS, run_notebook
 from lib.files.csv_table import compact, flat, spread, write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.text import clock
 
-# The executor that is no other process: it runs a job when its result is asked for.
-HERE = SimpleNamespace(
-    submit=lambda function, *values: SimpleNamespace(result=partial(function, *values))
-)
+Job = dict[str, Any]
+Row = dict[str, Any]
+Work = Callable[[Job, Path], Row]
 
 
-def grid(**lists):
+class Executor(Protocol):
+    """What runs jobs: a pool of concurrent.futures, a Dask client, submitit, `RunsHere`."""
+
+    def submit(self, function: Callable[..., Row], /, *values: Any) -> Any:
+        """Begin a call; what is returned has `result()`, and `cancel()` where that can be done."""
+        ...
+
+
+class RunsHere:
+    """The executor that is no other process: a job runs when its result is asked for."""
+
+    def submit(self, function: Callable[..., Row], /, *values: Any) -> "Future[Row]":
+        return _RunsWhenAsked(partial(function, *values))
+
+
+class _RunsWhenAsked(Future[Row]):
+    def __init__(self, call: Callable[[], Row]):
+        super().__init__()
+        self.call = call
+
+    def result(self, timeout: float | None = None) -> Row:
+        if not self.done():
+            try:
+                self.set_result(self.call())
+            except Exception as error:
+                self.set_exception(error)
+        return super().result(timeout)
+
+
+def grid(**lists: Sequence[Any]) -> list[Job]:
     """Every combination of the values in `lists` (setting -> list), as jobs; the last setting
     changes fastest.
     """
@@ -47,7 +77,7 @@ def grid(**lists):
     return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
 
 
-def name(job):
+def name(job: Mapping[str, Any]) -> str:
     """The name of a job's run folder: 12 hex digits of the hash of its settings, in whatever order;
     1.0 counts as 1.
     """
@@ -58,7 +88,14 @@ def name(job):
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def sweep(jobs, work, folder, executor=None, retries=1, say=print):
+def sweep(
+    jobs: Iterable[Job],
+    work: Work,
+    folder: str | Path,
+    executor: Executor | None = None,
+    retries: int = 1,
+    say: Callable[[str], object] = print,
+) -> list[Row]:
     """Call `work(job, run_folder)` for each of `jobs` not finished before. Returns the rows of all
     that are finished, in the jobs' order.
 
@@ -78,17 +115,17 @@ def sweep(jobs, work, folder, executor=None, retries=1, say=print):
     from filelock import FileLock, Timeout
 
     try:
-        jobs = {name(job): job for job in map(flat, jobs)}
+        named = {name(job): job for job in map(flat, jobs)}
     except ValueError as error:
         raise BadInput(
             f"A job cannot be run ({error}): write each as settings by name, with numbers and"
             " texts."
         ) from None
-    if not jobs:
+    if not named:
         raise BadInput("The sweep has no jobs: give it one or more.")
-    if hasattr(work, "check"):
-        for job in jobs.values():
-            work.check(job)
+    if check := getattr(work, "check", None):
+        for job in named.values():
+            check(job)
     folder = Path(folder).resolve()  # workers may stand elsewhere
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,60 +139,93 @@ def sweep(jobs, work, folder, executor=None, retries=1, say=print):
             f"The sweep cannot use the folder {folder} ({error.strerror}): choose another."
         ) from None
     with lock:
-        return _sweep(jobs, work, folder, executor or HERE, retries, say)
+        return _Sweep(named, work, folder, executor or RunsHere(), retries, say).run()
 
 
-def _sweep(jobs, work, folder, executor, retries, say):
-    rows = {key: row for key in jobs if (row := _finished(folder / key / "row.json")) is not None}
-    failed, waiting, before, started = {}, deque(), len(rows), time.monotonic()
+@dataclass
+class _Sweep:
+    """A sweep under way: what is finished, what failed for good, and what the executor has."""
 
-    def submit(key, attempt):
-        waiting.append(
-            (key, attempt, executor.submit(_run, work, jobs[key], folder / key, attempt))
+    jobs: dict[str, Job]
+    work: Work
+    folder: Path
+    executor: Executor
+    retries: int
+    say: Callable[[str], object]
+    rows: dict[str, Row] = field(default_factory=dict)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    waiting: deque[tuple[str, int, Any]] = field(default_factory=deque)  # name, attempt, future
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self) -> list[Row]:
+        """The rows of all jobs that are finished in the end."""
+        for key in self.jobs:
+            row = _finished(self.folder / key / "row.json")
+            if row is not None:
+                self.rows[key] = row
+        before = len(self.rows)
+        self.say(f"{len(self.jobs)} jobs, {before} of them finished before")
+        try:
+            for key in self.jobs:
+                if key not in self.rows:
+                    self.submit(key, 1)
+            while self.waiting:
+                self.say(self.next_outcome(before))
+        finally:
+            for *_, future in self.waiting:  # left after an interrupt, or by a broken executor
+                if hasattr(future, "cancel"):
+                    future.cancel()
+            finished = self.write_results()
+        return finished
+
+    def submit(self, key: str, attempt: int) -> None:
+        """Give a job to the executor, for the first time or again."""
+        future = self.executor.submit(_run, self.work, self.jobs[key], self.folder / key, attempt)
+        self.waiting.append((key, attempt, future))
+
+    def next_outcome(self, before: int) -> str:
+        """Wait for the job that has waited longest; a line on it, and on the time left.
+
+        It leaves the queue once its outcome is known: not by an interrupt, nor where the executor
+        breaks. `before`: how many were finished when the sweep began.
+        """
+        key, attempt, future = self.waiting[0]
+        again = False
+        try:
+            self.rows[key] = future.result()
+            outcome = "done"
+        except Exception as error:
+            last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            again = attempt <= self.retries and not isinstance(error, BadInput)
+            outcome = f"failed{', to be tried again' if again else ''} ({last})"
+            if not again:
+                self.failed[key] = {"settings": self.jobs[key], "error": last}
+        self.waiting.popleft()
+        if again:
+            self.submit(key, attempt + 1)
+        ended, spent = len(self.rows) + len(self.failed), time.monotonic() - self.started
+        left = "time left unknown"
+        if ended > before:
+            seconds = spent / (ended - before) * (len(self.jobs) - ended)
+            left = f"about {clock(seconds)} left"
+        settings = " ".join(f"{setting}={value}" for setting, value in self.jobs[key].items())
+        return (
+            f"[{ended}/{len(self.jobs)}] {key} {settings}: {outcome}; {clock(spent)} elapsed,"
+            f" {left}"
         )
 
-    say(f"{len(jobs)} jobs, {before} of them finished before")
-    try:
-        for key in [key for key in jobs if key not in rows]:
-            submit(key, 1)
-        while waiting:
-            key, attempt, future = waiting[0]
-            try:
-                rows[key], outcome, again = future.result(), "done", False
-            except Exception as error:
-                last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-                again = attempt <= retries and not isinstance(error, BadInput)
-                outcome = f"failed{', to be tried again' if again else ''} ({last})"
-                if not again:
-                    failed[key] = {"settings": jobs[key], "error": last}
-            waiting.popleft()
-            if again:
-                submit(key, attempt + 1)
-            ended, spent = len(rows) + len(failed), time.monotonic() - started
-            left = (
-                f"about {clock(spent / (ended - before) * (len(jobs) - ended))} left"
-                if ended > before
-                else "time left unknown"
-            )
-            settings = " ".join(f"{setting}={value}" for setting, value in jobs[key].items())
-            say(
-                f"[{ended}/{len(jobs)}] {key} {settings}: {outcome}; {clock(spent)} elapsed, {left}"
-            )
-    finally:
-        for *_, future in waiting:  # some are left after an interrupt, or with a broken executor
-            if hasattr(future, "cancel"):
-                future.cancel()
-        finished = [rows[key] for key in jobs if key in rows]
-        write_table(
-            folder / "table.csv", finished, [setting for job in jobs.values() for setting in job]
-        )
-        (folder / "failed.json").unlink(missing_ok=True)
-        if failed:
-            write_json(folder / "failed.json", failed)
-    return finished
+    def write_results(self) -> list[Row]:
+        """Write table.csv and failed.json, and return the rows in the jobs' order."""
+        finished = [self.rows[key] for key in self.jobs if key in self.rows]
+        settings = [setting for job in self.jobs.values() for setting in job]
+        write_table(self.folder / "table.csv", finished, settings)
+        (self.folder / "failed.json").unlink(missing_ok=True)
+        if self.failed:
+            write_json(self.folder / "failed.json", self.failed)
+        return finished
 
 
-def _run(work, job, folder, attempt):
+def _run(work: Work, job: Job, folder: Path, attempt: int) -> Row:
     """One job, where the executor runs it. `attempt` makes a second call another one to executors
     that remember calls, as Dask does.
     """
@@ -165,14 +235,14 @@ def _run(work, job, folder, attempt):
     return row
 
 
-def _finished(path):
+def _finished(path: Path) -> Row | None:
     try:
         return flat(read_json(path))
     except ValueError:  # none yet, or a damaged one
         return None
 
 
-class notebook_work:
+class NotebookWork:
     """Work for `sweep`: runs a notebook by papermill, with a job's settings and `output` = its run
     folder as parameters.
 
@@ -181,15 +251,13 @@ class notebook_work:
     "lora.train_seconds". Raises BadInput for a notebook that cannot be swept.
     """
 
-    def __init__(self, notebook):
+    def __init__(self, notebook: str | Path):
         import papermill
 
         self.path = Path(notebook).resolve()
         try:
             known = papermill.inspect_notebook(str(self.path))
-        except (
-            Exception
-        ) as error:  # whatever nbformat and papermill make of a missing or broken file
+        except Exception as error:  # whatever nbformat and papermill make of a broken file
             raise BadInput(
                 f"The notebook {self.path} cannot be read ({type(error).__name__}): check the path."
             ) from None
@@ -200,7 +268,7 @@ class notebook_work:
             )
         self.parameters = [setting for setting in known if setting != "output"]
 
-    def check(self, job):
+    def check(self, job: Job) -> None:
         """Raise BadInput for a setting that is no parameter of the notebook, naming the nearest
         that is.
         """
@@ -212,18 +280,15 @@ class notebook_work:
                     f" did you mean '{near[0]}'?"
                 )
 
-    def __call__(self, job, folder):
-        from lib.course.runner import NOTEBOOKS, run_notebook
-
-        expected = {self.path.stem: NOTEBOOKS.get(self.path.stem, 60)}
+    def __call__(self, job: Job, folder: Path) -> Row:
+        expected = {self.path.stem: NOTEBOOKS.get(self.path.stem, GUESS)}
+        parameters = job | {"output": str(folder)}
         with (
             open(folder / "progress.log", "w", encoding="utf-8") as log,
             Progress(expected, log) as progress,
         ):
-            run_notebook(
-                self.path, folder / self.path.name, job | {"output": str(folder)}, progress
-            )
-        row = {}
+            run_notebook(self.path, folder / self.path.name, parameters, progress)
+        row: Row = {}
         for path in [
             *sorted(folder.glob("*/metrics.json")),
             *folder.glob("metrics.json"),
@@ -238,7 +303,7 @@ class notebook_work:
         return row
 
 
-def _jobs(path, sets):
+def _jobs(path: str | Path | None, sets: Iterable[str]) -> list[Job]:
     """The jobs in a JSON file, or one without settings if there is none, each varied by the grid of
     texts such as "rank=1,4".
     """
@@ -249,7 +314,7 @@ def _jobs(path, sets):
             f'{path} cannot be read as a list of jobs ({error}): write JSON such as [{{"rank": 4}},'
             ' {"rank": 16}].'
         ) from None
-    lists = {}
+    lists: dict[str, list[Any]] = {}
     for text in sets:
         setting, equals, values = text.partition("=")
         if not (setting and equals):
@@ -261,7 +326,7 @@ def _jobs(path, sets):
     return [job | values for job in jobs for values in grid(**lists)]
 
 
-def _value(text):
+def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
@@ -269,7 +334,7 @@ def _value(text):
 
 
 class JobsFailed(RuntimeError):
-    """A sweep went through, but some of its jobs failed. Its text says how many, and where why is."""
+    """A sweep ran through, but jobs failed. Its text says how many, and which file says why."""
 
 
 def run_sweep(
@@ -279,16 +344,19 @@ def run_sweep(
     output: str | Path = "runs/sweep",
     workers: str = "1",
 ) -> None:
-    """`sweep` over a notebook, as a command line asks for it, on `workers` processes; prints the table.
+    """`sweep` over a notebook with the texts that a command line gives; prints the table.
 
-    `lists` are texts such as "rank=1,4". Raises BadInput as `sweep` does, JobsFailed, and
-    BrokenProcessPool where a worker dies.
+    `lists` are texts such as "rank=1,4", `workers` is how many processes run at once. Raises
+    BadInput as `sweep` does, JobsFailed, and BrokenProcessPool where a worker dies.
     """
     if not workers.isdecimal() or int(workers) < 1:
         raise BadInput(
-            f"--workers {workers} is not a whole number from 1: give how many notebooks run at once."
+            f"--workers {workers} is not a whole number from 1: give how many notebooks run at"
+            " once."
         )
-    jobs, work, count = _jobs(jobs_file, lists), notebook_work(notebook), int(workers)
+    jobs = _jobs(jobs_file, lists)
+    work = NotebookWork(notebook)
+    count = int(workers)
     if count > 1:  # together they get the processor's cores, not each all of them
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:

@@ -3,21 +3,28 @@
 """
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib.config.names import METHOD_NAMES
 from lib.config.settings import Settings
 from lib.dataset.captions import prompts
 from lib.dataset.imagefolder import load_dataset
 from lib.files.errors import BadInput
-from lib.plots.figure import sentence_html
+from lib.plots.figure import Figure, sentence_html
 from lib.plots.image_grid import grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lib.models.base import Base
 
 
 class Models:
     """The base model and the tuned ones of `runs`, loaded when first drawn with."""
 
-    def __init__(self, runs):
+    def __init__(self, runs: Mapping[str, str | Path]):
         unknown = [name for name in runs if name not in METHOD_NAMES]
         if unknown or not runs:
             raise BadInput(
@@ -25,40 +32,41 @@ class Models:
                 f" {' and '.join(METHOD_NAMES)}."
             )
         self.runs = {name: runs[name] for name in METHOD_NAMES if name in runs}
-        self.settings, self.loaded, self.drawn = (
-            Settings.load(Path(next(iter(runs.values()))) / "settings.json"),
-            {},
-            {},
-        )
+        self.settings = Settings.load(Path(next(iter(runs.values()))) / "settings.json")
+        self.loaded: dict[str, Base] = {}
+        self.drawn: dict[tuple, Image] = {}
 
-    def prompt(self):
+    def prompt(self) -> str:
         """A prompt to begin with: the subject in a place."""
         return prompts(load_dataset(self.settings.data).subject, "in the snow")
 
-    def draw(self, prompt, seed=0, guidance=4.0, adapter_weight=1.0, steps=25):
+    def draw(
+        self,
+        prompt: str,
+        seed: int = 0,
+        guidance: float = 4.0,
+        adapter_weight: float = 1.0,
+        steps: int = 25,
+    ) -> Figure:
         """A `Figure` of one picture from each model, from the same noise. Raises BadInput for no
         prompt, a long one or a broken run.
         """
         if not prompt.strip():
             raise BadInput("The prompt is empty: write what the picture shows.")
         base = self.model("base")
-        pieces, room = len(base.tokens(prompt)), base.pipe.tokenizer.model_max_length - 2
-        if pieces > room:  # the rest would be cut off without a word
+        pieces, most = len(base.tokens(prompt)), base.pipe.tokenizer.model_max_length - 2
+        if pieces > most:  # what comes after them would be cut off without a word
             raise BadInput(
-                f"The prompt falls into {pieces} pieces and '{base.name}' reads {room}: make it"
+                f"The prompt falls into {pieces} pieces and '{base.name}' reads {most}: make it"
                 " shorter."
             )
-        images = [self.picture("base", prompt, seed, guidance, 0.0, steps)]
-        images += [
-            self.picture(
-                name, prompt, seed, guidance, adapter_weight if name == "lora" else None, steps
-            )
-            for name in self.runs
-        ]
-        labels = ["base model"] + [
-            METHOD_NAMES[name] + (f", weight {adapter_weight:g}" if name == "lora" else "")
-            for name in self.runs
-        ]
+        said = prompt, seed, guidance, steps
+        images = [self.picture("base", 0.0, *said)]
+        labels = ["base model"]
+        for name in self.runs:
+            adapted = name == "lora"
+            images.append(self.picture(name, adapter_weight if adapted else None, *said))
+            labels.append(METHOD_NAMES[name] + (f", weight {adapter_weight:g}" if adapted else ""))
         return grid(
             [images],
             columns=labels,
@@ -66,23 +74,23 @@ class Models:
             scale=4,
         )
 
-    def picture(self, name, prompt, seed, guidance, weight, steps):
+    def picture(
+        self, name: str, weight: float | None, prompt: str, seed: int, guidance: float, steps: int
+    ) -> "Image":
         """One PIL image; what was drawn before is not drawn again."""
-        key = name, prompt, seed, guidance, weight, steps
+        key = name, weight, prompt, seed, guidance, steps
         if key not in self.drawn:
             weight = weight if self.source(name) == "lora" else None
-            self.drawn[key] = self.model(name).generate([prompt], [seed], steps, guidance, weight)[
-                0
-            ]
+            [self.drawn[key]] = self.model(name).generate([prompt], [seed], steps, guidance, weight)
         return self.drawn[key]
 
-    def source(self, name):
+    def source(self, name: str) -> str:
         """Which model draws for `name`: without its adapter the LoRA model is the base, so that is
         not loaded twice.
         """
         return "lora" if name == "base" and "lora" in self.runs else name
 
-    def model(self, name):
+    def model(self, name: str) -> "Base":
         """The `Base` that draws for `name`, loaded once."""
         from lib.models.base import load_base
         from lib.step.run_weights import load_run
@@ -100,11 +108,11 @@ class Models:
 class Explorer:
     """The widgets of `explorer`, laid out in `box`; `choices` follow them."""
 
-    def __init__(self, models, choices):
+    def __init__(self, models: Models, choices: dict[str, Any]):
         import ipywidgets as w
 
         self.models, self.choices, self.lock = models, choices, threading.Lock()
-        wide = {
+        wide: dict[str, Any] = {
             "style": {"description_width": "8em"},
             "layout": {"width": "40em"},
             "continuous_update": False,
@@ -140,7 +148,7 @@ class Explorer:
                 lambda change, name=name: self.choices.update({name: change["new"]}), "value"
             )
 
-    def draw(self):
+    def draw(self) -> None:
         """Draw by the choices, or say why that cannot be."""
         self.button.disabled, self.button.description = True, "Drawing …"
         with self.lock:

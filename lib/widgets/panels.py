@@ -1,31 +1,36 @@
 """Widgets for a notebook. Each is one cell, edits what could be typed instead, and without a front
 end returns its input and shows nothing.
 
-    edits = photos_panel(edits, folder)                 # the list of dicts of photos.plan
-    panel = training_panel(settings)                    # then train(panel.settings, watchers=[panel])
+    edits = photos_panel(edits, folder)         # the list of dicts of photos.plan
+    panel = training_panel(settings)            # then train(panel.settings, watchers=[panel])
     choices = explorer({"lora": run, "dreambooth": run})
 
 WORKBENCH_HEADLESS=1 switches them off and 0 on; otherwise they look whether somebody can press a
 button.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.config.settings import Settings
 from lib.widgets.explorer import Explorer, Models
 from lib.widgets.photo_panel import PhotosPanel
-from lib.widgets.training_panel import TrainingPanel, _show, headless
+from lib.widgets.training_panel import TrainingPanel, headless, show
 
 
-def photos_panel(plan, folder):
+def photos_panel(plan: list[dict[str, Any]], folder: str | Path) -> list[dict[str, Any]]:
     """Go through the photos of a `plan` (of `lib.dataset.preparation.plan`) in `folder`: move the
     crop, edit the caption, train on, hold out, leave out.
 
     Edits the list's own dicts and returns the list.
     """
     if not headless() and plan:
-        _show(PhotosPanel(plan, folder).box)
+        show(PhotosPanel(plan, folder).box)
     return plan
 
 
-def training_panel(settings, edit=True):
+def training_panel(settings: Settings, edit: bool = True) -> TrainingPanel:
     """A panel to change the settings that matter, and a watcher that shows loss and samples live,
     with a stop button.
 
@@ -34,11 +39,18 @@ def training_panel(settings, edit=True):
     """
     panel = TrainingPanel(settings)
     if edit and not headless():
-        _show(panel.editor())
+        show(panel.editor())
     return panel
 
 
-def explorer(runs, prompt=None, seed=0, guidance=4.0, adapter_weight=1.0, steps=25):
+def explorer(
+    runs: Mapping[str, str | Path],
+    prompt: str | None = None,
+    seed: int = 0,
+    guidance: float = 4.0,
+    adapter_weight: float = 1.0,
+    steps: int = 25,
+) -> dict[str, Any]:
     """Base model, LoRA and DreamBooth side by side for a prompt, seed, guidance scale and adapter
     weight of one's own choice.
 
@@ -55,5 +67,5 @@ def explorer(runs, prompt=None, seed=0, guidance=4.0, adapter_weight=1.0, steps=
         "steps": steps,
     }
     if not headless():
-        _show(Explorer(models, choices).box)
+        show(Explorer(models, choices).box)
     return choices

@@ -5,6 +5,7 @@ with each.
 import copy
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import ImageOps
 
@@ -15,14 +16,14 @@ from lib.files.errors import BadInput
 from lib.files.text import printable
 from lib.plots.image_grid import grid
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 TILE = 240  # pixels of a photo in the panel
 
 
-TOLD = {
-    "train": "trained on",
-    "test": "held out",
-    "out": "left out",
-}  # which button is on, in words beside its shade
+# Which button is on, in words beside its shade.
+USED_AS = {"train": "trained on", "test": "held out", "out": "left out"}
 
 
 class PhotosPanel:
@@ -30,15 +31,13 @@ class PhotosPanel:
     dicts at once.
     """
 
-    def __init__(self, plan, folder):
+    def __init__(self, plan: list[dict[str, Any]], folder: str | Path):
         import ipywidgets as w
 
-        self.plan, self.folder, self.proposed, self.loading = (
-            plan,
-            Path(folder).expanduser(),
-            copy.deepcopy(plan),
-            False,
-        )
+        self.plan, self.folder = plan, Path(folder).expanduser()
+        self.proposed = copy.deepcopy(plan)
+        self.loading = False
+        self.photo: Image | None = None
         names = [(f"{k + 1}: {printable(e['file'])}", k) for k, e in enumerate(plan)]
         self.choose = w.Dropdown(options=names, value=0, description="photo")
         self.previous, self.next, self.reset = (
@@ -74,10 +73,8 @@ class PhotosPanel:
         )
         # Of fixed widths, so that nothing moves under the pointer; controls go below the picture
         # where both have no room.
-        controls.layout, self.picture.layout = (
-            {"width": "34em"},
-            {"min_width": f"{2 * TILE + 24}px"},
-        )
+        controls.layout = {"width": "34em"}
+        self.picture.layout = {"min_width": f"{2 * TILE + 24}px"}
         pair = w.HBox([self.picture, controls], layout={"flex_flow": "row wrap"})
         self.box = w.VBox([w.HBox([self.previous, self.choose, self.next]), pair])
         self.choose.observe(lambda _: self.load(), "value")
@@ -89,20 +86,20 @@ class PhotosPanel:
         self.load()
 
     @property
-    def entry(self):
+    def entry(self) -> dict[str, Any]:
         """The dict of the photo that is shown."""
         return self.plan[self.choose.value]
 
-    def go(self, step):
+    def go(self, step: int) -> None:
         """To the next photo, or the one before; round at the ends."""
         self.choose.value = (self.choose.value + step) % len(self.plan)
 
-    def undo(self):
+    def undo(self) -> None:
         """Back to what was proposed for this photo when the panel opened."""
         self.entry.update(copy.deepcopy(self.proposed[self.choose.value]))
         self.load()
 
-    def load(self):
+    def load(self) -> None:
         """Show the chosen photo's entry in all widgets."""
         entry, broken = self.entry, not self.entry["width"]
         try:
@@ -116,9 +113,8 @@ class PhotosPanel:
         if not broken:
             left, top, right, bottom = entry["crop"]
             wide, high = right - left, bottom - top
-            self.ratio = (
-                1 if abs(wide - high) < 2 else high / wide
-            )  # of a crop that keeps its photo's aspect
+            # Of a crop that keeps its photo's aspect; one of a square may be a pixel off.
+            self.ratio = 1 if abs(wide - high) < 2 else high / wide
             shorter = min(entry["width"], int(entry["height"] / self.ratio))
             self.side.min, self.side.max = 0, shorter
             self.side.min, self.side.value = min(SMALLEST, shorter), right - left
@@ -126,28 +122,27 @@ class PhotosPanel:
         self.loading = False
         self.draw()
 
-    def _place(self, left, top):
+    def _place(self, left: int, top: int) -> None:
         """Put the crop at left, top, as far as it fits into the photo."""
         wide, high = self.entry["width"] - self.side.value, self.entry["height"] - self.high
-        for slider, value, room in ((self.left, left, wide), (self.top, top, high)):
-            slider.max = max(0, room)
+        for slider, value, most in ((self.left, left, wide), (self.top, top, high)):
+            slider.max = max(0, most)
             slider.value = min(max(0, value), slider.max)
 
     @property
-    def high(self):
+    def high(self) -> int:
         """Pixels of the crop from top to bottom; `side` has those from left to right."""
         return round(self.side.value * self.ratio)
 
-    def changed(self, change):
+    def changed(self, change: Any) -> None:
         """A widget was changed: so is the entry, if what it says can be used."""
         if self.loading:
             return
         self.loading, self.message.value = True, ""
         try:
             if change["owner"] is self.side:  # grow and shrink about the middle
-                moved = (
-                    change["old"] // 2 - change["new"] // 2
-                )  # so, many small steps add up to the large one
+                # Halved one by one, so that many small steps add up to the large one.
+                moved = change["old"] // 2 - change["new"] // 2
                 self._place(self.left.value + moved, self.top.value + round(moved * self.ratio))
             crop = [
                 self.left.value,
@@ -167,35 +162,17 @@ class PhotosPanel:
             self.loading = False
         self.draw()
 
-    def draw(self):
+    def draw(self) -> None:
         """The photo with its frame, what was found, and how many are used for what."""
         entry, name = self.entry, printable(self.entry["file"])
         if self.photo is None:
             self.picture.value = escape(f"{name} cannot be opened.")
         else:
-            width, height = (
-                self.photo.width / max(1, entry["width"]),
-                self.photo.height / max(1, entry["height"]),
-            )
-            left, top, right, bottom = entry["crop"]
-            cut = self.photo.crop(
-                (
-                    round(left * width),
-                    round(top * height),
-                    round(right * width),
-                    round(bottom * height),
-                )
-            )
-            tiles = [framed(self.photo, entry, TILE)] + (
-                [cut] if entry["use"] != "out" and min(cut.size) else []
-            )
-            labels = ["the photo with its crop", "the crop"][: len(tiles)]
-            tiles = [[ImageOps.pad(tile, (TILE, TILE), color="white") for tile in tiles]]
-            self.picture.value = grid(
-                tiles, columns=labels, scale=1, alt=f"{name}, {USES[entry['use']]}"
-            )._repr_html_()
+            tiles, labels = self._tiles()
+            alt = f"{name}, {USES[entry['use']]}"
+            self.picture.value = grid([tiles], columns=labels, scale=1, alt=alt)._repr_html_()
         self.found.value = escape(
-            f"This photo is {TOLD[entry['use']]}. Found:"
+            f"This photo is {USED_AS[entry['use']]}. Found:"
             f" {'; '.join(entry['findings']) or 'nothing to mend'}."
         )
         uses = [e["use"] for e in self.plan]
@@ -207,3 +184,22 @@ class PhotosPanel:
         self.count.value = escape(
             f"{counts}{few} The data set follows when the next cell runs, again if it has run."
         )
+
+    def _tiles(self) -> tuple[list["Image"], list[str]]:
+        """The photo with its frame and, if it is used, its crop, as tiles; their labels."""
+        entry, photo = self.entry, self.photo
+        assert photo is not None, "a photo that cannot be opened has no tiles"
+        tiles, labels = [framed(photo, entry, TILE)], ["the photo with its crop"]
+        across, down = photo.width / max(1, entry["width"]), photo.height / max(1, entry["height"])
+        left, top, right, bottom = entry["crop"]
+        corners = (
+            round(left * across),
+            round(top * down),
+            round(right * across),
+            round(bottom * down),
+        )
+        crop = photo.crop(corners)
+        if entry["use"] != "out" and min(crop.size):
+            tiles.append(crop)
+            labels.append("the crop")
+        return [ImageOps.pad(tile, (TILE, TILE), color="white") for tile in tiles], labels

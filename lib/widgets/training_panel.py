@@ -3,11 +3,17 @@
 import os
 import time
 from html import escape
+from typing import TYPE_CHECKING, Any
 
+from lib.config.checked import described
+from lib.config.settings import Settings
 from lib.files.errors import BadInput
 from lib.plots import charts
 from lib.plots.figure import number
-from lib.training.samples import sample_progress
+from lib.training.samples import SAMPLE_PLACES, sample_progress
+
+if TYPE_CHECKING:
+    from lib.training.loop import State
 
 # What one changes first, with the reason for its value.
 REASONS = {
@@ -34,7 +40,7 @@ REASONS = {
 }
 
 
-def headless():
+def headless() -> bool:
     """True where no one can press a button: outside a notebook, under papermill or nbconvert, or
     with WORKBENCH_HEADLESS=1 (0: False).
     """
@@ -51,27 +57,25 @@ def headless():
         return True
 
 
-def _show(widget):
+def show(widget: Any) -> None:
+    """Show a widget below the cell."""
     from IPython.display import display
 
     display(widget)
 
 
 class TrainingPanel:
-    """The editor of `settings`, and a watcher that draws the training live; see `training_panel`."""
+    """The editor of `settings`, and a watcher that draws the training; see `training_panel`."""
 
-    def __init__(self, settings):
-        self.settings, self.state, self.box, self.drawn, self.pause, self.shown = (
-            settings,
-            None,
-            None,
-            0.0,
-            1.0,
-            0,
-        )
-        self.fields = {}
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.state: "State | None" = None  # of the training that is watched
+        self.box: Any = None
+        self.fields: dict[str, Any] = {}
+        self.drawn, self.pause = 0.0, 1.0  # when it was drawn last, and seconds until it may again
+        self.shown = 0  # steps with samples that are on the screen
 
-    def editor(self):
+    def editor(self) -> Any:
         """A box with a field for each of `REASONS`; a value that is refused leaves the settings as
         they were and says why.
         """
@@ -84,6 +88,7 @@ class TrainingPanel:
             self.fields[name] = (w.IntText if isinstance(value, int) else w.FloatText)(
                 value=value,
                 description=name,
+                tooltip=described(Settings)[name].description,
                 continuous_update=False,
                 style={"description_width": "8em"},
                 layout={"width": "16em"},
@@ -94,19 +99,17 @@ class TrainingPanel:
         lines = [w.HBox([self.fields[name], w.HTML(escape(REASONS[name]))]) for name in names]
         return w.VBox([*lines, self.message])
 
-    def edit(self, name, value):
+    def edit(self, name: str, value: float) -> None:
         """Make new settings with the field `name` changed."""
         if value == getattr(self.settings, name):
             return
         changes = {name: value}
         if name == "rank":
             changes["alpha"] = self.settings.alpha / self.settings.rank * value
-        if (
-            name == "steps" and self.settings.sample_every
-        ):  # as many samples as before; a short run would be left without any
-            changes["sample_every"] = max(
-                1, self.settings.sample_every * value // self.settings.steps
-            )
+        if name == "steps" and self.settings.sample_every:
+            # As many samples as before; a short run would be left without any.
+            every = self.settings.sample_every * value // self.settings.steps
+            changes["sample_every"] = max(1, every)
         try:
             self.settings = self.settings.replace(**changes)
             self.message.value = escape(f"{name} is {number(value)} now.")
@@ -114,8 +117,8 @@ class TrainingPanel:
             self.fields[name].value = getattr(self.settings, name)
             self.message.value = escape(str(error))
 
-    def __call__(self, state):
-        """Called by `train` after each step: draw, now and then, and see to it that one can stop."""
+    def __call__(self, state: "State") -> None:
+        """Called by `train` after each step: draw now and then, and let a reader stop."""
         if self.state is not state:
             if headless():
                 return
@@ -126,7 +129,7 @@ class TrainingPanel:
         if over:
             self.end()
 
-    def begin(self, state):
+    def begin(self, state: "State") -> None:
         """Show the live figure below the cell that trains."""
         import ipywidgets as w
 
@@ -139,30 +142,30 @@ class TrainingPanel:
         self.box = w.VBox(
             [w.HBox([self.stop_button, self.bar, self.status]), self.samples, self.loss]
         )  # the samples tell more
-        _show(self.box)
+        show(self.box)
         # ipykernel 7.4 hands a click to the shell that made the button, which is busy training; it
         # is to go where the front end sent it.
         if hasattr(self.stop_button.comm, "_reply_subshell_for"):
             self.stop_button.comm._reply_subshell_for = lambda _, sent_to: sent_to
 
-    def stop(self):
+    def stop(self) -> None:
         """What the stop button does."""
         self.stop_button.disabled, self.status.value = True, "stopping after this step"
-        # last, for a click comes in another thread, and what `draw` says of the end must stay
-        self.state.stop()
+        # Last, for a click comes in another thread, and what `draw` says of the end must stay.
+        if self.state is not None:
+            self.state.stop()
 
-    def draw(self, over=False):
+    def draw(self, over: bool = False) -> None:
         """Bring the live figure up to date. Takes at most a tenth of the time."""
         state, began = self.state, time.monotonic()
+        assert state is not None, "begin comes first"
         self.bar.value = state.step
         left = state.seconds / max(1, state.step) * (state.steps - state.step)
-        how = (
-            "done"
-            if state.step >= state.steps
-            else "stopped; what was learnt is kept"
-            if over
-            else f"about {left:.0f} s left"
-        )
+        how = f"about {left:.0f} s left"
+        if state.step >= state.steps:
+            how = "done"
+        elif over:
+            how = "stopped; what was learnt is kept"
         self.status.value = escape(f"step {state.step} of {state.steps}, {how}")
         if state.losses:
             figure = charts.curves(
@@ -174,8 +177,6 @@ class TrainingPanel:
                 "<details open>", "<details>"
             )  # the numbers would push it off the screen
         if len(state.samples) > self.shown:
-            from lib.training.samples import SAMPLE_PLACES
-
             self.shown = len(state.samples)
             places = [place or "no place" for place in SAMPLE_PLACES][: len(state.samples[-1][1])]
             self.samples.value = sample_progress(
@@ -184,6 +185,6 @@ class TrainingPanel:
         self.drawn = time.monotonic()
         self.pause = max(1.0, 9 * (self.drawn - began))
 
-    def end(self):
+    def end(self) -> None:
         """The training is over: nothing to press any more."""
         self.stop_button.disabled, self.bar.bar_style = True, "success"

@@ -231,7 +231,7 @@ def test_a_python_that_dies_is_told_from_one_that_does_not_start(small, tmp_path
 
 
 def test_a_python_that_does_not_start_gets_a_second_chance(small, tmp_path, monkeypatch):
-    """The kernel is a program that fails the first time it is started, and the real one after that."""
+    """The kernel is a program that fails the first time, and the real one after that."""
     spec, mark = tmp_path / "kernels/python3", tmp_path / "tried"
     spec.mkdir(parents=True)
     program = (
@@ -325,8 +325,9 @@ def test_a_terminal_gets_one_line_that_fits(monkeypatch):
         progress.write("[stage] " + "a long way " * 20 + "\n")
         time.sleep(0.8)
         progress.done()
-    assert screen.getvalue().count("\n") == 1, "one line a notebook stays"
-    drawn = re.split(r"\r\x1b\[K", screen.getvalue())
+    shown, back_up_again = screen.getvalue(), "\n\x1b[?25h\r\x1b[1A\x1b[2K"
+    assert shown.removesuffix(back_up_again).count("\n") == 1, "one line a notebook stays"
+    drawn = re.split(r"\r\x1b\[2K", shown)
     assert len(drawn) >= 4 and all(len(line.strip("\n")) < 60 for line in drawn)
 
 

@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT
 
 from lib.__main__ import main
-from lib.course.sweeping import grid, name, notebook_work, sweep
+from lib.course.sweeping import NotebookWork, grid, name, sweep
 from lib.files.csv_table import compact, read_table, write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
@@ -287,7 +287,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
 
 
 # --- tables
-# ----------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_table_comes_back_as_it_was(tmp_path):
@@ -372,7 +372,7 @@ def test_a_compact_table_shows_what_differs():
 
 
 # --- notebooks
-# -------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -470,7 +470,7 @@ def test_the_command_sweeps_a_notebook(tiny, tmp_path, capfd):
 
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(tiny, tmp_path):
-    work = notebook_work(tiny)
+    work = NotebookWork(tiny)
     for setting, near in (("rang", "rank"), ("output", "wait|word|rank")):
         with pytest.raises(
             BadInput,
@@ -487,7 +487,7 @@ def test_a_notebook_that_cannot_be_swept_is_refused(tmp_path):
     (tmp_path / "broken.ipynb").write_text("{")
     for path in ("absent.ipynb", "broken.ipynb"):
         with pytest.raises(BadInput, match=rf"{path} cannot be read \(\w+\): check the path"):
-            notebook_work(tmp_path / path)
+            NotebookWork(tmp_path / path)
     made = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell("rank = 1", metadata={"tags": ["parameters"]})]
     )
@@ -498,7 +498,7 @@ def test_a_notebook_that_cannot_be_swept_is_refused(tmp_path):
     }
     nbformat.write(made, tmp_path / "without.ipynb")
     with pytest.raises(BadInput, match="no parameter 'output'"):
-        notebook_work(tmp_path / "without.ipynb")
+        NotebookWork(tmp_path / "without.ipynb")
 
 
 @pytest.mark.parametrize(
