@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lib.convert.merging import Merged
 
 app = typer.Typer(
-    help="LoRA and DreamBooth side by side: the course, single trainings, and files for other tools.",
+    help="LoRA and DreamBooth side by side: the course, trainings, and files for other tools.",
     epilog="A command tells more of itself, with examples: python -m lib train --help",
     add_completion=False,
     rich_markup_mode=None,
@@ -232,7 +232,8 @@ def merge(
 
     \b
     python -m lib merge runs/course/lora --to checkpoint --out robot.safetensors
-    python -m lib merge runs/course/lora other.safetensors=0.6 --to checkpoint --out both.safetensors
+    python -m lib merge runs/course/lora other.safetensors=0.6 \\
+        --to checkpoint --out both.safetensors
     """
     from lib.convert.exporting import base_of
     from lib.convert.merging import check_model_output, whole_model, write_model
