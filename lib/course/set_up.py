@@ -1,5 +1,4 @@
-"""What every notebook begins with: the packages, errors in one sentence, and a data set to train
-on.
+"""What every notebook begins with: the packages, and errors in one sentence.
 
 Only the standard library is imported here at first, so that `start` can install the rest on a
 machine (Colab) that lacks it.

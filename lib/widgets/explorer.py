@@ -60,12 +60,12 @@ class Models:
                 f"The prompt falls into {pieces} pieces and '{base.name}' reads {most}: make it"
                 " shorter."
             )
-        said = prompt, seed, guidance, steps
-        images = [self.picture("base", 0.0, *said)]
+        images = [self.picture("base", prompt, seed, guidance, 0.0, steps)]
         labels = ["base model"]
         for name in self.runs:
             adapted = name == "lora"
-            images.append(self.picture(name, adapter_weight if adapted else None, *said))
+            weight = adapter_weight if adapted else None
+            images.append(self.picture(name, prompt, seed, guidance, weight, steps))
             labels.append(METHOD_NAMES[name] + (f", weight {adapter_weight:g}" if adapted else ""))
         return grid(
             [images],
@@ -75,10 +75,10 @@ class Models:
         )
 
     def picture(
-        self, name: str, weight: float | None, prompt: str, seed: int, guidance: float, steps: int
+        self, name: str, prompt: str, seed: int, guidance: float, weight: float | None, steps: int
     ) -> "Image":
         """One PIL image; what was drawn before is not drawn again."""
-        key = name, weight, prompt, seed, guidance, steps
+        key = name, prompt, seed, guidance, weight, steps
         if key not in self.drawn:
             weight = weight if self.source(name) == "lora" else None
             [self.drawn[key]] = self.model(name).generate([prompt], [seed], steps, guidance, weight)

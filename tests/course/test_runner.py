@@ -325,7 +325,8 @@ def test_a_terminal_gets_one_line_that_fits(monkeypatch):
         progress.write("[stage] " + "a long way " * 20 + "\n")
         time.sleep(0.8)
         progress.done()
-    shown, back_up_again = screen.getvalue(), "\n\x1b[?25h\r\x1b[1A\x1b[2K"
+    shown = re.sub(r"\x1b\[\?25[lh]", "", screen.getvalue())  # the cursor, hidden meanwhile
+    back_up_again = "\n\r\x1b[1A\x1b[2K"
     assert shown.removesuffix(back_up_again).count("\n") == 1, "one line a notebook stays"
     drawn = re.split(r"\r\x1b\[2K", shown)
     assert len(drawn) >= 4 and all(len(line.strip("\n")) < 60 for line in drawn)
