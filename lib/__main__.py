@@ -392,7 +392,7 @@ def from_kohya(
     """
     from lib.dataset.kohya_folders import from_kohya as read_folders
 
-    dataset, notes = read_folders(source, out, resolution, aspect=aspect)
+    dataset, notes = read_folders(source, out, resolution=resolution, aspect=aspect)
     for note in notes:
         print(note)
     print(

@@ -27,7 +27,8 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.safetensors_file import open_weights
 from lib.files.text import some
-from lib.models.layer_names import PARTS, kohya_name, parse, short_name
+from lib.models.base_files import TRAINABLE_PARTS
+from lib.models.layer_names import kohya_name, parse, short_name
 
 Tensors = dict[str, torch.Tensor]
 Header = dict[str, str]
@@ -106,7 +107,7 @@ def read_adapter(source: Source, layers: int = 2) -> Adapter:
         return _from_files([_File(source)], source, layers)
     if (source / "adapter.safetensors").is_file():
         return _from_files([_File(source / "adapter.safetensors")], source, layers)
-    folders = {part: source / part for part in PARTS}
+    folders = {part: source / part for part in TRAINABLE_PARTS}
     folders = {p: f for p, f in folders.items() if (f / "adapter_config.json").is_file()}
     if not folders and (source / "adapter_config.json").is_file():
         # PEFT's folder for one model says not which; in this project's field it is the U-Net.
@@ -157,7 +158,7 @@ def _from_files(files: Iterable[_File], source: Path, layers: int) -> Adapter:
     for file in files:
         _collect(file, layers, found)
     _check_complete(found, source)
-    made: dict[str, dict[str, Layer]] = {part: {} for part in PARTS}
+    made: dict[str, dict[str, Layer]] = {part: {} for part in TRAINABLE_PARTS}
     for (part, name), roles in found.layers.items():
         made[part][name] = _layer(source, part, name, roles, found.configs.get(part, {}))
     metadata = {key: value for key, value in found.metadata.items() if key not in OF_THE_FILE}

@@ -30,15 +30,15 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import write_weights
 from lib.files.whole_writes import size_of, takes_place
+from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.base_weights import BaseWeights, open_base_weights
 from lib.models.compatibility import check_base, check_compatible
-from lib.models.layer_names import PARTS
 from lib.models.single_file import layout
 
 MODEL_FORMS = ("checkpoint", "diffusers")
 
 # What is copied from the base's folder beside the weights: its JSON and text files.
-CONFIGURED = (*PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
+CONFIGURED = (*TRAINABLE_PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
 
 Reader = Callable[[str, str], torch.Tensor]  # (part, name) -> the tensor
 

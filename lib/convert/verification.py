@@ -16,9 +16,9 @@ from lib.convert.composition import load_adapters
 from lib.files.errors import BadInput
 from lib.files.safetensors_file import open_weights
 from lib.models.base import Base, load_base
+from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.base_weights import open_base_weights
 from lib.models.families import Pocket, family_of
-from lib.models.layer_names import PARTS
 from lib.step.run_weights import load_run
 
 Loader = Callable[[Base], Base]
@@ -126,7 +126,7 @@ def library_loader(path: str | Path) -> Loader:
 def _load_peft_folder(path: Path, model: Base) -> None:
     from peft import PeftModel  # late: takes seconds
 
-    for part in PARTS:
+    for part in TRAINABLE_PARTS:
         if (path / part).is_dir():
             plain = getattr(model.pipe, part)
             setattr(model.pipe, part, PeftModel.from_pretrained(plain, path / part).eval())

@@ -1,13 +1,13 @@
-"""The subject in words: its class noun, its identifier, and the prompts and captions that each kind
-of subject takes.
-"""
+"""The subject in words: class noun and identifier, and the prompts and captions of its kind."""
 
 import difflib
 import json
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from lib.files.errors import BadInput
 
@@ -34,8 +34,9 @@ LONGEST_CAPTION = 300  # characters; a text encoder of 77 tokens drops what is b
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be learnt. `held_out` and `captions` go by the names of the files in the photo
-    folder.
+    """What is to be learnt.
+
+    `held_out` and `captions` go by the names of the files in the photo folder.
     """
 
     kind: str
@@ -49,34 +50,35 @@ class Subject:
     captions: dict[str, str] = field(default_factory=dict)
 
 
-def prompts(subject, place=None, with_identifier=True):
-    """The instance prompt of `subject` ("a zwx robot"), at a `place` ("in the forest") if one is
-    given.
+def prompts(subject: Subject, place: str | None = None, with_identifier: bool = True) -> str:
+    """The instance prompt of `subject` ("a zwx robot"), at a `place` ("in the forest") if given.
 
     Without the identifier it is the prompt of the class, for class images and for text scores ("a
     robot in the forest").
     """
     form = FORMS[subject.kind] if with_identifier else PLAIN
-    return " ".join(
-        form.format(
-            identifier=subject.identifier, class_noun=subject.class_noun, place=place or ""
-        ).split()
-    )
+    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
+    return " ".join(form.format(**words, place=place or "").split())
 
 
-def class_caption(subject, caption):
-    """A caption without the identifier: "a zwx robot in the snow" -> "a robot in the snow", "a
-    robot in zwx style" -> "a robot".
+def class_caption(subject: Subject, caption: str) -> str:
+    """A caption without the identifier.
+
+    "a zwx robot in the snow" -> "a robot in the snow"; "a robot in zwx style" -> "a robot".
     """
-    said = re.compile(
+    identifier = re.compile(
         rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light| pose)?", re.IGNORECASE
     )
-    return " ".join(said.sub("", caption).split()) or subject.class_noun
+    return " ".join(identifier.sub("", caption).split()) or subject.class_noun
 
 
-def read_subject(folder, kind=None, class_noun=None, identifier=None):
-    """The `Subject` of a photo folder: from its `subject.json` where there is one, with what is
-    given here taking precedence.
+def read_subject(
+    folder: str | Path,
+    kind: str | None = None,
+    class_noun: str | None = None,
+    identifier: str | None = None,
+) -> Subject:
+    """The `Subject` of a photo folder: what is given here, else what its `subject.json` says.
 
     Captions that use the file's own class noun or identifier get the new one. Raises `BadInput`
     when a needed word is missing or cannot be used, or the file is not as documented; whether a
@@ -87,6 +89,28 @@ def read_subject(folder, kind=None, class_noun=None, identifier=None):
     words = {"kind": kind, "class_noun": class_noun, "identifier": identifier}
     given = {key: value for key, value in words.items() if value is not None}
     merged = {"kind": "character", **found, **given}
+    _check_words(merged)
+    merged["class_noun"] = merged["class_noun"].strip()
+    merged["identifier"] = merged["identifier"].strip()
+    if merged["identifier"].lower() in merged["class_noun"].lower().split():
+        raise BadInput(
+            f"identifier {merged['identifier']!r} is in the class noun too; give a rare word, such"
+            " as zwx"
+        )
+    subject = Subject(**{**merged, "held_out": tuple(merged.get("held_out", ()))})
+    renamed = [
+        (str(found[key]).strip(), getattr(subject, key))
+        for key in ("class_noun", "identifier")
+        if found.get(key)
+    ]
+    captions = {
+        name: check_caption(name, _rename(text, renamed)) for name, text in subject.captions.items()
+    }
+    return replace(subject, captions=captions)
+
+
+def _check_words(merged: dict[str, Any]) -> None:
+    """Raise `BadInput` unless kind, class noun and identifier are there and can be used."""
     for key, example in (
         ("class_noun", "what the subject is, such as toy"),
         ("identifier", "a rare word for it, such as zwx"),
@@ -105,43 +129,13 @@ def read_subject(folder, kind=None, class_noun=None, identifier=None):
             f"identifier {merged['identifier']!r} is more than one word; give one rare word, such"
             " as zwx"
         )
-    merged["class_noun"], merged["identifier"] = (
-        merged["class_noun"].strip(),
-        merged["identifier"].strip(),
-    )
-    if merged["identifier"].lower() in merged["class_noun"].lower().split():
-        raise BadInput(
-            f"identifier {merged['identifier']!r} is in the class noun too; give a rare word, such"
-            " as zwx"
-        )
-    subject = Subject(**{**merged, "held_out": tuple(merged.get("held_out", ()))})
-    renamed = [
-        (str(found[key]).strip(), getattr(subject, key))
-        for key in ("class_noun", "identifier")
-        if found.get(key)
-    ]
-    return replace(
-        subject,
-        captions={
-            name: check_caption(name, _rename(text, renamed))
-            for name, text in subject.captions.items()
-        },
-    )
 
 
-def check_word(setting, value):
-    """Raise `BadInput` unless `value` can stand in a prompt and in a file name; `setting` names it
-    in the sentence.
-    """
+def check_word(setting: str, value: Any) -> None:
+    """Raise `BadInput`, naming the setting, unless `value` can be in prompts and file names."""
     if not isinstance(value, str) or not value.strip():
         raise BadInput(f"{setting} is empty or no text ({value!r}); give a word")
-    bad = sorted(
-        {
-            c
-            for c in value
-            if not (c.isalnum() or c in " '-_" or unicodedata.category(c).startswith("M"))
-        }
-    )
+    bad = sorted({character for character in value if not _is_plain(character)})
     if bad:
         raise BadInput(
             f"{setting} {value!r} holds {' '.join(map(repr, bad))}; use letters and digits only"
@@ -150,9 +144,15 @@ def check_word(setting, value):
         raise BadInput(f"{setting} is {len(value)} characters long; give at most 40")
 
 
-def check_caption(name, text):
-    """`text` on one line with single spaces. Raises `BadInput` (naming the photo `name`) if that is
-    no usable caption.
+def _is_plain(character: str) -> bool:
+    marks = unicodedata.category(character).startswith("M")  # accents, vowel signs
+    return character.isalnum() or character in " '-_" or marks
+
+
+def check_caption(name: str, text: Any) -> str:
+    """`text` on one line with single spaces, as the caption of the photo `name`.
+
+    Raises `BadInput`, naming the photo, if that is no usable caption.
     """
     if not isinstance(text, str) or not text.strip():
         raise BadInput(
@@ -173,16 +173,14 @@ def check_caption(name, text):
     return text
 
 
-def as_dict(subject):
-    """`subject` for JSON, without what goes by file name: a data set records that picture by
-    picture.
-    """
-    return {
-        key: value for key, value in asdict(subject).items() if key not in ("held_out", "captions")
-    }
+def as_dict(subject: Subject) -> dict[str, Any]:
+    """`subject` for JSON, without what goes by file name: a data set records that by picture."""
+    by_file = ("held_out", "captions")
+    return {key: value for key, value in asdict(subject).items() if key not in by_file}
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Any]:
+    """What a subject.json says. Raises `BadInput` if it is not as documented."""
     names = [f.name for f in fields(Subject)]
     where = f"{path.parent.name}/subject.json"
     try:
@@ -211,15 +209,13 @@ def _read(path):
     return found
 
 
-def _meant(word, words):
-    close = difflib.get_close_matches(str(word), words, n=1)
+def _meant(word: Any, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), list(words), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _rename(text, renamed):
-    """`text` with whole words replaced, all at once, so that one replacement is never replaced
-    again.
-    """
+def _rename(text: Any, renamed: Sequence[tuple[str, str]]) -> Any:
+    """`text` with words replaced, all at once, so that no replacement is replaced again."""
     table = {old: new for old, new in renamed if old != new}
     if not table or not isinstance(text, str):
         return text

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
 
-from lib.dataset.duplicates import same_background, thumbnail, twins
+from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, open_photo
 from lib.files.errors import BadInput
 from lib.files.text import listed, printable
@@ -26,13 +27,15 @@ BAR = 16  # grey levels: black padding, with what JPEG adds to it, stays below
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo as found. `width`, `height` and `crop` (left, top, right, bottom) are pixels of the
-    upright picture.
+    """One photo as found.
 
-    `findings` are short sentences, each with what to do; `error` says why it cannot be used, or is
-    None. Photos with the same `group` show the same picture (copies, mirror images, re-crops) and
-    must stay on one side of the held-out split; `copy_of` names the photo of which this one is an
-    exact copy.
+    - width, height, crop (left, top, right, bottom): pixels of the upright picture
+    - format, mode: as `open_photo` has them; sha256: of the file
+    - findings: short sentences, each with what to do
+    - error: why it cannot be used, or None
+    - group: photos of one group show the same picture (copies, mirror images, re-crops) and must
+      stay on one side of the held-out split
+    - copy_of: the photo of which this one is an exact copy
     """
 
     path: Path
@@ -48,31 +51,62 @@ class Photo:
     copy_of: str | None = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The file name as it can be printed."""
         return printable(self.path.name)
 
 
-class Photos(list):
-    """The photos of a folder in the order of their names. `ignored`: names of strays; `findings`:
-    about the whole folder.
+class Photos(list[Photo]):
+    """The photos of a folder in the order of their names.
+
+    `ignored`: names of files that are no photos; `findings`: about the whole folder.
     """
 
     ignored: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
 
 
-def scan(folder, resolution=64, kind=None, aspect="square"):
-    """Look at all photos in `folder` (its subfolders are not entered). Returns `Photos`, a list of
-    `Photo`.
+def scan(
+    folder: str | Path, resolution: int = 64, kind: str | None = None, aspect: str = "square"
+) -> Photos:
+    """Look at all photos in `folder` (its subfolders are not entered).
 
-    `resolution` is the side in pixels that training will use; of a subject of `kind` "style" or
-    "lighting" the background is part, so it may be the same everywhere. `aspect`: "square", or
-    "photo" for crops of the whole picture. Raises `BadInput` when the folder is missing, is no
-    folder or holds no file that could be a photo. One bad photo does not raise: its `error` says
-    what is wrong with it.
+    - resolution: the side in pixels that training will use
+    - kind: of a "style" or "lighting" the background is part, so it may be the same everywhere
+    - aspect: "square", or "photo" for crops of the whole picture
+
+    Raises `BadInput` when the folder is missing, is no folder or holds no file that could be a
+    photo. One bad photo does not raise: its `error` says what is wrong with it.
     """
     folder = Path(folder).expanduser()
+    _check_folder(folder)
+    photos, thumbs, ignored = Photos(), [], []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if _is_candidate(path):
+            photo, thumb = _look(path, resolution, aspect)
+            photos.append(photo)
+            thumbs.append(thumb)
+        elif path.name != "subject.json":
+            ignored.append(printable(path.name) + ("/" if path.is_dir() else ""))
+    if not photos:
+        raise BadInput(f"photo folder {folder} holds no photos; {_where_photos_are(folder)}")
+    usable = [i for i, photo in enumerate(photos) if not photo.error]
+    _compare(photos, thumbs, usable)
+    alike = same_background([thumbs[i] for i in usable])
+    if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
+        names = listed(photos[usable[i]].name for i in alike)
+        finding = (
+            f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}),"
+            " which will be learnt as part of the subject; add photos taken in other places"
+        )
+        photos.findings += (finding,)
+    if ignored:
+        photos.findings += (f"ignored what is no photo: {listed(ignored)}; nothing to do",)
+    photos.ignored = tuple(ignored)
+    return photos
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.exists():
         raise BadInput(f"photo folder {folder} does not exist; check the path")
     if not folder.is_dir():
@@ -85,46 +119,28 @@ def scan(folder, resolution=64, kind=None, aspect="square"):
             f"photo folder {folder} may not be read; change its permissions, or copy it to where"
             " you may read it"
         )
-    photos, thumbs, ignored = Photos(), [], []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if _is_candidate(path):
-            photo, thumb = _look(path, resolution, aspect)
-            photos.append(photo)
-            thumbs.append(thumb)
-        elif path.name != "subject.json":
-            ignored.append(printable(path.name) + ("/" if path.is_dir() else ""))
-    if not photos:
-        inside = [
-            printable(p.name)
-            for p in sorted(folder.iterdir())
-            if _readable(p) and any(map(_is_candidate, p.iterdir()))
-        ]
-        put = f"put 3 to 8 photos ({' '.join(READABLE)}) into it"
-        remedy = f"its subfolders do ({listed(inside)}): give one of these" if inside else put
-        raise BadInput(f"photo folder {folder} holds no photos; {remedy}")
-    usable = [i for i, photo in enumerate(photos) if not photo.error]
-    _compare(photos, thumbs, usable)
-    alike = same_background([thumbs[i] for i in usable])
-    if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
-        names = listed(photos[usable[i]].name for i in alike)
-        said = (
-            f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}),"
-            " which will be learnt as part of the subject; add photos taken in other places"
-        )
-        photos.findings += (said,)
-    if ignored:
-        photos.findings += (f"ignored what is no photo: {listed(ignored)}; nothing to do",)
-    photos.ignored = tuple(ignored)
-    return photos
 
 
-def _readable(path):
+def _where_photos_are(folder: Path) -> str:
+    """What to do with a folder that holds no photos: perhaps its subfolders do."""
+    inside = [
+        printable(path.name)
+        for path in sorted(folder.iterdir())
+        if _readable(path) and any(map(_is_candidate, path.iterdir()))
+    ]
+    if inside:
+        return f"its subfolders do ({listed(inside)}): give one of these"
+    return f"put 3 to 8 photos ({' '.join(READABLE)}) into it"
+
+
+def _readable(path: Path) -> bool:
     return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
 
 
-def _is_candidate(path):
-    """Allow-list: only files that their owner would call photos. A broken link counts, so that its
-    owner hears of it.
+def _is_candidate(path: Path) -> bool:
+    """Whether the owner of a file would call it a photo, by an allow-list of endings.
+
+    A broken link counts, so that its owner hears of it.
     """
     return (
         path.suffix.lower() in (*READABLE, *REFUSED)
@@ -133,9 +149,10 @@ def _is_candidate(path):
     )
 
 
-def _look(path, resolution, aspect):
-    """One photo as a `Photo` not yet compared with others, and its thumbnail (None when it cannot
-    be used).
+def _look(path: Path, resolution: int, aspect: str) -> tuple[Photo, Image.Image | None]:
+    """One photo as a `Photo` not yet compared with others, and its thumbnail.
+
+    The thumbnail is None when the photo cannot be used.
     """
     try:
         picture, (width, height), kind, mode, said = open_photo(path, size=LOOK)
@@ -148,11 +165,12 @@ def _look(path, resolution, aspect):
             "has black bars, which the proposed crop leaves out; keep them out if you move the crop"
         )
     content = picture.crop(box)
-    crop = [round(v * scale) for v in (_square(content, box) if aspect == "square" else box)]
-    wide, high = min(crop[2] - crop[0], width), min(crop[3] - crop[1], height)
+    proposed = _square(content, box) if aspect == "square" else box
+    left, top, right, bottom = (round(v * scale) for v in proposed)
+    wide, high = min(right - left, width), min(bottom - top, height)
     if aspect == "square":
         wide = high = min(wide, high)
-    left, top = min(crop[0], width - wide), min(crop[1], height - high)
+    left, top = min(left, width - wide), min(top, height - high)
     if wide * high < resolution**2:
         findings.append(
             f"gives only {wide} x {high} pixels and is enlarged to {resolution}, so it will look"
@@ -163,31 +181,28 @@ def _look(path, resolution, aspect):
             f"is {width} x {height} pixels, so the square crop loses most of it; check that it"
             " holds the subject"
         )
-    findings += _looks(content)
     photo = Photo(
         path,
-        width,
-        height,
-        kind,
-        mode,
-        _sha256(path),
-        tuple(findings),
+        width=width,
+        height=height,
+        format=kind,
+        mode=mode,
+        sha256=_sha256(path),
+        findings=(*findings, *_looks(content)),
         crop=(left, top, left + wide, top + high),
     )
     return photo, thumbnail(content)
 
 
-def _sha256(path):
-    digest = hashlib.sha256()
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_bars(grey):
-    """(left, top, right, bottom) without black padding. What makes a bar is its sharp end: a night
-    sky fades into its picture.
+def _without_bars(grey: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) without black padding.
+
+    What makes a bar is its sharp end: a night sky fades into its picture.
     """
     edges = []
     for lines in (grey.T, grey, grey.T[::-1], grey[::-1]):
@@ -197,56 +212,54 @@ def _without_bars(grey):
         # further in.
         sharp = n < 0.4 * len(lines) and (lines[min(n + 2, len(lines) - 1)] > 2 * BAR).mean() > 0.7
         edges.append(n if sharp and n >= max(2, 0.01 * len(lines)) else 0)
-    left, top, right, bottom = edges
-    inset = [
-        e + 1 if e else 0 for e in (left, top, right, bottom)
-    ]  # the smeared line belongs to the bar
-    return inset[0], inset[1], grey.shape[1] - inset[2], grey.shape[0] - inset[3]
+    # The smeared line belongs to the bar.
+    left, top, right, bottom = (edge + 1 if edge else 0 for edge in edges)
+    return left, top, grey.shape[1] - right, grey.shape[0] - bottom
 
 
-def _square(content, box):
-    """The largest square within `box`, moved along its longer side to where the detail of `content`
-    has its centre of mass.
+def _square(
+    content: Image.Image, box: tuple[int, int, int, int]
+) -> tuple[float, float, float, float]:
+    """The largest square within `box`, moved along its longer side to the detail of `content`.
 
-    On an even background that is the subject; in a picture full of detail it is the middle.
+    To where that has its centre of mass: on an even background that is the subject; in a picture
+    full of detail it is the middle.
     """
     width, height = content.size
     grey = np.asarray(content.convert("L"), np.float32)
     blurred = np.asarray(content.convert("L").filter(ImageFilter.BoxBlur(4)), np.float32)
     detail = np.maximum(np.abs(grey - blurred) - 4, 0)  # noise has no say
-    if width == height or not detail.sum():
-        x, y = width / 2, height / 2
-    else:
-        x, y = (
-            float((detail.sum(axis=axis) * (np.arange(n) + 0.5)).sum() / detail.sum())
-            for axis, n in ((0, width), (1, height))
-        )
+    x, y = width / 2, height / 2
+    if width != height and detail.sum():
+        x, y = _centre(detail, 0, width), _centre(detail, 1, height)
     side = min(width, height)
-    left, top = (
-        box[i] + min(max(centre - side / 2, 0), n - side)
-        for i, (centre, n) in enumerate(((x, width), (y, height)))
-    )
+    left = box[0] + min(max(x - side / 2, 0), width - side)
+    top = box[1] + min(max(y - side / 2, 0), height - side)
     return left, top, left + side, top + side
 
 
-def softness(picture):
-    """How much of a picture's variation a further blur leaves in place: about 0.2 for a sharp one,
-    towards 1 for a blurred one.
+def _centre(detail: np.ndarray, axis: int, length: int) -> float:
+    """The centre of mass along one side, in pixels."""
+    return float((detail.sum(axis=axis) * (np.arange(length) + 0.5)).sum() / detail.sum())
 
-    Unlike the variance of a Laplacian it does not take even surfaces for blur (Crete et al. 2007,
-    the idea; box of 5 pixels).
+
+def softness(picture: Image.Image) -> float:
+    """How much of a picture's variation a further blur leaves in place.
+
+    About 0.2 for a sharp one, towards 1 for a blurred one. Unlike the variance of a Laplacian it
+    does not take even surfaces for blur (Crete et al. 2007, the idea; box of 5 pixels).
     """
     grey = picture.convert("L")
-    a, b = (np.asarray(p, np.float32) for p in (grey, grey.filter(ImageFilter.BoxBlur(2))))
-    kept = [
-        np.minimum(np.abs(np.diff(b, axis=axis)), np.abs(np.diff(a, axis=axis))).sum()
-        / max(np.abs(np.diff(a, axis=axis)).sum(), 1e-6)
-        for axis in (0, 1)
-    ]
-    return float(max(kept))
+    sharp = np.asarray(grey, np.float32)
+    blurred = np.asarray(grey.filter(ImageFilter.BoxBlur(2)), np.float32)
+    left_in_place = []
+    for axis in (0, 1):
+        before, after = (np.abs(np.diff(values, axis=axis)) for values in (sharp, blurred))
+        left_in_place.append(np.minimum(after, before).sum() / max(before.sum(), 1e-6))
+    return float(max(left_in_place))
 
 
-def _looks(content):
+def _looks(content: Image.Image) -> list[str]:
     """Findings about sharpness and exposure of the picture inside any bars."""
     low, high, top = np.percentile(np.asarray(content.convert("L")), (5, 95, 99))
     if top - low < FLAT:
@@ -264,38 +277,46 @@ def _looks(content):
     return findings
 
 
-def _compare(photos, thumbs, usable):
-    """Give each usable photo its group and say which show the same picture (changes the list in
-    place).
+def _compare(photos: Photos, thumbs: Sequence[Image.Image], usable: Sequence[int]) -> None:
+    """Give each usable photo its group and say which show the same picture.
+
+    Changes the list in place; `usable` are the numbers of the photos that have a thumbnail.
     """
-    first, group = {}, {i: i for i in usable}
+    first: dict[str, int] = {}
+    group = {i: i for i in usable}
     for i in usable:
         original = first.setdefault(photos[i].sha256, i)
         if original != i:
             group[i] = original
-            said = f"is an exact copy of {photos[original].name} and is left out; nothing to do"
-            photos[i] = replace(
-                photos[i], copy_of=photos[original].path.name, findings=(*photos[i].findings, said)
+            _add_finding(
+                photos,
+                i,
+                f"is an exact copy of {photos[original].name} and is left out; nothing to do",
             )
+            photos[i] = replace(photos[i], copy_of=photos[original].path.name)
     distinct = [i for i in usable if photos[i].copy_of is None]
-    for a, b, mirrored in twins([thumbs[i] for i in distinct]):
+    for a, b, mirrored in same_pictures([thumbs[i] for i in distinct]):
         i, j = distinct[a], distinct[b]
-        group = {
-            k: min(group[i], group[j]) if g in (group[i], group[j]) else g for k, g in group.items()
-        }
-        said = (
+        both, joined = (group[i], group[j]), min(group[i], group[j])
+        group = {k: joined if g in both else g for k, g in group.items()}
+        _add_finding(
+            photos,
+            j,
             f"shows the same picture as {photos[i].name}{', mirrored' if mirrored else ''}, so both"
-            " stay on one side of the held-out split; leave one out, it teaches nothing new"
+            " stay on one side of the held-out split; leave one out, it teaches nothing new",
         )
-        photos[j] = replace(photos[j], findings=(*photos[j].findings, said))
     for i in usable:
         photos[i] = replace(photos[i], group=group[i])
 
 
-def report(photos):
+def _add_finding(photos: Photos, i: int, finding: str) -> None:
+    photos[i] = replace(photos[i], findings=(*photos[i].findings, finding))
+
+
+def report(photos: Photos) -> str:
     """What `scan` found as text, one line a finding."""
     lines = []
-    for p in photos:
-        seen = p.error or f"{p.width} x {p.height} {p.format}"
-        lines += [f"{p.name}: {seen}", *(f"    {finding}" for finding in p.findings)]
+    for photo in photos:
+        seen = photo.error or f"{photo.width} x {photo.height} {photo.format}"
+        lines += [f"{photo.name}: {seen}", *(f"    {finding}" for finding in photo.findings)]
     return "\n".join([*lines, *photos.findings])

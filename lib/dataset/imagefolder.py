@@ -1,19 +1,22 @@
-"""A prepared data set on disk, in the Hugging Face imagefolder form: written whole or not at all,
-checked when loaded.
+"""A prepared data set on disk, in the Hugging Face imagefolder form.
 
-<folder>/train/  000.png ... metadata.jsonl      instance images; a line of metadata: {"file_name":
-"000.png", "text": "a zwx toy"},
-                                                 and "shown" where pictures keep their photo's aspect (see `Item`)
-         test/   the same                        held-out photos, where there are any
-         class/  the same                        class images, once `add_class_images` was called
-         dataset.json                            subject, plan, notes, and the SHA-256 of every other file
+Written whole or not at all, checked when loaded:
+
+    <folder>/train/        instance images: 000.png ... and metadata.jsonl, a line a picture:
+                           {"file_name": "000.png", "text": "a zwx toy"}, and "shown" where pictures
+                           keep their photo's aspect (see `Item`)
+             test/         the same for held-out photos, where there are any
+             class/        the same for class images, once `add_class_images` was called
+             dataset.json  subject, plan, notes, and the SHA-256 of every other file
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -24,11 +27,20 @@ from lib.files.whole_writes import written_whole
 FORMAT, VERSION = "lora-dreambooth-workbench data set", 1
 
 
+class NewPicture(NamedTuple):
+    """A picture to be written: `make` gives it, `metadata` stands beside its caption."""
+
+    make: Callable[[], Image.Image]
+    caption: str
+    metadata: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class Item:
-    """One picture of a data set, and its caption. `shown`, where pictures need not be square:
-    height and width in pixels of the photo that it was cut from, top and left of the cut, in pixels
-    of the picture.
+    """One picture of a data set, and its caption.
+
+    `shown`, where pictures need not be square: height and width in pixels of the photo that it was
+    cut from, top and left of the cut, in pixels of the picture.
     """
 
     path: Path
@@ -36,7 +48,7 @@ class Item:
     shown: tuple[int, ...] = ()
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         with Image.open(self.path) as image:
             return image.size
@@ -44,8 +56,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set. `resolution` is the side of every picture in pixels, or of a square of
-    as many where they keep their photo's aspect; `notes` are the sentences said about the photos.
+    """A prepared data set.
+
+    `resolution`: the side of every picture in pixels, or of a square of as many where they keep
+    their photo's aspect; `notes`: the sentences said about the photos.
     """
 
     root: Path
@@ -57,14 +71,15 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
-    def sizes(self):
+    def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of each picture trained on, in order."""
         return sorted(item.size for item in self.train)
 
 
-def load_dataset(folder):
-    """The `Dataset` in `folder`. Reads every file once. Raises `BadInput` when it is none, or not
-    as it was written.
+def load_dataset(folder: str | Path) -> Dataset:
+    """The `Dataset` in `folder`, of which every file is read once.
+
+    Raises `BadInput` when it is none, or not as it was written.
     """
     folder = Path(folder).expanduser()
     record = read_record(folder)
@@ -73,7 +88,7 @@ def load_dataset(folder):
             f"{folder} is no prepared data set (no dataset.json of this project in it); prepare one"
             " with notebook 01"
         )
-    items = {"train": [], "test": [], "class": []}
+    items: dict[str, list[Item]] = {"train": [], "test": [], "class": []}
     for name, digest in record["files"].items():
         path = folder / name
         if not path.is_file():
@@ -87,27 +102,36 @@ def load_dataset(folder):
                 " prepare it again"
             )
         if path.name == "metadata.jsonl":
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            items[path.parent.name] = [
-                Item(path.parent / line["file_name"], line["text"], tuple(line.get("shown", ())))
-                for line in lines
-            ]
-    subject, notes = Subject(**record["subject"]), tuple(record["notes"])
+            items[path.parent.name] = _items(path)
     return Dataset(
-        folder, subject, items["train"], items["test"], items["class"], record["resolution"], notes
+        root=folder,
+        subject=Subject(**record["subject"]),
+        train=items["train"],
+        test=items["test"],
+        class_images=items["class"],
+        resolution=record["resolution"],
+        notes=tuple(record["notes"]),
     )
 
 
-def add_class_images(dataset, images, captions):
-    """Write class images (RGB PIL pictures of a size that photos have) with their captions, in
-    place of any from before.
+def _items(metadata: Path) -> list[Item]:
+    lines = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+    return [
+        Item(metadata.parent / line["file_name"], line["text"], tuple(line.get("shown", ())))
+        for line in lines
+    ]
 
-    Returns the new `Dataset`. Raises `BadInput` when their number or size does not fit.
+
+def add_class_images(
+    dataset: Dataset, images: Iterable[Image.Image], captions: Iterable[str]
+) -> Dataset:
+    """Write class images with their captions, in place of any from before: the new `Dataset`.
+
+    `images`: RGB, of sizes that the photos have. Raises `BadInput` when their number or size does
+    not fit.
     """
-    images, captions = (
-        list(images),
-        [check_caption(f"class image {i}", text) for i, text in enumerate(captions)],
-    )
+    images = list(images)
+    captions = [check_caption(f"class image {i}", text) for i, text in enumerate(captions)]
     if len(images) != len(captions) or not images:
         raise BadInput(
             f"{len(images)} class images came with {len(captions)} captions; give one caption for"
@@ -134,18 +158,16 @@ def add_class_images(dataset, images, captions):
         for name in record["files"]:
             (temporary / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(dataset.root / name, temporary / name)
-        record["files"] |= write_split(
-            temporary,
-            "class",
-            [(lambda image=image: image, text) for image, text in zip(images, captions)],
-        )
+        pictures = [NewPicture(image.copy, text) for image, text in zip(images, captions)]
+        record["files"] |= write_split(temporary, "class", pictures)
         write_record(temporary, record)
     return load_dataset(dataset.root)
 
 
-def check_output(folder, output):
-    """Raise `BadInput` unless a data set made from `folder` may be written to `output` (both
-    resolved) without touching a user's file.
+def check_output(folder: Path, output: Path) -> None:
+    """Raise `BadInput` unless `output` may be written without touching a user's file.
+
+    `folder`: the photos that the data set is made from. Both paths are resolved.
     """
     if output == folder or folder in output.parents or output in folder.parents:
         raise BadInput(
@@ -171,7 +193,7 @@ def check_output(folder, output):
             )
 
 
-def read_record(folder):
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The dict in `folder`/dataset.json, or None when there is none or it is not this project's."""
     try:
         record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
@@ -185,25 +207,21 @@ def read_record(folder):
     return record if ours and isinstance(record.get("files"), dict) else None
 
 
-def write_record(folder, record):
+def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write dataset.json; ASCII, so that even a file name that is no valid text survives."""
     (folder / "dataset.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def write_split(root, split, pictures):
-    """Write pictures, each (function that makes it, caption, more metadata if any), to
-    `root`/`split`. Returns {file: SHA-256}, files relative to `root`.
-    """
+def write_split(root: Path, split: str, pictures: Iterable[NewPicture]) -> dict[str, str]:
+    """Write pictures to `root`/`split`, and return {file: SHA-256}, files relative to `root`."""
     folder = root / split
     folder.mkdir()
     lines = []
-    for i, (picture, caption, *more) in enumerate(pictures):
+    for i, (make, caption, metadata) in enumerate(pictures):
         name = f"{i:03d}.png"
-        picture().convert("RGB").save(folder / name)
-        lines.append(
-            json.dumps({"file_name": name, "text": caption} | dict(*more), ensure_ascii=False)
-            + "\n"
-        )
+        make().convert("RGB").save(folder / name)
+        line = {"file_name": name, "text": caption} | metadata
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     return {
         f"{split}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,38 +1,40 @@
-"""Data sets in the folder form of Kohya's trainer, both ways: `10_identifier class/` with a caption
-.txt beside each picture.
+"""Data sets in the folder form of Kohya's trainer, both ways.
 
-    python -m lib to-kohya runs/course/data --out kohya        # kohya/train/10_zwx robot/000.png, 000.txt; kohya/reg/1_robot
+A folder `10_identifier class/` with a caption .txt beside each picture:
+
+    python -m lib to-kohya runs/course/data --out kohya     # kohya/train/10_zwx robot/000.png ...
     python -m lib from-kohya kohya --out runs/mine/data
 
 The number is how often an epoch repeats the folder (kohya-ss sd-scripts, docs/train_README.md).
-Regularisation pictures are class images.
+Regularisation pictures (`reg/1_robot/`) are class images.
 """
 
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageOps
 
 from lib.dataset.captions import KINDS
-from lib.dataset.imagefolder import add_class_images, load_dataset
+from lib.dataset.imagefolder import Dataset, add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
 from lib.files.errors import BadInput
-from lib.files.json_file import write_json
+from lib.files.json_file import read_json, write_json
 from lib.files.whole_writes import MADE, MARK, made_here, written_whole
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
 FOLDER = re.compile(r"(\d+)_(.+)")
 
 
-def to_kohya(data, out, repeats=10):
-    """Write the data set in the folder `data` to `out`: `train/`, `reg/` (class images, once) and
-    `held_out/` (not for training).
+def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
+    """Write the data set in the folder `data` to `out`, and return that.
 
-    Returns `out`. `out` is replaced only if this made it. Raises BadInput if it holds anything
-    else.
+    `train/`, `reg/` (class images, once) and `held_out/` (not for training). `out` is replaced only
+    if this made it. Raises BadInput if it holds anything else.
     """
     dataset, out = load_dataset(data), Path(out).expanduser()
     if not 1 <= repeats <= 10_000:
@@ -51,34 +53,80 @@ def to_kohya(data, out, repeats=10):
     with written_whole(out) as temporary:
         for folder, items in parts.items():
             for item in items:
-                (temporary / folder).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(item.path, temporary / folder / item.path.name)
-                (temporary / folder / item.path.name).with_suffix(".txt").write_text(
-                    item.caption + "\n", "utf-8"
-                )
+                copy = temporary / folder / item.path.name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(item.path, copy)
+                copy.with_suffix(".txt").write_text(item.caption + "\n", "utf-8")
         write_json(temporary / "subject.json", {"kind": subject.kind, "license": subject.license})
         write_json(temporary / MARK, MADE)
     return out
 
 
 def from_kohya(
-    folder, out, resolution=64, kind=None, class_noun=None, identifier=None, aspect="square"
-):
-    """Prepare a data set in `out` from a folder of Kohya's form: of `N_identifier class` folders,
-    or with them in `train` or `img`.
+    folder: str | Path,
+    out: str | Path,
+    class_noun: str | None = None,
+    identifier: str | None = None,
+    kind: str | None = None,
+    **options: Any,
+) -> tuple[Dataset, list[str]]:
+    """Prepare a data set in `out` from a folder of Kohya's form: (the `Dataset`, notes).
 
-    Pictures without a caption file get the folder's words, as in Kohya's trainer. What is in
-    `held_out` is held out; else nothing is held back but what `prepare` chooses. `aspect`: as there
-    ("photo" is what Kohya's trainer calls buckets). `reg` becomes class images, cropped to the
-    middle, each to the nearest size that photos have. Returns (the `Dataset`, notes of what did not
-    fit). Raises BadInput if there is no such folder, folders disagree on the words, or as `prepare`
-    does.
+    `folder` is one of `N_identifier class` folders, or with them in `train` or `img`. Pictures
+    without a caption file get the folder's words, as in Kohya's trainer. What is in `held_out` is
+    held out; else nothing is held back but what `prepare` chooses. `options`: those of
+    `PreparationOptions` (aspect "photo" is what Kohya's trainer calls buckets). `reg` becomes class
+    images, cropped to the middle, each to the nearest size that photos have. The notes say what did
+    not fit, and what was found about the photos. Raises BadInput if there is no such folder,
+    folders disagree on the words, or as `prepare` does.
     """
-    folder, notes = Path(folder).expanduser(), []
-    train = _folders(
-        next((folder / n for n in ("train", "img", "image") if (folder / n).is_dir()), folder)
-    )
-    words = {name for _, name, _ in train}
+    folder = Path(folder).expanduser()
+    places = [folder / name for name in ("train", "img", "image")]
+    train = _folders(next((place for place in places if place.is_dir()), folder))
+    first, class_of_folder = _words(folder, train)
+    identifier, class_noun = identifier or first, class_noun or class_of_folder
+    if not class_noun:
+        raise BadInput(
+            f"The folder '{train[0].path.name}' names no class after '{identifier}': say what it"
+            " is, such as class_noun='robot'."
+        )
+    own = folder / "subject.json"
+    known = read_json(own) if own.is_file() else {}
+    captions, held_out = {}, []
+    with tempfile.TemporaryDirectory() as scratch:
+        for split, folders in (("train", train), ("held_out", _folders(folder / "held_out"))):
+            for k, (_, words, path) in enumerate(folders):
+                for picture in _pictures(path):
+                    file = f"{split}_{k}_{picture.name}"
+                    shutil.copyfile(picture, Path(scratch) / file)
+                    captions[file] = _caption(picture) or words
+                    if split == "held_out":
+                        held_out.append(file)
+        subject = {
+            "kind": kind or known.get("kind", KINDS[0]),
+            "class_noun": class_noun,
+            "identifier": identifier,
+            "held_out": held_out,
+            "captions": captions,
+            "license": known.get("license", ""),
+        }
+        write_json(Path(scratch) / "subject.json", subject)
+        dataset = prepare(scratch, out, **options)
+    dataset = _with_class_images(dataset, folder / "reg")
+    return dataset, [*_repeats_note(train), *dataset.notes]
+
+
+class _KohyaFolder(NamedTuple):
+    """A folder named as Kohya names them."""
+
+    repeats: int
+    words: str
+    path: Path
+
+
+def _words(folder: Path, train: list[_KohyaFolder]) -> tuple[str, str]:
+    """(identifier, class) that the names of the folders say; the class may be empty."""
+    words = {each.words for each in train}
     if not train:
         raise BadInput(
             f"{folder} has no folder such as '10_zwx robot' in it (or in its train or img): name"
@@ -89,75 +137,50 @@ def from_kohya(
             f"{folder} holds {len(words)} concepts ({', '.join(sorted(words))}), one is trained at"
             " a time: name its folder."
         )
-    first, _, rest = words.pop().partition(" ")
-    identifier, class_noun = identifier or first, class_noun or rest
-    if not class_noun:
-        raise BadInput(
-            f"The folder '{train[0][2].name}' names no class after '{identifier}': say what it is,"
-            " such as class_noun='robot'."
-        )
-    if any(repeats > 1 for repeats, *_ in train):
-        said = ", ".join(str(repeats) for repeats, *_ in train)
-        notes.append(
-            f"repeats ({said}) lengthen an epoch for Kohya's trainer; here `steps` says how long to"
-            " train"
-        )
-    own, captions, held_out = folder / "subject.json", {}, []
-    told = (
-        {}
-        if not own.is_file()
-        else {k: v for k, v in _json(own).items() if k in ("kind", "license")}
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        for split, folders in (("train", train), ("held_out", _folders(folder / "held_out"))):
-            for k, (_, name, where) in enumerate(folders):
-                for picture in _pictures(where):
-                    file = f"{split}_{k}_{picture.name}"
-                    shutil.copyfile(picture, Path(scratch) / file)
-                    captions[file] = _caption(picture) or name
-                    held_out += [file] if split == "held_out" else []
-        words = {
-            "kind": kind or told.get("kind", KINDS[0]),
-            "class_noun": class_noun,
-            "identifier": identifier,
-            "held_out": held_out,
-            "captions": captions,
-            "license": told.get("license", ""),
-        }
-        write_json(Path(scratch) / "subject.json", words)
-        dataset = prepare(scratch, out, resolution=resolution, aspect=aspect)
-    regular = [
-        (picture, name)
-        for _, name, where in _folders(folder / "reg")
-        for picture in _pictures(where)
+    identifier, _, class_noun = words.pop().partition(" ")
+    return identifier, class_noun
+
+
+def _repeats_note(train: list[_KohyaFolder]) -> list[str]:
+    if all(each.repeats <= 1 for each in train):
+        return []
+    repeats = ", ".join(str(each.repeats) for each in train)
+    return [
+        f"repeats ({repeats}) lengthen an epoch for Kohya's trainer; here `steps` says how long to"
+        " train"
     ]
-    if regular:
-        images = [_fitted(picture, dataset.sizes) for picture, _ in regular]
-        dataset = add_class_images(
-            dataset, images, [_caption(picture) or f"a {name}" for picture, name in regular]
-        )
-    return dataset, [*notes, *dataset.notes]
 
 
-def _folders(folder):
-    """[(repeats, words, path)] of the folders named as Kohya names them."""
+def _with_class_images(dataset: Dataset, regularisation: Path) -> Dataset:
+    """The data set with the regularisation pictures, if there are any, as class images."""
+    found = [
+        (picture, words)
+        for _, words, path in _folders(regularisation)
+        for picture in _pictures(path)
+    ]
+    if not found:
+        return dataset
+    images = [_fitted(picture, dataset.sizes) for picture, _ in found]
+    captions = [_caption(picture) or f"a {words}" for picture, words in found]
+    return add_class_images(dataset, images, captions)
+
+
+def _folders(folder: Path) -> list[_KohyaFolder]:
+    """The folders in `folder` that are named as Kohya names them."""
     if not folder.is_dir():
         return []
-    hits = [
-        (FOLDER.fullmatch(path.name), path) for path in sorted(folder.iterdir()) if path.is_dir()
-    ]
-    return [(int(hit[1]), hit[2].strip(), path) for hit, path in hits if hit]
+    paths = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    hits = [(FOLDER.fullmatch(path.name), path) for path in paths]
+    return [_KohyaFolder(int(hit[1]), hit[2].strip(), path) for hit, path in hits if hit]
 
 
-def _pictures(folder):
-    return [
-        p
-        for p in sorted(folder.iterdir())
-        if p.suffix.lower() in PICTURES and not p.name.startswith(".")
-    ]
+def _pictures(folder: Path) -> list[Path]:
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [path for path in paths if path.suffix.lower() in PICTURES]
 
 
-def _caption(picture):
+def _caption(picture: Path) -> str:
+    """The caption beside a picture, on one line; empty where there is none."""
     for ending in (".txt", ".caption"):
         path = picture.with_suffix(ending)
         if path.is_file():
@@ -170,15 +193,9 @@ def _caption(picture):
     return ""
 
 
-def _fitted(path, sizes):
-    from PIL import Image, ImageOps
-
-    picture = open_photo(path)[0].convert("RGB")
-    size = min(sizes, key=lambda size: abs(size[0] / size[1] - picture.width / picture.height))
+def _fitted(path: Path, sizes: Sequence[tuple[int, int]]) -> Image.Image:
+    """A picture cropped to the middle, in the one of `sizes` nearest to its aspect."""
+    picture = open_photo(path).picture
+    aspect = picture.width / picture.height
+    size = min(sizes, key=lambda size: abs(size[0] / size[1] - aspect))
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-
-
-def _json(path):
-    from lib.files.json_file import read_json
-
-    return read_json(path)

@@ -116,7 +116,8 @@ def open_photo(path: str | Path, size: int | None = None, side: int | None = Non
     if kind == "TIFF":  # Pillow turns these upright itself
         full = image.size
     elif turn in TURNS:
-        rgb, full = rgb.transpose(TURNS[turn]), full[::-1] if turn >= 5 else full
+        rgb = rgb.transpose(TURNS[turn])
+        full = (full[1], full[0]) if turn >= 5 else full
     rgb.info = {}
     return DecodedPhoto(rgb, full, kind, mode, tuple(findings))
 
@@ -297,7 +298,7 @@ def _to_rgb(image: Image.Image, shortest: int | None, findings: list[str]) -> Im
         image = image.convert("RGBA" if clear else "RGB")
     factor = min(image.size) // shortest if shortest else 1
     image = image.reduce(factor) if factor > 1 else image
-    if clear and image.getextrema()[3][0] < 255:
+    if clear and np.asarray(image.getchannel("A")).min() < 255:
         findings.append(
             "is partly transparent and is put on white; put it on a background of your own if white"
             " is wrong"
@@ -323,8 +324,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     # Phones save Display P3, presses their own CMYK: read as plain RGB the colours would be off.
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(
-            image, own, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError):
         return image  # a damaged profile, or one for another mode

@@ -1,18 +1,28 @@
-"""A folder of photos -> a checked, cropped, captioned data set in the Hugging Face imagefolder
-form.
+"""A folder of photos -> a checked, cropped, captioned data set.
+
+    photos = scan("photos")
+    entries = plan(photos, read_subject("photos"))      # plain dicts, to edit
+    dataset = prepare("photos", "runs/mine/data", "toy", "zwx", edits=entries)
+
+What comes out is in the Hugging Face imagefolder form (`lib/dataset/imagefolder.py`).
 """
 
 import hashlib
 import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib.config.picture_sizes import ASPECTS, bucket, trimmed
-from lib.dataset.captions import as_dict, check_caption, prompts, read_subject
+from lib.dataset.captions import Subject, as_dict, check_caption, prompts, read_subject
 from lib.dataset.class_images import CLASS_IMAGES, draw_class_images
-from lib.dataset.folder_scan import scan
+from lib.dataset.folder_scan import Photo, Photos, scan
 from lib.dataset.imagefolder import (
     FORMAT,
     VERSION,
+    Dataset,
+    NewPicture,
     check_output,
     load_dataset,
     write_record,
@@ -20,161 +30,265 @@ from lib.dataset.imagefolder import (
 )
 from lib.dataset.photo_file import SMALLEST, crop_photo
 from lib.files.errors import BadInput
-from lib.files.text import listed, printable
+from lib.files.json_file import read_json
+from lib.files.text import listed, printable, say
 from lib.files.whole_writes import written_whole
+
+if TYPE_CHECKING:
+    from lib.models.base import Base
 
 USES = {"train": "trained on", "test": "held out", "out": "left out"}
 
+# Rare words that can stand for a subject.
+IDENTIFIERS = ("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")
 
-def plan(photos, subject, held_out=2, seed=0):
-    """What to do with each photo of `scan`: a list of plain dicts to edit and hand to
-    `prepare(edits=...)`.
+Entry = dict[str, Any]  # one photo of a plan
 
-    Keys: `file`; `use` "train", "test" (held out) or "out"; `crop` [left, top, right, bottom] in
-    pixels of the upright photo of `width` x `height`; `caption`; `findings`. Held out are the
-    photos that the subject names; without those, `held_out` photos drawn by `seed`, but three
-    different ones are always left to train on, so 2 from five on, 1 of four, none of three. Raises
-    `BadInput` when the subject names files that are not there or cannot be used.
+
+@dataclass(frozen=True)
+class PreparationOptions:
+    """How photos become pictures.
+
+    - resolution: side of the pictures in pixels
+    - held_out: photos to hold out, drawn by `seed`, where the subject names none
+    - aspect: "square", or "photo" to keep each crop's aspect, nearly, at as many pixels
+      (`lib/config/picture_sizes.py`)
     """
-    groups, by_name = {}, {_same(p.path.name): p for p in photos}
-    for photo in photos:
-        if not photo.error and not photo.copy_of:
-            groups.setdefault(photo.group, []).append(photo)
+
+    resolution: int = 64
+    held_out: int = 2
+    seed: int = 0
+    aspect: str = "square"
+
+    def check(self) -> None:
+        """Raise `BadInput` if a value cannot be used."""
+        limits = {"resolution": (32, 2048), "held_out": (0, 1000), "seed": (0, 2**63)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise BadInput(f"{name} is {value!r}; give a whole number from {low} to {high}")
+        if self.aspect not in ASPECTS:
+            raise BadInput(f"aspect is {self.aspect!r}; choose {' or '.join(ASPECTS)}")
+        if self.resolution % 8:
+            raise BadInput(
+                f"resolution is {self.resolution}; give a multiple of 8, such as"
+                f" {max(32, self.resolution // 8 * 8)}"
+            )
+
+
+def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> list[Entry]:
+    """What to do with each photo of `scan`: plain dicts to edit and hand to `prepare(edits=...)`.
+
+    - file: the photo's name; width, height: of the upright photo, in pixels
+    - use: "train", "test" (held out) or "out"
+    - crop: [left, top, right, bottom] in those pixels
+    - caption; findings: what was found about the photo
+
+    Held out are the photos that the subject names; without those, `held_out` photos drawn by
+    `seed`, but three different ones are always left to train on, so 2 from five on, 1 of four, none
+    of three. Raises `BadInput` when the subject names files that are not there or cannot be used.
+    """
+    _check_named(photos, subject)
+    chosen = _held_out_groups(photos, subject, held_out, seed)
+    captions = {_same(name): text for name, text in subject.captions.items()}
+    return [
+        {
+            "file": photo.path.name,
+            "use": _use(photo, chosen),
+            "crop": list(photo.crop),
+            "width": photo.width,
+            "height": photo.height,
+            "caption": captions.get(_same(photo.path.name), prompts(subject)),
+            "findings": [photo.error] if photo.error else list(photo.findings),
+        }
+        for photo in photos
+    ]
+
+
+def _check_named(photos: Photos, subject: Subject) -> None:
+    """Raise `BadInput` if the subject names a photo that is not there or holds out a broken one."""
+    by_name = {_same(photo.path.name): photo for photo in photos}
     for where, names in (("held_out", subject.held_out), ("captions", subject.captions)):
         for name in names:
-            if _same(name) not in by_name:
+            photo = by_name.get(_same(name))
+            if photo is None:
                 raise BadInput(
                     f"subject.json names {name!r} in {where}, but the folder has no such photo;"
                     " correct the name or take it out"
                 )
-            if where == "held_out" and by_name[_same(name)].error:
-                raise BadInput(f"held-out photo {name}: {by_name[_same(name)].error}")
-    if subject.held_out and held_out:
-        chosen = {by_name[_same(name)].group for name in subject.held_out}
-    else:
-        # By content, so that neither renaming a photo nor another version of Python changes the
-        # choice; lone pictures before twins.
-        def order(group):
-            return (
-                len(groups[group]),
-                hashlib.sha256(f"{seed} {groups[group][0].sha256}".encode()).hexdigest(),
-            )
+            if where == "held_out" and photo.error:
+                raise BadInput(f"held-out photo {name}: {photo.error}")
 
-        chosen = set(sorted(groups, key=order)[: max(0, min(held_out, len(groups) - 3))])
-    captions = {_same(name): text for name, text in subject.captions.items()}
-    entries = []
-    for p in photos:
-        use = "out" if p.error or p.copy_of else "test" if p.group in chosen else "train"
-        entries.append(
-            {
-                "file": p.path.name,
-                "use": use,
-                "crop": list(p.crop),
-                "width": p.width,
-                "height": p.height,
-                "caption": captions.get(_same(p.path.name), prompts(subject)),
-                "findings": [p.error] if p.error else list(p.findings),
-            }
-        )
-    return entries
+
+def _held_out_groups(photos: Photos, subject: Subject, held_out: int, seed: int) -> set[int]:
+    """The groups of photos (of the same picture) to hold out."""
+    if subject.held_out and held_out:
+        named = {_same(name) for name in subject.held_out}
+        return {photo.group for photo in photos if _same(photo.path.name) in named}
+    groups: dict[int, list[Photo]] = {}
+    for photo in photos:
+        if not photo.error and not photo.copy_of:
+            groups.setdefault(photo.group, []).append(photo)
+
+    # By content, so that neither renaming a photo nor another version of Python changes the choice;
+    # lone pictures before twins.
+    def order(group: int) -> tuple[int, str]:
+        first = f"{seed} {groups[group][0].sha256}"
+        return len(groups[group]), hashlib.sha256(first.encode()).hexdigest()
+
+    return set(sorted(groups, key=order)[: max(0, min(held_out, len(groups) - 3))])
+
+
+def _use(photo: Photo, held_out: set[int]) -> str:
+    if photo.error or photo.copy_of:
+        return "out"
+    return "test" if photo.group in held_out else "train"
 
 
 def prepare(
-    folder,
-    output,
-    class_noun=None,
-    identifier=None,
-    resolution=64,
-    kind=None,
-    edits=None,
-    held_out=2,
-    seed=0,
-    aspect="square",
-):
-    """Check, crop and caption the photos in `folder` and write the data set to `output`. Returns
-    its `Dataset`.
+    folder: str | Path,
+    output: str | Path,
+    class_noun: str | None = None,
+    identifier: str | None = None,
+    kind: str | None = None,
+    edits: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Dataset:
+    """Check, crop and caption the photos in `folder` and write the data set to `output`.
 
-    `class_noun`, `identifier` and `kind` (one of `KINDS`) come from the folder's `subject.json`
-    where they are not given; `edits` is a changed `plan`, or only its changed entries (`file` and
-    what differs). `resolution`: side of the pictures in pixels. `aspect`: "square", or "photo" to
-    keep each crop's aspect, nearly, at as many pixels (`lib/config/picture_sizes.py`). The photos
-    are only read. `output` is written whole or not at all and replaces nothing but an earlier data
-    set of this function; the same inputs give the same bytes. Raises `BadInput` before anything is
-    written: bad words or settings first, then bad photos.
+    - class_noun, identifier, kind (one of `KINDS`): from the folder's `subject.json` where they are
+      not given
+    - edits: a changed `plan`, or only its changed entries (`file` and what differs)
+    - options: those of `PreparationOptions`
+
+    The photos are only read. `output` is written whole or not at all and replaces nothing but an
+    earlier data set of this function; the same inputs give the same bytes. Raises `BadInput` before
+    anything is written: bad words or settings first, then bad photos.
     """
     subject = read_subject(folder, kind, class_noun, identifier)
-    for name, value, low, high in (
-        ("resolution", resolution, 32, 2048),
-        ("held_out", held_out, 0, 1000),
-        ("seed", seed, 0, 2**63),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise BadInput(f"{name} is {value!r}; give a whole number from {low} to {high}")
-    if aspect not in ASPECTS:
-        raise BadInput(f"aspect is {aspect!r}; choose {' or '.join(ASPECTS)}")
-    if resolution % 8:
-        raise BadInput(
-            f"resolution is {resolution}; give a multiple of 8, such as"
-            f" {max(32, resolution // 8 * 8)}"
-        )
+    how = PreparationOptions(**options)
+    how.check()
     folder, output = Path(folder).expanduser().resolve(), Path(output).expanduser().resolve()
     check_output(folder, output)
-    photos = scan(folder, resolution, subject.kind, aspect)
-    entries = _edited(plan(photos, subject, held_out, seed), edits or [], aspect)
+    photos = scan(folder, how.resolution, subject.kind, how.aspect)
+    entries = plan(photos, subject, how.held_out, how.seed)
+    _apply(edits or (), entries, how.aspect)
     _check_plan(folder, photos, entries)
-    notes = _notes(photos, entries, resolution)
     record = {
         "format": FORMAT,
         "version": VERSION,
         "subject": as_dict(subject),
-        "resolution": resolution,
-        "notes": notes,
-        "photos": [],
+        "resolution": how.resolution,
+        "notes": _notes(photos, entries, how.resolution),
+        "photos": [
+            {key: entry[key] for key in ("file", "use", "crop", "caption")}
+            | {"sha256": photo.sha256}
+            for photo, entry in zip(photos, entries)
+        ],
+        "files": {},
     }
-    digests, written = {p.path.name: p.sha256 for p in photos}, {"train": [], "test": []}
-    for e in entries:
-        record["photos"].append(
-            {key: e[key] for key in ("file", "use", "crop", "caption")}
-            | {"sha256": digests[e["file"]]}
-        )
-        if e["use"] != "out":
-            crop, size, shown = e["crop"], (resolution, resolution), {}
-            if aspect == "photo":
-                crop = trimmed(crop, resolution)
-                size = bucket((crop[2] - crop[0], crop[3] - crop[1]), resolution)
-                shown = {"shown": _shown(e, crop, size)}
-            written[e["use"]].append(
-                (
-                    lambda e=e, crop=crop, size=size: crop_photo(folder / e["file"], crop, size),
-                    e["caption"],
-                    shown,
-                )
-            )
     with written_whole(output) as temporary:
-        record["files"] = {}
-        for split, pictures in written.items():
-            if pictures:
+        for split in ("train", "test"):
+            chosen = [entry for entry in entries if entry["use"] == split]
+            if chosen:
+                pictures = [_new_picture(folder, entry, how) for entry in chosen]
                 record["files"] |= write_split(temporary, split, pictures)
         write_record(temporary, record)
     return load_dataset(output)
 
 
-def _same(name):
-    """File names as keys: macOS writes an accented letter as two characters, a JSON file mostly as
-    one.
+def _new_picture(folder: Path, entry: Entry, how: PreparationOptions) -> NewPicture:
+    """The picture that a photo's crop becomes, made when it is written."""
+    crop, side = entry["crop"], how.resolution
+    size, metadata = (side, side), {}
+    if how.aspect == "photo":
+        crop = trimmed(crop, side)
+        width, height = bucket((crop[2] - crop[0], crop[3] - crop[1]), side)
+        size = width, height
+        metadata = {"shown": _shown(entry, crop, size)}
+    return NewPicture(
+        lambda: crop_photo(folder / entry["file"], crop, size), entry["caption"], metadata
+    )
+
+
+def read_words(
+    subject: str | Path, base: "Base", class_noun: str = "", identifier: str = "", kind: str = ""
+) -> Subject:
+    """The `Subject` in the photo folder `subject`, its words checked against a base's tokenizer.
+
+    The words given here come first, then those of its subject.json, then a proposed identifier.
+    """
+    own = Path(subject).expanduser() / "subject.json"
+    named = own.is_file() and read_json(own).get("identifier")
+    proposed = None if named else propose_identifier(base)
+    found = read_subject(subject, kind or None, class_noun or None, identifier or proposed)
+    base.check_words(found.class_noun, found.identifier)
+    return found
+
+
+def propose_identifier(base: "Base", candidates: Sequence[str] = IDENTIFIERS) -> str:
+    """The candidate that a base's tokenizer keeps in fewest tokens: a rare word, short to learn."""
+    return min(candidates, key=lambda word: len(base.tokens(word)))
+
+
+def open_or_prepare(
+    folder: str | Path,
+    base: "Base",
+    subject: str | Path,
+    class_noun: str = "",
+    identifier: str = "",
+    kind: str = "",
+    seed: int = 0,
+    count: int = CLASS_IMAGES,
+    **sampling: Any,
+) -> Dataset:
+    """The data set in `folder`, as notebook 01 left it, or else one made as notebook 01 does.
+
+    That is made from the photos in `subject`. `count` and `sampling` (steps, guidance) are for its
+    class images. Raises `BadInput` if its pictures are not of the size that `base` draws, and as
+    `prepare` does.
+    """
+    if (Path(folder) / "dataset.json").is_file():
+        dataset = load_dataset(folder)
+    else:
+        say(f"no data set in {folder} yet: preparing {subject} as notebook 01 does")
+        words = read_words(subject, base, class_noun, identifier, kind)
+        dataset = prepare(
+            subject,
+            folder,
+            words.class_noun,
+            words.identifier,
+            words.kind,
+            resolution=base.resolution,
+            seed=seed,
+        )
+        dataset = draw_class_images(base, dataset, count, seed, **sampling)
+    if dataset.resolution != base.resolution:
+        raise BadInput(
+            f"Data set {folder} has pictures of {dataset.resolution} pixels and base '{base.name}'"
+            f" draws {base.resolution}: prepare it again with notebook 01 and this base, or choose"
+            " another output folder."
+        )
+    return dataset
+
+
+def _same(name: str) -> str:
+    """A file name as a key.
+
+    macOS writes an accented letter as two characters, a JSON file mostly as one.
     """
     return unicodedata.normalize("NFC", name)
 
 
-def _shown(entry, crop, size):
+def _shown(entry: Entry, crop: Sequence[int], size: tuple[int, int]) -> list[int]:
     """What `Item.shown` says of a crop that becomes a picture of `size`."""
     scale = size[0] / (crop[2] - crop[0])
     return [entry["height"], entry["width"], round(crop[1] * scale), round(crop[0] * scale)]
 
 
-def _edited(entries, edits, aspect):
-    """`entries` with the user's changes. Raises `BadInput` for what cannot be done."""
-    by_name = {e["file"]: e for e in entries}
+def _apply(edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str) -> None:
+    """Change the entries of a plan as a user wants. Raises `BadInput` for what cannot be done."""
+    by_name = {entry["file"]: entry for entry in entries}
     for edit in edits:
         name = edit.get("file") if isinstance(edit, dict) else None
         if name not in by_name:
@@ -194,14 +308,14 @@ def _edited(entries, edits, aspect):
             if not entry["width"]:
                 raise BadInput(f"{shown}: {entry['findings'][0]}")
             entry["caption"] = check_caption(shown, edit.get("caption", entry["caption"]))
-            entry["crop"] = _check_crop(
-                shown, edit.get("crop", entry["crop"]), entry["width"], entry["height"], aspect
-            )
+            photo_size = entry["width"], entry["height"]
+            entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), photo_size, aspect)
         entry["use"] = use
-    return entries
 
 
-def _check_crop(name, crop, width, height, aspect):
+def _check_crop(name: str, crop: Any, photo_size: tuple[int, int], aspect: str) -> list[int]:
+    """The crop in whole pixels. Raises `BadInput` if it is none within the photo, or too small."""
+    width, height = photo_size
     try:
         left, top, right, bottom = (round(v) for v in crop)
     except (TypeError, ValueError) as error:
@@ -223,34 +337,35 @@ def _check_crop(name, crop, width, height, aspect):
     return [left, top, right, bottom]
 
 
-def _check_plan(folder, photos, entries):
-    """Raise `BadInput` when too little is left to train on, or the same picture stands on both
-    sides of the split.
+def _check_plan(folder: Path, photos: Photos, entries: list[Entry]) -> None:
+    """Raise `BadInput` when too little is left to train on, or a picture is on both sides.
+
+    That is of the split: two photos that show the same picture must not be.
     """
-    broken = [f"{p.name} {p.error}" for p in photos if p.error]
-    train = {p.group for p, e in zip(photos, entries) if e["use"] == "train"}
+    train = {photo.group for photo, entry in zip(photos, entries) if entry["use"] == "train"}
     if len(train) < 2:
-        why = (
-            f" ({broken[0]}{f'; and {len(broken) - 1} more' if len(broken) > 1 else ''})"
-            if broken
-            else ""
-        )
+        broken = [f"{photo.name} {photo.error}" for photo in photos if photo.error]
+        more = f"; and {len(broken) - 1} more" if len(broken) > 1 else ""
+        why = f" ({broken[0]}{more})" if broken else ""
         few = "no photo" if not train else "only one photo"
         raise BadInput(
             f"photo folder {folder} leaves {few} to train on{why}; a subject takes at least 2"
             " different photos, better 4 to 8"
         )
-    side = {}
-    for p, e in zip(photos, entries):
-        other = side.setdefault(p.group, (e["use"], p)) if e["use"] != "out" else (e["use"], p)
-        if other[0] != e["use"]:
+    side: dict[int, tuple[str, Photo]] = {}
+    for photo, entry in zip(photos, entries):
+        if entry["use"] == "out":
+            continue
+        use, other = side.setdefault(photo.group, (entry["use"], photo))
+        if use != entry["use"]:
             raise BadInput(
-                f"{other[1].name} is {USES[other[0]]} and {p.name} is {USES[e['use']]}, but both"
+                f"{other.name} is {USES[use]} and {photo.name} is {USES[entry['use']]}, but both"
                 " show the same picture; put both on one side of the split, or leave one out"
             )
 
 
-def _notes(photos, entries, resolution):
+def _notes(photos: Photos, entries: list[Entry], resolution: int) -> list[str]:
+    """What is said about a data set's photos, a sentence each."""
     notes = [f"{p.name}: {said}" for p, e in zip(photos, entries) for said in e["findings"]]
     for p, e in zip(photos, entries):
         wide, high = e["crop"][2] - e["crop"][0], e["crop"][3] - e["crop"][1]
@@ -268,75 +383,3 @@ def _notes(photos, entries, resolution):
             " it; give 4 photos or more"
         )
     return [*notes, *photos.findings]
-
-
-def read_words(subject, base, class_noun="", identifier="", kind=""):
-    """The `Subject` in the photo folder `subject`, with the words given here first, then its
-    subject.json, then a proposed identifier.
-    """
-    from lib.dataset.captions import read_subject
-    from lib.files.json_file import read_json
-
-    own = Path(subject).expanduser() / "subject.json"
-    named = own.is_file() and read_json(own).get("identifier")
-    found = read_subject(
-        subject,
-        kind or None,
-        class_noun or None,
-        identifier or (None if named else propose_identifier(base)),
-    )
-    base.check_words(found.class_noun, found.identifier)
-    return found
-
-
-def propose_identifier(base, candidates=("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")):
-    """The first of `candidates` that the tokenizer of `base` keeps in fewest pieces: a rare word,
-    short to learn.
-    """
-    return min(candidates, key=lambda word: len(base.tokens(word)))
-
-
-def open_or_prepare(
-    folder,
-    base,
-    subject,
-    class_noun="",
-    identifier="",
-    kind="",
-    seed=0,
-    count=CLASS_IMAGES,
-    **sampling,
-):
-    """The data set in `folder`, as notebook 01 left it; where there is none, one made from the
-    photos in `subject` just as 01 does.
-
-    `count` and `sampling` (steps, guidance) are for its class images. Raises `BadInput` if its
-    pictures are not of the size that `base` draws, and as `prepare` does.
-    """
-    from lib.dataset.imagefolder import load_dataset
-
-    if (Path(folder) / "dataset.json").is_file():
-        dataset = load_dataset(folder)
-    else:
-        print(
-            f"[stage] no data set in {folder} yet: preparing {subject} as notebook 01 does",
-            flush=True,
-        )
-        words = read_words(subject, base, class_noun, identifier, kind)
-        dataset = prepare(
-            subject,
-            folder,
-            words.class_noun,
-            words.identifier,
-            base.resolution,
-            words.kind,
-            seed=seed,
-        )
-        dataset = draw_class_images(base, dataset, count, seed, **sampling)
-    if dataset.resolution != base.resolution:
-        raise BadInput(
-            f"Data set {folder} has pictures of {dataset.resolution} pixels and base '{base.name}'"
-            f" draws {base.resolution}: prepare it again with notebook 01 and this base, or choose"
-            " another output folder."
-        )
-    return dataset

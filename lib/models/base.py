@@ -1,34 +1,41 @@
-"""Base models: the pocket base that ships with the course, or Stable Diffusion 1.x, 2.x and XL,
-from a folder, a file or the hub.
+"""Base models: the pocket base that ships with the course, or Stable Diffusion 1.x, 2.x and XL.
 
-base = load_base("pocket")
-base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image per (prompt, seed) pair
+From a folder, a file or the hub:
+
+    base = load_base("pocket")
+    base.generate(["a red robot in the snow"], seeds=[0])     # one PIL image a (prompt, seed) pair
 
 To add a family, write one subclass of `Family` in lib/models/families.py and name it in FAMILIES
-there; it says
-- which diffusers pipeline loads it, and how its files are told from others' (`is_pipeline`: class
-  name and U-Net configuration;
-  `is_file`: keys and shapes of a single file);
-- its text encoders (`towers`), and what the U-Net is told of their words (`encode`: tensors by the
-  names of the U-Net's arguments);
-and give it presets in lib/config/presets.py. It must have a `unet` called as diffusers calls
-UNet2DConditionModel, an AutoencoderKL as `vae`, and a scheduler that DDIM can stand in for.
-tests/tiny.py makes a tiny one of each family, and tests/models/test_families.py takes it through loading,
+there. It says
+
+- which diffusers pipeline loads it, and how its files are told from others': `is_pipeline` (class
+  name and the denoiser's configuration) and `is_file` (keys and shapes of a single file);
+- which part of the pipeline predicts (`denoiser`), how that is called (`predict`), and which noise
+  schedules it trains and draws with (`training_scheduler`, `sampling_scheduler`); what the loss
+  compares with, noise or velocity, is the schedule's `prediction_type` (lib/step/loss.py);
+- its `text_encoders`, and what the denoiser is given of their words (`encode`: tensors by the names
+  of the denoiser's arguments);
+- what other tools know it by: `label`, `text_width`, `modelspec` and `kohya_version`.
+
+Give it presets in lib/config/presets.py. It must have an AutoencoderKL as `vae`. tests/tiny.py
+makes a tiny one of each family, and tests/models/test_families.py takes it through loading,
 training by both methods, saving and drawing: add yours there. Loop, notebooks and measures need no
 line.
 
-Files for other tools know no pipeline but names and shapes, so shipping is told apart from that:
-- `lib.models.base_weights.FAMILIES`: its name in refusals and in the headers of exports, by the
-  width of the text that its U-Net attends to;
+Files for other tools know no pipeline, only names and shapes:
+
 - `lib.models.layer_names.to_original` and `lib.models.layer_names.from_original`: the names of its
-  U-Net's layers in the original layout, if they are not there yet;
-  `lib.models.layer_names.PARTS` and `lib.models.layer_names.PREFIXES`: its text encoders, and what Kohya's tools call them;
+  denoiser's layers in the original layout, if they are not there yet;
+- `lib.models.base_files.TRAINABLE_PARTS` and `lib.models.layer_names.PREFIXES`: its denoiser and
+  text encoders, and what Kohya's tools call them;
 - `lib.models.single_file.layout`: where its text encoders stand in a single file;
   `lib.models.single_file.CLIP` and `lib.models.single_file.OPEN`: the same, read back.
-tests/scheme.py makes a tiny one for tests/convert/test_interchange.py and tests/convert/test_whole_models.py, which take it
-through every form.
+
+tests/scheme.py makes a tiny one for tests/convert/test_interchange.py and
+tests/convert/test_whole_models.py, which take it through every form.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +43,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lib.config.picture_sizes import bucket
 from lib.files.errors import BadInput
@@ -47,25 +55,26 @@ from lib.models.single_file import read_single_file
 
 LARGEST_BATCH = 8  # pictures sampled at once
 
-
-# What passes at once in pixels: the VAE's activations, a KiB a pixel in bf16, must stay below what
-# a step takes; the U-Net's are few.
+# Pixels that pass at once: the VAE's activations, a KiB a pixel in bf16, must stay below what a
+# training step takes; the denoiser's are few.
 VAE_PIXELS, DENOISER_PIXELS = 2 * 512**2, 8 * 512**2
 
 
-def pictures_per_pass(pixels, most=None):
-    """How many pictures of so many `pixels` pass at once: as many as have `most` (the VAE's), at
-    least one and at most eight.
+def pictures_per_pass(pixels: int, most: int | None = None) -> int:
+    """How many pictures of so many `pixels` pass at once: at least one and at most eight.
+
+    As many as have `most` pixels together (by default the VAE's).
     """
     return max(1, min(LARGEST_BATCH, (most or VAE_PIXELS) // pixels))
 
 
 @dataclass
 class Base:
-    """A base model: its diffusers pipeline `pipe`, the `name` it was asked for by, its `device`,
-    and whether bf16 is fast there; its `family` says what differs between kinds of base models.
+    """A base model, ready to encode, to predict and to draw.
 
-    `side`: pixels of the pictures it draws and encodes, if not its own `resolution`.
+    - pipe: its diffusers pipeline; family: what differs between kinds of base models
+    - name: what it was asked for by; device; bf16: whether that is fast there
+    - side: pixels of the pictures it draws and encodes, if not its own `resolution`
     """
 
     pipe: Any
@@ -86,8 +95,9 @@ class Base:
 
     @property
     def denoiser(self) -> Any:
-        """The module that predicts, on the device: it goes there when it is first needed, so that
-        pictures are encoded before without it.
+        """The module that predicts, on the device.
+
+        It goes there when it is first needed, so that pictures are encoded before without it.
         """
         module = self.stored_denoiser
         first = next(module.parameters(), None)
@@ -98,44 +108,46 @@ class Base:
         return module
 
     @cached_property
-    def fingerprint(self):
-        """What its weights are known by (`BaseWeights.fingerprint`), read from its files: with that a
-        run says later what it was trained on.
+    def fingerprint(self) -> str:
+        """What its weights are known by (`BaseWeights.fingerprint`), read from its files.
+
+        With that a run says later what it was trained on.
         """
-        from lib.models.base_weights import open_base_weights
+        from lib.models.base_weights import open_base_weights  # late: few runs need it
 
         return open_base_weights(self.name).fingerprint()
 
     @property
-    def text_encoders(self):
+    def text_encoders(self) -> dict[str, Any]:
         """Its text encoders by their names in the pipeline."""
         return {name: getattr(self.pipe, name) for name in self.family.text_encoders}
 
     @property
-    def resolution(self):
+    def resolution(self) -> int:
         """Side of its pictures in pixels."""
         return self.side or self.stored_denoiser.config.sample_size * self.pipe.vae_scale_factor
 
-    def tokens(self, word):
-        """How the tokenizer splits `word`, as a list of strings without end marks."""
-        return [piece.replace("</w>", "") for piece in self.pipe.tokenizer.tokenize(word)]
+    def tokens(self, word: str) -> list[str]:
+        """How the tokenizer splits `word`, without end marks."""
+        return [token.replace("</w>", "") for token in self.pipe.tokenizer.tokenize(word)]
 
-    def check_words(self, class_noun, identifier):
-        """Raise BadInput if the tokenizer cannot hold the class noun or the identifier, or one
-        hides in the other.
+    def check_words(self, class_noun: str, identifier: str) -> None:
+        """Raise BadInput if the tokenizer cannot hold the class noun or the identifier.
+
+        Or if both are the same word.
         """
-        room = self.pipe.tokenizer.model_max_length - 2
+        longest = self.pipe.tokenizer.model_max_length - 2
         for what, word in (("class noun", class_noun), ("identifier", identifier)):
-            pieces = self.tokens(word)
-            if not pieces or self.pipe.tokenizer.unk_token in pieces:
+            tokens = self.tokens(word)
+            if not tokens or self.pipe.tokenizer.unk_token in tokens:
                 raise BadInput(
                     f"The {what} {word!r} has no letters that the tokenizer of '{self.name}' knows:"
                     " choose a plain word."
                 )
-            if len(pieces) > room // 3:
+            if len(tokens) > longest // 3:
                 raise BadInput(
-                    f"The {what} {word!r} falls into {len(pieces)} pieces, a prompt of"
-                    f" '{self.name}' holds {room}: choose a shorter one."
+                    f"The {what} {word!r} falls into {len(tokens)} pieces, a prompt of"
+                    f" '{self.name}' holds {longest}: choose a shorter one."
                 )
         if class_noun.lower() == identifier.lower():
             raise BadInput(
@@ -143,193 +155,197 @@ class Base:
                 " 'zwx' as identifier."
             )
 
-    def conditions(self, prompts, sizes=None, encoded=True):
-        """What the U-Net is told beside picture and timestep, by its argument's name: tensors (or
-        dicts of them) with a row a prompt.
+    def conditions(
+        self,
+        prompts: list[str],
+        sizes: Sequence[Sequence[int]] | None = None,
+        encoded: bool = True,
+    ) -> dict[str, Any]:
+        """What the denoiser is given beside picture and timestep: tensors with a row a prompt.
 
-        `sizes`: six numbers a prompt for families that are told, as `Family.encode` has them; else
-        those of a whole square picture. With encoded=False the prompts stay token ids, which
+        By the names of its arguments (dicts of tensors where an argument is one). `sizes`: six
+        numbers a prompt, as `Family.encode` has them, for families that read them; else those of a
+        square picture that was not cropped. With encoded=False the prompts stay token ids, which
         `predict` encodes each time: for text encoders that train.
         """
         self.reload()
-        ids = []
-        for name in self.family.text_encoders:
-            tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
-            ids.append(
-                tokenizer(
-                    prompts, padding="max_length", truncation=True, return_tensors="pt"
-                ).input_ids.to(self.device)
-            )
-        whole = [self.resolution * part for part in (1, 1, 0, 0, 1, 1)]
-        told = {
-            "ids": ids,
+        side = self.resolution
+        square = [side, side, 0, 0, side, side]
+        words = {
+            "ids": [self._token_ids(name, prompts) for name in self.family.text_encoders],
             "sizes": torch.tensor(
-                sizes or [whole] * len(prompts), dtype=torch.float32, device=self.device
+                sizes or [square] * len(prompts), dtype=torch.float32, device=self.device
             ),
         }
         if not encoded:
-            return told
+            return words
         with torch.no_grad():
-            return self.family.encode(list(self.text_encoders.values()), **told)
+            return self.family.encode(list(self.text_encoders.values()), **words)
 
-    def predict(self, noisy, timesteps, conditions):
-        """What the U-Net predicts, noise or velocity, [B, C, h, w], for `noisy` [B, C, h, w],
-        `timesteps` [B], conditions with B rows.
+    def _token_ids(self, text_encoder: str, prompts: list[str]) -> Tensor:
+        tokenizer = getattr(self.pipe, text_encoder.replace("text_encoder", "tokenizer"))
+        padded = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+        return padded.input_ids.to(self.device)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Any]) -> Tensor:
+        """What the denoiser predicts, noise or velocity, [B, C, h, w].
+
+        For `noisy` [B, C, h, w], `timesteps` [B], and conditions with B rows.
         """
         if "ids" in conditions:
             conditions = self.family.encode(list(self.text_encoders.values()), **conditions)
-        return self.denoiser(noisy, timesteps, **conditions).sample
+        return self.family.predict(self.denoiser, noisy, timesteps, conditions)
 
-    def encode_images(self, images):
-        """Mean and deviation of the latents of PIL images of one aspect, at the base's resolution,
-        both [N, C, h, w], already scaled.
+    def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents of pictures, both [N, C, h, w], already scaled.
+
+        The pictures are of one aspect and brought to the base's resolution.
         """
         self.reload()
-        size, vae = bucket(images[0].size, self.resolution), self.pipe.vae
+        width, height = bucket(images[0].size, self.resolution)
+        size, vae = (width, height), self.pipe.vae
         images = [i if i.size == size else i.resize(size, Image.Resampling.LANCZOS) for i in images]
-        some, latents = pictures_per_pass(size[0] * size[1]), []
+        count, latents = pictures_per_pass(width * height), []
         with torch.no_grad():
-            for start in range(0, len(images), some):
-                pixels = self.pipe.image_processor.preprocess(images[start : start + some]).to(
-                    self.device, vae.dtype
-                )
-                latents.append(vae.encode(pixels).latent_dist)
+            for start in range(0, len(images), count):
+                pixels = self.pipe.image_processor.preprocess(images[start : start + count])
+                latents.append(vae.encode(pixels.to(self.device, vae.dtype)).latent_dist)
         scale = vae.config.scaling_factor
-        return (
-            torch.cat([d.mean for d in latents]).float() * scale,
-            torch.cat([d.std for d in latents]).float() * scale,
-        )
+        mean = torch.cat([latent.mean for latent in latents]).float() * scale
+        return mean, torch.cat([latent.std for latent in latents]).float() * scale
 
     def generate(
-        self, prompts, seeds, steps=25, guidance=4.0, adapter_weight=None, progress=None, size=None
-    ):
-        """One picture per (prompt, seed) pair, as PIL images. A pair gives the same picture
-        whatever stands beside it in the batch.
+        self,
+        prompts: Sequence[str],
+        seeds: Iterable[int],
+        steps: int = 25,
+        guidance: float = 4.0,
+        adapter_weight: float | None = None,
+        progress: Callable[[int, int], Any] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> list[Image.Image]:
+        """One picture per (prompt, seed) pair, the same whatever stands beside it in the batch.
 
         `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is
         called after each batch. `size` is (width, height) in pixels, if not the base's square.
         """
+        seeds = [int(seed) for seed in seeds]
         if len(prompts) != len(seeds):
             raise ValueError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt"
             )
         self.reload()
-        _ = self.denoiser  # the pipeline finds it on the device
+        _ = self.denoiser  # brings it to the device, where the pipeline looks for it
         images, (width, height) = [], size or (self.resolution, self.resolution)
-        some, decoded = (
-            pictures_per_pass(width * height, DENOISER_PIXELS),
-            pictures_per_pass(width * height),
-        )
-        extra = (
-            {}
-            if adapter_weight is None
-            else {"cross_attention_kwargs": {"scale": float(adapter_weight)}}
-        )
+        count = pictures_per_pass(width * height, DENOISER_PIXELS)
+        options: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": height,
+            "width": width,
+        }
+        if adapter_weight is not None:
+            options["cross_attention_kwargs"] = {"scale": float(adapter_weight)}
         self.pipe.set_progress_bar_config(disable=True)
-        for start in range(0, len(prompts), some):
-            noise = [
-                torch.Generator("cpu").manual_seed(int(s)) for s in seeds[start : start + some]
-            ]
-            ours = (
-                self.family.vae_in_fp32 or len(noise) > decoded
-            )  # the pipeline would decode all at once, in the U-Net's precision
-            with torch.inference_mode(), self.autocast():
-                drawn = self.pipe(
-                    list(prompts[start : start + some]),
-                    generator=noise,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    height=height,
-                    width=width,
-                    output_type="latent" if ours else "pil",
-                    **extra,
-                ).images
-            images += (
-                [image for part in drawn.split(decoded) for image in self._decode(part)]
-                if ours
-                else drawn
-            )
+        for start in range(0, len(prompts), count):
+            batch = slice(start, start + count)
+            images += self._draw(list(prompts[batch]), seeds[batch], options)
             if progress:
                 progress(len(images), len(prompts))
         return images
 
-    def _decode(self, latents):
-        """PIL images of scaled latents [N, C, h, w]; in the VAE's own precision where its family
-        asks for that.
+    def _draw(
+        self, prompts: list[str], seeds: list[int], options: dict[str, Any]
+    ) -> list[Image.Image]:
+        """One batch of pictures, by the pipeline with these options."""
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        decoded = pictures_per_pass(options["width"] * options["height"])
+        # The pipeline would decode all at once, in the denoiser's precision.
+        apart = self.family.vae_in_fp32 or len(seeds) > decoded
+        with torch.inference_mode(), self.autocast():
+            drawn = self.pipe(
+                prompts, generator=generators, output_type="latent" if apart else "pil", **options
+            ).images
+        if not apart:
+            return drawn
+        return [image for latents in drawn.split(decoded) for image in self._decode(latents)]
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents [N, C, h, w].
+
+        In the VAE's own precision where its family asks for that.
         """
+        vae = self.pipe.vae
         with torch.inference_mode(), self.autocast(False if self.family.vae_in_fp32 else None):
-            pixels = self.pipe.vae.decode(
-                latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
-            ).sample
+            pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return self.pipe.image_processor.postprocess(pixels)
 
-    def offload(self, keep=("unet",)):
-        """Free the memory of VAE and text encoders but those named in `keep`: training does without
-        what is cached.
+    def offload(self, keep: Iterable[str] = ()) -> None:
+        """Free the memory of VAE and text encoders, but of those named in `keep`.
+
+        Training does without what is cached.
         """
         for name in {"vae", *self.family.text_encoders} - set(keep):
             if not self._is_offloaded(name):
                 getattr(self.pipe, name).to("meta")
 
-    def _is_offloaded(self, name):
+    def _is_offloaded(self, name: str) -> bool:
         part = getattr(self.pipe, name)
-        return (
-            part is None or next(part.parameters()).is_meta
-        )  # None: memory ran out while it was loaded
+        # None where memory ran out while it was loaded.
+        return part is None or next(part.parameters()).is_meta
 
-    def reload(self):
-        """Load again from disk what `offload` freed, if it did; whatever encodes or draws calls this
-        first.
+    def reload(self) -> None:
+        """Load again from disk what `offload` freed, if it did.
+
+        Whatever encodes or draws calls this first.
         """
-        offloaded = [
-            name for name in ("vae", *self.family.text_encoders) if self._is_offloaded(name)
-        ]
+        parts = ("vae", *self.family.text_encoders)
+        offloaded = [name for name in parts if self._is_offloaded(name)]
         if offloaded:
             self.read_again(offloaded)
 
-    def read_again(self, names, dtype=None):
-        """Load parts of the pipeline, untouched ones, again from disk; in `dtype`, if not in the
-        device's own.
+    def read_again(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
+        """Load parts of the pipeline, untouched ones, again from disk.
+
+        In `dtype`, if not in the device's own.
         """
         size = self.stored_denoiser.config.sample_size
         for name in names:
             setattr(self.pipe, name, None)  # so that no two are in memory
         reclaim(self.device)
-        with torch.inference_mode(
-            False
-        ):  # weights made in that mode could never be part of a graph
+        # Weights made in inference mode could never be part of a graph.
+        with torch.inference_mode(False):
             fresh = read_pipeline(locate(self.name), self.family, self.device, names, dtype)
         for name in names:
             setattr(self.pipe, name, getattr(fresh, name))
-        self.stored_denoiser.register_to_config(
-            sample_size=size
-        )  # a single file's may differ from its configuration's
+        # A single file's may differ from its configuration's.
+        self.stored_denoiser.register_to_config(sample_size=size)
 
-    def cast_for_sampling(self):
-        """Cast the U-Net's layers to bf16 once where autocast would at every step: the same
-        pictures, sooner. Not for a model to train.
+    def cast_for_sampling(self) -> "Base":
+        """Cast the denoiser's layers to bf16 once where autocast would at every step.
+
+        The same pictures, sooner. Not for a model to train.
         """
         for layer in self.denoiser.modules() if self.bf16 else ():
             if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
                 layer.to(torch.bfloat16)
         return self
 
-    def autocast(self, enabled=None):
-        """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere; weights keep their own
-        precision.
+    def autocast(self, enabled: bool | None = None) -> torch.autocast:
+        """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere.
+
+        Weights keep their own precision.
         """
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.bf16 if enabled is None else enabled
-        )
+        enabled = self.bf16 if enabled is None else enabled
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
-def load_base(name="pocket", device=None):
-    """Load a base model, weights in fp32 (bf16 on CUDA where that is fast), for `device` or the
-    best one there is.
+def load_base(name: str = "pocket", device: str | torch.device | None = None) -> Base:
+    """Load a base model for `device`, or for the best one there is.
 
-    A hub name is looked up in the local cache only, unless WORKBENCH_DOWNLOAD=1 allows the
-    download. Raises BadInput when there is no such model, when it is damaged or of no known family,
-    or when it comes only as pickles.
+    Its weights are in fp32 (bf16 on CUDA where that is fast). A hub name is looked up in the local
+    cache only, unless WORKBENCH_DOWNLOAD=1 allows the download. Raises BadInput when there is no
+    such model, when it is damaged or of no known family, or when it comes only as pickles.
     """
     path = locate(name)
     family = family_of(path)
@@ -339,16 +355,7 @@ def load_base(name="pocket", device=None):
     if device.type == "cpu":
         keep_freed_memory()
     pipe = read_pipeline(path, family, device)
-    from diffusers import DDIMScheduler
-
-    # Latents are not bounded as pixels are: where a model's own scheduler has no such option, DDIM
-    # must not clip by default.
-    bounds = (
-        {}
-        if "clip_sample" in pipe.scheduler.config
-        else {"clip_sample": False, "set_alpha_to_one": False}
-    )
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **bounds)
+    pipe.scheduler = family.sampling_scheduler(pipe.scheduler.config)
     base = Base(pipe, family, name, device, has_fast_bf16(device))
     if path.is_file():
         set_prediction(base, path)
@@ -356,15 +363,15 @@ def load_base(name="pocket", device=None):
 
 
 @contextmanager
-def evaluation_mode(base):
-    """Look at a model between two training steps: all in eval mode, no gradients; random state and
-    every module's mode are put back.
+def evaluation_mode(base: Base) -> Iterator[None]:
+    """Look at a model between two training steps: all in eval mode, and no gradients.
 
-    What rests in memory's favour is loaded again first, which raises where memory does not suffice.
+    Random state and every module's mode are put back. What is offloaded is loaded again first,
+    which raises where memory does not suffice.
     """
     base.reload()
     parts = (base.stored_denoiser, base.pipe.vae, *base.text_encoders.values())
-    modes = [(m, m.training) for part in parts for m in part.modules()]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         try:

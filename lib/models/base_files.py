@@ -1,5 +1,4 @@
-"""Where a base model lies and which files it is made of: the pocket base, a diffusers folder, a
-single file, or a hub name.
+"""Where a base model lies and which files it is made of: a folder, a single file, or a hub name.
 
 Looked at are names, configurations and headers: no weight is loaded, nothing is run, and pickles
 are refused. A model of the hub is looked up in its cache on this machine; only WORKBENCH_DOWNLOAD=1
@@ -7,51 +6,47 @@ allows a download, which says its size and licence first.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
+from lib.files.safetensors_file import PICKLES
+from lib.files.text import say, size_text
 
 POCKET = ROOT / "data" / "pocket"
 
+# The parts of a pipeline, by diffusers' names: those that a run can train, those that hold weights,
+# and all that a base model is loaded from.
+TRAINABLE_PARTS = ("unet", "text_encoder", "text_encoder_2")
+WEIGHT_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PIPELINE_PARTS = (*WEIGHT_PARTS, "tokenizer", "tokenizer_2", "scheduler")
 
-PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline may be made of
 
-
-PARTS = (
-    "unet",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "scheduler",
-)  # what a pipeline is loaded from
+Shapes = dict[str, tuple[int, ...]]  # tensor name -> shape
 
 
-WITH_WEIGHTS = PARTS[:4]
-
-
-def locate(name):
-    """The folder or single file of the base model `name`, checked to be whole. Raises BadInput when
-    there is none that can be loaded.
+def locate(name: str) -> Path:
+    """The folder or single file of the base model `name`, checked to be complete.
 
     `name`: "pocket", a diffusers folder, a .safetensors file in the original layout, or a hub name
-    `owner/model`.
+    `owner/model`. Raises BadInput when there is none that can be loaded.
     """
     path = POCKET if name == "pocket" else Path(name).expanduser()
-    if path.suffix.lower() in PICKLES:
+    ending = path.suffix.lower()
+    if ending in PICKLES:
         raise BadInput(
             f"Base model {name} is a pickle ({path.suffix}), which can run any code when it is"
             " opened: get the same model as a .safetensors file, which most model pages offer."
         )
     if path.is_file():
-        if path.suffix.lower() != ".safetensors":
+        if ending != ".safetensors":
             raise BadInput(
                 f"Base model {name} is no .safetensors file: name one, or a diffusers folder."
             )
-        header(path)
+        header_shapes(path)
         return path
     if path.is_dir():
         return check_folder(path)
@@ -67,9 +62,10 @@ def locate(name):
     )
 
 
-def header(path):
-    """Shapes by key of a safetensors file, {key: tuple}, read from its header alone. Raises
-    BadInput if it is damaged or cut short.
+def header_shapes(path: Path) -> Shapes:
+    """The shape of each tensor of a safetensors file, read from its header alone.
+
+    Raises BadInput if the file is damaged or cut short.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -82,10 +78,8 @@ def header(path):
         ) from None
 
 
-def check_folder(folder):
-    """The folder of a diffusers pipeline, if all of its parts are there, as safetensors, and none
-    brings code of its own.
-    """
+def check_folder(folder: Path) -> Path:
+    """The folder of a diffusers pipeline, if it is complete, as safetensors, without own code."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise BadInput(
@@ -95,65 +89,105 @@ def check_folder(folder):
     named = read_json(index)
     parts = {
         part: named[part]
-        for part in PARTS
+        for part in PIPELINE_PARTS
         if isinstance(named.get(part), list) and named[part] and named[part][0]
     }
-    foreign = [part for part, made in parts.items() if made[0] not in ("diffusers", "transformers")]
+    foreign = [part for part, made in parts.items() if made[0] not in LIBRARIES]
     if foreign or not isinstance(named.get("_class_name"), str):
         what = f"its {foreign[0]}" if foreign else "its pipeline"
         raise BadInput(
             f"Base model {folder} brings code of its own ({what}), which never runs here: use a"
             " model made of diffusers' parts."
         )
-    for part in [part for part in WITH_WEIGHTS if part in parts]:
-        files = weight_files(folder / part)
-        pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
-        if not files and pickles:
-            raise BadInput(
-                f"Base model {folder} has its {part} as a pickle only ({pickles[0]}), which can run"
-                " any code when it is opened: get it as .safetensors, which most model pages"
-                " offer."
-            )
-        if not files or not (folder / part / "config.json").is_file():
-            missing = ".safetensors weights" if not files else "config.json"
-            raise BadInput(
-                f"Base model {folder} is incomplete ({part}/ holds no {missing}): download or copy"
-                " it again."
-            )
-        for file in files:
-            header(file)
+    for part in WEIGHT_PARTS:
+        if part in parts:
+            _check_part(folder, part)
     return folder
 
 
-def variant(folder):
-    """What diffusers calls `variant`: "fp16" where a folder holds its U-Net in half precision
-    alone, else None.
-    """
-    return "fp16" if any(".fp16" in f.name for f in weight_files(folder / "unet")) else None
-
-
-def weight_files(folder, variant=None):
-    """The safetensors of one part's folder that diffusers reads: those of the variant, the plain
-    ones, or else what there is.
-    """
-    return [
-        folder / name
-        for name in _one_set(
-            [f.name for f in sorted(folder.glob("*.safetensors"))], variant == "fp16"
+def _check_part(folder: Path, part: str) -> None:
+    files = weight_files(folder / part)
+    pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
+    if not files and pickles:
+        raise BadInput(
+            f"Base model {folder} has its {part} as a pickle only ({pickles[0]}), which can run"
+            " any code when it is opened: get it as .safetensors, which most model pages"
+            " offer."
         )
-    ]
+    if not files or not (folder / part / "config.json").is_file():
+        missing = ".safetensors weights" if not files else "config.json"
+        raise BadInput(
+            f"Base model {folder} is incomplete ({part}/ holds no {missing}): download or copy"
+            " it again."
+        )
+    for file in files:
+        header_shapes(file)
 
 
-def _one_set(names, half=False):
+def variant(folder: Path, denoiser: str = "unet") -> str | None:
+    """What diffusers calls `variant`: "fp16" where the denoiser is in half precision alone."""
+    files = weight_files(folder / denoiser)
+    return "fp16" if any(".fp16" in file.name for file in files) else None
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors of one part's folder that diffusers reads.
+
+    Those of the variant, the plain ones, or else what there is.
+    """
+    names = [file.name for file in sorted(folder.glob("*.safetensors"))]
+    return [folder / name for name in _one_set(names, variant == "fp16")]
+
+
+def _one_set(names: Iterable[str], half: bool = False) -> list[str]:
     sets = [n for n in names if "non_ema" not in n]
     return [n for n in sets if (".fp16" in n) is half] or sets
 
 
-def hub_folder(name, weights=True):
-    """The folder of the hub model `name`, or of its configurations and tokenizers alone. Raises
-    BadInput: absent, gated, no network.
+def hub_folder(name: str, weights: bool = True) -> Path:
+    """The folder of the hub model `name`, or of its configurations and tokenizers alone.
+
+    Raises BadInput where it is not there: absent, gated, no network.
     """
+    try:
+        allowed = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
+        folder = _download(name, weights) if allowed else _cached(name)
+        return check_folder(folder) if weights else folder
+    except BadInput as error:
+        raise BadInput(
+            f"{str(error).rstrip('.')}, or set WORKBENCH_DOWNLOAD=1 to download the rest of"
+            f" '{name}'."
+        ) from None
+    except Exception as error:  # whatever a network can do
+        reason, remedy = _hub_reason(name, error)
+    raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): {remedy}.")
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
+
+
+def _download(name: str, weights: bool) -> Path:
+    """The cache folder of a hub model, with what is missing downloaded, which is said before."""
     from huggingface_hub import HfApi, snapshot_download
+
+    about = HfApi().model_info(name, files_metadata=True, timeout=30)
+    files = chosen_files([file.rfilename for file in about.siblings or ()], weights)
+    planned = snapshot_download(name, allow_patterns=files, dry_run=True)
+    left = [file for file in planned if file.will_download]
+    if left:
+        size = sum(file.file_size or 0 for file in left)
+        licence = (about.card_data or {}).get("license") or "not stated"
+        say(
+            f"downloading {len(left)} files of {name}, {size_text(size)}, licence: {licence}",
+        )
+    return Path(snapshot_download(name, allow_patterns=files))
+
+
+def _hub_reason(name: str, error: Exception) -> tuple[str, str]:
+    """(why a hub model is not there, what to do) for an exception of huggingface_hub."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -161,90 +195,62 @@ def hub_folder(name, weights=True):
         RepositoryNotFoundError,
     )
 
-    allowed = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
-    try:
-        if not allowed:
-            folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
-            return check_folder(folder) if weights else folder
-        about = HfApi().model_info(name, files_metadata=True, timeout=30)
-        files = chosen_files([s.rfilename for s in about.siblings], weights)
-        left = [
-            f
-            for f in snapshot_download(name, allow_patterns=files, dry_run=True)
-            if f.will_download
-        ]
-        if left:
-            size, licence = (
-                sum(f.file_size or 0 for f in left),
-                (about.card_data or {}).get("license") or "not stated",
-            )
-            said = f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
-            print(
-                f"[stage] downloading {len(left)} files of {name}, {said}, licence: {licence}",
-                flush=True,
-            )
-        folder = Path(snapshot_download(name, allow_patterns=files))
-        return check_folder(folder) if weights else folder
-    except BadInput as error:
-        raise BadInput(
-            f"{str(error).rstrip('.')}, or set WORKBENCH_DOWNLOAD=1 to download the rest of"
-            f" '{name}'."
-        ) from None
-    except GatedRepoError:
-        reason, remedy = (
+    # The first kind that fits counts: a gated model is also one that was not found.
+    known: tuple[tuple[type[Exception], str, str], ...] = (
+        (
+            GatedRepoError,
             "it is gated",
             f"accept its terms at huggingface.co/{name} and run `hf auth login`",
-        )
-    except RepositoryNotFoundError:
-        reason, remedy = (
+        ),
+        (
+            RepositoryNotFoundError,
             "the hub has no such model, or it is private",
             "check its name, or run `hf auth login`",
-        )
-    except HFValidationError:
-        reason, remedy = (
+        ),
+        (
+            HFValidationError,
             "this is no hub name",
             "use 'owner/model', 'pocket', a diffusers folder or a .safetensors file",
-        )
-    except OfflineModeIsEnabled:
-        reason, remedy = (
+        ),
+        (
+            OfflineModeIsEnabled,
             "HF_HUB_OFFLINE forbids the network",
             "unset it to download, or copy the model here and name its folder",
-        )
-    except FileNotFoundError:  # not in the cache
-        reason, remedy = (
+        ),
+        (
+            FileNotFoundError,  # not in the cache
             "it is not on this machine",
             "set WORKBENCH_DOWNLOAD=1 to download it, size and licence are shown first",
-        )
-    except Exception as error:  # whatever a network can do
-        reason, remedy = (
-            f"the hub cannot be reached: {_short(error)}",
-            "try again online, files that have arrived are kept",
-        )
-    raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): {remedy}.")
+        ),
+    )
+    for kind, reason, remedy in known:
+        if isinstance(error, kind):
+            return reason, remedy
+    return (
+        f"the hub cannot be reached: {_short(error)}",
+        "try again online, files that have arrived are kept",
+    )
 
 
-def chosen_files(names, weights=True):
-    """Of a hub model's files those that a pipeline is loaded from: configurations, tokenizers, and
-    one set of safetensors a part.
+def chosen_files(names: list[str], weights: bool = True) -> list[str]:
+    """Of a hub model's files those that a pipeline is loaded from.
+
+    Configurations, tokenizers, and one set of safetensors a part.
     """
     chosen = []
-    for part in ("", *PARTS):
-        here = [n for n in names if n.rpartition("/")[0] == part]
-        chosen += [
-            n
-            for n in here
-            if n == "model_index.json"
-            or part
-            and n.endswith((".json", ".txt"))
-            and ".index." not in n
-        ]
-        chosen += (
-            _one_set([n for n in here if part in WITH_WEIGHTS and ".safetensors" in n])
-            if weights
-            else []
-        )
+    for part in ("", *PIPELINE_PARTS):
+        inside = [name for name in names if name.rpartition("/")[0] == part]
+        chosen += [name for name in inside if _is_configuration(name, part)]
+        if weights and part in WEIGHT_PARTS:
+            chosen += _one_set(name for name in inside if ".safetensors" in name)
     return chosen
 
 
-def _short(error):
+def _is_configuration(name: str, part: str) -> bool:
+    if not part:
+        return name == "model_index.json"
+    return name.endswith((".json", ".txt")) and ".index." not in name
+
+
+def _short(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:150]

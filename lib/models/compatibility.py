@@ -1,52 +1,53 @@
-"""Whether an adapter or a run belongs to a base model: its layers have their places there, and it
-was trained on these very weights.
+"""Whether an adapter or a run belongs to a base model.
 
-check_compatible(read_adapter("robot.safetensors"), open_base_weights("pocket"))       # BadInput, naming both,
-if not
+Its layers have their places there, and it was trained on these very weights:
+
+    check_compatible(read_adapter("robot.safetensors"), open_base_weights("pocket"))
+
+raises BadInput, naming both, if not.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
-from lib.models.base_weights import FAMILIES
+from lib.models.base_weights import BaseWeights
+from lib.models.families import family_of_width
+
+FINGERPRINT, BASE = "workbench.base_fingerprint", "workbench.base"  # in headers of adapters
 
 
-def adapter_family(adapter):
-    """The family that an adapter was made for, in words, from its parts and the text width of its
-    cross-attention; None if it has none.
+def adapter_family(adapter: Any) -> str | None:
+    """The family that an adapter (`lib.convert.adapter`) was made for, in words.
+
+    Read from its parts and the text width of its cross-attention; None if it has none.
     """
     if "text_encoder_2" in adapter.layers:
         return "SDXL"
-    width = next(
-        (
-            y.down.shape[1]
-            for part, name, y in adapter
-            if part == "unet" and name.endswith(("attn2.to_k", "attn2.to_v"))
-        ),
-        None,
-    )
-    return (
-        None
-        if width is None
-        else FAMILIES[width][0]
-        if width in FAMILIES
-        else f"a base of text width {width}"
-    )
+    for part, name, layer in adapter:
+        if part == "unet" and name.endswith(("attn2.to_k", "attn2.to_v")):
+            width = layer.down.shape[1]
+            known = family_of_width(width)
+            return known.label if known else f"a base of text width {width}"
+    return None
 
 
-def check_compatible(adapter, target, other_base=False):
-    """Raise BadInput unless every layer of `adapter` has its place in `target`, naming both
-    families; and, unless `other_base`, if the adapter's header, or the run that it comes from, says
-    that it was trained on another base of the same shape.
+def check_compatible(adapter: Any, base: BaseWeights, other_base: bool = False) -> None:
+    """Raise BadInput unless every layer of `adapter` has its place in `base`, naming both families.
+
+    Unless `other_base`, also if the adapter's header, or the run that it comes from, says that it
+    was trained on another base of the same shape.
     """
     wrong = []
+    shapes = {part: base.layer_shapes(part) for part in adapter.layers}
     for part, name, layer in adapter:
-        shape = target.layer_shapes(part).get(name)
+        shape = shapes[part].get(name)
         down, up = tuple(layer.down.shape[1:]), layer.up.shape[0]
         if shape is None:
             wrong.append(f"{part}.{name}, which it lacks")
-        elif (up, *_bare(down)) != (shape[0], *_bare(shape[1:])):
+        elif (up, *_without_kernel(down)) != (shape[0], *_without_kernel(shape[1:])):
             wrong.append(f"{part}.{name}, {list((up, *down))} against {list(shape)}")
     if wrong:
         made_for = (
@@ -55,50 +56,49 @@ def check_compatible(adapter, target, other_base=False):
             or "another model"
         )
         raise BadInput(
-            f"{adapter.source or 'The adapter'} is a LoRA for {made_for} and '{target.name}' is"
-            f" {target.family}: {len(wrong)} of {sum(1 for _ in adapter)} layers do not fit"
+            f"{adapter.source or 'The adapter'} is a LoRA for {made_for} and '{base.name}' is"
+            f" {base.family}: {len(wrong)} of {sum(1 for _ in adapter)} layers do not fit"
             f" ({'; '.join(wrong[:2])}); take the base that it was trained on."
         )
     if not other_base:
-        check_base(adapter.source, target, adapter.metadata)
+        check_base(adapter.source, base, adapter.metadata)
 
 
-def check_base(source, target, said=None):
-    """Raise BadInput if `source` was trained on other weights than those of `target` (not a run's:
-    its base's), naming both.
+def check_base(
+    source: str | Path | None, base: BaseWeights, header: Mapping[str, Any] | None = None
+) -> None:
+    """Raise BadInput if `source` was trained on other weights than those of `base`, naming both.
 
-    By the header `said`, or else by what training wrote into the run folder `source`; a source that
-    says nothing passes.
+    `base`: without a run's parts over it. By the `header`, or else by what training wrote into the
+    run folder `source`; a source that says nothing passes.
     """
-    said = said if said and said.get("workbench.base_fingerprint") else trained_on(source)
-    known_by, name = said.get("workbench.base_fingerprint"), said.get("workbench.base")
-    if known_by and known_by != target.fingerprint():
+    if not header or not header.get(FINGERPRINT):
+        header = trained_on(source)
+    fingerprint, name = header.get(FINGERPRINT), header.get(BASE)
+    if fingerprint and fingerprint != base.fingerprint():
         raise BadInput(
-            f"{source or 'The adapter'} was trained on '{name}' ({known_by}) and '{target.name}'"
-            f" has other weights ({target.fingerprint()}): take that base, or say that you want it"
+            f"{source or 'The adapter'} was trained on '{name}' ({fingerprint}) and '{base.name}'"
+            f" has other weights ({base.fingerprint()}): take that base, or say that you want it"
             " on another of its family with --other-base."
         )
 
 
-def trained_on(run):
-    """What a run folder says of its base, in the header's words: name and fingerprint. {} for what
-    is no run, or an older one.
+def trained_on(run: str | Path | None) -> dict[str, Any]:
+    """What a run folder says of its base, in the header's words: name and fingerprint.
+
+    {} for what is no run, or an older one.
     """
+    if not run:
+        return {}
     settings, metrics = (Path(run) / f"{name}.json" for name in ("settings", "metrics"))
-    known_by = (
-        read_json(metrics).get("base_fingerprint")
-        if run and settings.is_file() and metrics.is_file()
-        else None
-    )
-    return (
-        {"workbench.base": read_json(settings).get("base"), "workbench.base_fingerprint": known_by}
-        if known_by
-        else {}
-    )
+    if not settings.is_file() or not metrics.is_file():
+        return {}
+    fingerprint = read_json(metrics).get("base_fingerprint")
+    if not fingerprint:
+        return {}
+    return {BASE: read_json(settings).get("base"), FINGERPRINT: fingerprint}
 
 
-def _bare(shape):
-    """(in, kernel...) without a kernel of 1 x 1: a linear layer and a 1 x 1 convolution are the
-    same.
-    """
+def _without_kernel(shape: Sequence[int]) -> tuple[int, ...]:
+    """(in, kernel...) without a kernel of 1 x 1: as convolution such a layer is a linear one."""
     return tuple(shape[:1]) if all(side == 1 for side in shape[1:]) else tuple(shape)

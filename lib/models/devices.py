@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 
-def has_fast_bf16(device):
-    """True where the processor multiplies bf16 natively: CUDA from Ampere on, x86 with AMX or
-    AVX512-BF16.
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where the processor multiplies bf16 natively.
+
+    That is CUDA from Ampere on, and x86 with AMX or AVX512-BF16.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -21,19 +22,21 @@ def has_fast_bf16(device):
     )
 
 
-def reclaim(device):
-    """Give back what nothing refers to any more: to Python, and to a card whatever its allocator
-    keeps for later.
+def reclaim(device: torch.device) -> None:
+    """Give back what nothing refers to any more.
+
+    To Python, and to a card whatever its allocator keeps for later.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def keep_freed_memory():
-    """Let the C library keep up to 512 MiB of freed memory for the next step, in blocks below 32
-    MiB. By default most of it goes back to the system, which hands it out again page by page and
-    zeroed: a tenth of the pocket base's step. Linux with glibc alone (mallopt(3)).
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 512 MiB of freed memory, in blocks below 32 MiB.
+
+    By default most of it goes back to the system, which hands it out again page by page and zeroed:
+    a tenth of the pocket base's step. Linux with glibc alone (mallopt(3)).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -41,9 +44,10 @@ def keep_freed_memory():
         mallopt(-1, 512 * 2**20)  # M_TRIM_THRESHOLD
 
 
-def resident_bytes():
-    """Largest resident memory of this process so far, in bytes: the operating system's figure,
-    interpreter and libraries included.
+def resident_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    The operating system's figure, interpreter and libraries included.
     """
     import resource
 
@@ -56,45 +60,40 @@ def resident_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def out_of_memory(error):
-    """Whether an exception, or what caused it, says that memory ran out, on a card or on the CPU."""
-    import torch
-
-    words = (
-        "DefaultCPUAllocator",
-        "out of memory",
-        "ALLOC_FAILED",
-    )  # of the CPU's allocator, of CUDA, of cuBLAS and cuDNN
-    short = isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, or what caused it, says that memory ran out, on a card or the CPU."""
+    # The words of the CPU's allocator, of CUDA, of cuBLAS and cuDNN.
+    words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    short = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     if short or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return error.__cause__ is not None and out_of_memory(error.__cause__)
 
 
-def versions():
+def versions() -> dict[str, str]:
     """What a result must name beside its device: the versions of the stack and of Python."""
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")} | {
         "python": platform.python_version()
     }
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     """A device in words: the card's name, or the processor's with the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
+        model = next(line for line in lines if line.startswith("model name"))
+        name = model.partition(":")[2].strip()
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"CPU, {torch.get_num_threads()} threads, {name}"
 
 
-def free_memory():
-    """Bytes that this machine has left, or this process's control group (a container, a job of a
-    cluster), if that is less.
+def free_memory() -> int:
+    """Bytes that this machine has left for this process.
+
+    Or that its control group has (a container, a job of a cluster), if that is less.
     """
     import psutil
 
@@ -102,12 +101,10 @@ def free_memory():
     try:
         group = Path("/proc/self/cgroup").read_text("ascii").strip().rpartition("::")[2]
         folder = Path("/sys/fs/cgroup") / group.lstrip("/")
-        limit, used = (
-            int((folder / f"memory.{name}").read_text("ascii")) for name in ("max", "current")
-        )
-        stat = dict(
-            line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines()
-        )
+        limit = int((folder / "memory.max").read_text("ascii"))
+        used = int((folder / "memory.current").read_text("ascii"))
+        lines = (folder / "memory.stat").read_text("ascii").splitlines()
+        stat = dict(line.split() for line in lines)
         return min(free, limit - used + int(stat["inactive_file"]))  # cached files give way
     except (OSError, ValueError, KeyError):  # no limit, or none of that kind
         return free

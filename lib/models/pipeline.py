@@ -1,14 +1,17 @@
-"""The files of a base model -> a diffusers pipeline, or some parts of it, on a device and in the
-precision used there.
+"""The files of a base model -> a diffusers pipeline, or some of its parts, on a device.
 
-Of a single file it also finds out what the model predicts, which a folder's scheduler says.
+In the precision that is used there. Of a single file it also finds out what the model predicts,
+which a folder's scheduler says.
 """
 
 import gc
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,15 +19,20 @@ from lib.files.errors import BadInput
 from lib.files.safetensors_file import open_weights
 from lib.models.base_files import variant, weight_files
 from lib.models.devices import has_fast_bf16, out_of_memory
-from lib.models.families import config_folder
+from lib.models.families import Family, config_folder
 from lib.models.layer_names import full_name
 from lib.models.single_file import stated_prediction
 
+if TYPE_CHECKING:
+    from lib.models.base import Base
+
 
 @contextmanager
-def no_collecting():
-    """Within the block Python's collector rests. It would walk over a million objects of the stack
-    again and again while these are made, a quarter of the start, and none of them is garbage.
+def no_garbage_collection() -> Iterator[None]:
+    """Within the block Python's garbage collector is off.
+
+    It would walk over a million objects of the libraries again and again while these are made, a
+    quarter of the start, and none of them is garbage.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -35,51 +43,52 @@ def no_collecting():
             gc.enable()
 
 
-@no_collecting()
-def read_pipeline(path, family, device, only=None, dtype=None):
-    """The diffusers pipeline of a folder or single file, frozen; of `only` these parts, if given,
-    the others None.
+@no_garbage_collection()
+def read_pipeline(
+    path: Path,
+    family: type[Family],
+    device: torch.device,
+    only: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """The diffusers pipeline of a folder or single file, frozen.
 
-    Its parts are on `device` but for the denoiser, which waits on the CPU until it is needed
-    (`Base.denoiser`). Weights are of `dtype`, or else bf16 on CUDA where that is fast, fp32
-    elsewhere.
-    Raises BadInput if it is damaged, lacks weights, or does not fit the memory.
+    Of `only` these parts, if given, the others None. Its parts are on `device` but for the
+    denoiser, which waits on the CPU until it is needed (`Base.denoiser`). Weights are of `dtype`,
+    or else bf16 on CUDA where that is fast, fp32 elsewhere. Raises BadInput if it is damaged, lacks
+    weights, or does not fit the memory.
     """
-    where = config_folder(path, family) if path.is_file() else path
-    kind = getattr(stack(), family.pipeline)
+    configuration = str(config_folder(path, family)) if path.is_file() else ""
+    kind = getattr(import_diffusers(), family.pipeline)
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    names = [
-        name for name in ("unet", "vae", *family.text_encoders) if only is None or name in only
-    ]
-    left_out = family.without | {
-        name: None for name in ("unet", "vae", *family.text_encoders) if name not in names
-    }
-    dtype = dtype or (
-        torch.bfloat16 if device.type == "cuda" and has_fast_bf16(device) else torch.float32
-    )
+    every = (family.denoiser, "vae", *family.text_encoders)
+    names = [name for name in every if only is None or name in only]
+    left_out = family.left_out | {name: None for name in every if name not in names}
+    if dtype is None:
+        in_bf16 = device.type == "cuda" and has_fast_bf16(device)
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
     dtypes = {"default": dtype, "vae": torch.float32 if family.vae_in_fp32 else dtype}
     try:
         if path.is_file():
             pipe = kind.from_single_file(
-                str(path), config=str(where), local_files_only=True, **left_out
+                str(path), config=configuration, local_files_only=True, **left_out
             )
         else:
             pipe = kind.from_pretrained(
                 path,
                 use_safetensors=True,
                 local_files_only=True,
-                variant=variant(path),
+                variant=variant(path, family.denoiser),
                 dtype=dtypes,
                 **left_out,
             )
         parts = {name: getattr(pipe, name) for name in names}
-        if missing := lacking(path, parts):
+        if missing := missing_weights(path, parts):
             raise ValueError(f"it lacks {len(missing)} weights such as {missing[0]}")
         for name, part in parts.items():
-            part.requires_grad_(False).to(
-                "cpu" if name == "unet" else device, dtypes.get(name, dtype)
-            )
+            place = "cpu" if name == family.denoiser else device
+            part.requires_grad_(False).to(place, dtypes.get(name, dtype))
     except (
         OSError,
         ValueError,
@@ -102,9 +111,10 @@ def read_pipeline(path, family, device, only=None, dtype=None):
     return pipe
 
 
-def lacking(path, parts):
-    """The weights of the loaded `parts` that no file gave: diffusers leaves them without memory,
-    transformers makes up a folder's.
+def missing_weights(path: Path, parts: Mapping[str, torch.nn.Module]) -> list[str]:
+    """The weights of the loaded `parts` that no file gave, as "part.name".
+
+    diffusers leaves them without memory, transformers makes up a folder's.
     """
     missing = [
         f"{name}.{key}"
@@ -112,55 +122,55 @@ def lacking(path, parts):
         for key, value in part.state_dict(keep_vars=True).items()
         if value.is_meta
     ]
-    for name in (n for n in parts if n.startswith("text_encoder") and path.is_dir()):
-        there = {
-            full_name(name, key)
-            for file in weight_files(path / name, variant(path))
-            for key in open_weights(file).names
-        }
-        missing += [
-            f"{name}.{key}"
-            for key in parts[name].state_dict(keep_vars=True)
-            if full_name(name, key) not in there
-        ]
+    if not path.is_dir():
+        return missing
+    for name, part in parts.items():
+        if name.startswith("text_encoder"):
+            in_files = {
+                full_name(name, key)
+                for file in weight_files(path / name, variant(path))
+                for key in open_weights(file).names
+            }
+            keys = part.state_dict(keep_vars=True)
+            missing += [f"{name}.{key}" for key in keys if full_name(name, key) not in in_files]
     return missing
 
 
 @cache
-def stack():
-    """diffusers, with what pipelines stand on imported. The collector passes that over from then
-    on: once, before any weights are here.
+def import_diffusers() -> Any:
+    """diffusers, with what pipelines need imported, which the garbage collector then passes over.
 
-    In a thread of its own: errors that the packages catch while they are imported hold on to all
-    callers and what these load later, and the collector would pass that over too, so that the first
-    base model would never leave memory.
+    Once, before any weights are there. In a thread of its own: errors that the packages catch while
+    they are imported hold on to all callers and what these load later, and the collector would pass
+    that over too, so that the first base model would never leave memory.
     """
-    with ThreadPoolExecutor(1) as aside:
-        return aside.submit(_imported).result()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_import).result()
 
 
-def _imported():
-    """bitsandbytes, which diffusers imports, marks four small functions for torch.compile, and the
-    compiler that they bring in is an eighth of the start: for so long torch is told, by its own
-    variable, to let functions be as they are.
-    """
-    compiles = os.environ.get("TORCHDYNAMO_DISABLE")
+def _import() -> Any:
+    # bitsandbytes, which diffusers imports, marks four small functions for torch.compile, and the
+    # compiler that they bring in is an eighth of the start: for so long torch is asked, by its own
+    # variable, to let functions be as they are.
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
         silence_libraries()
         import diffusers
-        from diffusers import StableDiffusionPipeline  # noqa: F401 (the others stand on the same)
+
+        _ = getattr(diffusers, "StableDiffusionPipeline")  # imports what the others need as well
     finally:
         os.environ.pop("TORCHDYNAMO_DISABLE")
-        if compiles is not None:
-            os.environ["TORCHDYNAMO_DISABLE"] = compiles
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
     gc.freeze()
     return diffusers
 
 
-def silence_libraries():
-    """Silence warnings of the stack that name nothing a reader could act on (missing torchvision,
-    optional kernels).
+def silence_libraries() -> None:
+    """Silence warnings of the libraries that name nothing a reader could act on.
+
+    Missing torchvision, for example, or optional kernels.
     """
     import logging
 
@@ -175,31 +185,34 @@ def silence_libraries():
         log.disable_progress_bar()
 
 
-def set_prediction(base, path):
-    """Set what a single file's model predicts, noise or velocity, where the file tells: by a key,
-    by its header, or by doing it.
+def set_prediction(base: "Base", path: Path) -> None:
+    """Set what a single file's model predicts, noise or velocity.
+
+    The file may tell, by a key or by its header; else the model is asked, by doing it.
     """
-    said = stated_prediction(path)
+    stated = stated_prediction(path)
     if base.family.predicts_either:
-        said = said or {"prediction_type": "v_prediction" if predicts_velocity(base) else "epsilon"}
-        if said["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
+        if not stated:
+            kind = "v_prediction" if predicts_velocity(base) else "epsilon"
+            stated = {"prediction_type": kind}
+        if stated["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
             base.denoiser.register_to_config(sample_size=64)
-    base.pipe.scheduler = base.pipe.scheduler.from_config(
-        base.pipe.scheduler.config, **said
-    )  # anew, for the noise schedule may be another
+    # Made anew, for the noise schedule may be another.
+    scheduler = base.pipe.scheduler
+    base.pipe.scheduler = scheduler.from_config(scheduler.config, **stated)
 
 
-def predicts_velocity(base):
-    """Whether the U-Net predicts velocity, by trying: at the last timestep a picture is noise,
-    which a model of noise must give back.
+def predicts_velocity(base: "Base") -> bool:
+    """Whether the denoiser predicts velocity, by trying.
+
+    At the last timestep a picture is noise, which a model of noise must give back.
     """
-    when = base.pipe.scheduler.config.num_train_timesteps - 1
+    last = base.pipe.scheduler.config.num_train_timesteps - 1
     channels = base.denoiser.config.in_channels
-    noise = torch.randn(4, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(
-        base.device
-    )
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, channels, 16, 16, generator=generator).to(base.device)
+    timesteps = torch.full((4,), last, device=base.device)
     with torch.no_grad(), base.autocast():
-        said = base.predict(
-            noise, torch.full((4,), when, device=base.device), base.conditions([""] * 4)
-        ).float()
-    return bool(torch.cosine_similarity(said.flatten(1), noise.flatten(1)).mean() < 0.5)
+        predicted = base.predict(noise, timesteps, base.conditions([""] * 4)).float()
+    similarity = torch.cosine_similarity(predicted.flatten(1), noise.flatten(1))
+    return bool(similarity.mean() < 0.5)

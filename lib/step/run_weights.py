@@ -15,7 +15,7 @@ from lib.config.settings import Settings
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.models.base import Base, load_base
-from lib.models.base_files import WITH_WEIGHTS
+from lib.models.base_files import WEIGHT_PARTS
 from lib.models.families import FAMILIES
 from lib.step.methods import tuned_parts
 
@@ -93,7 +93,7 @@ def weight_bytes(run: Path | str) -> int:
     run = Path(run)
     files = [run / ADAPTER]
     if not files[0].is_file():
-        files = [f for part in WITH_WEIGHTS for f in (run / part).glob("*.safetensors")]
+        files = [f for part in WEIGHT_PARTS for f in (run / part).glob("*.safetensors")]
     return sum(f.stat().st_size for f in files)
 
 

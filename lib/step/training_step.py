@@ -97,13 +97,11 @@ class Step:
     """
 
     def __init__(self, base: Base, settings: Settings, rules: DeviceRules = DeviceRules()):
-        from diffusers import DDPMScheduler
-
         self.base = base
         self.settings = settings
         self.rules = rules
         self.taken = 0
-        self.scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
+        self.scheduler = base.family.training_scheduler(base.pipe.scheduler.config)
         self.weights = trainable(base, settings, rules.quantize_layer)  # the switch
         self.denoiser = base.denoiser
         small = self.denoiser.config.sample_size**2 <= SMALL_LATENT

@@ -21,7 +21,7 @@ from lib.dataset.imagefolder import Dataset, Item
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.text import say
-from lib.models.base_files import WITH_WEIGHTS
+from lib.models.base_files import WEIGHT_PARTS
 from lib.step.run_weights import ADAPTER, weight_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ RUN_FILES = (
     "samples",
     "checkpoint",
     ADAPTER,
-    *WITH_WEIGHTS,
+    *WEIGHT_PARTS,
     ".weights.*",
 )
 

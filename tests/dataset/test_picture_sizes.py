@@ -271,7 +271,14 @@ def test_a_forecast_for_portraits_is_no_squares(folder, make, tmp_path):
         assert (folder / name).is_file()
     edits = [{"file": name, "use": "out"} for name in ("d.png", "e.png")]
     portraits = prepare(
-        folder, tmp_path / "p", "robot", "zwx", 512, held_out=0, aspect="photo", edits=edits
+        folder,
+        tmp_path / "p",
+        "robot",
+        "zwx",
+        edits=edits,
+        resolution=512,
+        held_out=0,
+        aspect="photo",
     )
     settings = make(base="pocket", data=str(portraits.root), resolution=512)
     assert largest_size(settings) == (448, 576) and recipe_key(settings)["resolution"] == [448, 576]

@@ -215,8 +215,8 @@ def test_a_base_that_lacks_a_weight_is_refused_and_never_made_up(tiny_folder, tm
 def test_the_stack_comes_without_the_compiler_and_leaves_it_to_others():
     code = """
 import os, sys
-from lib.models.pipeline import stack
-stack()
+from lib.models.pipeline import import_diffusers
+import_diffusers()
 import torch
 assert "bitsandbytes" in sys.modules and "torch._inductor.compile_fx" not in sys.modules
 seen = []
@@ -268,7 +268,7 @@ def test_the_collector_is_afterwards_as_it_was_also_where_a_base_is_refused(
         assert gc.isenabled() is on and gc.get_freeze_count() > 100_000, (
             "what was imported is passed over"
         )
-        monkeypatch.setattr("lib.models.pipeline.stack", refuse)
+        monkeypatch.setattr("lib.models.pipeline.import_diffusers", refuse)
         with pytest.raises(BadInput):
             load_base(tiny_folder)
         assert gc.isenabled() is on

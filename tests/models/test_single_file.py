@@ -484,7 +484,7 @@ def test_a_run_is_refused_on_another_base_until_asked_for(make, method, tmp_path
 def test_what_the_docstring_names_for_a_new_family_is_there_and_every_family_goes_through_the_tests():
     named = re.findall(r"`lib\.([\w.]+)\.(\w+)`", base_module.__doc__)
     assert {module for module, _ in named} == {
-        "models.base_weights",
+        "models.base_files",
         "models.layer_names",
         "models.single_file",
     }
