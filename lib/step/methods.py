@@ -39,12 +39,14 @@ def trainable(
     - DreamBooth (Ruiz et al. 2023, arXiv 2208.12242): every weight of the denoiser.
 
     With a text_encoder_rate the same for the text encoders. Those that train are fp32, or bf16
-    where `settings.weights` says so. `quantize` makes the frozen layers of 4 or 8 bits.
+    where `settings.weights` says so. `quantize` brings a frozen layer to 4 or 8 bits, as
+    `quantize_layer` does.
     """
     parts = tuned_parts(base, settings)
     dtype = DTYPES[settings.weights]
+    # The switch: adapters beside weights that are frozen, or every weight.
     if settings.method == "lora":
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed)  # of the adapters' first weights
         for name, part in parts.items():
             predicts = name == base.family.denoiser
             freeze(part, base, settings, quantize if predicts else None)

@@ -32,7 +32,7 @@ from lib.step.methods import tuned_parts
 from lib.step.quantization import supported_settings
 from lib.step.run_weights import save_weights
 from lib.step.training_step import Step
-from lib.training.batches import batches, cache_latents, gather
+from lib.training.batches import Cached, batches, cache_latents, gather
 from lib.training.checkpoints import Checkpoints, restore
 from lib.training.recipe_choice import (
     PeakMeter,
@@ -75,7 +75,7 @@ class Training:
     dataset: Dataset
     run: Path
     items: list[list[Item]]
-    caches: list[Any]
+    caches: list[Cached]
     checkpoints: Checkpoints
     state: State
     watchers: list[Watcher]

@@ -72,8 +72,9 @@ def test_eight_bit_moments_are_torchaos(make, torchao):
 
 def test_stochastic_rounding_is_torchaos_in_the_mean(make, torchao):
     """Both draw their own numbers: rounding errors are as large and as free of bias."""
+    torch.manual_seed(0)  # of theirs
     weight = start(torch.bfloat16)
     adamw = torchao._AdamW([weight], lr=RATE, weight_decay=1e-2, bf16_stochastic_round=True)
     exact, theirs, found = torchs(), after(weight, adamw), ours(make, weights="bf16")
-    assert (found - exact).norm() == pytest.approx((theirs - exact).norm(), rel=0.1)
+    assert apart(found, exact) == pytest.approx(apart(theirs, exact), rel=0.1)
     assert (found - theirs).mean().abs() < 0.01 * exact.abs().mean()
