@@ -1,6 +1,7 @@
 """The race (`benchmarks/race.py`) as Markdown."""
 
 from lib.config.names import METHOD_NAMES
+from lib.files.text import mib_cell
 
 from .sections import spread
 
@@ -17,11 +18,6 @@ WHO = {
     "workers": "theirs, inductor, data workers",
 }
 PHOTOS = {"small": "64 pixels", "large": "2.1 megapixels"}
-
-
-def mib(value):
-    """Bytes as MiB, or a dash."""
-    return f"{value / 2**20:.0f}" if value else "-"
 
 
 def who(cell):
@@ -63,8 +59,8 @@ def figures(found):
         else:
             lines.append(
                 f"| {name} | {spread(c['steps_per_second'])} | {spread(c['first'], 1)} |"
-                f" {c['whole']['median']:.0f} | {mib(c['peak_bytes'])} |"
-                f" {mib(c['resident_bytes'])} |"
+                f" {c['whole']['median']:.0f} | {mib_cell(c['peak_bytes'])} |"
+                f" {mib_cell(c['resident_bytes'])} |"
             )
     lines += [
         "",

@@ -3,13 +3,13 @@
 What is printed there is what was measured, as medians with their spread.
 """
 
-import os
 import re
 import statistics
 
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
+from lib.files.whole_writes import whole_file
 
 README = ROOT / "README.md"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
@@ -63,11 +63,9 @@ def into_file(path, name, text):
             f"{path} has no section '{name}' to write to: put '<!-- figures: {name} -->' and '<!--"
             f" end of {name} -->' there."
         )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(
-        _marks(name).sub(lambda m: m[1] + text + m[3], path.read_text("utf-8")), "utf-8"
-    )
-    os.replace(part, path)
+    changed = _marks(name).sub(lambda m: m[1] + text + m[3], path.read_text("utf-8"))
+    with whole_file(path) as unfinished:
+        unfinished.write_text(changed, "utf-8")
 
 
 def _marks(name):

@@ -26,7 +26,7 @@ import torch
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.safetensors_file import open_weights
-from lib.files.text import some
+from lib.files.text import listed
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.layer_names import kohya_name, parse, short_name
 
@@ -185,7 +185,8 @@ def _check_complete(found: _Found, source: Path) -> None:
     unknown = found.unknown
     if not found.layers:
         raise BadInput(
-            f"{source} holds no LoRA: none of its {len(unknown)} keys ({some(unknown, 2)}) is one"
+            f"{source} holds no LoRA: none of its {len(unknown)} keys "
+            f"({listed(sorted(unknown), 2)}) is one"
             " of diffusers', PEFT's or Kohya's LoRA; name another file."
         )
     dora = [name for (_, name), roles in found.layers.items() if "dora_scale" in roles]
@@ -201,7 +202,7 @@ def _check_complete(found: _Found, source: Path) -> None:
         if not {"down", "up"} <= set(roles)
     ]
     lost = [
-        f"{len(names)} {what}: {some(names)}"
+        f"{len(names)} {what}: {listed(sorted(names), 5)}"
         for what, names in (("unknown keys", unknown), ("halved layers", halved))
         if names
     ]

@@ -35,7 +35,7 @@ from lib.convert.readers import (
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
-from lib.files.whole_writes import made_here, size_of, takes_place
+from lib.files.whole_writes import may_be_replaced, size_of, whole_file, whole_folder
 from lib.models.base_weights import BaseWeights, open_base_weights
 from lib.models.compatibility import check_compatible
 
@@ -131,7 +131,8 @@ def export_lora(
     texts = lora_texts(base_weights, facts, title or path.stem, adapter)
     adapter = replace(adapter, metadata=adapter.metadata | texts)
     started = time.perf_counter()
-    with takes_place(path) as part:
+    place = whole_folder(path, mark=True) if to == "peft" else whole_file(path)
+    with place as part:
         names = _write(adapter, to, part, base_weights)
         seconds = time.perf_counter() - started
         found = adapter_readers(names, to, base_weights)
@@ -206,7 +207,7 @@ def check_output_path(out: str | Path, folder: bool = False) -> Path:
         )
     if out.is_dir() and not folder:
         raise BadInput(f"The output {out} is a folder: name a file.")
-    if out.exists() and not (made_here(out, EXPORT_NAMES) if folder else _is_export(out)):
+    if out.exists() and not (may_be_replaced(out, EXPORT_NAMES) if folder else _is_export(out)):
         raise BadInput(
             f"The output {out} exists and was not made by an export: choose another name."
         )

@@ -29,7 +29,7 @@ from lib.convert.readers import Readers, checkpoint_readers, folder_readers, rea
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import write_weights
-from lib.files.whole_writes import size_of, takes_place
+from lib.files.whole_writes import size_of, unwritable_refused, whole_folder
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.base_weights import BaseWeights, open_base_weights
 from lib.models.compatibility import check_base, check_compatible
@@ -244,8 +244,7 @@ def _write_file(out: Path, base_weights: BaseWeights, read: Reader, texts: Heade
     def tensor(key: str) -> torch.Tensor:
         return entries[key].make(read) if key in entries else torch.zeros(0)
 
-    with takes_place(out) as part:
-        write_weights(part, shapes, tensor, texts, check=True)
+    write_weights(out, shapes, tensor, texts, check=True)
     return readers
 
 
@@ -256,7 +255,7 @@ def _write_folder(out: Path, base_weights: BaseWeights, read: Reader, texts: Hea
     """
     configurations = base_weights.configurations()
     readers = _check_all_load(folder_readers(base_weights), out)
-    with takes_place(out) as path:
+    with unwritable_refused(out), whole_folder(out, mark=True) as path:
         _copy_configurations(configurations, path)
         if base_weights.path.is_file():
             _write_prediction(path, base_weights)

@@ -20,7 +20,7 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.files.text import clock
-from lib.files.whole_writes import takes_place
+from lib.files.whole_writes import whole_file
 
 # Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later
 # runs have timings.json.
@@ -166,7 +166,7 @@ def _write_report(output: Path, sources: Sequence[Path], summary: dict[str, Any]
 
     executed = [nbformat.read(output / source.name, as_version=4) for source in sources]
     page = report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary))
-    with takes_place(output / "report.html") as path:
+    with whole_file(output / "report.html") as path:
         path.write_text(page, encoding="utf-8")
 
 

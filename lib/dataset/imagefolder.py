@@ -22,7 +22,7 @@ from PIL import Image
 
 from lib.dataset.captions import Subject, check_caption
 from lib.files.errors import BadInput
-from lib.files.whole_writes import written_whole
+from lib.files.whole_writes import unwritable_refused, whole_folder
 
 FORMAT, VERSION = "lora-dreambooth-workbench data set", 1
 
@@ -149,7 +149,7 @@ def add_class_images(
         raise BadInput(
             f"{dataset.root} is no prepared data set any more; prepare it again with notebook 01"
         )
-    with written_whole(dataset.root) as temporary:
+    with unwritable_refused(dataset.root), whole_folder(dataset.root) as temporary:
         record["files"] = {
             name: digest
             for name, digest in record["files"].items()

@@ -24,7 +24,7 @@ from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
-from lib.files.whole_writes import MADE, MARK, made_here, written_whole
+from lib.files.whole_writes import may_be_replaced, unwritable_refused, whole_folder
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FOLDER = re.compile(r"(\d+)_(.+)")
@@ -41,7 +41,7 @@ def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
         raise BadInput(
             f"The repeats are {repeats}, outside 1 to 10000: choose a number in that range."
         )
-    if out.exists() and not made_here(out, ("train", "reg", "held_out", "subject.json")):
+    if out.exists() and not may_be_replaced(out, ("train", "reg", "held_out", "subject.json")):
         raise BadInput(f"The output {out} exists and was not made by this command: choose another.")
     subject = dataset.subject
     name = f"{subject.identifier} {subject.class_noun}"
@@ -50,7 +50,7 @@ def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
         f"reg/1_{subject.class_noun}": dataset.class_images,
         f"held_out/1_{name}": dataset.test,
     }
-    with written_whole(out) as temporary:
+    with unwritable_refused(out), whole_folder(out, mark=True) as temporary:
         for folder, items in parts.items():
             for item in items:
                 copy = temporary / folder / item.path.name
@@ -58,7 +58,6 @@ def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
                 shutil.copyfile(item.path, copy)
                 copy.with_suffix(".txt").write_text(item.caption + "\n", "utf-8")
         write_json(temporary / "subject.json", {"kind": subject.kind, "license": subject.license})
-        write_json(temporary / MARK, MADE)
     return out
 
 

@@ -32,7 +32,7 @@ from lib.dataset.photo_file import SMALLEST, crop_photo
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.text import listed, printable, say
-from lib.files.whole_writes import written_whole
+from lib.files.whole_writes import unwritable_refused, whole_folder
 
 if TYPE_CHECKING:
     from lib.models.base import Base
@@ -187,7 +187,7 @@ def prepare(
         ],
         "files": {},
     }
-    with written_whole(output) as temporary:
+    with unwritable_refused(output), whole_folder(output) as temporary:
         for split in ("train", "test"):
             chosen = [entry for entry in entries if entry["use"] == split]
             if chosen:

@@ -2,10 +2,9 @@
 
 import csv
 import math
-import os
-from pathlib import Path
 
 from lib.files.errors import BadInput
+from lib.files.whole_writes import whole_file
 
 
 def flat(row):
@@ -38,8 +37,10 @@ def write_table(path, rows, first=()):
     """Write flat dicts as CSV, whole or not at all: the columns `first`, then the rest as they
     come. None is an empty cell, True is 1.
     """
-    part = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8", newline="") as file:
+    with (
+        whole_file(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", newline="") as file,
+    ):
         table = csv.DictWriter(
             file,
             dict.fromkeys([*first, *(key for row in rows for key in row)]),
@@ -50,7 +51,6 @@ def write_table(path, rows, first=()):
             {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
             for row in rows
         )
-    os.replace(part, path)
 
 
 def read_table(path):

@@ -1,13 +1,14 @@
 """JSON files: read with one clear sentence when that fails, written whole or not at all."""
 
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 from lib.files.errors import BadInput
+from lib.files.whole_writes import whole_file
 
 
-def read_json(path):
+def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BadInput if there is none."""
     try:
         value = json.loads(Path(path).read_text("utf-8"))
@@ -25,10 +26,11 @@ def read_json(path):
     return value
 
 
-def write_json(path, value):
-    """Write JSON through a temporary name, so that the file is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(part, path)
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON, whole or not at all; the folders on the way are made.
+
+    Raises OSError, and TypeError for what JSON cannot hold.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, "utf-8")

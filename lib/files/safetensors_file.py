@@ -1,7 +1,8 @@
 """Weight files, read warily and written whole: safetensors only, every tensor by name, one at a
 time.
 
-    with open_weights("adapter.safetensors") as file: file.metadata; file.names; file.read("unet.conv_in.lora_A.weight")
+    with open_weights("adapter.safetensors") as file:
+        tensors = {name: file.read(name) for name in file.names}
     write_weights("out.safetensors", {"a": ("F16", (2, 3))}, lambda name: tensor, {"title": "..."})
 
 A checkpoint of gigabytes passes through here with one tensor in memory (format:
@@ -10,17 +11,25 @@ github.com/huggingface/safetensors, README).
 
 import hashlib
 import json
-import os
 import struct
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 import torch
 
 from lib.files.errors import BadInput
-from lib.files.text import some
+from lib.files.paths import PICKLE_ENDINGS
+from lib.files.text import listed
+from lib.files.whole_writes import unwritable_refused, whole_file
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+# A zip archive, as torch.save writes them, and pickle's own protocols.
+PICKLE_BEGINNINGS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
+# Too coarse to merge or to measure.
+COARSE_TYPES = ("F8", "F6_", "F4")
+
+Shapes = Mapping[str, tuple[str, Iterable[int]]]  # name -> (name of its type, shape)
 
 TYPES = {
     "F64": torch.float64,
@@ -35,63 +44,60 @@ TYPES = {
     "BOOL": torch.bool,
 }
 
-
 TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
 
-
-HASH = "the SHA-256 of all that follows the header".ljust(
-    64, "."
-)  # in a header: `write_weights` puts the hash itself in its place
+# In a header: `write_weights` puts the hash itself in its place, which has 64 characters too.
+HASH = "the SHA-256 of all that follows the header".ljust(64, ".")
 
 
 class open_weights:
-    """A safetensors file for reading: `path`, `metadata` (str -> str), `names`, `shape(name)`,
-    `dtype(name)`, `read(name)`.
+    """A safetensors file for reading, one tensor at a time.
 
-    Raises BadInput for a missing file, a pickle (whatever its name), and a header that the file
-    does not bear out.
+    `path`, `metadata` (texts of the header) and `names` (of its tensors) are there at once. Raises
+    BadInput for a missing file, a pickle (whatever its name), and a header that the file does not
+    bear out.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         from safetensors import SafetensorError, safe_open
 
         self.path = path = Path(path).expanduser()
         refuse_pickle(path)
         try:
             self._file = safe_open(path, "pt")
-            self.metadata = dict(self._file.metadata() or {})
-            self.names = list(self._file.keys())
+            self.metadata: dict[str, str] = dict(self._file.metadata() or {})
+            self.names: list[str] = list(self._file.keys())
             self._infos = {name: self._file.get_slice(name) for name in self.names}
             raw, self._start, self._header = raw_header(path)
             raw.close()
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInput(
-                f"{path} is no whole safetensors file ({_plain(error)}): it is cut off, too long or"
+                f"{path} is no whole safetensors file ({_first_line(error)}): it is cut off, too long or"
                 " its header is wrong; copy or download it again."
             ) from None
-        if small := {
-            kind for kind in map(self.dtype, self.names) if kind.startswith(("F8", "F6_", "F4"))
-        }:
+        coarse = {kind for kind in map(self.dtype, self.names) if kind.startswith(COARSE_TYPES)}
+        if coarse:
             raise BadInput(
-                f"{path} holds weights in {some(small)}, too coarse to merge or to measure: get it"
-                " in fp16, bf16 or fp32."
+                f"{path} holds weights in {listed(sorted(coarse), 5)}, too coarse to merge or to"
+                " measure: get it in fp16, bf16 or fp32."
             )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._file.__enter__()
         return self
 
-    def __exit__(self, *error):
-        return self._file.__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the header."""
         return tuple(self._infos[name].get_shape())
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         """The safetensors name of its type, such as "F16"."""
         return self._infos[name].get_dtype()
 
-    def read(self, name):
+    def read(self, name: str) -> torch.Tensor:
         """The tensor, on the CPU. Raises BadInput if it holds a value that is no number."""
         tensor = self._read(name)
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -103,9 +109,8 @@ class open_weights:
         return tensor
 
     def _read(self, name):
-        """By reading: of a file mapped into memory, as safetensors does, all pages that were read
-        count as this process's memory.
-        """
+        # By reading: of a file mapped into memory, as safetensors does, all pages that were read
+        # count as this process's memory.
         begin, end = self._header[name]["data_offsets"]
         if begin == end or self.dtype(name) not in TYPES:
             return self._file.get_tensor(name)
@@ -116,29 +121,24 @@ class open_weights:
         return torch.frombuffer(data, dtype=TYPES[self.dtype(name)]).reshape(self.shape(name))
 
 
-def raw_header(path):
+def raw_header(path: str | Path) -> tuple[BinaryIO, int, dict[str, Any]]:
     """(the open file, where its tensors begin, the header as JSON) of a safetensors file."""
     file = open(path, "rb")
     size = int.from_bytes(file.read(8), "little")
     return file, 8 + size, json.loads(file.read(size))
 
 
-def refuse_pickle(path):
-    """Raise BadInput if `path` is missing, or a pickle by name or by its first bytes: a pickle runs
-    code when it is opened.
+def refuse_pickle(path: str | Path) -> None:
+    """Raise BadInput if `path` is missing, or a pickle, which runs code when it is opened.
+
+    Known by its name or its first bytes.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"There is no file {path}: check the path.")
     with open(path, "rb") as file:
         start = file.read(2)
-    if path.suffix.lower() in PICKLES or start in (
-        b"PK",
-        b"\x80\x02",
-        b"\x80\x03",
-        b"\x80\x04",
-        b"\x80\x05",
-    ):
+    if path.suffix.lower() in PICKLE_ENDINGS or start in PICKLE_BEGINNINGS:
         raise BadInput(
             f"{path} is a pickle, which can run any code when it is opened, so it is not read: get"
             " the .safetensors file, or let someone who trusts it convert it with torch.load(...,"
@@ -146,13 +146,19 @@ def refuse_pickle(path):
         )
 
 
-def write_weights(path, shapes, read, metadata=None, check=False):
-    """Write `shapes` (name -> (type name, shape)), each tensor as `read(name)` gives it, in that
-    order; whole or not at all.
+def write_weights(
+    path: str | Path,
+    shapes: Shapes,
+    read: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, Any] | None = None,
+    check: bool = False,
+) -> str:
+    """Write `shapes`, each tensor as `read(name)` gives it, in that order; whole or not at all.
 
     Holds one tensor at a time. Texts of `metadata` may hold `HASH`. With `check` every tensor is
     read back before the file takes its place (`check_written`). Returns the SHA-256 of all that
-    follows the header, which is what the tools call a model's hash.
+    follows the header, which is what the tools call a model's hash. Raises BadInput where nothing
+    can be written, and for values that the type cannot hold.
     """
     path, offset, header = Path(path), 0, {}
     if metadata:
@@ -167,56 +173,53 @@ def write_weights(path, shapes, read, metadata=None, check=False):
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part, digest = path.with_name(f".{path.name}.{os.getpid()}.part"), hashlib.sha256()
-        try:
-            with open(part, "wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
-                for name, (kind, shape) in shapes.items():
-                    tensor = read(name)
-                    if tuple(tensor.shape) != tuple(shape):
-                        raise ValueError(
-                            f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)} as"
-                            " announced"
-                        )
-                    data = tensor.detach().to("cpu", TYPES[kind]).contiguous()
-                    if data.is_floating_point() and not data.isfinite().all():
-                        raise BadInput(
-                            f"{name} does not fit into {kind}, its values are too large or no"
-                            " numbers: the training diverged."
-                        )
-                    data = data.reshape(-1).view(torch.uint8).numpy()
-                    digest.update(data)
-                    file.write(data)
-                if (
-                    HASH.encode() in text
-                ):  # the header comes first and its length is settled, so the hash is filled in at the end
-                    file.seek(8)
-                    file.write(text.replace(HASH.encode(), digest.hexdigest().encode()))
-            if check:
-                check_written(part, shapes, digest.hexdigest(), path)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be written ({error.strerror or error}): free some space or choose"
-            " another place."
-        ) from None
+    with unwritable_refused(path), whole_file(path) as unfinished:
+        digest = _write_tensors(unfinished, text, shapes, read)
+        if check:
+            check_written(unfinished, shapes, digest, path)
+    return digest
+
+
+def _write_tensors(path, header, shapes, read):
+    """Write the file; `header` is its JSON in bytes. Returns the SHA-256 of what follows it."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for name, (kind, shape) in shapes.items():
+            data = _as_bytes(name, read(name), kind, shape)
+            digest.update(data)
+            file.write(data)
+        if HASH.encode() in header:
+            # The header comes first and its length is settled, so the hash is filled in at the end.
+            file.seek(8)
+            file.write(header.replace(HASH.encode(), digest.hexdigest().encode()))
     return digest.hexdigest()
 
 
-def check_written(path, shapes, digest, name):
-    """Raise BadInput unless the file at `path`, opened anew, holds `shapes`, and its tensors, read
-    by name one at a time in that order, hash to `digest`: then each is what was written, for all
-    lengths are known. `name`: what the sentence calls the file.
-    """
-    with open_weights(path) as file:
-        found, again = (
-            {key: (file.dtype(key), file.shape(key)) for key in file.names},
-            hashlib.sha256(),
+def _as_bytes(name, tensor, kind, shape):
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)} as announced"
         )
+    data = tensor.detach().to("cpu", TYPES[kind]).contiguous()
+    if data.is_floating_point() and not data.isfinite().all():
+        raise BadInput(
+            f"{name} does not fit into {kind}, its values are too large or no numbers: the training"
+            " diverged."
+        )
+    return data.reshape(-1).view(torch.uint8).numpy()
+
+
+def check_written(path: Path, shapes: Shapes, digest: str, name: str | Path) -> None:
+    """Raise BadInput unless the file at `path`, opened anew, is what was written.
+
+    It holds `shapes`, and its tensors, read by name one at a time in that order, hash to `digest`:
+    then each is what was written, for all lengths are known. name: what the sentence calls the
+    file.
+    """
+    again = hashlib.sha256()
+    with open_weights(path) as file:
+        found = {key: (file.dtype(key), file.shape(key)) for key in file.names}
         same = found == {key: (kind, tuple(shape)) for key, (kind, shape) in shapes.items()}
         for key in shapes if same else ():
             again.update(file.read(key).reshape(-1).view(torch.uint8).numpy())
@@ -227,13 +230,16 @@ def check_written(path, shapes, digest, name):
         )
 
 
-def save_weights_file(path, tensors, metadata=None, check=False):
-    """Write tensors from memory, as they are; whole or not at all. `check` and what is returned as
-    in `write_weights`.
-    """
+def save_weights_file(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any] | None = None,
+    check: bool = False,
+) -> str:
+    """Write tensors from memory, as they are; otherwise as `write_weights`."""
     shapes = {name: (TYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
     return write_weights(path, shapes, tensors.__getitem__, metadata, check)
 
 
-def _plain(error):
+def _first_line(error):
     return str(error).strip().splitlines()[0].removeprefix("Error while deserializing header: ")

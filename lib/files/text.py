@@ -2,46 +2,33 @@
 
 import os
 import unicodedata
+from collections.abc import Iterable
 
 
-def some(names, most=5):
-    """A list of names for a sentence: the first few, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def listed(names, most=4):
+def listed(names: Iterable[str], most: int = 4) -> str:
     """'a, b, c, d and 3 more', for a sentence."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
-def printable(name):
-    """`name` without characters that would break a printed sentence (line breaks, undecodable
-    bytes).
-    """
+def printable(name: str | os.PathLike) -> str:
+    """`name` without what would break a printed sentence: line breaks, undecodable bytes."""
     text = os.fsencode(name).decode("utf-8", "replace")
     return unicodedata.normalize("NFC", "".join(c if c.isprintable() else "?" for c in text))
 
 
-def gib(size):
-    """Bytes in words."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def say(text):
-    """A progress line, which the course's runner passes on."""
+def say(text: str) -> None:
+    """Print a progress line, which the course's runner passes on."""
     print(f"[stage] {text}", flush=True)
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Seconds as minutes and seconds, or with hours: '1:05', '2:00:00'."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        if minutes >= 60
-        else f"{minutes}:{seconds:02d}"
-    )
+    if minutes < 60:
+        return f"{minutes}:{seconds:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def amount(value: float, unit: str) -> str:
@@ -53,6 +40,18 @@ def amount(value: float, unit: str) -> str:
     return f"{value:.3f}"
 
 
-def size_text(size: float) -> str:
-    """Bytes with three digits, in GiB, or in MiB below half of one."""
-    return f"{size / 2**30:.3g} GiB" if size >= 2**29 else amount(size, "bytes")
+def size_text(size: float, form: str = ".3g") -> str:
+    """Bytes in GiB, or in MiB below half of one. form: of the number, as in a format string."""
+    if size >= 2**29:
+        return f"{size / 2**30:{form}} GiB"
+    return f"{size / 2**20:{form}} MiB"
+
+
+def gib_cell(size: float | None) -> str:
+    """Bytes as GiB with two digits, for a table's cell; a dash for what is not known."""
+    return "-" if size is None else f"{size / 2**30:.2f}"
+
+
+def mib_cell(size: float | None) -> str:
+    """Bytes as whole MiB, for a table's cell; a dash for what was not measured."""
+    return f"{size / 2**20:.0f}" if size else "-"

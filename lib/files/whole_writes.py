@@ -1,90 +1,98 @@
-"""Files and folders that are written whole or not at all, and what was made here and so may be made
-again.
+"""Files and folders that are written whole or not at all.
+
+    with whole_file("table.csv") as unfinished:
+        unfinished.write_text("...")
+
+Both ways write beside the target, on the same disk, and then rename, which a reader sees happen in
+one moment. A process that is killed leaves a hidden folder `.NAME.*.part`, and the target as it was.
 """
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lib.files.errors import BadInput
-from lib.files.json_file import write_json
 
-MARK, MADE = (
-    "workbench.json",
-    {"made_by": "lora-dreambooth-workbench"},
-)  # in folders that are made here: only such are made again
+# This file lies in folders that exports and conversions make: only such are made again.
+MARK = "workbench.json"
+MADE_BY = {"made_by": "lora-dreambooth-workbench"}
 
 
 @contextmanager
-def takes_place(out):
-    """A path beside `out`, for a file or folder that takes its place when the block ends well, and
-    vanishes when it does not.
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well, and else is deleted.
 
-    A folder gets the file `MARK`, by which we know later that it was made here and may be made
-    again.
+    It has the name of `path`, as some libraries choose a format by the ending. Raises OSError.
     """
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield work / out.name
-        if (work / out.name).is_dir():
-            write_json(work / out.name / MARK, MADE)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(work / out.name, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def made_here(folder, names):
-    """Whether `folder` may be made again: it is empty, or bears `MARK` and holds nothing but
-    `names`, so nothing of the user's.
-    """
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
-    return found is not None and (not found or MARK in found and found <= {*names, MARK})
-
-
-def size_of(path):
-    """Bytes of a file, or of all files in a folder."""
-    return (
-        sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+    path = Path(path)
+    with _folder_beside(path) as beside:
+        yield beside / path.name
+        os.replace(beside / path.name, path)
 
 
 @contextmanager
-def written_whole(target):
-    """A temporary folder beside `target` that takes its place when the block ends well, and
-    vanishes when it does not.
+def whole_folder(folder: Path, mark: bool = False) -> Iterator[Path]:
+    """An empty folder, which becomes `folder` when the block ends well, and else is deleted.
+
+    mark: put `MARK` into it. If `folder` is a link, it stays one, and what it points to is
+    replaced. Raises OSError; then the folder that was there before is there again.
     """
-    target = (
-        target.resolve()
-    )  # a link to a folder stays the link, and the folder behind it is what is replaced
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise BadInput(
-            f"output {target} cannot be written ({error.strerror}); choose another output"
-        ) from error
-    new, old = temporary / "new", temporary / "old"
-    try:
+    folder = folder.resolve()
+    with _folder_beside(folder) as beside:
+        new, old = beside / folder.name, beside / f"{folder.name}.old"
         new.mkdir()
         yield new
-        if target.exists():
-            os.replace(target, old)
+        if mark:
+            (new / MARK).write_text(json.dumps(MADE_BY, indent=1) + "\n", "utf-8")
+        if folder.exists():
+            # Out of the way by a rename: deleting takes time, in which neither would be there.
+            os.replace(folder, old)
         try:
-            os.replace(new, target)
+            os.replace(new, folder)
         except OSError:
             if old.exists():
-                os.replace(old, target)
+                os.replace(old, folder)
             raise
+
+
+@contextmanager
+def _folder_beside(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def unwritable_refused(path: str | Path) -> Iterator[None]:
+    """Raise BadInput, which names `path`, where the block raises OSError."""
+    try:
+        yield
     except OSError as error:
         raise BadInput(
-            f"output {target} cannot be written ({error.strerror or error}); free some space or"
-            " choose another"
+            f"{path} cannot be written ({error.strerror or error}): free some space or choose"
+            " another place."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def may_be_replaced(folder: Path, names: Iterable[str]) -> bool:
+    """Whether nothing in `folder` is the user's own.
+
+    True if it is empty, or bears `MARK` and holds nothing but `names`.
+    """
+    if not folder.is_dir():
+        return False
+    found = {path.name for path in folder.iterdir()}
+    return not found or MARK in found and found <= {*names, MARK}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -26,6 +26,7 @@ from lib.dataset.imagefolder import load_dataset
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
+from lib.files.text import gib_cell
 from lib.memory.forecasting import (
     caching_bytes,
     forecast,
@@ -377,15 +378,19 @@ def print_forecast(
     )
     kinds = list(found["recipes"][0]["by_category"])
     rows = [
-        [_gib(one["bytes"]), *(_gib(one["by_category"][kind]) for kind in kinds), one["recipe"]]
+        [
+            gib_cell(one["bytes"]),
+            *(gib_cell(one["by_category"][kind]) for kind in kinds),
+            one["recipe"],
+        ]
         for one in found["recipes"]
     ]
     print(Table(rows, ["peak", *kinds, "recipe"], title), end="\n\n")
     rows = [
         [
             f"{one['card_gb']} GB",
-            _gib(one["usable_bytes"]),
-            _gib(one["bytes"]),
+            gib_cell(one["usable_bytes"]),
+            gib_cell(one["bytes"]),
             one["recipe"] or "none",
         ]
         for one in found["cards"]
@@ -395,10 +400,5 @@ def print_forecast(
     print(found["sentence"])
     print(
         "Before the first step, while pictures are encoded and the U-Net waits:"
-        f" {_gib(found['caching_bytes'])} GiB, needed in any case."
+        f" {gib_cell(found['caching_bytes'])} GiB, needed in any case."
     )
-
-
-def _gib(size: int | None) -> str:
-    """Bytes as GiB with two digits, as a cell."""
-    return "-" if size is None else f"{size / 2**30:.2f}"

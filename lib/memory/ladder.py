@@ -29,7 +29,7 @@ import torch
 
 from lib.config.settings import Settings
 from lib.files.errors import BadInput
-from lib.files.text import gib
+from lib.files.text import rough_size
 from lib.step.quantization import supported_settings
 
 # For each method: changes of settings, cheapest first. A rung counts on those above it, whose
@@ -85,19 +85,19 @@ def choose_rung(
             return recipe, sizes[-1], _choice(given_up, sizes, available, where)
     raise BadInput(
         f"No recipe for {settings.method} on '{settings.base}' fits {where}: the smallest takes"
-        f" {gib(min(sizes))} and there are {gib(max(available, 0))} to be had: lower the resolution"
-        " or batch_size, leave out the class images (prior_weight 0), or take"
+        f" {rough_size(min(sizes))} and there are {rough_size(max(available, 0))} to be had:"
+        " lower the resolution or batch_size, leave out the class images (prior_weight 0), or take"
         f" {'a smaller base' if settings.method == 'lora' else 'LoRA or a smaller base'}."
     )
 
 
 def _choice(given_up: tuple[str, ...], sizes: list[int], available: int, where: str) -> str:
-    takes = f"{gib(sizes[-1])} of the {gib(available)} to be had on {where}"
+    takes = f"{rough_size(sizes[-1])} of the {rough_size(available)} to be had on {where}"
     if not given_up:
         return f"Chosen: the plain recipe, which takes {takes}."
     return (
         f"Chosen: {'; '.join(given_up)}: it takes {takes}, and a rung higher it would be"
-        f" {gib(sizes[-2])}."
+        f" {rough_size(sizes[-2])}."
     )
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
-from lib.files.paths import ROOT
-from lib.files.safetensors_file import PICKLES
+from lib.files.paths import PICKLE_ENDINGS, ROOT
 from lib.files.text import say, size_text
 
 POCKET = ROOT / "data" / "pocket"
@@ -36,7 +35,7 @@ def locate(name: str) -> Path:
     """
     path = POCKET if name == "pocket" else Path(name).expanduser()
     ending = path.suffix.lower()
-    if ending in PICKLES:
+    if ending in PICKLE_ENDINGS:
         raise BadInput(
             f"Base model {name} is a pickle ({path.suffix}), which can run any code when it is"
             " opened: get the same model as a .safetensors file, which most model pages offer."
@@ -107,7 +106,7 @@ def check_folder(folder: Path) -> Path:
 
 def _check_part(folder: Path, part: str) -> None:
     files = weight_files(folder / part)
-    pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
+    pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLE_ENDINGS]
     if not files and pickles:
         raise BadInput(
             f"Base model {folder} has its {part} as a pickle only ({pickles[0]}), which can run"

@@ -21,8 +21,9 @@ import torch
 
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
-from lib.files.safetensors_file import PICKLES, TYPES, open_weights, raw_header
-from lib.files.text import some
+from lib.files.paths import PICKLE_ENDINGS
+from lib.files.safetensors_file import TYPES, open_weights, raw_header
+from lib.files.text import listed
 from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
 from lib.models.families import FAMILIES, Pocket, config_folder, family_of, family_of_width
 from lib.models.layer_names import attended_blocks, full_name
@@ -209,7 +210,7 @@ def _tuned_places(base: BaseWeights, run: str | Path | None, part: str, folder: 
     if wrong:
         raise BadInput(
             f"The {part} of {run} does not fit '{base.name}' ({len(wrong)} weights, such as"
-            f" {some(wrong, 2)}): name the base that it was trained from."
+            f" {listed(sorted(wrong), 2)}): name the base that it was trained from."
         )
     return places
 
@@ -294,7 +295,7 @@ def _read_part(folder: Path, part: str) -> tuple[Shapes, Places]:
     """(shapes, places) of one part's folder, names as in files of any version."""
     files = weight_files(folder)
     if not files:
-        pickles = [f.name for f in folder.iterdir() if f.suffix in PICKLES]
+        pickles = [f.name for f in folder.iterdir() if f.suffix in PICKLE_ENDINGS]
         raise BadInput(
             f"{folder} holds no .safetensors"
             + (f", only the pickle {pickles[0]}, which is not read" if pickles else "")

@@ -26,7 +26,7 @@ import torch
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.safetensors_file import open_weights
-from lib.files.text import say, some
+from lib.files.text import listed, say
 from lib.models.base_files import Shapes
 from lib.models.layer_names import from_original, to_original
 
@@ -220,7 +220,7 @@ def read_single_file(path: Path) -> tuple[dict[str, Shapes], dict[str, Places]]:
     if unknown:
         _say_once(
             f"{path}: {len(unknown)} of its keys belong to no part of the model and are left out"
-            f" ({some(unknown, 2)})"
+            f" ({listed(sorted(unknown), 2)})"
         )
     return shapes, places
 
@@ -283,7 +283,7 @@ def check_complete(path: Path, shapes: Mapping[str, Shapes], folder: Path) -> No
             raise BadInput(
                 f"{path} is not what {folder} describes: of its {part} {len(missing)} weights are"
                 f" missing and {len(other)} of another shape or unknown"
-                f" ({some(missing or other, 2)}); get the whole file, or put the configurations"
+                f" ({listed(sorted(missing or other), 2)}); get the whole file, or put the configurations"
                 f" that it was made with into {path.with_suffix('')}/."
             )
 

@@ -3,7 +3,6 @@
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from lib.config.settings import Settings
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
+from lib.files.whole_writes import whole_file, whole_folder
 from lib.models.base import Base, load_base
 from lib.models.base_files import WEIGHT_PARTS
 from lib.models.families import FAMILIES
@@ -29,28 +29,21 @@ def save_weights(base: Base, settings: Settings, folder: Path | str) -> int:
     place first, so that a run always holds one that is complete.
     """
     folder = Path(folder)
-    unfinished = folder / f".weights.{os.getpid()}"
-    for left in folder.glob(".weights.*"):  # by a process that was killed while it wrote them
+    for left in folder.glob(".*.part"):  # by a process that was killed while it wrote them
         shutil.rmtree(left, ignore_errors=True)
-    try:
-        if settings.method == "lora":
+    if settings.method == "lora":
+        with whole_file(folder / ADAPTER) as unfinished:
             _save_adapter(base, settings, unfinished)
-            os.replace(unfinished / ADAPTER, folder / ADAPTER)
-        else:
-            for name, module in tuned_parts(base, settings).items():
-                dtype = module.dtype
-                module.half().save_pretrained(unfinished / name)
-                module.to(dtype)
-                # Out of the way first: deleting it takes time in which neither would be there.
-                if (folder / name).is_dir():
-                    os.replace(folder / name, unfinished / f"before_{name}")
-                os.replace(unfinished / name, folder / name)
-    finally:  # also where the disk is full
-        shutil.rmtree(unfinished, ignore_errors=True)
+    else:
+        for name, module in tuned_parts(base, settings).items():
+            dtype = module.dtype
+            with whole_folder(folder / name) as unfinished:
+                module.half().save_pretrained(unfinished)
+            module.to(dtype)
     return weight_bytes(folder)
 
 
-def _save_adapter(base: Base, settings: Settings, folder: Path) -> None:
+def _save_adapter(base: Base, settings: Settings, path: Path) -> None:
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 
@@ -67,7 +60,7 @@ def _save_adapter(base: Base, settings: Settings, folder: Path) -> None:
             state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
         layers[f"{name}_lora_layers"] = state
     base.pipe.save_lora_weights(
-        folder, weight_name=ADAPTER, **layers, **_collate_lora_metadata(tuned)
+        path.parent, weight_name=path.name, **layers, **_collate_lora_metadata(tuned)
     )
 
 

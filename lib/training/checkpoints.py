@@ -13,7 +13,6 @@ timesteps follow from the seed alone. Once the run is finished they go.
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict
@@ -27,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from lib.config.settings import Settings
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
-from lib.files.text import gib, say
+from lib.files.text import listed, rough_size, say
+from lib.files.whole_writes import whole_folder
 from lib.models.base import Base
 from lib.step.training_step import Step
 from lib.training.run_folder import NO_EFFECT_ON_WEIGHTS
@@ -89,8 +89,8 @@ class Checkpoints:
         if needed > free:
             without = " with its checkpoints, which save_every 0 leaves out" if self.every else ""
             raise BadInput(
-                f"The disk of {self.folder.parent} has {gib(free)} left, and the run takes up to"
-                f" {gib(needed)}{without}: free some space or choose another output."
+                f"The disk of {self.folder.parent} has {rough_size(free)} left, and the run takes"
+                f" up to {rough_size(needed)}{without}: free some space or choose another output."
             )
 
     def due(self, step: int, clock: Clock) -> bool:
@@ -111,23 +111,20 @@ class Checkpoints:
             return True
         began = time.perf_counter()
         target = self.folder / f"step_{step.taken:06d}"
-        part = self.folder / f".{target.name}.{os.getpid()}.part"
         try:
-            part.mkdir(parents=True, exist_ok=True)
-            state = self.about | {
-                "step": step.taken,
-                "rows": log.rows,
-                "peak": peak,
-                "peak_cuda": clock.peak,
-                "sha256": _save_tensors(step, part),
-            }
-            write_json(part / "state.json", state | {"own": digest(state)})
-            for old in (target, *self.damaged):  # one of which may be of this very step
-                shutil.rmtree(old, ignore_errors=True)
-            os.replace(part, target)
+            with whole_folder(target) as unfinished:
+                state = self.about | {
+                    "step": step.taken,
+                    "rows": log.rows,
+                    "peak": peak,
+                    "peak_cuda": clock.peak,
+                    "sha256": _save_tensors(step, unfinished),
+                }
+                write_json(unfinished / "state.json", state | {"own": digest(state)})
+                for old in (target, *self.damaged):  # one of which may be of this very step
+                    shutil.rmtree(old, ignore_errors=True)
             self.last, self.damaged = step.taken, []
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
             say(
                 f"no checkpoint could be written at step {step.taken}"
                 f" ({str(error).splitlines()[0]}): free some space"
@@ -193,10 +190,9 @@ class Checkpoints:
                 f" {self.folder} to begin anew."
             )
         if changed := _changed_files(state["files"], mine["files"]):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise BadInput(
                 f"{interrupted}, and its pictures have changed since"
-                f" ({', '.join(changed[:3])}{more}): put them back, or delete {self.folder} to"
+                f" ({listed(changed, 3)}): put them back, or delete {self.folder} to"
                 " begin anew."
             )
 

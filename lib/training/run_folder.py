@@ -34,6 +34,7 @@ NO_EFFECT_ON_WEIGHTS = ("output", "data", "save_every")
 # All that a training writes into its folder: nothing else is ever cleared.
 RUN_FILES = (
     "settings.json",
+    ".*.part",  # by a process that was killed; older versions left the other three, and `.weights.`
     "settings.json.*.part",
     "log.jsonl",
     "metrics.json",
@@ -198,7 +199,7 @@ def _check_is_run_folder(run: Path) -> None:
 def _names(run: Path) -> list[str]:
     """The names in a folder, without what a process left that was killed as it wrote settings."""
     names = sorted(os.listdir(run)) if run.is_dir() else []
-    return [name for name in names if not fnmatch(name, "settings.json.*.part")]
+    return [name for name in names if not fnmatch(name, "*settings.json.*.part")]
 
 
 def _is_run_file(name: str) -> bool:

@@ -262,7 +262,7 @@ def damaging(read, last, path):
 
     def damaged(name):
         if name == last:
-            file = next(p for p in path.parent.rglob("*.part") if p.is_file())
+            file = next(p for p in path.parent.rglob("*.part/*") if p.is_file())
             data = bytearray(file.read_bytes())
             data[len(data) // 2] ^= 1
             with open(file, "r+b") as part:
