@@ -16,7 +16,7 @@ from benchmarks.analysis.effects import COST, ENOUGH, Rows, interval
 from lib.evaluation.results import CLEAR
 from lib.files.csv_table import read_table
 from lib.files.paths import ROOT
-from lib.plots.charts import points
+from lib.plots.charts import Axis, points
 from lib.plots.figure import Figure, Table
 
 RESULTS = ROOT / "data" / "results" / "shipping.csv"
@@ -155,7 +155,7 @@ def extraction(path: str | Path = RESULTS) -> Figure | None:
         f"DreamBooth's likeness at a LoRA's size: the LoRA that is extracted, by rank, {count}"
         " subjects, 18 pictures each"
     )
-    figure = points(series, "rank", "DINO", about, log_x=True)
+    figure = points(series, Axis("rank", log=True), "DINO", about)
     figure.table = Table(
         lines,
         [

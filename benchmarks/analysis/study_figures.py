@@ -24,7 +24,7 @@ from benchmarks.analysis.study_rows import common, ranked, size
 from lib.config.names import METHOD_NAMES
 from lib.config.presets import PRESETS
 from lib.files.text import amount
-from lib.plots.charts import intervals, points
+from lib.plots.charts import Axis, intervals, points
 from lib.plots.figure import Figure, Table, as_table
 
 # The columns of the study "recipes" in which one differs from plain training, each in words.
@@ -57,7 +57,7 @@ def rank_curve(rows: Rows) -> Figure | None:
         f" rank minus rank {preset} (95 %)"
     )
     figure, measures, lines = (
-        points(found, "rank", "cosine", about, log_x=True),
+        points(found, Axis("rank", log=True), "cosine", about),
         ("dino", "clip_t", "drift", "loss_gap"),
         [],
     )
@@ -381,7 +381,9 @@ def rates(rows: Rows) -> Figure | None:
         f"Each method's learning rate, {size(rows, 'rate')}, {sets} photo sets; chosen: {chosen};"
         " neighbours are not told apart"
     )
-    figure = points(lines, "learning rate", "likeness and obedience", about, log_x=True, mark=best)
+    figure = points(
+        lines, Axis("learning rate", log=True), "likeness and obedience", about, mark=best
+    )
     columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
     body = [
         [METHOD_NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points

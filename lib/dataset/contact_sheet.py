@@ -51,8 +51,7 @@ def contact_sheet(
             "The photos with their crops: solid frame trained on, dashed held out, crossed out"
             " left out"
         ),
-        table=Table(rows, ["", "photo", "use", "caption", "found"]),
-    )
+    ).with_table(Table(rows, ["", "photo", "use", "caption", "found"]))
 
 
 def framed(photo: Image.Image, entry: Mapping[str, Any], side: int) -> Image.Image:

@@ -40,11 +40,14 @@ def amount(value: float, unit: str) -> str:
     return f"{value:.3f}"
 
 
-def size_text(size: float, form: str = ".3g") -> str:
-    """Bytes in GiB, or in MiB below half of one. form: of the number, as in a format string."""
-    if size >= 2**29:
-        return f"{size / 2**30:{form}} GiB"
-    return f"{size / 2**20:{form}} MiB"
+def size_text(size: float) -> str:
+    """Bytes with three digits, in GiB, or in MiB below half of one."""
+    return f"{size / 2**30:.3g} GiB" if size >= 2**29 else amount(size, "bytes")
+
+
+def rough_size(size: float) -> str:
+    """Bytes to a tenth of a GiB, or below half of one to a whole MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
 def gib_cell(size: float | None) -> str:

@@ -6,86 +6,96 @@ import base64
 import html
 import io
 import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Chart
+
 LARGEST = 120_000  # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
 
 
 class Table:
-    """Rows under column headings, the first cell of a row being its heading: real `<th>` in HTML,
-    aligned columns as text.
+    """Rows under column headings, the first cell of a row being its heading.
+
+    Real `<th>` in HTML, aligned columns as text. Raises ValueError for a row with more or fewer
+    cells than there are columns.
     """
 
-    def __init__(self, rows, columns, caption=""):
+    def __init__(self, rows: Iterable[Iterable], columns: Iterable[str], caption: str = ""):
         self.rows, self.columns, self.caption = [list(r) for r in rows], list(columns), caption
-        bad = next((r for r in self.rows if len(r) != len(self.columns)), None)
+        bad = next((row for row in self.rows if len(row) != len(self.columns)), None)
         if bad is not None:
             raise ValueError(
                 f"A table row has {len(bad)} cells and there are {len(self.columns)} columns: give"
                 " each row one cell a column"
             )
 
-    def text(self):
+    def text(self) -> str:
         """The table as plain text."""
-        lines = [[number(c) for c in line] for line in [self.columns, *self.rows]]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        right = [
-            i > 0 and all(isinstance(r[i], int | float | None) for r in self.rows)
-            for i in range(len(widths))
-        ]
-        body = [
-            "  ".join(
-                c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join(([self.caption] if self.caption else []) + body)
+        lines = [[number(cell) for cell in line] for line in (self.columns, *self.rows)]
+        for i, right in enumerate(self._numeric()):
+            width = max(len(line[i]) for line in lines)
+            for line in lines:
+                line[i] = line[i].rjust(width) if right else line[i].ljust(width)
+        body = ["  ".join(line).rstrip() for line in lines]
+        return "\n".join([self.caption, *body] if self.caption else body)
 
-    def markdown(self):
+    def markdown(self) -> str:
         """The table as Markdown, columns of numbers to the right."""
-        right = [
-            "---:" if i and all(isinstance(r[i], int | float | None) for r in self.rows) else "---"
-            for i in range(len(self.columns))
-        ]
+        right = ["---:" if numeric else "---" for numeric in self._numeric()]
         lines = [[number(cell) for cell in line] for line in (self.columns, right, *self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     __str__ = __repr__ = text
 
+    def _numeric(self):
+        """Whether a column holds numbers alone, for each; the first is headings."""
+        return [
+            i > 0 and all(isinstance(row[i], int | float | None) for row in self.rows)
+            for i in range(len(self.columns))
+        ]
+
     def _repr_html_(self):
         def cells(line):
-            texts = [html.escape(number(c)) for c in line]
-            return (
-                f'<tr><th scope="row">{texts[0]}</th>'
-                + "".join(f"<td>{t}</td>" for t in texts[1:])
-                + "</tr>"
-            )
+            heading, *texts = [html.escape(number(cell)) for cell in line]
+            others = "".join(f"<td>{text}</td>" for text in texts)
+            return f'<tr><th scope="row">{heading}</th>{others}</tr>'
 
         head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in self.columns)
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(map(cells, self.rows))}</tbody></table>"
+        body = "".join(map(cells, self.rows))
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 class Figure:
-    """A picture to look at: `image` (PIL), `alt` (what it shows, in words), `table` (its numbers,
-    or None), `caption`.
+    """A picture to look at, what it shows in words, and its numbers.
 
-    Charts keep their matplotlib figure as `chart`. Notebooks and reports show the picture, the
-    caption, and the table below it.
+    Notebooks and reports show the picture, the caption, and the table below it. `chart` is the
+    matplotlib figure of a chart; `mime` and `data` are the picture as it is shown.
     """
 
-    def __init__(self, image, alt, table=None, caption="", chart=None):
-        self.image, self.alt, self.table, self.caption, self.chart = (
-            image,
-            alt,
-            table,
-            caption,
-            chart,
-        )
+    def __init__(
+        self,
+        image: Image.Image,
+        alt: str,
+        table: Table | None = None,
+        caption: str = "",
+        chart: "Chart | None" = None,
+    ):
+        self.image, self.alt, self.caption = image, alt, caption
+        self.table, self.chart = table, chart
         self.mime, self.data = _encode(image)
+
+    def with_table(self, table: Table) -> "Figure":
+        """The same figure, with numbers to be shown below it."""
+        self.table = table
+        return self
 
     def _repr_html_(self):
         source = f"data:{self.mime};base64,{base64.b64encode(self.data).decode()}"
@@ -106,42 +116,35 @@ class Figure:
         # HTML is what front ends and nbconvert choose, for it alone keeps the alternative text; the
         # bare picture is for other programs.
         picture = base64.b64encode(self.data).decode()
-        return {"text/html": self._repr_html_(), "text/plain": repr(self), self.mime: picture}, {
-            self.mime: {"alt": self.alt}
-        }
+        forms = {"text/html": self._repr_html_(), "text/plain": repr(self), self.mime: picture}
+        return forms, {self.mime: {"alt": self.alt}}
 
     def __repr__(self):
-        return "\n".join(
-            filter(None, [self.caption, f"[{self.alt}]", self.table and self.table.text()])
-        )
+        numbers = self.table.text() if self.table else ""
+        return "\n".join(filter(None, [self.caption, f"[{self.alt}]", numbers]))
 
-    def save(self, path):
-        """Write the picture to `path` as PNG, with its alternative text inside, as PNG's own
-        "Description".
-        """
+    def save(self, path: str | Path) -> None:
+        """Write the picture as PNG, its alternative text inside as PNG's own "Description"."""
         inside = PngInfo()
         inside.add_text("Description", self.alt)
         self.image.save(path, "PNG", pnginfo=inside)
 
 
-def number(value):
+def number(value: Any) -> str:
     """A table cell as text: four significant digits for numbers, a dash for None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:,.0f}"
-        if abs(value) >= 10_000
-        else f"{value:.4g}"
-    )
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def as_table(rows, columns=None, caption=""):
-    """A `Table` of `rows`: sequences in the order of `columns`, or dicts with the columns as keys;
-    the first column heads the rows.
+def as_table(rows: Sequence[Any], columns: Sequence[str] | None = None, caption: str = "") -> Table:
+    """A `Table` of `rows`: sequences in the order of `columns`, or dicts with them as keys.
+
+    The first column heads the rows.
     """
     if rows and isinstance(rows[0], dict):
         columns = list(columns or rows[0])
@@ -150,8 +153,9 @@ def as_table(rows, columns=None, caption=""):
 
 
 def _encode(image):
-    """(MIME type, bytes): PNG; JPEG where a PNG would be larger than `LARGEST`; a smaller JPEG,
-    shown as large, where that is as well.
+    """(MIME type, bytes): PNG, or JPEG where a PNG would be larger than `LARGEST`.
+
+    Where that is too large as well, of fewer pixels, and shown as large.
     """
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
@@ -168,6 +172,6 @@ def _encode(image):
         )
 
 
-def sentence_html(text):
+def sentence_html(text: str) -> str:
     """A sentence as HTML for a widget, or nothing for none."""
     return f"<p>{html.escape(text)}</p>" if text else ""

@@ -1,98 +1,123 @@
-"""What notebooks draw with: each figure is one short call, carries alternative text and its numbers
-as a table, and reads without colour.
+"""Pictures side by side, with labels, as one figure.
 
-show.grid([before, after], rows=["base", "LoRA"], columns=places, caption="The same prompts and
-seeds")
+grid([before, after], rows=["base", "LoRA"], columns=places, caption="The same prompts, seeds")
 """
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from lib.plots.figure import Figure
 
+GAP = 6  # pixels between pictures
+WIDEST = 1600  # pixels, of all pictures in a row
+ROW_LABEL = 150  # pixels, the width at which a row's label is broken into lines
 
-def grid(images, rows=None, columns=None, caption="", alt=None, scale=3, smooth=True, table=None):
-    """A `Figure` of PIL images: a list of rows (lists; None leaves a gap), or one flat list laid
-    out by the number of `columns`.
 
-    `rows`, `columns`: labels (or, for a flat list, the number of columns). `scale`: enlargement,
-    LANCZOS or, if not `smooth`, NEAREST, which keeps pixels visible. `alt`: what is to be seen, put
-    before the layout in words. Raises ValueError when labels don't match.
+class Pixelated(float):
+    """A `scale` of `grid` that keeps each pixel visible as a square, in place of smoothing."""
+
+
+def grid(
+    images: Sequence[Any],
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | int | None = None,
+    caption: str = "",
+    alt: str | None = None,
+    scale: float = 3,
+) -> Figure:
+    """PIL images as a list of rows (lists; None leaves a gap), or as a flat list.
+
+    rows, columns: labels; for a flat list, their number lays it out, and `columns` may be that
+    number. scale: enlargement, LANCZOS, or as `Pixelated`. alt: what is to be seen, put before the
+    layout in words; `caption`, if not given. Raises ValueError when labels don't match.
     """
     if not len(images):
         raise ValueError("There is no image to show: give at least one")
-    if not isinstance(images[0], list | tuple):
-        wide = (
-            columns
-            if isinstance(columns, int)
-            else len(columns)
-            if columns
-            else math.ceil(len(images) / len(rows))
-            if rows
-            else 8
-        )
-        images = [images[i : i + wide] for i in range(0, len(images), wide)]
+    lines = _laid_out(images, rows, columns)
     columns = None if isinstance(columns, int) else columns
-    wide = max(map(len, images))
-    for what, labels, count in (("row", rows, len(images)), ("column", columns, wide)):
-        if labels is not None and len(labels) != count:
-            raise ValueError(
-                f"There are {len(labels)} {what} labels and {count} {what}s of images: give one for"
-                " each"
-            )
-    some = [i for row in images for i in row if i is not None]
-    cell = max(max(i.size) for i in some)
-    scale = min(scale, max(1, 1600 / (cell * wide)))
-    cell, gap = round(cell * scale), 6
-    font = _font(15)
-    top, left = _wrap(columns, cell, font), _wrap(rows, 150, font)
-    line = sum(font.getmetrics()) + 2
-    y0 = gap + line * max((len(t) for t in top), default=0)
-    x0 = gap + max((round(font.getlength(s)) + 8 for t in left for s in t), default=0)
-    sheet = Image.new("RGB", (x0 + wide * (cell + gap), y0 + len(images) * (cell + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for x, text in enumerate(top):
-        for k, part in enumerate(text):
-            draw.text(
-                (x0 + x * (cell + gap) + cell / 2, y0 - line * (len(text) - k)),
-                part,
-                "black",
-                font,
-                anchor="ma",
-            )
-    for y, row in enumerate(images):
-        for k, part in enumerate(left[y] if left else ()):
-            middle = y0 + y * (cell + gap) + cell / 2
-            draw.text((gap, middle + line * (k - len(left[y]) / 2)), part, "black", font)
-        for x, image in enumerate(row):
-            if image is not None:
-                factor = cell / max(image.size)
-                size = [max(1, round(s * factor)) for s in image.size]
-                how = Image.Resampling.LANCZOS if smooth or factor < 1 else Image.Resampling.NEAREST
-                at = (
-                    x0 + x * (cell + gap) + (cell - size[0]) // 2,
-                    y0 + y * (cell + gap) + (cell - size[1]) // 2,
-                )
-                sheet.paste(image.convert("RGB").resize(size, how), at)
-    shown = f"{len(some)} pictures in {len(images)} rows and {wide} columns"
+    width = max(map(len, lines))
+    _check_labels("row", rows, len(lines))
+    _check_labels("column", columns, width)
+    count = sum(image is not None for line in lines for image in line)
+    shown = f"{count} pictures in {len(lines)} rows and {width} columns"
     said = [f"{(alt or caption).rstrip('.')}: {shown}" if alt or caption else shown]
-    said += [
-        f"{what} {', '.join(map(str, labels))}"
-        for what, labels in (("rows", rows), ("columns", columns))
-        if labels
-    ]
-    return Figure(sheet, "; ".join(said) + ".", table, caption)
+    for what, labels in (("rows", rows), ("columns", columns)):
+        if labels:
+            said.append(f"{what} {', '.join(map(str, labels))}")
+    return Figure(_sheet(lines, rows, columns, scale), "; ".join(said) + ".", None, caption)
+
+
+def _laid_out(images, rows, columns):
+    """The images as a list of rows."""
+    if isinstance(images[0], list | tuple):
+        return images
+    if isinstance(columns, int):
+        width = columns
+    elif columns:
+        width = len(columns)
+    elif rows:
+        width = math.ceil(len(images) / len(rows))
+    else:
+        width = 8
+    return [images[i : i + width] for i in range(0, len(images), width)]
+
+
+def _check_labels(what, labels, count):
+    if labels is not None and len(labels) != count:
+        raise ValueError(
+            f"There are {len(labels)} {what} labels and {count} {what}s of images: give one for"
+            " each"
+        )
+
+
+def _sheet(lines, rows, columns, scale):
+    """One white image with all pictures, each in the middle of a square cell, and the labels."""
+    width = max(map(len, lines))
+    largest = max(max(image.size) for line in lines for image in line if image is not None)
+    cell = round(largest * min(scale, max(1, WIDEST / (largest * width))))
+    step, font = cell + GAP, _font(15)
+    above, beside = _wrap(columns, cell, font), _wrap(rows, ROW_LABEL, font)
+    text_height = sum(font.getmetrics()) + 2
+    left = GAP + max((round(font.getlength(t)) + 8 for text in beside for t in text), default=0)
+    top = GAP + text_height * max((len(text) for text in above), default=0)
+    sheet = Image.new("RGB", (left + width * step, top + len(lines) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, text in enumerate(above):
+        for k, part in enumerate(text):
+            at = (left + x * step + cell / 2, top - text_height * (len(text) - k))
+            draw.text(at, part, "black", font, anchor="ma")
+    for y, text in enumerate(beside):
+        for k, part in enumerate(text):
+            middle = top + y * step + cell / 2
+            draw.text((GAP, middle + text_height * (k - len(text) / 2)), part, "black", font)
+    for y, line in enumerate(lines):
+        for x, image in enumerate(line):
+            if image is not None:
+                tile = _enlarged(image, cell, isinstance(scale, Pixelated))
+                across, down = ((cell - side) // 2 for side in tile.size)
+                sheet.paste(tile, (left + x * step + across, top + y * step + down))
+    return sheet
+
+
+def _enlarged(image, cell, pixelated):
+    """The image with its longer side as long as the cell."""
+    factor = cell / max(image.size)
+    size = [max(1, round(side * factor)) for side in image.size]
+    hard = pixelated and factor >= 1
+    how = Image.Resampling.NEAREST if hard else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize(size, how)
 
 
 def _font(size):
-    import matplotlib
+    import matplotlib  # late: it takes a second to start
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size
-    )
+    folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
+    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
 
 
 def _wrap(labels, width, font):

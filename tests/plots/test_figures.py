@@ -16,7 +16,7 @@ from lib.dataset.contact_sheet import contact_sheet, framed
 from lib.files.errors import BadInput
 from lib.plots import charts
 from lib.plots.figure import LARGEST, as_table
-from lib.plots.image_grid import grid
+from lib.plots.image_grid import Pixelated, grid
 from lib.training.samples import sample_progress
 
 
@@ -41,8 +41,7 @@ FIGURES = {
     "grid": lambda: grid(
         [picture("red"), picture("blue")],
         columns=["red", "blue"],
-        table=as_table([[1, 2]], ["a", "b"]),
-    ),
+    ).with_table(as_table([[1, 2]], ["a", "b"])),
     "curves": lambda: charts.curves({"LoRA": [3.0, 2.0, 1.25], "DreamBooth": [4.0, 2.0, 1.0]}),
     "losses": lambda: charts.losses({"LoRA": [3.0, 2.0, 1.25]}),
     "learning rates": lambda: charts.learning_rate_curve({"lora": {1e-3: 0.5, 2e-3: [0.6, 0.8]}}),
@@ -93,8 +92,7 @@ def test_markup_in_words_stays_words():
             columns=["<b>x</b>"],
             caption='a < b & "c"',
             alt='"<script>"',
-            table=as_table([["<i>", 1]], ["<u>", "n"], "<s>"),
-        )
+        ).with_table(as_table([["<i>", 1]], ["<u>", "n"], "<s>"))
     )
     assert not page.find(["b", "script", "i", "u", "s"]) and page.img["alt"].startswith(
         '"<script>"'
@@ -210,7 +208,7 @@ def test_points_have_their_labels_and_intervals_and_differ_without_colour():
     (ring,) = (line for line in axes.lines if line.get_markersize() > 10)
     assert ring.get_xdata()[0] == 0.6 and {"rank 1", "rank 4"} <= {t.get_text() for t in axes.texts}
     assert "rank 4 at 0.6, 0.5" in figure.alt
-    assert charts.points({"a": [("1", 1, 2.0)]}, "rank", "d", log_x=True).table.rows == [
+    assert charts.points({"a": [("1", 1, 2.0)]}, charts.Axis("rank", log=True), "d").table.rows == [
         ["a", 1, 2.0]
     ], "a label that is x is said once"
 
@@ -291,7 +289,7 @@ def test_a_flat_list_is_laid_out(given, layout):
 def test_enlarged_pictures_keep_hard_pixels_only_when_asked():
     board = Image.fromarray((np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8))
     hard, soft = (
-        len(np.unique(np.asarray(grid([board], scale=8, smooth=s).image))) for s in (False, True)
+        len(np.unique(np.asarray(grid([board], scale=s).image))) for s in (Pixelated(8), 8)
     )
     assert hard == 2 < soft
 

@@ -1,0 +1,89 @@
+import os
+
+import pytest
+
+from lib.files.csv_table import read_table, write_table
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json
+from lib.files.text import gib_cell, listed, mib_cell, rough_size, size_text
+from lib.files.whole_writes import (
+    MARK,
+    may_be_replaced,
+    size_of,
+    unwritable_refused,
+    whole_file,
+    whole_folder,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with whole_file(path) as unfinished:
+        unfinished.write_text("one")
+        assert unfinished.suffix == ".txt" and not path.exists()
+    with pytest.raises(RuntimeError), whole_file(path) as unfinished:
+        unfinished.write_text("tw")
+        raise RuntimeError
+    assert path.read_text() == "one" and names(path.parent) == ["a.txt"]
+
+
+def test_a_folder_is_there_whole_or_as_it_was_and_a_link_to_it_stays_one(tmp_path):
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    with whole_folder(folder) as unfinished:
+        (unfinished / "a").write_text("one")
+    link.symlink_to(folder, target_is_directory=True)
+    with whole_folder(link) as unfinished:
+        (unfinished / "b").write_text("two")
+    assert link.is_symlink() and names(folder) == ["b"]
+    with pytest.raises(RuntimeError), whole_folder(folder) as unfinished:
+        raise RuntimeError
+    assert names(folder) == ["b"] and names(tmp_path) == ["folder", "link"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "folder", os.replace
+    with whole_folder(folder) as unfinished:
+        (unfinished / "a").write_text("one")
+
+    def fails(old, new):
+        if new == folder and (old / "b").exists():
+            raise PermissionError(13, "denied")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(BadInput, match="folder cannot be written .denied.: free some space"):
+        with unwritable_refused(folder), whole_folder(folder) as unfinished:
+            (unfinished / "b").write_text("two")
+    assert names(folder) == ["a"] and names(tmp_path) == ["folder"]
+
+
+def test_only_a_folder_that_bears_the_mark_may_be_replaced(tmp_path):
+    folder = tmp_path / "made"
+    with whole_folder(folder, mark=True) as unfinished:
+        (unfinished / "weights").write_bytes(b"1234")
+    assert list(read_json(folder / MARK)) == ["made_by"]
+    assert may_be_replaced(folder, ["weights"]) and not may_be_replaced(folder, [])
+    (folder / MARK).unlink()
+    assert not may_be_replaced(folder, ["weights"]) and size_of(folder) == 4
+    (folder / "weights").unlink()
+    assert may_be_replaced(folder, []) and not may_be_replaced(tmp_path / "none", [])
+
+
+def test_a_table_that_breaks_off_leaves_the_one_before(tmp_path):
+    path = tmp_path / "t.csv"
+    write_table(path, [{"a": 1}])
+    with pytest.raises(UnicodeEncodeError):
+        write_table(path, [{"a": 2}, {"a": "\udcff"}])
+    assert read_table(path) == [{"a": 1}] and names(tmp_path) == ["t.csv"]
+
+
+def test_lists_and_sizes_in_a_sentence():
+    assert listed("abcd") == "a, b, c, d" and listed("abcdefg", 2) == "a, b and 5 more"
+    assert rough_size(2**30) == "1.0 GiB" and rough_size(2**20 * 8.7) == "9 MiB" and size_text(2**20 * 20.84) == "20.8 MiB"
+    assert size_text(2**29) == "0.5 GiB" and size_text(2**29 - 2**20) == "511 MiB"
+    assert (gib_cell(None), gib_cell(0), gib_cell(2**29)) == ("-", "0.00", "0.50")
+    assert (mib_cell(None), mib_cell(2**20 * 3)) == ("-", "3")
