@@ -13,38 +13,38 @@ ASPECTS = ("square", "photo")  # a picture's aspect: cut to a square, or the pho
 
 
 @cache
-def buckets(side):
-    """{height / width: (height, width)} of the sizes that have about side x side pixels, multiples
-    of 8.
-    """
+def buckets(side: int) -> dict[float, tuple[int, int]]:
+    """{height / width: (height, width)} of sizes of about side x side pixels, multiples of 8."""
+    # Late: importing diffusers takes seconds.
     from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_1024_BIN
 
-    sizes = [
-        tuple(8 * round(pixels * side / 1024 / 8) for pixels in size)
-        for size in ASPECT_RATIO_1024_BIN.values()
-    ]
-    return {height / width: (height, width) for height, width in sizes}
+    found = {}
+    for height, width in ASPECT_RATIO_1024_BIN.values():
+        height, width = (8 * round(pixels * side / 1024 / 8) for pixels in (height, width))
+        found[height / width] = (height, width)
+    return found
 
 
-def bucket(size, side):
-    """The (width, height) nearest in aspect to a picture's `size` (width, height); (side, side) for
-    a square.
+def bucket(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The (width, height) nearest in aspect to a picture's `size` (width, height).
+
+    (side, side) for a square.
     """
     width, height = size
     if width == height:
         return side, side
-    from diffusers.image_processor import PixArtImageProcessor
+    from diffusers.image_processor import PixArtImageProcessor  # late, as above
 
-    return PixArtImageProcessor.classify_height_width_bin(height, width, buckets(side))[::-1]
+    height, width = PixArtImageProcessor.classify_height_width_bin(height, width, buckets(side))
+    return width, height
 
 
-def trimmed(crop, side):
+def trimmed(crop: list[int], side: int) -> list[int]:
     """`crop` [left, top, right, bottom], cut evenly on two sides to the aspect of its bucket."""
     left, top, right, bottom = crop
     width, height = bucket((right - left, bottom - top), side)
-    wide, high = (
-        min(right - left, round((bottom - top) * width / height)),
-        min(bottom - top, round((right - left) * height / width)),
-    )
-    left, top = left + (right - left - wide) // 2, top + (bottom - top - high) // 2
-    return [left, top, left + wide, top + high]
+    new_width = min(right - left, round((bottom - top) * width / height))
+    new_height = min(bottom - top, round((right - left) * height / width))
+    left += (right - left - new_width) // 2
+    top += (bottom - top - new_height) // 2
+    return [left, top, left + new_width, top + new_height]

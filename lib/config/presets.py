@@ -1,31 +1,36 @@
 """What each method starts from on each family of base models, and why."""
 
-# What each method starts from on each family, and why. pocket: the best learning rates of the sweep
-# in data/results/learning_rates.json (shown in notebooks 02 and 03), and class images that weigh
-# less than photos: at weight 1 a full fine-tune of photos whose captions name no place draws them
-# in no other. The others are the field's own, from the READMEs of diffusers' examples: dreambooth
-# (LoRA 1e-4 for 500 steps; full 5e-6, 800 steps with prior preservation; batch 1),
-# dreambooth/README_sdxl (LoRA the same), text_to_image/README_sdxl (full 1e-6, SDXL's only
-# published full recipe there). Rank 8 is twice their 4: still a file of megabytes. Guidance: each
-# pipeline's default.
-_LORA = {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1}
+from typing import Any
 
+# The field's own recipes, from the READMEs of diffusers' examples/dreambooth. LoRA: rate 1e-4, 500
+# steps, batch size 1. Rank 8 is twice their 4: it is still a file of megabytes.
+_LORA: dict[str, Any] = {"learning_rate": 1e-4, "rank": 8, "steps": 500, "batch_size": 1}
 
-_FULL = {"learning_rate": 5e-6, "steps": 800, "batch_size": 1}
+# The same source, all weights with prior preservation: rate 5e-6, 800 steps, batch size 1.
+_DREAMBOOTH: dict[str, Any] = {"learning_rate": 5e-6, "steps": 800, "batch_size": 1}
 
-
-PRESETS = {
+# (method, family) -> settings that differ from the defaults of `Settings`. Guidance is the default
+# of each family's pipeline in diffusers.
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("lora", "pocket"): {
+        # The best of the sweep in data/results/learning_rates.json, shown in notebook 02. It was
+        # run with this rank, beside all layers.
         "learning_rate": 2.8e-3,
         "rank": 16,
         "targets": "all",
+        # Class images weigh less than photos: at weight 1 a full fine-tune of photos whose captions
+        # name no place draws them in no other.
         "prior_weight": 0.3,
     },
+    # The best rate of the same sweep, shown in notebook 03; the weight is LoRA's, so that the two
+    # methods learn from the same loss.
     ("dreambooth", "pocket"): {"learning_rate": 8e-4, "prior_weight": 0.3},
     ("lora", "sd1"): _LORA | {"guidance": 7.5},
-    ("dreambooth", "sd1"): _FULL | {"guidance": 7.5},
+    ("dreambooth", "sd1"): _DREAMBOOTH | {"guidance": 7.5},
     ("lora", "sd2"): _LORA | {"guidance": 7.5},
-    ("dreambooth", "sd2"): _FULL | {"guidance": 7.5},
+    ("dreambooth", "sd2"): _DREAMBOOTH | {"guidance": 7.5},
+    # examples/dreambooth/README_sdxl: the same rate as for SD 1.
     ("lora", "sdxl"): _LORA | {"guidance": 5.0},
-    ("dreambooth", "sdxl"): _FULL | {"learning_rate": 1e-6, "guidance": 5.0},
+    # SDXL's only published recipe for all weights: examples/text_to_image/README_sdxl.
+    ("dreambooth", "sdxl"): _DREAMBOOTH | {"learning_rate": 1e-6, "guidance": 5.0},
 }

@@ -2,14 +2,20 @@
 
 import csv
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from lib.files.errors import BadInput
 from lib.files.whole_writes import whole_file
 
+WIDEST = 140  # characters of a table that is printed
 
-def flat(row):
-    """A job or row with the numbers of numpy and torch made Python's. Raises ValueError for what a
-    table cannot hold.
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A job or row with the numbers of numpy and torch made Python's.
+
+    Raises ValueError for what a table cannot hold.
     """
     if not isinstance(row, dict) or not all(isinstance(key, str) and key for key in row):
         raise ValueError(f"{row!r} is no dict of values by name")
@@ -22,7 +28,7 @@ def flat(row):
     return row
 
 
-def spread(values, before=""):
+def spread(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """{"lora": {"dino": .8}} as {"lora.dino": .8}; lists and what `units` says are left out."""
     row = {}
     for key, value in values.items():
@@ -33,32 +39,30 @@ def spread(values, before=""):
     return row
 
 
-def write_table(path, rows, first=()):
-    """Write flat dicts as CSV, whole or not at all: the columns `first`, then the rest as they
-    come. None is an empty cell, True is 1.
+def write_table(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], first: Iterable[str] = ()
+) -> None:
+    """Write flat dicts as CSV, whole or not at all: the columns `first`, then the others as found.
+
+    None is an empty cell, True is 1. Raises OSError.
     """
+    columns = dict.fromkeys([*first, *(key for row in rows for key in row)])
     with (
         whole_file(path) as unfinished,
         open(unfinished, "w", encoding="utf-8", newline="") as file,
     ):
-        table = csv.DictWriter(
-            file,
-            dict.fromkeys([*first, *(key for row in rows for key in row)]),
-            lineterminator="\n",
-        )
+        table = csv.DictWriter(file, list(columns), lineterminator="\n")
         table.writeheader()
-        table.writerows(
-            {key: int(value) if isinstance(value, bool) else value for key, value in row.items()}
-            for row in rows
-        )
+        for row in rows:
+            table.writerow({k: int(v) if isinstance(v, bool) else v for k, v in row.items()})
 
 
-def read_table(path):
-    """The rows of a CSV table as dicts. A column of numbers alone gives int and float, any other
-    gives texts; an empty cell is None.
+def read_table(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a CSV table as dicts; an empty cell is None.
 
-    Raises BadInput if the file is missing or damaged, a row has more or fewer cells than the
-    heading, or a number is not finite.
+    A column of numbers alone gives int and float, any other gives texts. Raises BadInput if the
+    file is missing or damaged, a row has more or fewer cells than the heading, or a number is not
+    finite.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -82,12 +86,9 @@ def read_table(path):
 
 
 def _column(title, *cells):
-    """Cells as numbers if all are: by column, because a hash of digits only is a text among texts."""
+    """Cells as numbers if all are, for a hash of digits only is a text among texts."""
     try:
-        values = [
-            (int(cell) if cell.lstrip("-").isdecimal() else float(cell)) if cell else None
-            for cell in cells
-        ]
+        values = [_as_number(cell) if cell else None for cell in cells]
     except ValueError:
         return [cell or None for cell in cells]
     if not all(value is None or math.isfinite(value) for value in values):
@@ -95,27 +96,34 @@ def _column(title, *cells):
     return values
 
 
-def compact(rows, first):
-    """The columns `first` and those numbers that differ between rows, as a text table of at most
-    140 characters' width.
+def _as_number(cell):
+    return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
+
+
+def compact(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> str:
+    """The columns `first` and those numbers that differ between rows, as a text table.
+
+    Columns that would make it wider than `WIDEST` are left out.
     """
-    measured = dict.fromkeys(
-        key
-        for row in rows
-        for key, value in row.items()
-        if isinstance(value, int | float) and key not in first
-    )
-    columns = []
-    for key in [
-        *first,
-        *(key for key in measured if len(rows) == 1 or len({row.get(key) for row in rows}) > 1),
-    ]:
-        values = [row.get(key) for row in rows]
-        cells = [
-            key,
-            *("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values),
-        ]
-        columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
-    while len(columns) > len(first) and sum(len(column[0]) + 2 for column in columns) > 140:
-        columns.pop()
-    return "\n".join("  ".join(line) for line in zip(*columns))
+    found = dict.fromkeys(key for row in rows for key in row if key not in first)
+    columns = [[key, *(row.get(key) for row in rows)] for key in [*first, *found]]
+    shown = columns[: len(first)] + [c for c in columns[len(first) :] if _tells(c[1:])]
+    texts = [[_cell(value) for value in column] for column in shown]
+    for i, column in enumerate(texts):
+        width = max(map(len, column))
+        texts[i] = [cell.rjust(width) for cell in column]
+    while len(texts) > len(first) and sum(len(column[0]) + 2 for column in texts) > WIDEST:
+        texts.pop()
+    return "\n".join("  ".join(line) for line in zip(*texts))
+
+
+def _tells(values):
+    """Whether a column says something of the rows: a number that differs, or of the only row."""
+    numbers = any(isinstance(value, int | float) for value in values)
+    return numbers and (len(values) == 1 or len(set(values)) > 1)
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

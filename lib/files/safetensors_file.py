@@ -72,8 +72,8 @@ class open_weights:
             raw.close()
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInput(
-                f"{path} is no whole safetensors file ({_first_line(error)}): it is cut off, too long or"
-                " its header is wrong; copy or download it again."
+                f"{path} is no whole safetensors file ({_first_line(error)}): it is cut off, too"
+                " long or its header is wrong; copy or download it again."
             ) from None
         coarse = {kind for kind in map(self.dtype, self.names) if kind.startswith(COARSE_TYPES)}
         if coarse:
@@ -207,7 +207,12 @@ def _as_bytes(name, tensor, kind, shape):
             f"{name} does not fit into {kind}, its values are too large or no numbers: the training"
             " diverged."
         )
-    return data.reshape(-1).view(torch.uint8).numpy()
+    return _raw(data)
+
+
+def _raw(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor on the CPU, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def check_written(path: Path, shapes: Shapes, digest: str, name: str | Path) -> None:
@@ -222,7 +227,7 @@ def check_written(path: Path, shapes: Shapes, digest: str, name: str | Path) -> 
         found = {key: (file.dtype(key), file.shape(key)) for key in file.names}
         same = found == {key: (kind, tuple(shape)) for key, (kind, shape) in shapes.items()}
         for key in shapes if same else ():
-            again.update(file.read(key).reshape(-1).view(torch.uint8).numpy())
+            again.update(_raw(file.read(key)))
     if not same or again.hexdigest() != digest:
         raise BadInput(
             f"{name} was not written: read back, it is not what was meant, so the disk or the"

@@ -3,8 +3,9 @@
     with whole_file("table.csv") as unfinished:
         unfinished.write_text("...")
 
-Both ways write beside the target, on the same disk, and then rename, which a reader sees happen in
-one moment. A process that is killed leaves a hidden folder `.NAME.*.part`, and the target as it was.
+Both ways write beside the target, on the same disk, and then rename, which to a reader happens in
+one moment. A process that is killed leaves a hidden folder `.NAME.*.part`, and the target as it
+was.
 """
 
 import json
