@@ -185,9 +185,9 @@ def _check_complete(found: _Found, source: Path) -> None:
     unknown = found.unknown
     if not found.layers:
         raise BadInput(
-            f"{source} holds no LoRA: none of its {len(unknown)} keys "
-            f"({listed(sorted(unknown), 2)}) is one"
-            " of diffusers', PEFT's or Kohya's LoRA; name another file."
+            f"{source} holds no LoRA: none of its {len(unknown)} keys"
+            f" ({listed(sorted(unknown), 2)}) is one of diffusers', PEFT's or Kohya's LoRA; name"
+            " another file."
         )
     dora = [name for (_, name), roles in found.layers.items() if "dora_scale" in roles]
     if dora:

@@ -283,8 +283,8 @@ def check_complete(path: Path, shapes: Mapping[str, Shapes], folder: Path) -> No
             raise BadInput(
                 f"{path} is not what {folder} describes: of its {part} {len(missing)} weights are"
                 f" missing and {len(other)} of another shape or unknown"
-                f" ({listed(sorted(missing or other), 2)}); get the whole file, or put the configurations"
-                f" that it was made with into {path.with_suffix('')}/."
+                f" ({listed(sorted(missing or other), 2)}); get the whole file, or put the"
+                f" configurations that it was made with into {path.with_suffix('')}/."
             )
 
 
