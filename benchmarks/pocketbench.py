@@ -28,7 +28,7 @@ import torch
 from benchmarks import learning_rates
 from benchmarks.studies import SELDOM, WORDS, studies
 from benchmarks.studies import job as preset_job
-from lib.course.sweeping import name, sweep
+from lib.course.sweeping import run_name, sweep
 from lib.dataset.captions import prompts, read_subject
 from lib.dataset.class_images import PLACES, draw_class_images
 from lib.dataset.imagefolder import load_dataset
@@ -44,7 +44,7 @@ from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models.base import load_base
 from lib.models.base_files import POCKET
-from lib.models.devices import device_name, versions
+from lib.models.devices import versions
 from lib.models.families import preset
 from lib.step.run_weights import load_run
 from lib.training.loop import train
@@ -242,14 +242,14 @@ def work(job, folder):
     used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
     known = {
         "class_noun": data.subject.class_noun,
-        "settings_hash": name(job),
+        "settings_hash": run_name(job),
         "base_hash": base_hash,
         "judge": judged_by,
     }
     return (
         row
         | known
-        | {"device": device_name(base.device)}
+        | {"device": device_run_name(base.device)}
         | used
         | {"cell_seconds": time.perf_counter() - start}
     )
@@ -308,7 +308,7 @@ def hand_in(jobs):
     """Put rows that ship, and that this folder has not made itself, where `sweep` looks for
     finished ones.
     """
-    wanted = {name(j): j for j in jobs}
+    wanted = {run_name(j): j for j in jobs}
     for row in shipped():
         key = row["settings_hash"]
         if key in wanted and not (WORK / "runs" / key / "row.json").is_file():
@@ -321,10 +321,10 @@ def write_results(plan, rows):
     studies that were there before.
     """
     done = [
-        {"study": study} | rows[name(j)]
+        {"study": study} | rows[run_name(j)]
         for study, some in plan.items()
         for j in some
-        if name(j) in rows
+        if run_name(j) in rows
     ]
     for row in done:
         if row["study"] == "identifier" and row["variant"] == "good":
@@ -386,7 +386,9 @@ def main():
         )
     write_json(stamp, {"hashes": hashes()})
     hand_in(jobs)
-    make_data([j for j in jobs if not (WORK / "runs" / name(j) / "row.json").is_file()], subjects)
+    make_data(
+        [j for j in jobs if not (WORK / "runs" / run_name(j) / "row.json").is_file()], subjects
+    )
     # Threads of several processes would wait for each other; forked ones may hang in the parent's
     # locks.
     pool = ProcessPoolExecutor(

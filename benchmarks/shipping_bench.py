@@ -36,7 +36,7 @@ from lib.config.settings import METHODS
 from lib.convert.composition import MIXES, load_adapters, mix, switch_times
 from lib.convert.exporting import export_lora
 from lib.convert.extraction import extract
-from lib.course.sweeping import name, sweep
+from lib.course.sweeping import run_name, sweep
 from lib.dataset.imagefolder import load_dataset
 from lib.evaluation.concepts import Concept, likeness, likeness_of, shares, together
 from lib.evaluation.fidelity import EvaluationPlan, evaluate
@@ -46,7 +46,7 @@ from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models.base import load_base
 from lib.models.base_weights import open_base_weights
-from lib.models.devices import device_name, versions
+from lib.models.devices import versions
 from lib.step.run_weights import load_run, weight_bytes
 from pocket.subjects import bench_subjects
 
@@ -100,7 +100,7 @@ def stands_on():
         for key, v in asdict(settings_of("-", m, 0)).items()
         if key not in ("data", "output")
     }
-    return dict(zip(("base_hash", "judge"), hashes())) | {"recipe_hash": name(settings)}
+    return dict(zip(("base_hash", "judge"), hashes())) | {"recipe_hash": run_name(settings)}
 
 
 def concepts_of(job):
@@ -282,7 +282,7 @@ class Work:
     def __call__(self, job, folder):
         row, stack = WORKS[self.study](job, Path(folder)), versions()
         used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
-        return row | stands_on() | {"device": device_name(load_base().device)} | used
+        return row | stands_on() | {"device": device_run_name(load_base().device)} | used
 
 
 def write_results(rows):

@@ -77,7 +77,7 @@ def grid(**lists: Sequence[Any]) -> list[Job]:
     return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
 
 
-def name(job: Mapping[str, Any]) -> str:
+def run_name(job: Mapping[str, Any]) -> str:
     """The name of a job's run folder: 12 hex digits of the hash of its settings, in whatever order;
     1.0 counts as 1.
     """
@@ -100,7 +100,7 @@ def sweep(
     that are finished, in the jobs' order.
 
     `work` returns a flat dict of numbers and texts; a row is the job with that laid over it, kept
-    in `folder/<name(job)>/row.json`. `executor` has `submit(fn, *args)`, which returns something
+    in `folder/<run_name(job)>/row.json`. `executor` has `submit(fn, *args)`, which returns something
     with `result()`: a pool of concurrent.futures, a Dask client, submitit; `work` must then be
     picklable, and `folder` one that all can see. None runs the jobs here, one after the other.
 
@@ -115,7 +115,7 @@ def sweep(
     from filelock import FileLock, Timeout
 
     try:
-        named = {name(job): job for job in map(flat, jobs)}
+        named = {run_name(job): job for job in map(flat, jobs)}
     except ValueError as error:
         raise BadInput(
             f"A job cannot be run ({error}): write each as settings by name, with numbers and"

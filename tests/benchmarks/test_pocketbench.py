@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import pocketbench as bench
 from benchmarks import studies as plans
-from lib.course.sweeping import name
+from lib.course.sweeping import run_name
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
 from lib.files.csv_table import read_table
@@ -23,7 +23,7 @@ def subjects():
 
 def test_runs_that_two_studies_ask_for_are_made_once(subjects):
     plan = plans.studies([s.name for s in subjects], 3)
-    names = {study: {name(j) for j in jobs} for study, jobs in plan.items()}
+    names = {study: {run_name(j) for j in jobs} for study, jobs in plan.items()}
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
     assert len(plan["main"]) == 13 * (1 + 2 * 3)
     shared = {study: len(names["main"] & some) for study, some in names.items() if study != "main"}
@@ -61,12 +61,12 @@ def test_runs_that_ship_keep_their_names(monkeypatch):
         monkeypatch.setattr(plans, "STEPS", row["steps"])
         variant = "good" if row["variant"] == "rare" else row["variant"]
         assert (
-            name(plans.job(row["subject"], row["method"], row["seed"], variant, **varied))
+            run_name(plans.job(row["subject"], row["method"], row["seed"], variant, **varied))
             == row["settings_hash"]
         )
     monkeypatch.setattr(plans, "STEPS", 200)
     lora = plans.job("00-robot", "lora", learning_rate=4e-3)
-    assert name(lora) == "a54486143db5" and lora == plans.job(
+    assert run_name(lora) == "a54486143db5" and lora == plans.job(
         "00-robot", "lora", learning_rate=4e-3, precision="auto", weights="fp32"
     )
 
@@ -74,7 +74,7 @@ def test_runs_that_ship_keep_their_names(monkeypatch):
 def test_every_low_memory_recipe_is_a_run_of_its_own_that_names_what_it_changes():
     for method, alone in (("lora", "quantize"), ("dreambooth", "fused_backward")):
         found = [plans.job("s", method, **changes) for changes in plans.low_memory(method)]
-        assert len({name(j) for j in found}) == len(found) and not plans.SELDOM & set(found[0])
+        assert len({run_name(j) for j in found}) == len(found) and not plans.SELDOM & set(found[0])
         assert {alone, "optimizer", "checkpointing"} <= set(found[-1]), "the foot of the ladder"
         assert plans.text_rates(method) == pytest.approx(
             [s * found[0]["learning_rate"] for s in plans.TEXT_SHARES]
@@ -156,7 +156,10 @@ def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkey
     monkeypatch.setattr(bench.learning_rates, "RESULTS", tmp_path / "rates.json")
     kept = {"base_hash": "b", "judge": "j"}
     one, two, three = (plans.job("00-robot", m) for m in ("base", "lora", "dreambooth"))
-    rows = {name(j): j | kept | {"dino": 0.5, "settings_hash": name(j)} for j in (one, two, three)}
+    rows = {
+        run_name(j): j | kept | {"dino": 0.5, "settings_hash": run_name(j)}
+        for j in (one, two, three)
+    }
     bench.write_results({"main": [one, two], "identifier": [two]}, rows)
     assert [(r["study"], r["method"], r["variant"]) for r in bench.shipped()] == [
         ("main", "base", "good"),
@@ -166,9 +169,9 @@ def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkey
     bench.hand_in([one, two, three])
     there = {p.parent.name: read_json(p) for p in (tmp_path / "work" / "runs").glob("*/row.json")}
     assert (
-        set(there) == {name(one), name(two)}
-        and there[name(two)]["variant"] == "good"
-        and there[name(two)]["dino"] == 0.5
+        set(there) == {run_name(one), run_name(two)}
+        and there[run_name(two)]["variant"] == "good"
+        and there[run_name(two)]["dino"] == 0.5
     )
     bench.write_results({"main": [three]}, rows)
     assert len(bench.shipped()) == 4

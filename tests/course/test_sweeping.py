@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT
 
 from lib.__main__ import main
-from lib.course.sweeping import NotebookWork, grid, name, sweep
+from lib.course.sweeping import NotebookWork, grid, run_name, sweep
 from lib.files.csv_table import compact, read_table, write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
@@ -45,7 +45,7 @@ def square(job, folder):
 
 
 def calls(folder, job):
-    path = folder / name(job) / "calls"
+    path = folder / run_name(job) / "calls"
     return len(path.read_text()) if path.exists() else 0
 
 
@@ -66,10 +66,14 @@ def test_a_grid_is_the_product_in_stable_order():
 
 def test_a_name_is_the_hash_of_the_settings_alone():
     job = {"rank": 4, "learning_rate": 5e-4, "targets": "all", "prior_weight": 1.0}
-    assert name(job) == "05882c45a85e", (
+    assert run_name(job) == "05882c45a85e", (
         "names must not change: they are what finished runs are found by"
     )
-    assert name(dict(reversed(job.items()))) == name(job) == name(job | {"prior_weight": 1})
+    assert (
+        run_name(dict(reversed(job.items())))
+        == run_name(job)
+        == run_name(job | {"prior_weight": 1})
+    )
     others = [
         job | change
         for change in (
@@ -80,12 +84,12 @@ def test_a_name_is_the_hash_of_the_settings_alone():
             {"seed": 0},
         )
     ]
-    assert len({name(other) for other in [job, *others]}) == 6
-    code = f"from lib.course.sweeping import name; print(name({job!r}))"
+    assert len({run_name(other) for other in [job, *others]}) == 6
+    code = f"from lib.course.sweeping import run_name; print(run_name({job!r}))"
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert other.stdout.strip() == name(job)
+    assert other.stdout.strip() == run_name(job)
 
 
 def test_rows_come_in_order_and_lie_in_their_folders(tmp_path, said):
@@ -94,7 +98,9 @@ def test_rows_come_in_order_and_lie_in_their_folders(tmp_path, said):
     assert [(row["rank"], row["seed"], row["score"]) for row in rows] == [
         (r, s, r * r + s / 2) for r in (1, 4) for s in (0, 1, 2)
     ]
-    assert all(read_json(folder / name(job) / "row.json") == row for job, row in zip(JOBS, rows))
+    assert all(
+        read_json(folder / run_name(job) / "row.json") == row for job, row in zip(JOBS, rows)
+    )
     assert read_table(folder / "table.csv") == rows and [*rows[0]] == [
         "rank",
         "seed",
@@ -106,13 +112,13 @@ def test_rows_come_in_order_and_lie_in_their_folders(tmp_path, said):
     assert calls(folder, JOBS[0]) == 1, "the same job twice runs once"
     assert said[0] == "6 jobs, 0 of them finished before" and len(said) == 7
     assert said[3].startswith(
-        f"[3/6] {name(JOBS[2])} rank=1 seed=2: done; 0:00 elapsed, about 0:0"
+        f"[3/6] {run_name(JOBS[2])} rank=1 seed=2: done; 0:00 elapsed, about 0:0"
     ), said[3]
 
 
 def test_finished_jobs_are_skipped_and_a_sweep_can_be_widened(tmp_path, said):
     first = sweep(JOBS[:2], square, tmp_path, say=said.append)
-    (tmp_path / name(JOBS[1]) / "row.json").write_text('{"rank": 1, "seed": 1, "sco')
+    (tmp_path / run_name(JOBS[1]) / "row.json").write_text('{"rank": 1, "seed": 1, "sco')
     rows = sweep(JOBS, square, tmp_path, say=said.append)
     assert [calls(tmp_path, job) for job in JOBS] == [
         1,
@@ -156,10 +162,10 @@ def test_a_job_that_fails_again_is_reported_and_the_others_are_done(tmp_path, sa
         tmp_path / "table.csv"
     ) == rows
     assert read_json(tmp_path / "failed.json") == {
-        name(JOBS[1]): {"settings": JOBS[1], "error": "the card fell off the bus"}
+        run_name(JOBS[1]): {"settings": JOBS[1], "error": "the card fell off the bus"}
     }
     assert said[-1].startswith(
-        f"[6/6] {name(JOBS[1])} rank=1 seed=1: failed (the card fell off the bus); "
+        f"[6/6] {run_name(JOBS[1])} rank=1 seed=1: failed (the card fell off the bus); "
     )
     assert len(sweep(JOBS, square, tmp_path, say=said.append)) == 6, "a later call tries it again"
     assert not (tmp_path / "failed.json").exists()
@@ -258,7 +264,7 @@ def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path, said):
     assert sweep([{"seed": 0}], nested, tmp_path, say=said.append) == []
     assert (
         "Another sweep is running in"
-        in read_json(tmp_path / "failed.json")[name({"seed": 0})]["error"]
+        in read_json(tmp_path / "failed.json")[run_name({"seed": 0})]["error"]
     )
     assert len(sweep(JOBS, square, tmp_path, say=said.append)) == 6, "the lock goes with its sweep"
 
@@ -446,7 +452,7 @@ def test_the_command_sweeps_a_notebook(tiny, tmp_path, capfd):
         and "tiny.ipynb stopped in cell [5]" in failure["error"]
         and "AssertionError" in failure["error"]
     )
-    run = tmp_path / "out" / name(job)
+    run = tmp_path / "out" / run_name(job)
     assert (
         f'output = "{run}"' in nbformat.read(run / "tiny.ipynb", 4).cells[1].source
         and "done in" in (run / "progress.log").read_text()
