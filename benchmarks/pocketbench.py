@@ -44,7 +44,7 @@ from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models.base import load_base
 from lib.models.base_files import POCKET
-from lib.models.devices import versions
+from lib.models.devices import device_name, versions
 from lib.models.families import preset
 from lib.step.run_weights import load_run
 from lib.training.loop import train
@@ -249,7 +249,7 @@ def work(job, folder):
     return (
         row
         | known
-        | {"device": device_run_name(base.device)}
+        | {"device": device_name(base.device)}
         | used
         | {"cell_seconds": time.perf_counter() - start}
     )

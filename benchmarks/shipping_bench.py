@@ -46,7 +46,7 @@ from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
 from lib.models.base import load_base
 from lib.models.base_weights import open_base_weights
-from lib.models.devices import versions
+from lib.models.devices import device_name, versions
 from lib.step.run_weights import load_run, weight_bytes
 from pocket.subjects import bench_subjects
 
@@ -282,7 +282,7 @@ class Work:
     def __call__(self, job, folder):
         row, stack = WORKS[self.study](job, Path(folder)), versions()
         used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
-        return row | stands_on() | {"device": device_run_name(load_base().device)} | used
+        return row | stands_on() | {"device": device_name(load_base().device)} | used
 
 
 def write_results(rows):

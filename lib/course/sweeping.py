@@ -100,9 +100,9 @@ def sweep(
     that are finished, in the jobs' order.
 
     `work` returns a flat dict of numbers and texts; a row is the job with that laid over it, kept
-    in `folder/<run_name(job)>/row.json`. `executor` has `submit(fn, *args)`, which returns something
-    with `result()`: a pool of concurrent.futures, a Dask client, submitit; `work` must then be
-    picklable, and `folder` one that all can see. None runs the jobs here, one after the other.
+    in `folder/<run_name(job)>/row.json`. With an `executor` on other processes or machines `work`
+    must be picklable, and `folder` one that all can see. None runs the jobs here, one after the
+    other.
 
     A job that raises, or whose row has a number that is not finite, is run again after the others,
     up to `retries` times (unless it was bad input), and then noted in `folder/failed.json`. The
