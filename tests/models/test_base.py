@@ -220,7 +220,10 @@ import_diffusers()
 import torch
 assert "bitsandbytes" in sys.modules and "torch._inductor.compile_fx" not in sys.modules
 seen = []
-torch.compile(lambda x: x + 1, backend=lambda graph, inputs: seen.append(graph) or graph.forward)(torch.ones(2))
+def backend(graph, inputs):
+    seen.append(graph)
+    return graph.forward
+torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
 assert len(seen) == 1, "a function that a reader compiles is compiled"
 print(os.environ.get("TORCHDYNAMO_DISABLE"))
 """

@@ -31,7 +31,7 @@ FAMILIES = ("sd1", "sd2", "sdxl")
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """A tiny base of each family. Their names say nothing: the family must be read from the files."""
+    """A tiny base of each family, whose names say nothing: it must be read from the files."""
     place = tmp_path_factory.mktemp("bases")
     return {
         family: make_tiny(family, place / name)

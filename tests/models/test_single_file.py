@@ -73,7 +73,7 @@ def changed(path, more=None, without=None, header=None):
 
 
 # --- what it predicts
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_sdxl_of_velocity_keeps_its_marks_through_every_form_and_trains_and_draw
     assert {"v_pred", "ztsnr"} < load_file(one_file(again, tmp_path / "twice.safetensors")).keys()
 
 
-def test_a_file_of_2x_that_says_nothing_is_not_called_one_or_the_other_and_a_folder_of_it_is_measured(
+def test_a_file_of_2x_that_says_nothing_is_called_neither_and_a_folder_of_it_is_measured(
     tiny, tmp_path
 ):  # noqa: F811
     folder, *_ = tiny("sd2")
@@ -189,7 +189,7 @@ def test_a_file_of_2x_that_says_nothing_is_not_called_one_or_the_other_and_a_fol
 
 
 # --- a base like any other
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_pocket_base_as_one_file_is_the_pocket_base(tmp_path, capsys):
@@ -357,7 +357,7 @@ def test_2x_s_last_text_layer_which_diffusers_drops_is_kept_in_files_and_hinders
 
 
 # --- whole or not
-# ------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 # noqa: F811
@@ -431,7 +431,7 @@ def test_a_file_that_lacks_its_vae_or_a_weight_is_refused_with_the_remedy(tiny, 
 
 
 # --- what a run was trained on
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
@@ -478,10 +478,10 @@ def test_a_run_is_refused_on_another_base_until_asked_for(make, method, tmp_path
 
 
 # --- what a newcomer is told
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-def test_what_the_docstring_names_for_a_new_family_is_there_and_every_family_goes_through_the_tests():
+def test_what_the_docstring_names_for_a_new_family_is_there():
     named = re.findall(r"`lib\.([\w.]+)\.(\w+)`", base_module.__doc__)
     assert {module for module, _ in named} == {
         "models.base_files",
