@@ -192,7 +192,7 @@ def export(
     from lib.convert.verification import check_pictures
 
     done = export_for_tools(source, to, out, base, title, other_base)
-    _print_lines(done.lines())
+    print(*done.lines(), sep="\n")
     print(check_pictures(source, done.path, base_of(source, base)))
     _print_written(done)
 
@@ -242,7 +242,7 @@ def merge(
     paths, weights = _with_weights(sources)
     path = check_model_output(to, out)
     done = write_model(whole_model(paths, weights, base, other_base), to, path, title)
-    _print_lines(done.lines())
+    print(*done.lines(), sep="\n")
     if weights == [1.0]:
         print(check_pictures(paths[0], done.path, base_of(paths[0], base)))
     _print_written(done)
@@ -273,7 +273,7 @@ def extract(
         f"rank {rank} keeps {retained.of_layers:.1%} of the layers' change (sum of S^2),"
         f" {retained.of_all:.1%} of all weights'"
     )
-    _print_lines(done.lines())
+    print(*done.lines(), sep="\n")
     _print_written(done)
 
 
@@ -305,7 +305,7 @@ def compose(
     adapter = compose_adapters(*_with_weights(sources), how, base)
     done = export_lora(adapter, to, out, title=title)
     print(f"{adapter.source}: rank {', '.join(map(str, adapter.ranks))}")
-    _print_lines(done.lines())
+    print(*done.lines(), sep="\n")
     _print_written(done)
 
 
@@ -414,12 +414,6 @@ def card(source: Source, out: Out) -> None:
     from lib.convert.model_card import write_card
 
     print(f"written: {write_card(source, out)}")
-
-
-def _print_lines(lines: Iterator[str]) -> None:
-    """Print each line as soon as it is known."""
-    for line in lines:
-        print(line, flush=True)
 
 
 def _print_written(done: "Exported | Merged") -> None:
