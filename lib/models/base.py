@@ -48,6 +48,7 @@ from torch import Tensor
 from lib.config.picture_sizes import bucket
 from lib.files.errors import BadInput
 from lib.models.base_files import locate
+from lib.models.base_weights import open_base_weights
 from lib.models.devices import has_fast_bf16, keep_freed_memory, reclaim
 from lib.models.families import Family, family_of
 from lib.models.pipeline import read_pipeline, set_prediction
@@ -113,8 +114,6 @@ class Base:
 
         With that a run says later what it was trained on.
         """
-        from lib.models.base_weights import open_base_weights  # late: few runs need it
-
         return open_base_weights(self.name).fingerprint()
 
     @property

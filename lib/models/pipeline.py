@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,6 @@ from lib.models.devices import has_fast_bf16, out_of_memory
 from lib.models.families import Family, config_folder
 from lib.models.layer_names import full_name
 from lib.models.single_file import stated_prediction
-
-if TYPE_CHECKING:
-    from lib.models.base import Base
 
 
 @contextmanager
@@ -185,8 +182,8 @@ def silence_libraries() -> None:
         log.disable_progress_bar()
 
 
-def set_prediction(base: "Base", path: Path) -> None:
-    """Set what a single file's model predicts, noise or velocity.
+def set_prediction(base: Any, path: Path) -> None:
+    """Set what the model of a single file's `Base` predicts, noise or velocity.
 
     The file may tell, by a key or by its header; else the model is asked, by doing it.
     """
@@ -202,8 +199,8 @@ def set_prediction(base: "Base", path: Path) -> None:
     base.pipe.scheduler = scheduler.from_config(scheduler.config, **stated)
 
 
-def predicts_velocity(base: "Base") -> bool:
-    """Whether the denoiser predicts velocity, by trying.
+def predicts_velocity(base: Any) -> bool:
+    """Whether the denoiser of a `Base` predicts velocity, by trying.
 
     At the last timestep a picture is noise, which a model of noise must give back.
     """

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -29,9 +29,6 @@ from lib.files.safetensors_file import open_weights
 from lib.files.text import listed, say
 from lib.models.base_files import Shapes
 from lib.models.layer_names import from_original, to_original
-
-if TYPE_CHECKING:
-    from lib.models.base_weights import BaseWeights
 
 # Tensor name -> (file, key in it, how): "" as it is, "flat" a 1 x 1 convolution as a matrix,
 # "transpose", or "0", "1", "2" that third of stacked query, key and value.
@@ -120,8 +117,8 @@ class Entry:
 Entries = dict[str, Entry]
 
 
-def layout(base: "BaseWeights") -> Entries:
-    """{original key: Entry} of every tensor of a base model."""
+def layout(base: Any) -> Entries:
+    """{original key: Entry} of every tensor of a base model, given as its `BaseWeights`."""
     found: Entries = {}
     for name, shape in base.shapes["unet"].items():
         key = f"model.diffusion_model.{to_original(name, base.layers, base.attended)}"
@@ -162,7 +159,7 @@ def vae_name(name: str, ups: int) -> str:
     return name
 
 
-def _clip(part: str, base: "BaseWeights", prefix: str) -> Entries:
+def _clip(part: str, base: Any, prefix: str) -> Entries:
     return {
         prefix + name: Entry(shape, ((part, name),))
         for name, shape in base.shapes[part].items()
@@ -170,7 +167,7 @@ def _clip(part: str, base: "BaseWeights", prefix: str) -> Entries:
     }
 
 
-def _openclip(part: str, base: "BaseWeights", prefix: str) -> Entries:
+def _openclip(part: str, base: Any, prefix: str) -> Entries:
     found: Entries = {}
     for name, shape in base.shapes[part].items():
         if name in OUTSIDE:
