@@ -56,11 +56,10 @@ def workspaces(device):
     `lib.memory.fake_tensors.WORKSPACE` by measurement.
     """
     reclaim(device)
-    before, (a, b) = (
-        torch.cuda.memory_allocated(),
-        (torch.ones(64, 64, device=device, dtype=torch.bfloat16) for _ in range(2)),
-    )
-    torch.nn.functional.linear(a, b, b[0]), a @ b
+    before = torch.cuda.memory_allocated()
+    a, b = (torch.ones(64, 64, device=device, dtype=torch.bfloat16) for _ in range(2))
+    torch.nn.functional.linear(a, b, b[0])
+    torch.matmul(a, b)
     return torch.cuda.memory_allocated() - before - a.nbytes - b.nbytes
 
 

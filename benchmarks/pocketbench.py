@@ -146,9 +146,8 @@ def bench_prompts(subject, with_identifier=True):
     """
     pairs = [(prompts(subject, p, with_identifier), prompts(subject, p, False)) for p in PLACES]
     frames = ("{}", "a photo of {}", "a picture of {}")
-    return [tuple(f.format(t) for t in pair) for f in frames for pair in pairs] + [
-        (prompts(subject, None, with_identifier), prompts(subject, None, False))
-    ]
+    framed = [(f.format(asked), f.format(plain)) for f in frames for asked, plain in pairs]
+    return [*framed, (prompts(subject, None, with_identifier), prompts(subject, None, False))]
 
 
 @cache
@@ -194,29 +193,26 @@ def work(job, folder):
         settings = preset(
             job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen
         )
-        shutil.rmtree(
-            folder / "run", ignore_errors=True
-        )  # of an attempt that failed: its curve would lack what is not trained again
-        plain = job == preset_job(
-            job["subject"], job["method"], job["seed"]
-        )  # of these alone figures show the way
+        # Of an attempt that failed: its curve would lack what is not trained again.
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        # Of these alone figures show the way.
+        plain = job == preset_job(job["subject"], job["method"], job["seed"])
         curve = (
             Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
             if plain
             else None
         )
-        run = train(settings, base, [curve] if plain else [])
+        run = train(settings, base, [curve] if curve else [])
         found = read_json(run / "metrics.json")
         for key, used in found["recipe"].items():
-            if used != getattr(
-                settings, key
-            ):  # where bitsandbytes cannot run, training goes without and says so
+            # Where bitsandbytes cannot run, training goes without and says so.
+            if used != getattr(settings, key):
                 raise BadInput(
                     f"This device trained with {key} {used!r} instead of"
                     f" {getattr(settings, key)!r}: run that study elsewhere."
                 )
         base = load_run(run, load_base()).cast_for_sampling()
-        row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if plain else {})
+        row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if curve else {})
     found = evaluate(
         base,
         data,

@@ -53,6 +53,7 @@ import random
 import tempfile
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -118,8 +119,8 @@ def tune(work, field, scripts, steps):
 
         for workers in WORKERS:
             attempt(workers, False)
-        attempt(min(tried, key=tried.get)[0], True)
-        field.best[method, kind] = min(tried, key=tried.get)
+        attempt(min(tried, key=lambda flags: tried[flags])[0], True)
+        field.best[method, kind] = min(tried, key=lambda flags: tried[flags])
         found += [
             {"method": method, "photos": kind, "workers": w, "eight_bit": bits, "step": step}
             for (w, bits), step in tried.items()
@@ -131,7 +132,7 @@ def measure(work, field, scripts, rounds, steps, cells):
     """{cell: [what `contestants.run` found, one a round]}; a contestant that cannot run here has a
     sentence in place of the list.
     """
-    found = {cell: [] for cell in cells}
+    found: dict[tuple[str, str, str], Any] = {cell: [] for cell in cells}
     for k in range(rounds):
         for method, kind, who in in_turn(cells, k):
             if isinstance(found[method, kind, who], str) or k and who in ONCE:

@@ -6,6 +6,7 @@ Built from `data/shapes/`. Nothing can be learnt with such weights, so no fideli
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
@@ -36,7 +37,10 @@ def build(name, folder, shapes=None, dtype=torch.float32):
         raise BadInput(
             f"There is no {shapes}/unet/config.json: the shape '{name}' is not in this checkout."
         )
-    index = {"_class_name": PIPELINES[name], "_diffusers_version": diffusers.__version__}
+    index: dict[str, Any] = {
+        "_class_name": PIPELINES[name],
+        "_diffusers_version": diffusers.__version__,
+    }
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for part, kind in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
@@ -85,9 +89,8 @@ def step_of(settings, device):
 
     folder = folder_with_configs(settings.base)
     with torch.device(device):
-        unet = UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json")).to(
-            torch.bfloat16
-        )
+        unet: Any = UNet2DConditionModel.from_config(read_json(folder / "unet" / "config.json"))
+        unet = unet.to(torch.bfloat16)
     scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
     name = settings.base
     family = family_named(KNOWN_BASES[name]) if name in KNOWN_BASES else family_of(name)

@@ -3,6 +3,7 @@ the studies vary.
 """
 
 from dataclasses import fields
+from typing import Any
 
 from benchmarks import learning_rates
 from lib.config.settings import METHODS, Settings
@@ -30,7 +31,9 @@ PLAIN_SEEDS = (
 )
 
 
-def job(subject, method, seed=0, variant="good", **changes):
+def job(
+    subject: str, method: str, seed: int = 0, variant: str = "good", **changes: Any
+) -> dict[str, Any]:
     """One run as a flat dict: the settings that the studies vary, as the preset has them unless
     changed; of `SELDOM` what is changed.
     """
@@ -48,7 +51,7 @@ def job(subject, method, seed=0, variant="good", **changes):
     return {"subject": subject, "variant": variant, "method": method} | own | common | seldom(s)
 
 
-def seldom(settings):
+def seldom(settings: Settings) -> dict[str, Any]:
     """The settings of `SELDOM` that are not the default, by name."""
     values = {
         f.name: (getattr(settings, f.name), f.default) for f in fields(settings) if f.name in SELDOM
@@ -56,7 +59,7 @@ def seldom(settings):
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def low_memory(method):
+def low_memory(method: str) -> tuple[dict[str, Any], ...]:
     """What each recipe of the study "recipes" changes: nothing ("auto" arithmetic: bf16 where it is
     fast), one thing, and all at once.
 
@@ -71,18 +74,19 @@ def low_memory(method):
     return {}, {"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone, seldom(foot)
 
 
-def text_rates(method):
+def text_rates(method: str) -> list[float]:
     """The text encoder's learning rates in the study "text_encoder"."""
     whole = preset(method, data="-", output="-").learning_rate
     return [float(f"{share * whole:g}") for share in TEXT_SHARES]
 
 
-def studies(subjects, seeds):
+def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
     """{study: its jobs}: which question each run belongs to. A run may belong to several; it is
     made once.
     """
     some, few = subjects[:12], subjects[:6]
     both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
+    without_prior: tuple[dict[str, Any], ...] = ({}, {"prior_weight": 0.0})
     return {
         "main": [job(s, "base") for s in subjects]
         + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
@@ -95,7 +99,7 @@ def studies(subjects, seeds):
         "prior": [
             job(s, m, seed, **changes)
             for seed in range(seeds)
-            for changes in ({}, {"prior_weight": 0.0})
+            for changes in without_prior
             for s in subjects
             for m in METHODS
         ],

@@ -94,18 +94,15 @@ def install():
     if that was needed.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]: it may be there
     except ImportError:
         from transformers.utils import is_torchvision_available
 
         # it remembers "no", and looks for nothing here that the scripts do not call
         is_torchvision_available()
-        package = ModuleType("torchvision")
-        package.__spec__, package.__path__, package.transforms = (
-            ModuleSpec("torchvision", None),
-            [],
-            sys.modules[__name__],
-        )
-        sys.modules |= {"torchvision": package, "torchvision.transforms": package.transforms}
+        transforms, package = sys.modules[__name__], ModuleType("torchvision")
+        package.__spec__, package.__path__ = ModuleSpec("torchvision", None), []
+        vars(package)["transforms"] = transforms
+        sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
         return True
     return False

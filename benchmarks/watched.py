@@ -40,14 +40,11 @@ class Watch:
     """
 
     def __init__(self, steps, count=True):
-        self.steps, self.count, self.ends, self.peak, self.categories, self.memory = (
-            steps,
-            count,
-            [],
-            None,
-            None,
-            None,
-        )
+        self.steps, self.count = steps, count
+        self.ends: list[float] = []
+        self.peak: int | None = None
+        self.categories: dict[str, int] | None = None
+        self.memory: PeakMemory | None = None
         turns = os.environ.get("BENCHMARK_TURNS", "")
         self.turns, self.size, self.begins = (
             turns.rpartition(":")[0],
@@ -79,10 +76,9 @@ class Watch:
             torch.cuda.reset_peak_memory_stats()
             self.peak, self.categories = 0, {"reserved": 0}
         elif step <= SHORT:
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
-            self.categories["reserved"] = max(
-                self.categories["reserved"], torch.cuda.max_memory_reserved()
-            )
+            self.peak = max(self.peak or 0, torch.cuda.max_memory_allocated())
+            before = (self.categories or {}).get("reserved", 0)
+            self.categories = {"reserved": max(before, torch.cuda.max_memory_reserved())}
 
     def wait(self, k):
         """Say that `k` turns are over, and wait for the next one; `begins` are the times at which
@@ -108,6 +104,8 @@ class Watch:
 
     def end(self):
         """The worst moment since `begin`."""
+        if self.memory is None:
+            raise RuntimeError("nothing was counted: begin() comes before end()")
         self.memory.__exit__(None, None, None)
         self.peak, self.categories, self.memory = self.memory.bytes, self.memory.by_category, None
 
@@ -125,7 +123,7 @@ def watch_ours(watch):
         watch()
         return numbers
 
-    Step.__call__ = watched
+    setattr(Step, "__call__", watched)
 
 
 def main():

@@ -53,12 +53,14 @@ def _with_main_ranks(rows: Rows) -> Rows:
 def _ranks(rows: Rows) -> tuple[int | None, list[dict[str, Any]]]:
     """The rank with the highest DINO, and for each rank by how much that is ahead of it."""
 
-    def against(one: int | None, other: int) -> Effect:
+    def against(one: int, other: int) -> Effect:
         return effect(rows, "dino", "rank", LORA | {"rank": one}, LORA | {"rank": other})
 
     runs = [row for row in rows if row.get("study") == "rank" and row.get("method") == "lora"]
     ranks = sorted({int(row["rank"]) for row in runs})
-    best = ranks[0] if ranks else None
+    if not ranks:
+        return None, []
+    best = ranks[0]
     for rank in ranks[1:]:
         best = rank if (against(rank, best).value or 0) > 0 else best
     return best, [{"rank": r, "best_minus_this": _record(against(best, r))} for r in ranks]

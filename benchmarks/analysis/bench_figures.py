@@ -29,7 +29,7 @@ from lib.plots.charts import intervals, points
 from lib.plots.figure import Figure, Table
 
 # (value, low, high), to three decimals
-Ends = tuple[float | None, float | None, float | None]
+Ends = tuple[float | None, ...]
 
 COSTS = {
     measure: MEASURE_NAMES[measure]

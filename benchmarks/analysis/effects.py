@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Real
 from statistics import NormalDist
 from typing import Any
 
@@ -184,7 +183,7 @@ def number(row: Row, measure: str) -> float | None:
     value = row.get(measure)
     cost = measure in MEASURES and MEASURES[measure][0] == "ratio"
     if value is None or (
-        isinstance(value, Real)
+        isinstance(value, int | float)
         and not isinstance(value, bool)
         and math.isfinite(value)
         and (value > 0 or not cost)

@@ -57,9 +57,10 @@ def _copies(rows: Rows) -> str:
         m: effect(rows, f"{m}_copies", "again", {"method": "lora"}, None, ())
         for m in ("memorising", "nearest")
     }
-    if not all(e.subjects for e in found.values()):
+    texts = [amount(e.value, e.unit) for e in found.values() if e.value is not None]
+    if len(texts) < len(found):
         return ""
-    one, other = (amount(e.value, e.unit) for e in found.values())
+    one, other = texts
     return (
         f" Plain copies of the training photos would score {one} in train - held-out and {other} in"
         " nearest photo: this judge was made to read a subject in any place, so it hardly sees"
@@ -142,13 +143,18 @@ def section(rows: Rows, made: dict[str, Figure]) -> str:
         if name in SHOWN:
             lines += [f"![{figure.alt}]({file(name)})", ""]
         if name not in ("scores", "costs"):  # whose numbers are the main table's
-            lines += [figure.table.markdown(), *(["", NOTES[name]] if name in NOTES else [])]
+            lines += [_numbers(figure), *(["", NOTES[name]] if name in NOTES else [])]
     missing = [
         study for study in studies(["-"], 1) if not any(row.get("study") == study for row in rows)
     ]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)} (`make pocketbench`)."]
     return "\n".join(lines) + "\n"
+
+
+def _numbers(figure: Figure) -> str:
+    """A figure's table as Markdown."""
+    return figure.table.markdown() if figure.table else ""
 
 
 def shipping_section(figure: Figure | None) -> str:
@@ -173,7 +179,7 @@ def shipping_section(figure: Figure | None) -> str:
             "",
             f"![{figure.alt}]({file('extraction')})",
             "",
-            figure.table.markdown(),
+            _numbers(figure),
             "",
         ]
     return "\n".join(text + ["\n\n".join(said)]) + "\n"

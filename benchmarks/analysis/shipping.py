@@ -73,7 +73,9 @@ def even(rows: Rows) -> tuple[Rows, str]:
 
 def _is_clear(row: dict[str, Any], kind: str) -> bool:
     alone, floor, share = (row.get(f"{what}_{kind}") for what in ("alone", "floor", "survives"))
-    return None not in (alone, floor, share) and alone - floor > CLEAR
+    if alone is None or floor is None or share is None:
+        return False
+    return alone - floor > CLEAR
 
 
 def by_subject(rows: Rows, key: str, **where: Any) -> dict[str, float]:
@@ -302,9 +304,8 @@ def _chosen_on_others(ways: Ways) -> dict[str, float]:
     subjects = set.intersection(*map(set, ways.values()))
 
     def elsewhere(way: tuple[str, float], subject: str) -> float:
-        return np.mean(
-            [share for other, share in ways[way].items() if other != subject or len(subjects) == 1]
-        )
+        others = [s for other, s in ways[way].items() if other != subject or len(subjects) == 1]
+        return float(np.mean(others))
 
     return {s: ways[max(ways, key=lambda way, s=s: elsewhere(way, s))][s] for s in subjects}
 

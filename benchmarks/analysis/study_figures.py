@@ -4,6 +4,7 @@ change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figur
 """
 
 import math
+from typing import Any
 
 from benchmarks import learning_rates
 from benchmarks.analysis.bench_figures import FIGURES as MAIN
@@ -140,7 +141,7 @@ def again(rows: Rows) -> Figure | None:
     found, lines, kinds = {m: e for m, e in found.items() if e.subjects}, [], []
     for m, e in found.items():
         kind, detail = decide(e)
-        if e.low is None:
+        if e.low is None or e.high is None:
             word = kind
         elif e.low <= 0 <= e.high:
             word = f"agrees ({detail})"
@@ -185,9 +186,10 @@ def careless(rows: Rows) -> Figure | None:
             against = [
                 effect(rows, m, "careless", of, where | {"variant": "good"}) for m in measures
             ]
-            if found[label].subjects:
+            drawn = dots(found) or {}
+            if label in drawn:
                 changes = ["-"] * len(measures) if variant == "good" else map(_change, against)
-                lines.append([label, _mean(dots(found)[label]), *changes])
+                lines.append([label, _mean(drawn[label]), *changes])
     about = (
         "Memorising with good and with careless data: loss on held-out photos minus loss on"
         f" training photos, {size(rows, 'careless')}; changes are against good data"
@@ -227,11 +229,7 @@ def recipes(rows: Rows) -> Figure | None:
             found = {m: effect(rows, m, "recipes", of, plain) for m in (*measures, "peak_bytes")}
             if found["dino"].subjects:
                 moves = {m: swing(rows, m, "recipes", plain, found[m].subjects) for m in measures}
-                beyond = [
-                    SCORES[m]
-                    for m in measures
-                    if moves[m] is not None and abs(found[m].value) > moves[m]
-                ]
+                beyond = [SCORES[m] for m in measures if _is_beyond(found[m].value, moves[m])]
                 lines.append(
                     [
                         f"{who}, {words}",
@@ -262,6 +260,11 @@ def recipes(rows: Rows) -> Figure | None:
         about,
         ["DINO", "CLIP-T", "drift", "peak memory", "within another seed's reach"],
     )
+
+
+def _is_beyond(value: float | None, reach: float | None) -> bool:
+    """Whether a difference is larger than what another seed alone moves, where both are known."""
+    return value is not None and reach is not None and abs(value) > reach
 
 
 def text_encoder(rows: Rows) -> Figure | None:
@@ -342,7 +345,14 @@ def _ends(found):
     )
 
 
-def _with_table(drawn, lines, x, about, columns, margin=COSINE):
+def _with_table(
+    drawn: dict[str, Any] | None,
+    lines: list[list[Any]],
+    x: str,
+    about: str,
+    columns: list[str],
+    margin: float | None = COSINE,
+) -> Figure | None:
     """A figure of intervals whose table says more than it draws; None without any."""
     if not drawn:
         return None

@@ -50,8 +50,9 @@ def read_bench(path: str | Path = BENCH) -> Rows:
     rows = read_table(path)
     slow = {id(row) for row in busy(rows)}
     for row in rows:
-        if None not in (losses := [row.get(f"loss_{part}") for part in ("held_out", "train")]):
-            row["loss_gap"] = losses[0] - losses[1]
+        held_out, train = row.get("loss_held_out"), row.get("loss_train")
+        if held_out is not None and train is not None:
+            row["loss_gap"] = held_out - train
         if id(row) in slow:
             row |= {name: None for name in TIMES if name in row}
     return rows

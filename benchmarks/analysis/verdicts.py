@@ -375,8 +375,8 @@ def _read_off_the_curves(rows: Rows) -> None:
     """
     paths = defaultdict(list)
     for row in rows:
-        train, path = row.get("train_seconds"), [row.get(f"dino_{k}_of_{PARTS}") for k in QUARTERS]
-        if train and None not in path:
+        train, path = row.get("train_seconds"), _path(row)
+        if train and path:
             # Its first best point; None for step 0, where training did not help.
             row["seconds_to_best"] = train * path.index(max(path)) / PARTS or None
             row["dino_best"] = max(path)
@@ -387,6 +387,12 @@ def _read_off_the_curves(rows: Rows) -> None:
         for row, path in pair if study == "main" else ():
             at = PARTS * end / row["train_seconds"]
             row["dino_equal_time"] = float(np.interp(at, QUARTERS, path))
+
+
+def _path(row: dict[str, Any]) -> list[float]:
+    """A run's DINO at each quarter of its training; nothing where it was not measured."""
+    path = [row.get(f"dino_{k}_of_{PARTS}") for k in QUARTERS]
+    return [value for value in path if value is not None] if None not in path else []
 
 
 def _sweeps(rows: Rows) -> Rows:

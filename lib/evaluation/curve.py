@@ -189,7 +189,8 @@ def costs_along(points: Sequence[Point], ceiling: float | None = None) -> dict[s
         if ceiling is None or top is None
         else seconds_to(points, (start["dino"] + ceiling) / 2)
     )
-    return {"seconds_to_best": top and top["seconds"] or None, "seconds_to_half": half or None}
+    fastest = top["seconds"] if top else None
+    return {"seconds_to_best": fastest or None, "seconds_to_half": half or None}
 
 
 def read_curves(runs: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:

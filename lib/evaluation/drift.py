@@ -176,10 +176,11 @@ def prediction_cache(
             f"The base model '{base.name}' holds an adapter or weights that train: load it afresh"
             " and keep its predictions first."
         )
-    if pictures is None:
+    drawn = pictures
+    if drawn is None:
         with evaluation_mode(base):
-            pictures = base.generate(texts, range(3000, 3000 + len(texts)), **sampling)
-    fixed = fixed_noise(base, pictures, texts, bins, draws)
+            drawn = base.generate(texts, range(3000, 3000 + len(texts)), **sampling)
+    fixed = fixed_noise(base, drawn or [], texts, bins, draws)
     return Predictions(fixed, predict(base, fixed), base.name)
 
 

@@ -241,7 +241,7 @@ def subject_alone(photos: Sequence[Path], masks: Masks, root: Path) -> list[Imag
                 f"There is no mask for {name}: give one for every photo that is scored against, or"
                 " no masks."
             )
-        mask = upright(masks[name]).convert("L").point(lambda value: 255 * (value > 127))
+        mask = upright(masks[name]).convert("L").point([0] * 128 + [255] * 128)
         if mask.size != picture.size:
             raise BadInput(
                 f"The mask of {name} is {mask.width} x {mask.height} pixels and the photo"

@@ -114,9 +114,9 @@ class Encoder:
         array = (
             np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), np.float32) / 255
         )
-        return torch.from_numpy((array - np.float32(self.mean)) / np.float32(self.std)).permute(
-            2, 0, 1
-        )
+        return torch.from_numpy(
+            (array - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        ).permute(2, 0, 1)
 
     def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """Unit rows [N, D] on the CPU for N pictures (PIL or paths), in their order; raises
@@ -152,9 +152,8 @@ def _encoder(name: str | Path, model: Any, embed: Callable, crop: int | None = N
         )
     config = json.loads(path.read_text()) if path.is_file() else {}
     size = config.get("crop_size") or config.get("size") or 64
-    crop = crop or (
-        size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
-    )
+    if crop is None:
+        crop = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
     vit = getattr(model.config, "model_type", "") in ("vit", "dinov2") and crop == 224
     mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
     # DINO's own evaluation resizes to 256 and crops 224 (facebookresearch/dino), which the hub's
@@ -283,8 +282,9 @@ def load_lpips(device: Device = "cpu") -> Lpips:
     downloaded into it, and says so first.
     """
     try:
-        import lpips  # optional, as torchvision is
-        from torchvision.models import AlexNet_Weights
+        # Both are optional.
+        import lpips  # pyright: ignore[reportMissingImports]
+        from torchvision.models import AlexNet_Weights  # pyright: ignore[reportMissingImports]
     except (
         ImportError,
         RuntimeError,
