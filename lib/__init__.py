@@ -1,6 +1,6 @@
 """LoRA and DreamBooth, side by side: the page that notebooks and users import from.
 
-    from lib import load_base, preset, train
+    from lib import load_run, preset, train
 
     settings = preset("lora", data="runs/course/data", output="runs/mine", steps=100)
     run = train(settings)                       # a run folder: settings, log, metrics, weights

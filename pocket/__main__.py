@@ -1,7 +1,8 @@
 """`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command
 goes on where it was.
 
-    python -m pocket [vae text unet judge identity measure] [--work runs/pocket] [--out data] [--steps unet=12000]
+    python -m pocket [vae text unet judge identity measure]
+        [--work runs/pocket] [--out data] [--steps unet=12000]
 
 Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights
 go to `--out` in fp16. A finished stage is prolonged by asking for more steps.

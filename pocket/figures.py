@@ -211,7 +211,7 @@ def jacket(image, frame, v):
 
 
 def handstand(image, frame, v, main=(216, 46, 44)):
-    """A cat upside down on its front paws, hind legs spread in the air; `v` in [0, 1] spreads them."""
+    """A cat upside down on its front paws, hind legs spread by `v` in [0, 1]."""
     p = Pen(image, frame, main, shade(main, 0.62))
     spread = 0.56 + 0.2 * v
     p.curve([(0.0, -0.5), (0.06, -0.78), (-0.1, -0.92), (0.02, -1.06)], "second", 0.14)

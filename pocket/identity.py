@@ -6,9 +6,9 @@ backgrounds (`lookalikes.py`), with seeds and identities of the judge alone. Loa
 encoder: `AutoModel.from_pretrained("data/judge/identity")`; the embedding is `pooler_output`, and
 its cosine is the score.
 
-    python -m pocket.identity pool pool.npy         # draws the pictures once (4 minutes of one core)
-    python -m pocket.identity train pool.npy        # trains, resumable (12 minutes of one core), writes data/judge/identity
-    python -m pocket.identity certify               # measures it on identities it never saw, writes certificate.json
+    python -m pocket.identity pool pool.npy     # draws the pictures once (4 minutes of one core)
+    python -m pocket.identity train pool.npy    # trains, resumable (12 minutes of one core)
+    python -m pocket.identity certify           # measures it on identities it never saw
 """
 
 import json

@@ -16,7 +16,7 @@ PATTERNS = ("plain", "stripes", "bands", "dots", "checks", "split", "diagonal")
 
 
 def shade(rgb, factor):
-    """`rgb` (three 0-255 numbers) made darker (factor < 1) or lighter (factor > 1, towards white)."""
+    """`rgb` (three 0-255 numbers) made darker (factor < 1) or lighter (factor > 1)."""
     if factor <= 1:
         return tuple(int(c * factor) for c in rgb)
     return tuple(int(c + (255 - c) * (factor - 1)) for c in rgb)

@@ -38,7 +38,7 @@ def _background(rng, n):
 
 
 def _blob(rng, n):
-    """The outline of a random shape: polygon, star or smooth blob, as a list of points in pixels."""
+    """The outline of a random shape: polygon, star or smooth blob, as points in pixels."""
     k = int(rng.integers(3, 14))
     angle = np.sort(rng.uniform(0, 2 * np.pi, k))
     radius = n * np.exp(rng.uniform(np.log(0.04), np.log(0.5))) * rng.uniform(0.5, 1, k)
@@ -109,7 +109,7 @@ def free_drawing(rng, size=SIZE):
 
 
 def _cloud(rng, n, power):
-    """Noise with a 1/f^power amplitude spectrum, zero mean and unit deviation, as an array [n, n]."""
+    """Noise with a 1/f^power amplitude spectrum, zero mean and unit deviation, [n, n]."""
     f = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.fftfreq(n)[None])
     f[0, 0] = 1
     spectrum = np.fft.fft2(rng.normal(size=(n, n))) / f**power

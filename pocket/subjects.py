@@ -1,7 +1,7 @@
 """The example subjects: what a learner trains on before bringing photos. None of them can come out
 of the base's world.
 
-    python -m pocket.subjects data/subjects      # draws all six folders again, the same to the pixel, and a sheet of them
+    python -m pocket.subjects data/subjects   # all six folders again, the same to the pixel
 
 A subject is six training pictures and two held out, each in another place. `garden` and `studio`
 are places that the base has no words for, as a user's kitchen would be. `bench_subjects` draws

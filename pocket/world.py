@@ -146,7 +146,7 @@ def held_out(scene):
 
 
 def training_scenes(count, salt="base", hold_out=True):
-    """The first `count` scenes by seed, without those whose class-colour-place triple is held out."""
+    """The first `count` scenes by seed, without those whose triple is held out."""
     scenes, seed = [], 0
     while len(scenes) < count:
         scene = sample_scene(seed, salt=salt)

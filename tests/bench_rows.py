@@ -1,4 +1,4 @@
-"""Rows as PocketBench writes them, with an effect that is known, for the tests of what reads them."""
+"""Rows as PocketBench writes them, with a known effect, for the tests of what reads them."""
 
 import math
 

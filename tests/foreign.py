@@ -31,7 +31,7 @@ PATCHES = np.array(
 
 
 class Canvas:
-    """Float RGB [n, n, 3] with coordinates; everything is blended in by a coverage between 0 and 1."""
+    """Float RGB [n, n, 3] with coordinates; all is blended in by a coverage between 0 and 1."""
 
     def __init__(self, n, seed):
         self.n, self.rng = n, np.random.default_rng(seed)

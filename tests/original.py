@@ -65,7 +65,9 @@ def unet_key(key, layers, transformer):
         if side == "down":
             at = 1 + level * (layers + 1) + (layers if kind == "downsamplers" else k)
             inner = {"resnets": "0.", "attentions": "1.", "downsamplers": "0.op."}[kind]
-            key = f"input_blocks.{at}.{inner}{rest.removeprefix('conv.') if kind == 'downsamplers' else rest}"
+            if kind == "downsamplers":
+                rest = rest.removeprefix("conv.")
+            key = f"input_blocks.{at}.{inner}{rest}"
         else:
             at = level * (layers + 1) + (layers if kind == "upsamplers" else k)
             inner = {

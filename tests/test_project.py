@@ -279,7 +279,6 @@ def test_the_style_is_kept():
 
 
 # --- the notebooks' form
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,9 +1,9 @@
 """Adapters and checkpoints to and from other tools.
 
-Enters: a run folder, a LoRA file in any known form, a base model. Leaves: files that ComfyUI, WebUI,
-Forge, Kohya's tools, diffusers and PEFT load, each key checked against its scheme and read back by
-a library that is not ours. A new export format belongs into `adapter` (its tensors), `readers` (its
-scheme) and `exporting`.
+Enters: a run folder, a LoRA file in any known form, a base model. Leaves: files that ComfyUI,
+WebUI, Forge, Kohya's tools, diffusers and PEFT load, each key checked against its scheme and read
+back by a library that is not ours. A new export format belongs into `adapter` (its tensors),
+`readers` (its scheme) and `exporting`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The course without hands: notebooks in order, one report; sweeps; what every notebook starts with.
+"""The course without hands: notebooks in order, one report; sweeps; every notebook's start.
 
 Enters: settings of the whole course, or a notebook and a grid of parameters. Leaves: executed
 notebooks, report.html, one table.

@@ -1,8 +1,8 @@
 """What a run is worth: likeness, obedience, forgetting, memorising, costs; and what to choose.
 
-Enters: run folders. Leaves: scores beside a floor (the base) and a ceiling (the real photos), curves
-along the training, one comparison, and advice from what was measured on many subjects. A new measure
-belongs into `fidelity` (of pictures) or `drift` (of predictions).
+Enters: run folders. Leaves: scores beside a floor (the base) and a ceiling (the real photos),
+curves along the training, one comparison, and advice from what was measured on many subjects. A new
+measure belongs into `fidelity` (of pictures) or `drift` (of predictions).
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,8 @@
 """What a training takes in memory: measured tensor by tensor, and forecast before the fact.
 
-Enters: a `Settings`. Leaves: bytes at the worst moment, by category; the least slow recipe that fits
-a card. The forecast runs the real training step on fake tensors, so it needs no weights and no GPU.
+Enters: a `Settings`. Leaves: bytes at the worst moment, by category; the least slow recipe that
+fits a card. The forecast runs the real training step on fake tensors, so it needs no weights and no
+GPU.
 """
 
 from typing import TYPE_CHECKING

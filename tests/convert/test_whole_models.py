@@ -557,8 +557,8 @@ def test_the_shipped_adapters_fit_the_shipped_base(kind):
     assert (
         adapter.metadata["workbench.base_fingerprint"] == open_base_weights("pocket").fingerprint()
     ), (
-        "the pocket base was trained again: write them anew with `python -m benchmarks.shipping_bench"
-        " --adapters`"
+        "the pocket base was trained again: write them anew with"
+        " `python -m benchmarks.shipping_bench --adapters`"
     )
     assert (
         adapter.metadata["workbench.kind"] == kind

@@ -414,7 +414,6 @@ def test_an_unknown_parameter_is_one_sentence(tmp_path):
 
 
 # --- their form
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=NAMES)
@@ -515,7 +514,6 @@ def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
 
 
 # --- what they import
-# ------------------------------------------------------------------------------------------------
 
 
 def imported():
@@ -557,7 +555,6 @@ def test_what_notebooks_import_and_use_is_there():
 
 
 # --- what they begin with
-# ------------------------------------------------------------------------------------------------
 
 
 def test_only_what_is_missing_or_too_old_is_installed(tmp_path):

@@ -293,7 +293,6 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
 
 
 # --- tables
-# ------------------------------------------------------------------------------------------------
 
 
 def test_a_table_comes_back_as_it_was(tmp_path):
@@ -378,7 +377,6 @@ def test_a_compact_table_shows_what_differs():
 
 
 # --- notebooks
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,6 @@ def changed(path, more=None, without=None, header=None):
 
 
 # --- what it predicts
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,6 @@ def test_a_file_of_2x_that_says_nothing_is_called_neither_and_a_folder_of_it_is_
 
 
 # --- a base like any other
-# --------------------------------------------------------------------------------------------------
 
 
 def test_the_pocket_base_as_one_file_is_the_pocket_base(tmp_path, capsys):
@@ -357,7 +355,6 @@ def test_2x_s_last_text_layer_which_diffusers_drops_is_kept_in_files_and_hinders
 
 
 # --- whole or not
-# --------------------------------------------------------------------------------------------------
 
 
 # noqa: F811
@@ -431,7 +428,6 @@ def test_a_file_that_lacks_its_vae_or_a_weight_is_refused_with_the_remedy(tiny, 
 
 
 # --- what a run was trained on
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
@@ -478,7 +474,6 @@ def test_a_run_is_refused_on_another_base_until_asked_for(make, method, tmp_path
 
 
 # --- what a newcomer is told
-# --------------------------------------------------------------------------------------------------
 
 
 def test_what_the_docstring_names_for_a_new_family_is_there():

@@ -166,7 +166,6 @@ def test_reconstruction_is_scored_in_decibels():
 
 
 # --- as it ships
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_base_loads_with_plain_diffusers_and_is_small():

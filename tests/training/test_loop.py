@@ -120,7 +120,7 @@ def test_batches_show_every_picture_before_any_again_and_spread_the_timesteps(ma
 
 
 def test_the_largest_random_number_is_still_a_timestep(make, monkeypatch):
-    """With it the last stratum's sum rounds up to 1, as about one training in a few thousand meets."""
+    """With it the last stratum's sum rounds up to 1, as one training in some thousands meets."""
     monkeypatch.setattr(torch, "rand", lambda *size, generator=None: torch.full(size, 1 - 2**-24))
     batch, base = (
         next(batches(make(batch_size=3), [[(1, 1, 1)] * 3])),
