@@ -6,6 +6,7 @@ A batch is of one size, so that it is one tensor: photos of one bucket
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch.utils._pytree import tree_map
 
 from lib.config.picture_sizes import bucket
 from lib.config.settings import Settings
-from lib.dataset.imagefolder import Item
+from lib.dataset.captions import class_caption
+from lib.dataset.imagefolder import Dataset, Item
 from lib.dataset.photo_file import upright
 from lib.files.errors import BadInput
 from lib.models.base import Base
@@ -47,6 +49,21 @@ class Draw(NamedTuple):
     posterior_noise: torch.Tensor
     noise: torch.Tensor
     moments: torch.Tensor
+
+
+def prior_items(settings: Settings, dataset: Dataset) -> list[Item]:
+    """The pictures of prior preservation: class images.
+
+    For a teacher, the photos under captions without the identifier.
+    """
+    if settings.prior_weight == 0:
+        return []
+    if settings.prior == "images":
+        return dataset.class_images
+    return [
+        replace(item, caption=class_caption(dataset.subject, item.caption))
+        for item in dataset.train
+    ]
 
 
 def cache_latents(base: Base, items: Sequence[Item], encoded: bool = True) -> Cached:

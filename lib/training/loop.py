@@ -32,7 +32,7 @@ from lib.step.methods import tuned_parts
 from lib.step.quantization import supported_settings
 from lib.step.run_weights import save_weights
 from lib.step.training_step import Step
-from lib.training.batches import Cached, batches, cache_latents, gather
+from lib.training.batches import Cached, batches, cache_latents, gather, prior_items
 from lib.training.checkpoints import Checkpoints, restore
 from lib.training.recipe_choice import (
     PeakMeter,
@@ -45,7 +45,6 @@ from lib.training.run_folder import (
     data_hash,
     inspect_run_folder,
     lock_run_folder,
-    prior_items,
 )
 from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, State, metrics
 from lib.training.samples import draw_samples, memory_suffices, samples_until
@@ -188,10 +187,9 @@ def run_steps(settings: Settings, training: Training) -> Path:
     step = Step(base, settings)  # the switch: which weights train
     clock, meter = Clock(base.device), PeakMeter(settings, base.device)
     log = begin(step, training, clock, meter)
-    stream = batches(
-        settings, [[mean.shape[1:] for mean in cache.means] for cache in training.caches]
-    )
-    stream = islice(stream, step.taken, None)  # what was seen before the interruption
+    shapes = [[mean.shape[1:] for mean in cache.means] for cache in training.caches]
+    # The same for whatever trains; the batches that were seen before an interruption are passed by.
+    stream = islice(batches(settings, shapes), step.taken, None)
     train_steps, watchers = step.scheduler.config.num_train_timesteps, training.watchers
     try:
         with log:

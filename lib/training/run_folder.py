@@ -10,19 +10,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lib.config.settings import Settings
-from lib.dataset.captions import class_caption
-from lib.dataset.imagefolder import Dataset, Item
+from lib.dataset.imagefolder import Dataset
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.text import say
 from lib.models.base_files import WEIGHT_PARTS
 from lib.step.run_weights import ADAPTER, weight_bytes
+from lib.training.batches import prior_items
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -161,21 +161,6 @@ def create_run_folder(run: Path, settings: Settings) -> None:
             f"Output {run} cannot be written ({error.strerror}): choose another folder, or free"
             " some space."
         ) from None
-
-
-def prior_items(settings: Settings, dataset: Dataset) -> list[Item]:
-    """The pictures of prior preservation: class images.
-
-    For a teacher, the photos under captions without the identifier.
-    """
-    if settings.prior_weight == 0:
-        return []
-    if settings.prior == "images":
-        return dataset.class_images
-    return [
-        replace(item, caption=class_caption(dataset.subject, item.caption))
-        for item in dataset.train
-    ]
 
 
 def data_hash(dataset: Dataset) -> str:
