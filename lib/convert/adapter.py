@@ -15,7 +15,7 @@ alpha's place, so that an adapter whose alpha is another would be drawn at anoth
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -256,7 +256,7 @@ def _configured_alpha(config: Config, part: str, name: str, rank: int) -> float:
         return float(rank)
     from peft.utils.other import get_pattern_key  # late: PEFT takes seconds to import
 
-    patterns = config.get("alpha_pattern") or {}
+    patterns: Any = config.get("alpha_pattern") or {}
     alpha = config["lora_alpha"]
     for known in (name, short_name(part, name)):
         key = get_pattern_key(patterns, known)
@@ -299,7 +299,7 @@ def with_one_alpha(adapter: Adapter) -> Adapter:
 
 
 def kohya_tensors(
-    adapter: Adapter, sdxl: bool = False, layers: int = 2, attended: tuple[Any, ...] = ()
+    adapter: Adapter, sdxl: bool = False, layers: int = 2, attended: Sequence[int] = ()
 ) -> tuple[Tensors, Header]:
     """(tensors, header) in Kohya's form, with the true alpha.
 

@@ -58,8 +58,8 @@ def extract(
     if not 1 <= rank <= 1024:
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
     facts = run_facts(run)
-    base = base or facts.get("settings", {}).get("base", "pocket")
-    tuned, plain = open_base_weights(base, run), open_base_weights(base)
+    base_name: str = base or facts.get("settings", {}).get("base", "pocket")
+    tuned, plain = open_base_weights(base_name, run), open_base_weights(base_name)
     if not tuned.tuned:
         raise BadInput(f"{run} has no tuned weights (no folder unet): name a DreamBooth run.")
     if not other_base:
@@ -82,7 +82,7 @@ def extract(
             progress(done, len(names))
     if not in_layers:
         raise BadInput(
-            f"{run} has the weights of '{base}' unchanged: there is nothing to extract; check"
+            f"{run} has the weights of '{base_name}' unchanged: there is nothing to extract; check"
             " both names."
         )
     adapter = Adapter(layers, source=str(run))

@@ -208,18 +208,23 @@ def unfilled_model(part: str, base_weights: BaseWeights) -> Any:
     For looking at an adapter's weights alone.
     """
     from diffusers import UNet2DConditionModel  # late: takes seconds
-    from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    if part == "unet":
-        base_weights.configurations()  # of a single file there may be none
-        config, kind = base_weights.config, UNet2DConditionModel.from_config
-    else:
-        config = AutoConfig.from_pretrained(base_weights.configurations() / part)
-        projects = "CLIPTextModelWithProjection" in (config.architectures or ())
-        kind = CLIPTextModelWithProjection if projects else CLIPTextModel
+    folder = base_weights.configurations()  # of a single file there may be none
     with torch.device("meta"):
-        model: Any = kind(config)
+        if part == "unet":
+            model: Any = UNet2DConditionModel.from_config(base_weights.config)
+        else:
+            model = _text_encoder(folder / part)
     return model.half().to_empty(device="cpu")
+
+
+def _text_encoder(folder: Path) -> Any:
+    """A text encoder by its configuration, on the default device."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig.from_pretrained(folder)
+    projects = "CLIPTextModelWithProjection" in (config.architectures or ())
+    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
 
 
 def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
@@ -276,7 +281,7 @@ def checkpoint_readers(entries: Mapping[str, Any], base_weights: BaseWeights) ->
     for key, entry in entries.items():
         if key in UNREAD:
             continue
-        arrived = all(_is(converted.get(where), numbered(*where)) for where in entry.sources)
+        arrived = all(_arrived(converted.get(where), numbered(*where)) for where in entry.sources)
         (good if arrived else bad).append(key)
     return {"diffusers": (good, bad)} | {tool: (good, bad) for tool in SAME_LAYOUT}
 
@@ -297,7 +302,7 @@ def _check_all_placed(
         )
 
 
-def _is(found: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+def _arrived(found: torch.Tensor | None, wanted: torch.Tensor) -> bool:
     """Whether a converted tensor is the wanted one: its shape, and its number at both ends."""
     if found is None or found.shape != wanted.shape:
         return False

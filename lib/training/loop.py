@@ -125,7 +125,8 @@ def prepare(
 
     Raises BadInput where memory runs out.
     """
-    checkpoints = Checkpoints(run, settings, read_record(dataset.root), base)
+    record = read_record(dataset.root) or {}
+    checkpoints = Checkpoints(run, settings, record, base)
     prior = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(prior)} class images")
     items = [some for some in (dataset.train, prior) if some]

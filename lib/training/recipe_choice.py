@@ -115,4 +115,4 @@ class PeakMeter:
             return
         with PeakMemory(step.parts, step.optimizer, inputs) as measured:
             yield
-        self.peak, self.largest = measured.by_category, size
+        self.peak, self.largest = {**measured.by_category}, size

@@ -79,7 +79,7 @@ def sample_progress(
     labels: Sequence[str] | None = None,
     most: int = 5,
     caption: str = "",
-    scale: float = 2,
+    scale: int = 2,
 ) -> Figure:
     """The fixed-seed samples of a run along its training, a row for each of at most `most` steps.
 
