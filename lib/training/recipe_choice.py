@@ -93,7 +93,7 @@ class PeakMeter:
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        self.peak: dict[str, int] | None = None
+        self.peak: dict[Any, int] | None = None
         self.largest: float = 0  # numbers in the largest batch that was measured
         self.first_step = True
         if device.type == "cuda":
@@ -115,4 +115,4 @@ class PeakMeter:
             return
         with PeakMemory(step.parts, step.optimizer, inputs) as measured:
             yield
-        self.peak, self.largest = {**measured.by_category}, size
+        self.peak, self.largest = measured.by_category, size

@@ -206,7 +206,7 @@ class Log:
         """What to say of a `loss` or gradient `norm` that is no number; `each`: of each picture."""
         step, settings = len(self.rows) + 1, self.settings
         seen: list[str] = [
-            names[k] for names, some in zip(self.names, chosen) for k in some.tolist()
+            names[int(k)] for names, some in zip(self.names, chosen) for k in some.tolist()
         ]
         bad = [name for name, value in zip(seen, each) if not math.isfinite(value)]
         rate = f"learning_rate ({settings.learning_rate}) is likely too high: lower it"

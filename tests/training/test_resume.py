@@ -683,7 +683,7 @@ def test_a_watcher_for_whom_a_part_cannot_be_loaded_again_is_left_out_too(
     def short(*inputs, **others):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("lib.models.pipeline.read_pipeline", short)
+    monkeypatch.setattr("lib.models.base.read_pipeline", short)
     loop.train(make(steps=3), base, watchers=[look, look])
     assert (
         seen == [1, 1]
