@@ -66,10 +66,12 @@ def _convert(
     """`torch.nn.Module._apply` for fake tensors, whose own would put new parameters in place."""
     for part in module.modules():
         for name, p in part._parameters.items():
-            new = None if p is None else function(p.data)
-            if p is not None and p.device == new.device:
+            if p is None:
+                continue
+            new = function(p.data)
+            if p.device == new.device:
                 p.data = new
-            elif p is not None:
+            else:
                 part._parameters[name] = torch.nn.Parameter(new, p.requires_grad)
         part._buffers.update(
             {name: function(b) for name, b in part._buffers.items() if b is not None}
@@ -102,7 +104,7 @@ def fake_quantized(
     return new
 
 
-def _fill_nf4(new: torch.nn.Module, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
+def _fill_nf4(new: Any, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
     from bitsandbytes.functional import QuantState
 
     numbers = layer.weight.numel()
@@ -130,7 +132,7 @@ def _fill_nf4(new: torch.nn.Module, layer: torch.nn.Linear, dtype: torch.dtype) 
     new.quant_state = None
 
 
-def _fill_int8(new: torch.nn.Module, layer: torch.nn.Linear) -> None:
+def _fill_int8(new: Any, layer: torch.nn.Linear) -> None:
     import bitsandbytes as bnb
 
     rows, columns = layer.weight.shape

@@ -126,7 +126,8 @@ def largest_size(settings: Settings) -> tuple[int, int]:
     if not record.is_file():
         return side, side
     sizes = _dataset_sizes(settings.data, record.stat().st_mtime_ns)
-    return max((bucket(size, side) for size in sizes), key=math.prod)
+    width, height = max((bucket(size, side) for size in sizes), key=math.prod)
+    return width, height
 
 
 @cache
@@ -214,7 +215,9 @@ def _fake_conditions(base: Base, settings: Settings, rows: int) -> dict[str, Any
     if settings.text_encoder_rate > 0:  # token ids, which a step encodes
         ids = [torch.zeros(rows, tokens, dtype=torch.long) for _ in base.family.text_encoders]
         return {"ids": ids, "sizes": torch.empty(rows, 6)}
-    conditions = {"encoder_hidden_states": torch.empty(rows, tokens, config.cross_attention_dim)}
+    conditions: dict[str, Any] = {
+        "encoder_hidden_states": torch.empty(rows, tokens, config.cross_attention_dim)
+    }
     if config.addition_embed_type == "text_time":
         times = 6 * config.addition_time_embed_dim
         pooled = config.projection_class_embeddings_input_dim - times
@@ -265,7 +268,7 @@ def _caching_bytes(
         base = fake_base(name, dtype, with_text_encoders=True)
         config = read_json(folder_with_configs(name) / "vae" / "config.json")
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(config)
+            vae: Any = AutoencoderKL.from_config(config)
         vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else dtype)
         pictures = torch.empty(count, 3, height, width, dtype=vae.dtype)
         parts = torch.nn.ModuleList([vae, *base.text_encoders.values()])

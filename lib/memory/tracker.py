@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CATEGORIES = ("weights", "gradients", "optimiser", "activations", "rest")
+CATEGORIES: tuple[str, ...] = ("weights", "gradients", "optimiser", "activations", "rest")
 
 
 class PeakMemory(TorchDispatchMode):
@@ -46,7 +46,7 @@ class PeakMemory(TorchDispatchMode):
         scratch: Callable[..., int] | None = None,
     ):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.optimizer = optimizer
         self.inputs = inputs
         self.scratch = scratch

@@ -7,6 +7,7 @@ results in the precision of their input, where autocast would write them in fp32
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def norms_in_bf16(parts: Iterable[torch.nn.Module], on: bool) -> None:
         if isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm):
             vars(layer).pop("forward", None)
             if on:
-                layer.forward = lambda x, layer=layer: _norm(layer, x)
+                vars(layer)["forward"] = partial(_norm, layer)
 
 
 def _norm(layer: torch.nn.GroupNorm | torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:

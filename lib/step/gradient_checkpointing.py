@@ -11,6 +11,7 @@ convolution saves that input all the same.) The numbers stay the same, bit for b
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -20,9 +21,7 @@ from torch.utils.checkpoint import checkpoint
 LARGEST_SHARE = 0.5
 
 
-def set_checkpointing(
-    denoiser: torch.nn.Module, checkpointing: str, has_dropout: bool = False
-) -> None:
+def set_checkpointing(denoiser: Any, checkpointing: str, has_dropout: bool = False) -> None:
     """Let `denoiser` save what `checkpointing` says: "none" (everything), "largest" or "all"."""
     if checkpointing == "none":
         denoiser.disable_gradient_checkpointing()
@@ -41,10 +40,10 @@ def set_checkpointing(
         if type(layer) is torch.nn.Conv2d:
             vars(layer).pop("forward", None)
             if checkpointing != "none" and not any(p.requires_grad for p in layer.parameters()):
-                layer.forward = lambda x, layer=layer: _frozen_convolution(layer, x)
+                vars(layer)["forward"] = partial(_frozen_convolution, layer)
 
 
-def largest_transformers(unet: torch.nn.Module) -> list[torch.nn.Module]:
+def largest_transformers(unet: Any) -> list[torch.nn.Module]:
     """Those of a U-Net that save at least `LARGEST_SHARE` of what the largest saves.
 
     Reckoned from width, depth and the size of pictures in their block.

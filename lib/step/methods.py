@@ -7,7 +7,7 @@ weights come back (`load_run`), in `lib/step/run_weights.py`.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -61,7 +61,7 @@ def trainable(
     return [p for part in parts.values() for p in part.parameters() if p.requires_grad]
 
 
-def tuned_parts(base: Base, settings: Settings) -> dict[str, torch.nn.Module]:
+def tuned_parts(base: Base, settings: Settings) -> dict[str, Any]:
     """The parts of a pipeline in which a run trains weights, by name.
 
     Its denoiser, wherever it is, and text encoders if they have a rate.
@@ -97,9 +97,9 @@ def adapter_config(settings: Settings, layers: Sequence[str]) -> "LoraConfig":
 
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=cast(int, settings.alpha),  # PEFT takes any number
         init_lora_weights="gaussian",
-        target_modules=layers,
+        target_modules=list(layers),
         lora_dropout=settings.dropout,
         use_dora=settings.dora,
     )
@@ -118,7 +118,7 @@ def rate_shares(
 
 
 @contextmanager
-def adapter_off(parts: Iterable[torch.nn.Module]) -> Iterator[None]:
+def adapter_off(parts: Iterable[Any]) -> Iterator[None]:
     """Within the block every adapter of `parts` is off, and the base model is as it was."""
     for part in parts:
         part.disable_adapters()

@@ -11,6 +11,7 @@ alone. tests/step/test_optimizer.py holds this to torch's AdamW, and to torchao 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -48,12 +49,12 @@ class ParamGroup:
         self.numel = sum(self.sizes)
         self.expect_gradients()
         self.flat = flat
-        self.flat_copy = torch.nn.Parameter(torch.empty(0, device=device))
+        self.flat_copy: Any = torch.nn.Parameter(torch.empty(0, device=device))
         self.eight_bit = settings.optimizer == "adamw8bit" and self.sizes[0] >= SMALLEST_8BIT
         if self.eight_bit:
             from bitsandbytes.optim import AdamW8bit
 
-            self.adamw = AdamW8bit([self.flat_copy], weight_decay=WEIGHT_DECAY)
+            self.adamw: Any = AdamW8bit([self.flat_copy], weight_decay=WEIGHT_DECAY)
         else:
             self.adamw = torch.optim.AdamW(
                 [self.flat_copy] if flat else self.weights,
@@ -95,7 +96,7 @@ class ParamGroup:
         values = empty(self.numel, device=self.flat_copy.device)
         gradient = empty(self.numel, device=self.flat_copy.device)
         weights = [in_memory_order(w).view(-1) for w in self.weights]
-        gradients = [in_memory_order(self.weights[k].grad).view(-1) for k in have]
+        gradients = [in_memory_order(gradient).view(-1) for gradient in self.gradients]
         value_parts = values.split(self.sizes)
         gradient_parts = gradient.split(self.sizes)
         torch._foreach_copy_(value_parts, weights)

@@ -6,6 +6,7 @@ device or an installation cannot follow, the run falls back to the plain recipe 
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ def _moves_weights(device: str) -> bool:
 def _is_close(kind: str, device: str) -> bool:
     """Whether a layer gives nearly the same after it was quantised, and a gradient."""
     layer = torch.nn.Linear(128, 64, device=device)
-    x = torch.randn(4, 128, device=device, requires_grad=True)
+    x: Any = torch.randn(4, 128, device=device, requires_grad=True)
     wanted = layer(x).detach()
     found = quantize_layer(layer, kind, torch.float32, device)(x)
     found.sum().backward()
@@ -80,22 +81,23 @@ def quantize_layer(
     """
     import bitsandbytes as bnb
 
+    params: Any = bnb.nn.Params4bit if kind == "nf4" else bnb.nn.Int8Params
     shape = layer.in_features, layer.out_features, layer.bias is not None
     weight = layer.weight.data.cpu()
     if kind == "nf4":
         new = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4", device="meta")
-        new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
+        new.weight = params(weight, requires_grad=False, quant_type="nf4", module=new)
         # else the first sample would repack the weights so that they could train no more
         new.support_avx512bf16_for_cpu = False
     else:
         new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
-        new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        new.weight = params(weight, requires_grad=False, has_fp16_weights=False)
     new.bias = layer.bias
     return new.to(device).requires_grad_(False)
 
 
 def quantize_linear_layers(
-    denoiser: torch.nn.Module,
+    denoiser: Any,
     kind: str,
     dtype: torch.dtype,
     device: torch.device,

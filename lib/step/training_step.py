@@ -56,7 +56,7 @@ def fused_attention_layers(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def plain_attention(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
+def plain_attention(layers: Sequence[Any]) -> Iterator[None]:
     """Within the block these attention layers are two products and a softmax, in backward too.
 
     For few pixels the CPU's fused kernel takes several times as long, a sixth of the pocket base's
@@ -101,7 +101,7 @@ class Step:
         self.settings = settings
         self.rules = rules
         self.taken = 0
-        self.scheduler = base.family.training_scheduler(base.pipe.scheduler.config)
+        self.scheduler: Any = base.family.training_scheduler(base.pipe.scheduler.config)
         self.weights = trainable(base, settings, rules.quantize_layer)  # the switch
         self.denoiser = base.denoiser
         small = self.denoiser.config.sample_size**2 <= SMALL_LATENT
