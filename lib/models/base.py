@@ -331,11 +331,14 @@ class Base:
         return self
 
     def autocast(self, enabled: bool | None = None) -> torch.autocast:
-        """bf16 arithmetic where it is fast (or as asked), fp32 elsewhere.
+        """bf16 arithmetic where it is fast or the denoiser is in bf16 (or as asked), else fp32.
 
-        Weights keep their own precision.
+        Weights keep their own precision. A recipe may want bf16 weights where the processor is not
+        fast in it, and fp32 latents do not fit them without this.
         """
-        enabled = self.bf16 if enabled is None else enabled
+        if enabled is None:
+            weight = next(self.stored_denoiser.parameters(), None)
+            enabled = self.bf16 or weight is not None and weight.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 

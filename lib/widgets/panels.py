@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.config.settings import Settings
-from lib.widgets.explorer import Explorer, Models
 from lib.widgets.photo_panel import PhotosPanel
-from lib.widgets.training_panel import TrainingPanel, headless, show
+from lib.widgets.picture_explorer import Explorer, Models
+from lib.widgets.training_controls import TrainingPanel, headless, show
 
 
 def photos_panel(plan: list[dict[str, Any]], folder: str | Path) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from lib.files.errors import BadInput
 from lib.models.families import preset
 from lib.training.loop import train
 from lib.training.run_log import State
-from lib.widgets.explorer import Explorer, Models
 from lib.widgets.panels import explorer, photos_panel, training_panel
 from lib.widgets.photo_panel import PhotosPanel
-from lib.widgets.training_panel import REASONS, TrainingPanel, headless
+from lib.widgets.picture_explorer import Explorer, Models
+from lib.widgets.training_controls import REASONS, TrainingPanel, headless
 
 
 @pytest.fixture
