@@ -1,5 +1,6 @@
 """The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP, and what was measured."""
 
+import copy
 import hashlib
 
 import numpy as np
@@ -13,9 +14,10 @@ from lib.settings import read_json, write_json
 from . import clip as clip_
 from . import unet as unet_
 from . import vae as vae_
+from .measure import grid, held_out_scenes
 from .pictures import picture, pool
-from .stage import Stage
-from .world import render, training_scenes
+from .stage import Stage, constant, power
+from .world import prompt, render, training_scenes
 
 SCENES = 40_000
 
@@ -41,7 +43,7 @@ def vae(work, out, steps, batch=16):
         value, psnr, kl = vae_.loss(model, x)
         return value, {"psnr": psnr, "kl": kl}
 
-    stage = Stage("vae", model, loss, steps, 4e-3, work, average=0.99)
+    stage = Stage("vae", model, loss, steps, 4e-3, work, averages=(constant(0.99),))
     record(out, "vae", stage.run())
     vae_.whiten(model, pictures[:1536:3])
     model.half().save_pretrained(out / "pocket" / "vae")
@@ -79,7 +81,7 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
         ids = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").input_ids
         return clip_.contrastive_loss(model, x, ids, true, words), {}
 
-    result = Stage(name, model, loss, steps, 1.5e-3, work, average=average, every=20).run()
+    result = Stage(name, model, loss, steps, 1.5e-3, work, averages=(constant(average),), every=20).run()
     return model, tokenizer, result
 
 
@@ -92,19 +94,48 @@ def text(work, out, steps):
 
 
 def unet(work, out, steps, batch=48):
-    """Train the U-Net on cached latents and write the whole pipeline."""
+    """Train the U-Net on a growing pool of fresh scenes' latents and write the whole pipeline; on the GPU where there is one.
+
+    Every 500 steps sixteen samples of the averaged weights are drawn into the work folder, to be looked at.
+    """
     folder = out / "pocket"
-    vae = AutoencoderKL.from_pretrained(folder / "vae").float()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
     tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    scenes, pictures = scenes_for(work, "base")
-    latents = cached(work / f"latents_{encoder_hash(vae)}.npy", lambda: unet_.encode_pictures(vae, pictures))
     torch.manual_seed(2)
-    model = unet_.make_unet().to(memory_format=torch.channels_last)
-    loss = unet_.make_loss(unet_.make_scheduler(), tower, tokenizer, scenes, latents, batch)
-    record(out, "unet", Stage("unet", model, loss, steps, 2e-3, work, average=0.999).run())
+    model = unet_.make_unet(**unet_.WIDER).to(device, memory_format=torch.channels_last)
+    work.mkdir(parents=True, exist_ok=True)
+    side, channels = model.config.sample_size, model.config.in_channels
+    growing = unet_.Growing(work / f"latents_{encoder_hash(vae)}.bin", vae, (channels, side, side))
+    loss = unet_.make_loss(unet_.make_scheduler(), tower, tokenizer, growing, batch, lambda: stage.step)
+    stage = Stage("unet", model, loss, steps, 2e-3, work, averages=(power(0.1), power(0.05)), every=20, save=100)
+
+    def watch(step):
+        if step % 500 == 0:
+            look(unet_.make_pipeline(vae, tower, tokenizer, averaged(model, stage.means[0])), work / f"samples_{step}.png")
+
+    record(out, "unet", stage.run(watch))
     pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
-    pipe.to(dtype=torch.float16).save_pretrained(folder)
+    pipe.to("cpu", dtype=torch.float16).save_pretrained(folder)
+
+
+def averaged(model, weights):
+    """A copy of `model` with `weights` in it, for drawing while the training goes on."""
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(weights)
+    return twin.eval()
+
+
+def look(pipe, file, count=16, steps=25, guidance=2.0):
+    """Draw held-out scenes (upper rows) and samples for the same prompts and always the same noise (lower rows) into `file`."""
+    scenes = held_out_scenes(6 * count)[::6]
+    prompts = [prompt(s.identity.kind, s.color, s.place) for s in scenes]
+    pipe.set_progress_bar_config(disable=True)
+    noise = [torch.Generator().manual_seed(i) for i in range(count)]
+    images = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
+    drawn = np.stack([np.asarray(render(s)) for s in scenes])
+    grid(np.concatenate([drawn, (images * 255).round().astype(np.uint8)]), columns=8, scale=3).save(file)
 
 
 def encoder_hash(vae):
@@ -112,7 +143,7 @@ def encoder_hash(vae):
     total = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for tensor in part.state_dict().values():
-            total.update(tensor.float().contiguous().numpy().tobytes())
+            total.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()[:8]
 
 

@@ -3,13 +3,15 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 CHANNELS, LATENTS = (32, 64, 128), 12
+DEEPER = {"channels": (32, 64, 128, 128), "latents": 32}  # what the base has: 8 x 8 latents
 KL_WEIGHT = 0.02
 
 
 def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
-    """An `AutoencoderKL` that halves twice: [B, 3, size, size] -> [B, latents, size/4, size/4]."""
+    """An `AutoencoderKL` that halves once less than it has `channels`: [B, 3, size, size] -> [B, latents, size/4, size/4] by default."""
     n = len(channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * n,
@@ -58,6 +60,39 @@ def augment(x):
     if torch.rand(()) < 0.25:
         x = -x
     return x
+
+
+def graft(vae, earlier):
+    """Copy into `vae` the outer blocks of an `earlier` one that halves once less; what lies between is left as it is.
+
+    The shallow blocks of any VAE of these pictures do the same work, and they cost nine tenths of the arithmetic.
+    """
+    kept = {}
+    for name, tensor in earlier.state_dict().items():
+        part, kind, *rest = name.split(".")
+        if kind == "down_blocks":
+            kept[name] = tensor
+        elif kind == "up_blocks":
+            kept[".".join([part, kind, str(int(rest[0]) + 1), *rest[1:]])] = tensor
+        elif name.startswith(("encoder.conv_in", "decoder.conv_norm_out", "decoder.conv_out")):
+            kept[name] = tensor
+    missing, unexpected = vae.load_state_dict(kept, strict=False)
+    if unexpected:
+        raise ValueError(f"graft: the earlier VAE is no such VAE one level shallower; it has {unexpected[0]} besides.")
+    return [n for n in missing]
+
+
+def inner_encode(vae, h):
+    """Posterior of the latents from features [B, C, size/4, size/4]: the encoder behind the place where `graft` ends."""
+    e = vae.encoder
+    x = e.mid_block(e.down_blocks[-1](e.down_blocks[-2].downsamplers[0](h)))
+    return DiagonalGaussianDistribution(vae.quant_conv(e.conv_out(e.conv_act(e.conv_norm_out(x)))))
+
+
+def inner_decode(vae, z):
+    """Features [B, C, size/4, size/4] that the grafted decoder blocks go on from."""
+    d = vae.decoder
+    return d.up_blocks[0](d.mid_block(d.conv_in(vae.post_quant_conv(z))))
 
 
 def loss(vae, x):

@@ -12,7 +12,8 @@ from pocket.measure import held_out_triples, obedience, open_square, readme
 from pocket.objects import ACCESSORIES, CLASSES, HEAD
 from pocket.pictures import picture, pool
 from pocket.places import PHRASES
-from pocket.stage import Stage, rate
+from pocket.muon import orthogonal
+from pocket.stage import Stage, constant, power, rate
 from pocket.unet import make_scheduler
 from pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
 
@@ -108,7 +109,7 @@ def test_a_stage_goes_on_where_it_was_killed(tmp_path):
             x = torch.randn(16, 4)
             return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-        stage = Stage("toy", model, loss, 40, 1e-2, folder, average=0.9, every=1000, save=5)
+        stage = Stage("toy", model, loss, 40, 1e-2, folder, averages=(constant(0.9), power(0.1)), every=1000, save=5)
         stage.run()
         return model.state_dict()
 
@@ -117,6 +118,30 @@ def test_a_stage_goes_on_where_it_was_killed(tmp_path):
         train(tmp_path / "b", die_at=22)
     resumed = train(tmp_path / "b")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_an_update_of_muon_is_nearly_orthogonal_whichever_side_is_longer():
+    torch.manual_seed(0)
+    for shape in ((16, 144), (144, 16), (32, 32)):
+        matrix = torch.randn(shape)
+        update = orthogonal(matrix)
+        assert update.shape == matrix.shape
+        if 32 not in shape:  # a square random matrix has singular values near zero, which five steps cannot lift
+            values = torch.linalg.svdvals(update)
+            assert 0.6 < values.min() and values.max() < 1.25
+        assert (update * matrix).sum() > 0, "it still goes downhill"
+
+
+def test_the_average_of_power_form_spreads_over_a_share_of_the_training():
+    decay, steps = power(0.1), 4000
+    weight = torch.zeros(steps)
+    for step in range(1, steps + 1):
+        weight *= decay(step)
+        weight[step - 1] = 1 - decay(step)
+    t = torch.arange(1, steps + 1) / steps
+    mean = (weight * t).sum()
+    assert weight.sum() == pytest.approx(1, abs=1e-4)
+    assert ((weight * (t - mean) ** 2).sum() ** 0.5).item() == pytest.approx(0.1, rel=0.03)
 
 
 def test_the_rate_rises_stays_and_falls():
