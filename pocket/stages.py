@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from .stage import Stage, constant, power
 from .world import prompt, render, training_scenes
 
 SCENES = 40_000
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "pocket"
 
 
 def cached(file, make):
@@ -31,23 +34,59 @@ def cached(file, make):
     return np.load(file, mmap_mode="r")
 
 
-def vae(work, out, steps, batch=16):
-    """Train the VAE on pictures of every kind, then scale its latents per channel, inside its own quantisation layers."""
+def vae(work, out, steps, batch=32, count=10_000):
+    """The VAE's inner half, between the grafted outer blocks of the shallower VAE that the project ships, and its latents' scale.
+
+    It learns the shipped VAE's own features, a quarter of the pictures' side, at a seventh of the arithmetic of whole pictures. Every third
+    step decodes latents of half the side into the features of pictures of half the side: latents that scale as pictures do are
+    easier to model (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509). `decoder` then trains the outer half with it.
+    """
     pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
+    earlier = AutoencoderKL.from_pretrained(SHIPPED / "vae").float().eval()
+    seen = [cached(work / f"features_{n}.npy", lambda n=n: vae_.splice(earlier, pictures[:count], n)) for n in ("enter", "leave", "half")]
     torch.manual_seed(0)
-    model = vae_.make_vae().to(memory_format=torch.channels_last)
+    model = vae_.make_vae(**vae_.DEEPER)
+    vae_.graft(model, earlier)
+    model = vae_.train_only(model.to(memory_format=torch.channels_last), vae_.inner_parts(model))
+    order = torch.randperm(count)
+    mean, scale = vae_.spread(seen[1][::20])
+
+    def loss(model):
+        chosen = order[(torch.arange(batch) + stage.step * batch) % count].numpy()
+        halved = stage.step % 3 == 2
+        h, wanted = (torch.as_tensor(np.array(s[chosen])).float() for s in (seen[0], seen[2 if halved else 1]))
+        return vae_.inner_loss(model, h.contiguous(memory_format=torch.channels_last), (wanted - mean) / scale, mean, scale, halved)
+
+    stage = Stage("vae", model, loss, steps, 4e-3, work)
+    record(out, "vae", stage.run())
+    model = vae_.by_importance(model, np.array(pictures[:384]), vae_.KEPT)
+    model.half().save_pretrained(out / "pocket" / "vae")
+
+
+def decoder(work, out, steps, batch=12):
+    """Train the VAE's decoder end to end and leave the encoder as it is, so that a U-Net can train on its latents meanwhile.
+
+    The latents carry a little noise, more of it on some: a U-Net's small errors shall not show (as in RAE, arXiv 2510.11690).
+    """
+    pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
+    torch.manual_seed(4)
+    model = AutoencoderKL.from_pretrained(out / "pocket" / "vae").float().to(memory_format=torch.channels_last)
+    vae_.train_only(model, [model.post_quant_conv, model.decoder])
 
     def loss(model):
         chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
-        x = vae_.augment(vae_.to_tensor(pictures[chosen])).contiguous(memory_format=torch.channels_last)
-        value, psnr, kl = vae_.loss(model, x)
-        return value, {"psnr": psnr, "kl": kl}
+        x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]))).contiguous(memory_format=torch.channels_last)
+        return vae_.decoder_loss(model, x)
 
-    stage = Stage("vae", model, loss, steps, 4e-3, work, averages=(constant(0.99),))
-    record(out, "vae", stage.run())
-    vae_.whiten(model, pictures[:1536:3])
+    def watch(step):
+        if step % 100 == 0:
+            averaged(model, stage.means[0]).half().save_pretrained(work / "vae.part")
+            for file in (work / "vae.part").iterdir():
+                os.replace(file, out / "pocket" / "vae" / file.name)
+
+    stage = Stage("decoder", model, loss, steps, 1e-3, work, averages=(power(0.1),), every=20, save=100)
+    record(out, "decoder", stage.run(watch))
     model.half().save_pretrained(out / "pocket" / "vae")
-    model.float()
 
 
 def record(out, stage, result):
@@ -93,7 +132,7 @@ def text(work, out, steps):
     record(out, "text", result)
 
 
-def unet(work, out, steps, batch=48):
+def unet(work, out, steps, batch=64):
     """Train the U-Net on a growing pool of fresh scenes' latents and write the whole pipeline; on the GPU where there is one.
 
     Every 500 steps sixteen samples of the averaged weights are drawn into the work folder, to be looked at.
@@ -113,7 +152,8 @@ def unet(work, out, steps, batch=48):
 
     def watch(step):
         if step % 500 == 0:
-            look(unet_.make_pipeline(vae, tower, tokenizer, averaged(model, stage.means[0])), work / f"samples_{step}.png")
+            newest = AutoencoderKL.from_pretrained(folder / "vae").float().to(device)  # its decoder may be in training beside
+            look(unet_.make_pipeline(newest, tower, tokenizer, averaged(model, stage.means[0])), work / f"samples_{step}.png")
 
     record(out, "unet", stage.run(watch))
     pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
@@ -171,3 +211,15 @@ def measure(work, out, _):
     from .measure import measure
 
     print(measure(out, foreign=work / "foreign", photos=out.resolve().parent.parent / "shared" / "photos"))
+
+
+def detail(work, out, pictures, guidance=4.0):
+    """Measure whether samples pass for drawings, on `pictures` of each, and write it into measured.json and the README."""
+    from . import measure as measure_
+
+    found = read_json(out / "pocket" / "measured.json")
+    found["detail"] = measure_.detail(out / "pocket", work, pictures, guidance)
+    write_json(out / "pocket" / "measured.json", found)
+    if "right" in found:
+        (out / "pocket" / "README.md").write_text(measure_.readme(found), "utf-8")
+    print(found["detail"])

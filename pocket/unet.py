@@ -15,7 +15,7 @@ from .vae import LATENTS, to_tensor
 from .world import held_out, render, sample_scene
 
 CHANNELS = (64, 128, 192)
-WIDER = {"channels": (96, 192), "size": 8, "latents": 32, "finest": True}  # what the base has, on 8 x 8 latents
+WIDER = {"channels": (96, 192), "size": 8, "latents": 28, "finest": True}  # what the base has, on 8 x 8 latents
 NO_CAPTION = 0.1  # share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022)
 
 
