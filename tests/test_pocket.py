@@ -9,10 +9,10 @@ from conftest import ROOT
 
 from pocket import clip, detail, measure, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
+from pocket.muon import orthogonal
 from pocket.objects import ACCESSORIES, CLASSES, HEAD
 from pocket.pictures import picture, pool
 from pocket.places import PHRASES
-from pocket.muon import orthogonal
 from pocket.stage import Stage, constant, power, rate
 from pocket.unet import make_scheduler
 from pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
