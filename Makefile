@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab test bench race pocketbench pocket clean
+.PHONY: help course lab test check bench race pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -21,13 +21,20 @@ help:     ## this list
 	@echo "make course SUBJECT=path/to/photos CLASS_NOUN=toy [IDENTIFIER=zwx] [BASE=pocket] [STEPS=n] [SEED=n] [OUTPUT=runs/course]"
 
 course: $(READY) ## run notebooks 01 to 05 and write runs/course/report.html
-	@$(RUN) -m lib.course $(COURSE_OPTIONS)
+	@$(RUN) -m lib course $(COURSE_OPTIONS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(RUN) -m jupyterlab notebooks $(ARGS)
 
-test: $(READY) ## run the tests; ARGS='-k name' picks some
-	@$(RUN) -m pytest $(ARGS)
+test: $(READY) ## run the tests, two at a time; ARGS='-k name' picks some, one at a time
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(or $(ARGS),--numprocesses 2 --maxschedchunk 1)
+
+check: $(READY) ## format, lint, order of imports, types, links, quick tests: before each commit
+	@$(RUN) -m ruff format --check --quiet .
+	@$(RUN) -m ruff check --quiet .
+	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/pyright --pythonpath $(RUN)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet -m "not slow" tests/test_docs.py tests/test_house.py tests/test_project.py tests/config tests/files tests/plots
 
 bench: $(READY) ## measure speed and memory, and write them into README.md
 	@$(RUN) -m benchmarks $(ARGS)

@@ -1,9 +1,11 @@
-"""What makes a training step fast on a card: one LoRA step of Stable Diffusion 1.5's shape in several ways, turn about, in one process.
+"""What makes a training step fast on a card: one LoRA step of Stable Diffusion 1.5's shape in
+several ways, turn about, in one process.
 
     python -m benchmarks.cuda_step [--steps 25] [--rounds 3]    # two minutes, most of them compiling; benchmarks/results/cuda_step.json
 
-Random weights, batch 1 and one class image, 512 pixels, the adapter of `benchmarks/cuda_race.py`. "Kernel by kernel" is our step as it is
-without a record: Python starts each of its kernels. inductor compiles blocks, each shape once, and the rest stays as it is.
+Random weights, batch 1 and one class image, 512 pixels, the adapter of `benchmarks/cuda_race.py`.
+"Kernel by kernel" is our step as it is without a record: Python starts each of its kernels.
+inductor compiles blocks, each shape once, and the rest stays as it is.
 """
 
 import argparse
@@ -12,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from lib.base import ROOT, quiet
-from lib.forecast import plan
-from lib.on_card import Recorded, norms_in_bf16
-from lib.record import device_name, versions
-from lib.settings import write_json
+from lib.files.json_file import write_json
+from lib.files.paths import ROOT
+from lib.memory.forecasting import plan
+from lib.models.devices import device_name, versions
+from lib.models.pipeline import quiet
+from lib.step.cuda_graph import Recorded, norms_in_bf16
 
 from .contestants import LIKE
 from .floor import now
@@ -59,7 +62,9 @@ def ways():
         "recorded, norms in bf16 (ours)": lambda step: uncompiled(step, True),
         "recorded, cuDNN searches": search,
         "recorded, transformer blocks compiled": blocks,
-        "recorded, residual blocks compiled too": lambda step: compiled(step, BasicTransformerBlock, ResnetBlock2D),
+        "recorded, residual blocks compiled too": lambda step: compiled(
+            step, BasicTransformerBlock, ResnetBlock2D
+        ),
     }
 
 
@@ -98,7 +103,10 @@ def figures(found):
     """The ways as Markdown; None is what was not measured."""
     if found is None:
         return "Not measured on this version yet: `python -m benchmarks.cuda_step`.\n"
-    about = f"On {found['device']}, torch {found['versions']['torch']}: median (smallest to largest) of turns of {found['steps']} steps."
+    about = (
+        f"On {found['device']}, torch {found['versions']['torch']}: median (smallest to largest) of"
+        f" turns of {found['steps']} steps."
+    )
     lines = [about, "", "| | milliseconds a step | seconds until ready |", "| --- | ---: | ---: |"]
     for name, row in found["ways"].items():
         step = {key: row["step"][key] * 1000 for key in ("median", "smallest", "largest")}
@@ -107,7 +115,9 @@ def figures(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -116,7 +126,11 @@ def main():
         raise SystemExit("There is no CUDA device here: run this command on a machine with one.")
     quiet()
     began = time.time()
-    found = {"device": device_name(torch.device("cuda")), "versions": versions(), "steps": args.steps}
+    found = {
+        "device": device_name(torch.device("cuda")),
+        "versions": versions(),
+        "steps": args.steps,
+    }
     found["ways"] = measure(args.steps, args.rounds)
     write_json(args.output, found)
     if args.output == RESULTS:

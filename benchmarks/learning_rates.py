@@ -1,40 +1,55 @@
-"""Which learning rate is each method's own: PocketBench's study "rate" read as one curve a method, the best rate named.
+"""Which learning rate is each method's own: PocketBench's study "rate" read as one curve a method,
+the best rate named.
 
     python -m benchmarks.pocketbench --studies rate      # runs the sweep on the example subjects, writes data/results/learning_rates.json
 
-Rates are tuned on the example subjects and used on the bench's, which are others: no method is tuned on what it is tested with.
+Rates are tuned on the example subjects and used on the bench's, which are others: no method is
+tuned on what it is tested with.
 """
 
 from collections import defaultdict
 
 import numpy as np
 
-from lib.base import ROOT
-from lib.settings import METHODS
+from lib.config.settings import METHODS
+from lib.files.paths import ROOT
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
 RATES = {"lora": (1e-3, 2e-3, 2.8e-3, 4e-3), "dreambooth": (4e-4, 5.6e-4, 8e-4, 1.6e-3)}
-# (subject, variant): each with captions that name the place, and with ones that don't, as most people's photos come.
-SUBJECTS = tuple((subject, variant) for variant in ("good", "uncaptioned") for subject in ("character", "product", "clothing"))
+# (subject, variant): each with captions that name the place, and with ones that don't, as most
+# people's photos come.
+SUBJECTS = tuple(
+    (subject, variant)
+    for variant in ("good", "uncaptioned")
+    for subject in ("character", "product", "clothing")
+)
 
 
 def both(likeness, obedience):
-    """Harmonic mean of two shares (0 where either is not above 0): high only where the subject is learned *and* the prompt is followed.
+    """Harmonic mean of two shares (0 where either is not above 0): high only where the subject is
+    learned *and* the prompt is followed.
 
-    Likeness alone prefers rates at which every prompt gives the training photos again. As F1 weighs precision and recall (van
-    Rijsbergen 1979, chapter 7).
+    Likeness alone prefers rates at which every prompt gives the training photos again. As F1 weighs
+    precision and recall (van Rijsbergen 1979, chapter 7).
     """
-    return 2 * likeness * obedience / (likeness + obedience) if likeness > 0 and obedience > 0 else 0.0
+    return (
+        2 * likeness * obedience / (likeness + obedience) if likeness > 0 and obedience > 0 else 0.0
+    )
 
 
 def curves(rows):
-    """{method: [{learning_rate, both, dino, clip_t, likeness, obedience, runs}]} of the rows of study "rate", in order of the rate.
+    """{method: [{learning_rate, both, dino, clip_t, likeness, obedience, runs}]} of the rows of
+    study "rate", in order of the rate.
 
-    likeness: share of the way in DINO from the base model (0) to the real photos (1); obedience: CLIP-T as a share of the base
-    model's; both are means over subjects of means over seeds, and `both` joins them.
+    likeness: share of the way in DINO from the base model (0) to the real photos (1); obedience:
+    CLIP-T as a share of the base model's; both are means over subjects of means over seeds, and
+    `both` joins them.
     """
     rows = [row for row in rows if row["study"] == "rate"]
-    base, result = {(row["subject"], row["variant"]): row for row in rows if row["method"] == "base"}, {}
+    base, result = (
+        {(row["subject"], row["variant"]): row for row in rows if row["method"] == "base"},
+        {},
+    )
     for method in METHODS:
         groups = defaultdict(lambda: defaultdict(list))
         for row in rows:
@@ -47,9 +62,15 @@ def curves(rows):
         result[method] = []
         for rate, subjects in sorted(groups.items()):
             mean = np.mean([np.mean(runs, axis=0) for runs in subjects.values()], axis=0)
-            named = dict(zip(("likeness", "obedience", "dino", "clip_t"), (round(float(v), 4) for v in mean)))
+            named = dict(
+                zip(("likeness", "obedience", "dino", "clip_t"), (round(float(v), 4) for v in mean))
+            )
             runs = sum(map(len, subjects.values()))
-            result[method].append({"learning_rate": rate, "both": round(both(*map(float, mean[:2])), 4)} | named | {"runs": runs})
+            result[method].append(
+                {"learning_rate": rate, "both": round(both(*map(float, mean[:2])), 4)}
+                | named
+                | {"runs": runs}
+            )
     return result
 
 

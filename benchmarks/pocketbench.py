@@ -1,11 +1,14 @@
-"""PocketBench: DreamBooth's protocol on the pocket world, with error bars.  Writes data/results/pocketbench.csv, a row a run.
+"""PocketBench: DreamBooth's protocol on the pocket world, with error bars.  Writes
+data/results/pocketbench.csv, a row a run.
 
     python -m benchmarks.pocketbench [--studies main rank] [--subjects 30] [--seeds 3] [--workers 2]
 
-Subjects x 25 prompts x 4 pictures (Ruiz et al. 2022, section 4.1), subjects that neither base nor judge has met. Stop it at any time: the
-same command goes on where it was, and asking for more subjects, seeds or studies adds the runs that are missing. Rows of the same base
-and judge in the table count as finished, so that a fresh clone goes on from what ships. No two runs of a subject share a process's luck:
-with several workers each has one thread, so times compare within one table and device only.
+Subjects x 25 prompts x 4 pictures (Ruiz et al. 2022, section 4.1), subjects that neither base nor
+judge has met. Stop it at any time: the same command goes on where it was, and asking for more
+subjects, seeds or studies adds the runs that are missing. Rows of the same base and judge in the
+table count as finished, so that a fresh clone goes on from what ships. No two runs of a subject
+share a process's luck: with several workers each has one thread, so times compare within one table
+and device only.
 """
 
 import argparse
@@ -25,18 +28,26 @@ import torch
 from benchmarks import learning_rates
 from benchmarks.studies import SELDOM, WORDS, studies
 from benchmarks.studies import job as preset_job
-from lib.base import POCKET, ROOT, load_base
-from lib.curve import Curve, costs_along
-from lib.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.fidelity import PLACES, evaluate, load_judge, prior_similarity, real_row, score
-from lib.judge import FOLDER as JUDGE
-from lib.lesson import draw_class_images
-from lib.methods import load_run
-from lib.photos import load_dataset, prepare, prompts, read_subject
-from lib.record import device_name, versions
-from lib.settings import BadInput, Settings, read_json, write_json
-from lib.sweep import name, read_table, sweep, write_table
-from lib.train import train
+from lib.course.sweeping import name, sweep
+from lib.dataset.captions import prompts, read_subject
+from lib.dataset.class_images import PLACES, draw_class_images
+from lib.dataset.imagefolder import load_dataset
+from lib.dataset.preparation import prepare
+from lib.evaluation.curve import Curve, costs_along
+from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
+from lib.evaluation.fidelity import evaluate, prior_similarity, real_row, score
+from lib.evaluation.judge import FOLDER as JUDGE
+from lib.evaluation.judge import load_judge
+from lib.files.csv_table import read_table, write_table
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
+from lib.files.paths import ROOT
+from lib.models.base import load_base
+from lib.models.base_files import POCKET
+from lib.models.devices import device_name, versions
+from lib.models.families import preset
+from lib.step.run_weights import load_run
+from lib.training.loop import train
 from pocket.places import PHRASES
 from pocket.subjects import bench_subjects
 from pocket.world import render
@@ -44,20 +55,42 @@ from pocket.world import render
 RESULTS, WORK = ROOT / "data" / "results" / "pocketbench.csv", ROOT / "runs" / "pocketbench"
 SEEDS = (1000, 1001, 1002, 1003)
 POINTS = 4  # measurements along a training
-COLUMNS = tuple("study subject class_noun variant method rank targets prior_weight learning_rate steps cooldown seed".split())
-SCORES = ("dino", "dino_train", "clip_i", "clip_i_train", "clip_t", "diversity", "memorising", "nearest", "consistency")
-NEW = ("dino", "clip_t")  # of the pictures of prompts whose place no training photo shows, or that name none: columns dino_new, clip_t_new
+COLUMNS = tuple(
+    "study subject class_noun variant method rank targets prior_weight learning_rate steps cooldown"
+    " seed".split()
+)
+SCORES = (
+    "dino",
+    "dino_train",
+    "clip_i",
+    "clip_i_train",
+    "clip_t",
+    "diversity",
+    "memorising",
+    "nearest",
+    "consistency",
+)
+NEW = (
+    "dino",
+    "clip_t",
+)  # of the pictures of prompts whose place no training photo shows, or that name none: columns dino_new, clip_t_new
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
 
 def photos(subject, variant, folder):
-    """Draw a bench subject's photos into `folder`, with their subject.json: six to train on, two held out."""
+    """Draw a bench subject's photos into `folder`, with their subject.json: six to train on, two
+    held out.
+    """
     noun, identifier = WORDS.get(variant, lambda noun: (noun, "zwx"))(subject.class_noun)
     scenes = list(subject.train)
     if variant == "duplicates":  # two pictures, three times each, hardly moved
         scenes = [replace(s, x=s.x + 0.004 * k) for s in scenes[:2] for k in range(3)]
-    elif variant == "one_background":  # but for one picture: a folder whose pictures are all alike is refused
-        scenes = [replace(s, place=scenes[0].place, seed=scenes[0].seed) for s in scenes[:-1]] + scenes[-1:]
+    elif (
+        variant == "one_background"
+    ):  # but for one picture: a folder whose pictures are all alike is refused
+        scenes = [
+            replace(s, place=scenes[0].place, seed=scenes[0].seed) for s in scenes[:-1]
+        ] + scenes[-1:]
     folder.mkdir(parents=True)
     captions, held_out = {}, []
     for k, scene in enumerate([*scenes, *subject.test]):
@@ -65,17 +98,29 @@ def photos(subject, variant, folder):
         render(scene).save(folder / file)
         captions[file] = f"a {identifier} {noun} {PHRASES[scene.place]}"
         held_out += [file] if k >= len(scenes) else []
-    words = {"kind": "character", "class_noun": noun, "identifier": identifier, "held_out": held_out, "captions": captions}
+    words = {
+        "kind": "character",
+        "class_noun": noun,
+        "identifier": identifier,
+        "held_out": held_out,
+        "captions": captions,
+    }
     write_json(folder / "subject.json", words)
 
 
 def data_folder(job):
     """Where the data set of a job lies; jobs that differ in how they train alone share it."""
-    return WORK / "data" / f"{job['subject']}-{'good' if job['variant'] == 'without_identifier' else job['variant']}"
+    return (
+        WORK
+        / "data"
+        / f"{job['subject']}-{'good' if job['variant'] == 'without_identifier' else job['variant']}"
+    )
 
 
 def make_data(jobs, subjects):
-    """Make the data sets that `jobs` need and that are not there yet, in this process: workers then only read them."""
+    """Make the data sets that `jobs` need and that are not there yet, in this process: workers then
+    only read them.
+    """
     by_name, base = {s.name: s for s in subjects}, None
     for folder, some in {data_folder(j): j for j in jobs}.items():
         if not (folder / "class").is_dir():
@@ -86,12 +131,20 @@ def make_data(jobs, subjects):
                 photos(by_name[some["subject"]], some["variant"], drawn)
             else:
                 drawn = ROOT / "data" / "subjects" / some["subject"]
-            plain = [{"file": entry.name, "caption": prompts(read_subject(drawn))} for entry in sorted(drawn.glob("*.png"))]
-            draw_class_images(base, prepare(drawn, folder, edits=plain if some["variant"] == "uncaptioned" else None))
+            plain = [
+                {"file": entry.name, "caption": prompts(read_subject(drawn))}
+                for entry in sorted(drawn.glob("*.png"))
+            ]
+            draw_class_images(
+                base,
+                prepare(drawn, folder, edits=plain if some["variant"] == "uncaptioned" else None),
+            )
 
 
 def bench_prompts(subject, with_identifier=True):
-    """25 pairs (asked, the same with the class noun only): eight places in three wordings, and one without a place."""
+    """25 pairs (asked, the same with the class noun only): eight places in three wordings, and one
+    without a place.
+    """
     pairs = [(prompts(subject, p, with_identifier), prompts(subject, p, False)) for p in PLACES]
     frames = ("{}", "a photo of {}", "a picture of {}")
     return [tuple(f.format(t) for t in pair) for f in frames for pair in pairs] + [
@@ -122,55 +175,128 @@ def work(job, folder):
         for key, part in (("loss_train", data.train), ("loss_held_out", data.test))
     }
     prior = prior_similarity(base, data, judge(), noun, range(2000, 2008))
-    ceiling = {f"{key}_real": value for key, value in real_row(judge(), data).items() if key in ("dino", "clip_i")}
+    ceiling = {
+        f"{key}_real": value
+        for key, value in real_row(judge(), data).items()
+        if key in ("dino", "clip_i")
+    }
     if job["method"] != "base":
-        own = ("rank", "targets", "prior_weight", "learning_rate", "steps", "cooldown", "seed", *SELDOM)
+        own = (
+            "rank",
+            "targets",
+            "prior_weight",
+            "learning_rate",
+            "steps",
+            "cooldown",
+            "seed",
+            *SELDOM,
+        )
         chosen = {key: job[key] for key in own if key in job}
-        settings = Settings.preset(job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen)
-        shutil.rmtree(folder / "run", ignore_errors=True)  # of an attempt that failed: its curve would lack what is not trained again
-        plain = job == preset_job(job["subject"], job["method"], job["seed"])  # of these alone figures show the way
-        curve = Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS) if plain else None
+        settings = preset(
+            job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen
+        )
+        shutil.rmtree(
+            folder / "run", ignore_errors=True
+        )  # of an attempt that failed: its curve would lack what is not trained again
+        plain = job == preset_job(
+            job["subject"], job["method"], job["seed"]
+        )  # of these alone figures show the way
+        curve = (
+            Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
+            if plain
+            else None
+        )
         run = train(settings, base, [curve] if plain else [])
         found = read_json(run / "metrics.json")
         for key, used in found["recipe"].items():
-            if used != getattr(settings, key):  # where bitsandbytes cannot run, training goes without and says so
-                raise BadInput(f"This device trained with {key} {used!r} instead of {getattr(settings, key)!r}: run that study elsewhere.")
+            if used != getattr(
+                settings, key
+            ):  # where bitsandbytes cannot run, training goes without and says so
+                raise BadInput(
+                    f"This device trained with {key} {used!r} instead of"
+                    f" {getattr(settings, key)!r}: run that study elsewhere."
+                )
         base = load_run(run, load_base()).only_draw()
         row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if plain else {})
-    found = evaluate(base, data, judge(), bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS)
+    found = evaluate(
+        base,
+        data,
+        judge(),
+        bench_prompts(data.subject, job["variant"] != "without_identifier"),
+        SEEDS,
+    )
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")
-    row |= {key: found[key] for key in SCORES} | by_prompt(found["pictures"], data.train) | ceiling | copies(judge(), data)
-    row |= {"pres": prior_similarity(base, data, judge(), noun, range(2000, 2008)) - prior, "drift": prediction_drift(base, kept)["mean"]}
+    row |= (
+        {key: found[key] for key in SCORES}
+        | by_prompt(found["pictures"], data.train)
+        | ceiling
+        | copies(judge(), data)
+    )
+    row |= {
+        "pres": prior_similarity(base, data, judge(), noun, range(2000, 2008)) - prior,
+        "drift": prediction_drift(base, kept)["mean"],
+    }
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
     shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
     base_hash, judged_by = hashes()
     stack = versions()
     used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
-    known = {"class_noun": data.subject.class_noun, "settings_hash": name(job), "base_hash": base_hash, "judge": judged_by}
-    return row | known | {"device": device_name(base.device)} | used | {"cell_seconds": time.perf_counter() - start}
+    known = {
+        "class_noun": data.subject.class_noun,
+        "settings_hash": name(job),
+        "base_hash": base_hash,
+        "judge": judged_by,
+    }
+    return (
+        row
+        | known
+        | {"device": device_name(base.device)}
+        | used
+        | {"cell_seconds": time.perf_counter() - start}
+    )
 
 
 def by_prompt(pictures, photos):
-    """What the mean over all pictures hides: means over prompts whose place no caption of `photos` names, so beyond what was shown, and
-    how dino differs between prompts (standard deviation of their means)."""
+    """What the mean over all pictures hides: means over prompts whose place no caption of `photos`
+    names, so beyond what was shown, and how dino differs between prompts (standard deviation of
+    their means).
+    """
     seen = [place for place in PLACES if any(place in photo.caption for photo in photos)]
     new = [p for p in pictures if not any(place in p["prompt"] for place in seen)]
-    each = [[p["dino"] for p in pictures if p["prompt"] == prompt] for prompt in dict.fromkeys(p["prompt"] for p in pictures)]
-    return {f"{key}_new": mean(p[key] for p in new) for key in NEW} | {"prompt_spread": stdev(map(mean, each))}
+    each = [
+        [p["dino"] for p in pictures if p["prompt"] == prompt]
+        for prompt in dict.fromkeys(p["prompt"] for p in pictures)
+    ]
+    return {f"{key}_new": mean(p[key] for p in new) for key in NEW} | {
+        "prompt_spread": stdev(map(mean, each))
+    }
 
 
 def copies(judge, data):
-    """What plain copies of the training photos score: the most that memorising can show with this judge on this subject."""
+    """What plain copies of the training photos score: the most that memorising can show with this
+    judge on this subject.
+    """
     train, test = ([i.path for i in part] for part in (data.train, data.test))
-    found = score(judge, train, [prompts(data.subject, with_identifier=False)] * len(train), test, train=train)
+    found = score(
+        judge, train, [prompts(data.subject, with_identifier=False)] * len(train), test, train=train
+    )
     real = float((judge.identity(test) @ judge.identity(train).T).max(1).values.mean())
-    return {"memorising_copies": found["dino_train"] - found["dino"], "nearest_copies": found["nearest_raw"] - real}
+    return {
+        "memorising_copies": found["dino_train"] - found["dino"],
+        "nearest_copies": found["nearest_raw"] - real,
+    }
 
 
 def along(points, ceiling):
-    """A curve as flat columns: dino, clip_t, pres and drift at each of `POINTS` parts of the training, and what `costs_along` says."""
-    row = {f"{key}_{k}_of_{POINTS}": p[key] for k, p in enumerate(points) for key in ("dino", "clip_t", "pres", "drift")}
+    """A curve as flat columns: dino, clip_t, pres and drift at each of `POINTS` parts of the
+    training, and what `costs_along` says.
+    """
+    row = {
+        f"{key}_{k}_of_{POINTS}": p[key]
+        for k, p in enumerate(points)
+        for key in ("dino", "clip_t", "pres", "drift")
+    }
     return row | costs_along(points, ceiling["dino_real"])
 
 
@@ -181,7 +307,9 @@ def shipped():
 
 
 def hand_in(jobs):
-    """Put rows that ship, and that this folder has not made itself, where `sweep` looks for finished ones."""
+    """Put rows that ship, and that this folder has not made itself, where `sweep` looks for
+    finished ones.
+    """
     wanted = {name(j): j for j in jobs}
     for row in shipped():
         key = row["settings_hash"]
@@ -191,28 +319,59 @@ def hand_in(jobs):
 
 
 def write_results(plan, rows):
-    """Write the table: `rows` in every study of `plan` that asked for them, and the rows of other studies that were there before."""
-    done = [{"study": study} | rows[name(j)] for study, some in plan.items() for j in some if name(j) in rows]
+    """Write the table: `rows` in every study of `plan` that asked for them, and the rows of other
+    studies that were there before.
+    """
+    done = [
+        {"study": study} | rows[name(j)]
+        for study, some in plan.items()
+        for j in some
+        if name(j) in rows
+    ]
     for row in done:
         if row["study"] == "identifier" and row["variant"] == "good":
             row["variant"] = "rare"
     new = {(row["study"], row["settings_hash"]) for row in done}
     done = [row for row in shipped() if (row["study"], row["settings_hash"]) not in new] + done
     order = list(studies(["-"], 1))
-    done.sort(key=lambda row: (order.index(row["study"]), row["subject"], row["method"], row.get("seed") or 0))
-    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS)
+    done.sort(
+        key=lambda row: (
+            order.index(row["study"]),
+            row["subject"],
+            row["method"],
+            row.get("seed") or 0,
+        )
+    )
+    write_table(
+        RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS
+    )
     found = learning_rates.curves(done)
     if all(found.values()):
-        write_json(learning_rates.RESULTS, {"pocket": found, "best": {m: learning_rates.best(points) for m, points in found.items()}})
+        write_json(
+            learning_rates.RESULTS,
+            {
+                "pocket": found,
+                "best": {m: learning_rates.best(points) for m, points in found.items()},
+            },
+        )
     return done
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", nargs="+", help="all, unless named")
     parser.add_argument("--subjects", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds of main, rank and prior")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread; 1 trains here, with all cores")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="training seeds of main, rank and prior"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes of one thread; 1 trains here, with all cores",
+    )
     args = parser.parse_args()
     subjects = bench_subjects(args.subjects)
     plan = studies([s.name for s in subjects], args.seeds)
@@ -223,15 +382,24 @@ def main():
     jobs = [j for some in plan.values() for j in some]
     stamp = WORK / "base.json"
     if stamp.is_file() and read_json(stamp)["hashes"] != list(hashes()):
-        raise BadInput(f"The runs in {WORK} are of another base model or judge: move that folder away, then start again.")
+        raise BadInput(
+            f"The runs in {WORK} are of another base model or judge: move that folder away, then"
+            " start again."
+        )
     write_json(stamp, {"hashes": hashes()})
     hand_in(jobs)
     make_data([j for j in jobs if not (WORK / "runs" / name(j) / "row.json").is_file()], subjects)
-    # Threads of several processes would wait for each other; forked ones may hang in the parent's locks.
-    pool = ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+    # Threads of several processes would wait for each other; forked ones may hang in the parent's
+    # locks.
+    pool = ProcessPoolExecutor(
+        args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    )
     with nullcontext() if args.workers == 1 else pool as executor:
         rows = {row["settings_hash"]: row for row in sweep(jobs, work, WORK / "runs", executor)}
-    print(f"{len(write_results(plan, rows))} rows in {RESULTS.relative_to(ROOT)}, {len(rows)} of them of these studies")
+    print(
+        f"{len(write_results(plan, rows))} rows in {RESULTS.relative_to(ROOT)}, {len(rows)} of them"
+        " of these studies"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The race (`benchmarks/race.py`) as Markdown."""
 
+from lib.config.names import METHOD_NAMES
+
 from .sections import spread
 
 UNMEASURED = "Not measured on this version yet: `make race SCRIPTS=path/to/examples/dreambooth`.\n"
-NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 WHO = {
     "like": "ours, adapter as theirs",
     "preset": "ours, course's recipe",
@@ -39,31 +40,57 @@ def figures(found):
         return UNMEASURED
     rounds = max(c["step"]["rounds"] for c in found["cells"] if "step" in c)
     lines = [
-        f"Measured on {found['device']}, torch {found['versions']['torch']}, diffusers {found['versions']['diffusers']}: median "
-        f"(smallest to largest) of {rounds} rounds turn about; of least memory and inductor, one. Seconds for 500 "
-        "steps are extrapolated: the start, 499 steady steps and the end; ours include preparing the photos, once. *Adapter as theirs*: "
-        "rank 4, on attention. *Less memory*: LoRA computes its largest transformers again on the way back, DreamBooth keeps its weights "
-        "in bf16. *Least memory*: all that the ladder of recipes has.",
+        (
+            f"Measured on {found['device']}, torch {found['versions']['torch']}, diffusers"
+            f" {found['versions']['diffusers']}: median (smallest to largest) of {rounds} rounds"
+            " turn about; of least memory and inductor, one. Seconds for 500 steps are"
+            " extrapolated: the start, 499 steady steps and the end; ours include preparing the"
+            " photos, once. *Adapter as theirs*: rank 4, on attention. *Less memory*: LoRA"
+            " computes its largest transformers again on the way back, DreamBooth keeps its"
+            " weights in bf16. *Least memory*: all that the ladder of recipes has."
+        ),
         "",
-        "| | photos | steps a second | seconds to the end of step 1 | seconds of 500 steps | bytes of the step, MiB | resident, MiB |",
+        (
+            "| | photos | steps a second | seconds to the end of step 1 | seconds of 500 steps |"
+            " bytes of the step, MiB | resident, MiB |"
+        ),
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for c in found["cells"]:
-        name = f"{NAMES[c['method']]}: {who(c)} | {PHOTOS[c['photos']]}"
+        name = f"{METHOD_NAMES[c['method']]}: {who(c)} | {PHOTOS[c['photos']]}"
         if "failed" in c:
             lines.append(f"| {name} | {failure(c)} | | | | |")
         else:
-            lines.append(f"| {name} | {spread(c['steps_per_second'])} | {spread(c['first'], 1)} | {c['whole']['median']:.0f} | "
-                         f"{mib(c['peak_bytes'])} | {mib(c['resident_bytes'])} |")
-    lines += ["", "Ours over theirs, in the same round (more is better for steps a second, less for the rest):", "",
-              "| | photos | steps a second | seconds to step 1 | bytes of the step |",
-              "| --- | --- | ---: | ---: | ---: |"]
+            lines.append(
+                f"| {name} | {spread(c['steps_per_second'])} | {spread(c['first'], 1)} |"
+                f" {c['whole']['median']:.0f} | {mib(c['peak_bytes'])} |"
+                f" {mib(c['resident_bytes'])} |"
+            )
+    lines += [
+        "",
+        (
+            "Ours over theirs, in the same round (more is better for steps a second, less for the"
+            " rest):"
+        ),
+        "",
+        "| | photos | steps a second | seconds to step 1 | bytes of the step |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
     for r in found["ratios"]:
         peak = f"{r['peak_bytes']:.2f}" if r["peak_bytes"] else "-"
-        pair = f"{NAMES[r['method']]}: {who({'method': r['method'], 'who': r['ours']})} / {WHO[r['theirs']]}"
-        lines.append(f"| {pair} | {PHOTOS[r['photos']]} | {spread(r['steps_per_second'])} | {spread(r['first'])} | {peak} |")
-    flags = [f"{NAMES[b['method']]}, {PHOTOS[b['photos']]}: {b['workers']} data workers{', 8-bit Adam' * b['eight_bit']}"
-             for b in found["best"]]
+        pair = (
+            f"{METHOD_NAMES[r['method']]}: {who({'method': r['method'], 'who': r['ours']})} /"
+            f" {WHO[r['theirs']]}"
+        )
+        lines.append(
+            f"| {pair} | {PHOTOS[r['photos']]} | {spread(r['steps_per_second'])} |"
+            f" {spread(r['first'])} | {peak} |"
+        )
+    flags = [
+        f"{METHOD_NAMES[b['method']]}, {PHOTOS[b['photos']]}: {b['workers']} data"
+        f" workers{', 8-bit Adam' * b['eight_bit']}"
+        for b in found["best"]
+    ]
     lines += ["", f"The fastest of their flags here: {'; '.join(flags)}."]
     if "trained" in found:
         lines += trained(found["trained"])
@@ -75,14 +102,26 @@ def figures(found):
 
 def trained(found):
     """Lines on whole trainings by one recipe."""
-    lines = ["", "Trained to the end, one after the other, ours too by their documented recipe and learning rate, 500 steps, the photos "
-             "prepared beforehand; losses on noise that is the same for all:", "",
-             "| | seconds, start to exit | as estimated above | loss, training photos | loss, held-out photos |",
-             "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "",
+        (
+            "Trained to the end, one after the other, ours too by their documented recipe and"
+            " learning rate, 500 steps, the photos prepared beforehand; losses on noise that is the"
+            " same for all:"
+        ),
+        "",
+        (
+            "| | seconds, start to exit | as estimated above | loss, training photos | loss,"
+            " held-out photos |"
+        ),
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for run in found:
         name = "ours, their recipe" if run["who"] == "like" else WHO[run["who"]]
-        lines.append(f"| {NAMES[run['method']]}: {name} | {run['seconds']:.0f} | {run['estimate']:.0f} | {run['loss_train']:.3f} | "
-                     f"{run['loss_held_out']:.3f} |")
+        lines.append(
+            f"| {METHOD_NAMES[run['method']]}: {name} | {run['seconds']:.0f} | {run['estimate']:.0f} |"
+            f" {run['loss_train']:.3f} | {run['loss_held_out']:.3f} |"
+        )
     return lines
 
 
@@ -90,19 +129,31 @@ def learning(found):
     """Lines on who learns how much in how many seconds."""
     lines = [
         "",
-        f"Fidelity is the mean DINO-type cosine of {found['pictures']} pictures with the held-out photos: {found['base']:.3f} for the "
-        f"untouched base, {found['real']:.3f} among real photos; the set level is {found['level']:.3f}, {found['share']:.0%} of the way. "
-        "Losses are on noise that is the same for all: on the training photos, the lower the more was learnt; on held-out photos they "
-        "fall, and rise again where a training goes on past its best. One seed.",
+        (
+            f"Fidelity is the mean DINO-type cosine of {found['pictures']} pictures with the"
+            f" held-out photos: {found['base']:.3f} for the untouched base, {found['real']:.3f}"
+            f" among real photos; the set level is {found['level']:.3f}, {found['share']:.0%} of"
+            " the way. Losses are on noise that is the same for all: on the training photos, the"
+            " lower the more was learnt; on held-out photos they fall, and rise again where a"
+            " training goes on past its best. One seed."
+        ),
         "",
-        "| | learning rate | seconds to the level | steps | fidelity at the end | CLIP-T | loss, training photos | held-out, lowest "
-        "(at step) | held-out, at the end |",
+        (
+            "| | learning rate | seconds to the level | steps | fidelity at the end | CLIP-T |"
+            " loss, training photos | held-out, lowest (at step) | held-out, at the end |"
+        ),
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for c in found["curves"]:
         last, lowest = c["points"][-1], min(c["points"], key=lambda point: point["loss_held_out"])
-        reached = f"{c['seconds_to_level']:.0f}" if c["seconds_to_level"] is not None else f"not in {last['seconds']:.0f}"
-        lines.append(f"| {NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} | {last['dino']:.3f} | "
-                     f"{last['clip_t']:.3f} | {last['loss_train']:.3f} | {lowest['loss_held_out']:.3f} ({lowest['step']}) | "
-                     f"{last['loss_held_out']:.3f} |")
+        reached = (
+            f"{c['seconds_to_level']:.0f}"
+            if c["seconds_to_level"] is not None
+            else f"not in {last['seconds']:.0f}"
+        )
+        lines.append(
+            f"| {METHOD_NAMES[c['method']]}: {c['who']} | {c['rate']:g} | {reached} | {last['step']} |"
+            f" {last['dino']:.3f} | {last['clip_t']:.3f} | {last['loss_train']:.3f} |"
+            f" {lowest['loss_held_out']:.3f} ({lowest['step']}) | {last['loss_held_out']:.3f} |"
+        )
     return lines

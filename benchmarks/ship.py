@@ -1,10 +1,12 @@
-"""Shipping on the pocket base: concepts combined, switched and extracted.  Writes data/results/shipping.csv, a row a measurement.
+"""Shipping on the pocket base: concepts combined, switched and extracted.  Writes
+data/results/shipping.csv, a row a measurement.
 
     python -m benchmarks.ship [--studies compose extract switch] [--subjects 6] [--seeds 1] [--workers 2]      # claims 7, 8 and 16
     python -m benchmarks.ship --adapters                                                        # trains data/adapters again
 
-A subject is one of PocketBench's characters, combined with the example clothing and lighting. Stop it at any time: the same command
-goes on where it was, and asking for more subjects or seeds adds what is missing; rows of the same base, judge and recipe stay.
+A subject is one of PocketBench's characters, combined with the example clothing and lighting. Stop
+it at any time: the same command goes on where it was, and asking for more subjects or seeds adds
+what is missing; rows of the same base, judge and recipe stay.
 """
 
 import argparse
@@ -21,77 +23,123 @@ import torch
 
 from benchmarks.pocketbench import bench_prompts, hashes, judge
 from benchmarks.ship_runs import OTHERS, WORK, data_of, make_data, run_of, runs_needed, settings_of
-from lib.base import ROOT, load_base
-from lib.compose import MIXES, add_changes, mix, switch_times, use
-from lib.export import export_lora
-from lib.extract import extract
-from lib.fidelity import evaluate
-from lib.methods import load_run, weight_bytes
-from lib.photos import load_dataset
-from lib.record import device_name, versions
-from lib.settings import METHODS, BadInput, read_json, write_json
-from lib.survival import Concept, likeness, likeness_together, shares
-from lib.sweep import name, read_table, sweep, write_table
+from lib.config.settings import METHODS
+from lib.convert.composition import MIXES, add_changes, load_adapters, mix, switch_times
+from lib.convert.exporting import export_lora
+from lib.convert.extraction import extract
+from lib.course.sweeping import name, sweep
+from lib.dataset.imagefolder import load_dataset
+from lib.evaluation.concepts import Concept, likeness, likeness_together, shares
+from lib.evaluation.fidelity import evaluate
+from lib.files.csv_table import read_table, write_table
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
+from lib.files.paths import ROOT
+from lib.models.base import load_base
+from lib.models.devices import device_name, versions
+from lib.step.run_weights import load_run, weight_bytes
 from pocket.subjects import bench_subjects
 
 RESULTS = ROOT / "data" / "results" / "shipping.csv"
 ROUNDS = 5  # of pictures that are timed
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("study", "subject", "seed", "how", "method", "concepts", "weight", "rank")
-# How several concepts come into one model: by adapters together, adapters mixed, checkpoints added or averaged, one model trained on all.
-WAYS = ("adapters", *(f"mix {how}" for how in MIXES if how != "cat"), "checkpoints averaged", "checkpoints added", "trained on all, LoRA",
-        "trained on all, DreamBooth")
+# How several concepts come into one model: by adapters together, adapters mixed, checkpoints added
+# or averaged, one model trained on all.
+WAYS = (
+    "adapters",
+    *(f"mix {how}" for how in MIXES if how != "cat"),
+    "checkpoints averaged",
+    "checkpoints added",
+    "trained on all, LoRA",
+    "trained on all, DreamBooth",
+)
 
 
 def studies(subjects, seeds):
     """{study: its jobs}, flat dicts."""
     grid = [(s, seed) for seed in range(seeds) for s in subjects]
-    compose = [{"subject": s, "seed": seed, "how": how, "concepts": n, "weight": 1.0} for s, seed in grid for how in WAYS for n in (2, 3)]
-    compose += [{"subject": s, "seed": seed, "how": "adapters", "concepts": n, "weight": w} for s, seed in grid for n, w in (
-        (1, 1.0), (2, 0.7), (3, 0.7), (3, 0.5), (3, 1.3))]
+    compose = [
+        {"subject": s, "seed": seed, "how": how, "concepts": n, "weight": 1.0}
+        for s, seed in grid
+        for how in WAYS
+        for n in (2, 3)
+    ]
+    compose += [
+        {"subject": s, "seed": seed, "how": "adapters", "concepts": n, "weight": w}
+        for s, seed in grid
+        for n, w in ((1, 1.0), (2, 0.7), (3, 0.7), (3, 0.5), (3, 1.3))
+    ]
     extracted = [{"subject": s, "seed": seed, "rank": rank} for s, seed in grid for rank in RANKS]
-    trained = [{"subject": s, "seed": seed, "method": m} for s, seed in grid for m in ("base", *METHODS)]
-    return {"compose": compose, "extract": extracted + trained, "switch": [{"subject": subjects[0], "seed": seed} for seed in range(seeds)]}
+    trained = [
+        {"subject": s, "seed": seed, "method": m} for s, seed in grid for m in ("base", *METHODS)
+    ]
+    return {
+        "compose": compose,
+        "extract": extracted + trained,
+        "switch": [{"subject": subjects[0], "seed": seed} for seed in range(seeds)],
+    }
 
 
 @cache
 def stands_on():
     """What makes two rows comparable: hashes of base, judge, and of both methods' settings."""
-    settings = {f"{m}.{key}": v for m in METHODS for key, v in asdict(settings_of("-", m, 0)).items() if key not in ("data", "output")}
+    settings = {
+        f"{m}.{key}": v
+        for m in METHODS
+        for key, v in asdict(settings_of("-", m, 0)).items()
+        if key not in ("data", "output")
+    }
     return dict(zip(("base_hash", "judge"), hashes())) | {"recipe_hash": name(settings)}
 
 
 def concepts_of(job):
-    keys = (job["subject"], *OTHERS)[:job.get("concepts", 3)]
+    keys = (job["subject"], *OTHERS)[: job.get("concepts", 3)]
     return [Concept(key, "", load_dataset(data_of(key))) for key in keys]
 
 
 @cache
 def alone(subject, seed, method):
-    """({concept: DINO} of the base, the same of each concept's own run by itself): between these two lies what can survive."""
+    """({concept: DINO} of the base, the same of each concept's own run by itself): between these
+    two lies what can survive.
+    """
     some = concepts_of({"subject": subject})
     floor = likeness(load_base(), some, judge())
-    return floor, {c.name: likeness(load_run(run_of(c.name, method, seed), load_base()), [c], judge())[c.name] for c in some}
+    return floor, {
+        c.name: likeness(load_run(run_of(c.name, method, seed), load_base()), [c], judge())[c.name]
+        for c in some
+    }
 
 
 def combined(job):
     """A base with the job's concepts in it, by the way that the job names."""
     how, weight, seed = job["how"], job["weight"], job["seed"]
-    keys, base = (job["subject"], *OTHERS)[:job["concepts"]], load_base()
+    keys, base = (job["subject"], *OTHERS)[: job["concepts"]], load_base()
     if how.startswith("trained on all"):
-        return load_run(run_of(f"all-{job['subject']}", "lora" if how.endswith("LoRA") else "dreambooth", seed), base)
+        return load_run(
+            run_of(f"all-{job['subject']}", "lora" if how.endswith("LoRA") else "dreambooth", seed),
+            base,
+        )
     if how.startswith("checkpoints"):
         share = weight / len(keys) if how.endswith("averaged") else weight
-        return add_changes(base, [run_of(key, "dreambooth", seed) for key in keys], [share] * len(keys))
+        return add_changes(
+            base, [run_of(key, "dreambooth", seed) for key in keys], [share] * len(keys)
+        )
     runs = {key.replace(".", "_"): run_of(key, "lora", seed) for key in keys}
     if how == "adapters":
-        return use(base, runs, dict.fromkeys(runs, weight))
-    return use(base, {"mixed": mix(runs, how.removeprefix("mix "), dict.fromkeys(runs, weight))})
+        return load_adapters(base, runs, dict.fromkeys(runs, weight))
+    return load_adapters(
+        base, {"mixed": mix(runs, how.removeprefix("mix "), dict.fromkeys(runs, weight))}
+    )
 
 
 def compose(job, folder):
-    """What survives of each concept, asked for one by one (`survives`) and all in one picture (`dino_together`)."""
-    method = "dreambooth" if "checkpoint" in job["how"] or job["how"].endswith("DreamBooth") else "lora"
+    """What survives of each concept, asked for one by one (`survives`) and all in one picture
+    (`dino_together`).
+    """
+    method = (
+        "dreambooth" if "checkpoint" in job["how"] or job["how"].endswith("DreamBooth") else "lora"
+    )
     some, (floor, own) = concepts_of(job), alone(job["subject"], job["seed"], method)
     base = combined(job)
     scores = likeness(base, some, judge())
@@ -100,37 +148,63 @@ def compose(job, folder):
         image.save(folder / f"{k}.png")
     row = {"method": method, "survives": left["mean"]}
     for kind, concept in zip(("character", *OTHERS), some):
-        row |= {f"survives_{kind}": left[concept.name], f"dino_{kind}": scores[concept.name], f"floor_{kind}": floor[concept.name],
-                f"alone_{kind}": own[concept.name], f"together_{kind}": joint[concept.name]}
+        row |= {
+            f"survives_{kind}": left[concept.name],
+            f"dino_{kind}": scores[concept.name],
+            f"floor_{kind}": floor[concept.name],
+            f"alone_{kind}": own[concept.name],
+            f"together_{kind}": joint[concept.name],
+        }
     return row
 
 
 def extraction(job, folder):
-    """Fidelity of the LoRA of a rank taken out of a DreamBooth run, or of a method's own run, or of the base."""
+    """Fidelity of the LoRA of a rank taken out of a DreamBooth run, or of a method's own run, or of
+    the base.
+    """
     data, row = load_dataset(data_of(job["subject"])), {}
     if "rank" in job:
         adapter, kept = extract(run_of(job["subject"], "dreambooth", job["seed"]), job["rank"])
-        size = sum(t.numel() * t.element_size() for _, _, layer in adapter for t in (layer.down, layer.up))
-        base, row = use(load_base(), {"extracted": adapter}), {"method": "extracted", "kept_of_layers": kept.of_layers,
-                                                               "kept_of_all": kept.of_all, "file_bytes": size}
+        size = sum(
+            t.numel() * t.element_size() for _, _, layer in adapter for t in (layer.down, layer.up)
+        )
+        base, row = (
+            load_adapters(load_base(), {"extracted": adapter}),
+            {
+                "method": "extracted",
+                "kept_of_layers": kept.of_layers,
+                "kept_of_all": kept.of_all,
+                "file_bytes": size,
+            },
+        )
     elif job["method"] == "base":
         base = load_base()
     else:
         run = run_of(job["subject"], job["method"], job["seed"])
         base, row = load_run(run, load_base()), {"file_bytes": weight_bytes(run)}
     found = evaluate(base, data, judge(), bench_prompts(data.subject)[:9], (1000, 1001))
-    return row | {key: found[key] for key in ("dino", "dino_train", "clip_i", "clip_t", "memorising")}
+    return row | {
+        key: found[key] for key in ("dino", "dino_train", "clip_i", "clip_t", "memorising")
+    }
 
 
 def switching(job, folder):
-    """Seconds to change concept; pictures a second with the adapter beside, fused and as a checkpoint, turn about; concepts in a GB of
-    files and of memory."""
+    """Seconds to change concept; pictures a second with the adapter beside, fused and as a
+    checkpoint, turn about; concepts in a GB of files and of memory.
+    """
     keys, seed = (job["subject"], *OTHERS), job["seed"]
-    runs, tuned = {k.replace(".", "_"): run_of(k, "lora", seed) for k in keys}, run_of(keys[0], "dreambooth", seed)
+    runs, tuned = (
+        {k.replace(".", "_"): run_of(k, "lora", seed) for k in keys},
+        run_of(keys[0], "dreambooth", seed),
+    )
     row = {f"{key}_seconds": s for key, s in switch_times(load_base(), runs, tuned).items()}
     first = next(iter(runs.values()))
-    bases = {"base": load_base(), "adapter": load_run(first, load_base()), "fused": _fused(load_run(first, load_base())),
-             "checkpoint": load_run(tuned, load_base())}
+    bases = {
+        "base": load_base(),
+        "adapter": load_run(first, load_base()),
+        "fused": _fused(load_run(first, load_base())),
+        "checkpoint": load_run(tuned, load_base()),
+    }
     seconds = {kind: [] for kind in bases}
     for k in range(-1, ROUNDS):  # the first is to warm up
         for kind, base in bases.items():
@@ -138,11 +212,15 @@ def switching(job, folder):
             base.generate(["a robot"] * 8, range(8))
             seconds[kind] += [time.perf_counter() - start] * (k >= 0)
     row |= {f"pictures_per_second_{kind}": 8 / median(found) for kind, found in seconds.items()}
-    weights = {"lora": [w for n, w in bases["adapter"].unet.named_parameters() if "lora_" in n],
-               "dreambooth": list(bases["checkpoint"].unet.parameters())}
+    weights = {
+        "lora": [w for n, w in bases["adapter"].unet.named_parameters() if "lora_" in n],
+        "dreambooth": list(bases["checkpoint"].unet.parameters()),
+    }
     for method, some in weights.items():
         row[f"concepts_per_gb_{method}"] = 1e9 / weight_bytes(run_of(keys[0], method, seed))
-        row[f"concepts_per_gb_memory_{method}"] = 1e9 / sum(w.numel() * w.element_size() for w in some)
+        row[f"concepts_per_gb_memory_{method}"] = 1e9 / sum(
+            w.numel() * w.element_size() for w in some
+        )
     return row
 
 
@@ -167,19 +245,30 @@ class Work:
 
 
 def write_results(rows):
-    """Write the table: `rows`, and those that were there before, of the same base, judge and recipe, which `rows` do not replace."""
+    """Write the table: `rows`, and those that were there before, of the same base, judge and
+    recipe, which `rows` do not replace.
+    """
     known = {tuple(row.get(c) for c in COLUMNS) for row in rows}
     before = read_table(RESULTS) if RESULTS.is_file() else []
-    rows = [r for r in before if stands_on().items() <= r.items() and tuple(r.get(c) for c in COLUMNS) not in known] + rows
+    rows = [
+        r
+        for r in before
+        if stands_on().items() <= r.items() and tuple(r.get(c) for c in COLUMNS) not in known
+    ] + rows
     rows.sort(key=lambda row: (list(WORKS).index(row["study"]), row["subject"], row["seed"]))
-    write_table(RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in rows], COLUMNS)
+    write_table(
+        RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in rows], COLUMNS
+    )
 
 
 def same_ground():
     """Raise BadInput if the work folder's runs are of another base, judge or recipe."""
     stamp = WORK / "base.json"
     if stamp.is_file() and read_json(stamp) != stands_on():
-        raise BadInput(f"The runs in {WORK} are of another base model, judge or recipe: move that folder away, then start again.")
+        raise BadInput(
+            f"The runs in {WORK} are of another base model, judge or recipe: move that folder away,"
+            " then start again."
+        )
     write_json(stamp, stands_on())
 
 
@@ -189,16 +278,33 @@ def adapters():
     make_data([])
     for kind in OTHERS:
         out = ROOT / "data" / "adapters" / f"{kind}.safetensors"
-        print("\n".join(export_lora(run_of(kind, "lora", 0), "kohya", out, title=f"The example {kind} on the pocket base").lines()))
+        print(
+            "\n".join(
+                export_lora(
+                    run_of(kind, "lora", 0),
+                    "kohya",
+                    out,
+                    title=f"The example {kind} on the pocket base",
+                ).lines()
+            )
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", nargs="+", choices=list(WORKS), default=list(WORKS))
-    parser.add_argument("--subjects", type=int, default=6, help="characters: an interval and a verdict take 6")
+    parser.add_argument(
+        "--subjects", type=int, default=6, help="characters: an interval and a verdict take 6"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="training seeds")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread")
-    parser.add_argument("--adapters", action="store_true", help="train data/adapters, and nothing else")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread"
+    )
+    parser.add_argument(
+        "--adapters", action="store_true", help="train data/adapters, and nothing else"
+    )
     args = parser.parse_args()
     if args.adapters:
         return adapters()
@@ -206,11 +312,20 @@ def main():
     subjects, rows = bench_subjects(args.subjects), []
     make_data(subjects)
     plan = studies([s.name for s in subjects], args.seeds)
-    # Threads of several processes would wait for each other; forked ones may hang in the parent's locks.
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        list(pool.map(run_of, *zip(*runs_needed([s.name for s in subjects], args.seeds, args.studies))))
+    # Threads of several processes would wait for each other; forked ones may hang in the parent's
+    # locks.
+    with ProcessPoolExecutor(
+        args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        list(
+            pool.map(
+                run_of, *zip(*runs_needed([s.name for s in subjects], args.seeds, args.studies))
+            )
+        )
         for study in args.studies:  # switching is timed, so it has the machine to itself
-            made = sweep(plan[study], Work(study), WORK / study, None if study == "switch" else pool)
+            made = sweep(
+                plan[study], Work(study), WORK / study, None if study == "switch" else pool
+            )
             rows += [{"study": study} | row for row in made]
             write_results(rows)
     print(f"{len(rows)} rows of these studies in {RESULTS.relative_to(ROOT)}")

@@ -1,14 +1,20 @@
-"""The data sets and trained runs that the shipping bench (benchmarks/ship.py) reads, made when they are not there."""
+"""The data sets and trained runs that the shipping bench (benchmarks/ship.py) reads, made when they
+are not there.
+"""
 
 import shutil
 from functools import cache
 
 from benchmarks.pocketbench import photos
-from lib.base import ROOT, load_base
-from lib.lesson import draw_class_images
-from lib.photos import add_class_images, load_dataset, prepare
-from lib.settings import METHODS, Settings, write_json
-from lib.train import train
+from lib.config.settings import METHODS, Settings
+from lib.dataset.class_images import draw_class_images
+from lib.dataset.imagefolder import add_class_images, load_dataset
+from lib.dataset.preparation import prepare
+from lib.files.json_file import write_json
+from lib.files.paths import ROOT
+from lib.models.base import load_base
+from lib.models.families import preset
+from lib.training.loop import train
 
 WORK, OTHERS, STEPS = ROOT / "runs" / "shipbench", ("clothing", "lighting"), Settings.steps
 
@@ -46,28 +52,57 @@ def make_data(subjects):
                         captions[file] = item.caption
                         held_out += [file] if split == "test" else []
             words = parts[0].subject
-            write_json(folder / "subject.json", {"kind": "character", "class_noun": words.class_noun, "identifier": words.identifier,
-                                                 "held_out": held_out, "captions": captions})
+            write_json(
+                folder / "subject.json",
+                {
+                    "kind": "character",
+                    "class_noun": words.class_noun,
+                    "identifier": words.identifier,
+                    "held_out": held_out,
+                    "captions": captions,
+                },
+            )
             from PIL import Image
 
             regular = [item for part in parts for item in part.class_images]
-            add_class_images(prepare(folder, data_of(f"all-{subject.name}")), [Image.open(i.path) for i in regular],
-                             [i.caption for i in regular])
+            add_class_images(
+                prepare(folder, data_of(f"all-{subject.name}")),
+                [Image.open(i.path) for i in regular],
+                [i.caption for i in regular],
+            )
 
 
 def settings_of(concept, method, seed):
-    steps = 3 * STEPS if concept.startswith("all-") else STEPS  # three concepts get three times the steps, as three trainings do
+    steps = (
+        3 * STEPS if concept.startswith("all-") else STEPS
+    )  # three concepts get three times the steps, as three trainings do
     folder = WORK / "models" / f"{concept}-{method}-{seed}"
-    return Settings.preset(method, data=str(data_of(concept)), output=str(folder), steps=steps, seed=seed, sample_every=0)
+    return preset(
+        method,
+        data=str(data_of(concept)),
+        output=str(folder),
+        steps=steps,
+        seed=seed,
+        sample_every=0,
+    )
 
 
 @cache
 def run_of(concept, method, seed):
-    """The run of a concept by a method: trained where it is not there, or was trained by other settings or on other data."""
+    """The run of a concept by a method: trained where it is not there, or was trained by other
+    settings or on other data.
+    """
     return train(settings_of(concept, method, seed))
 
 
 def runs_needed(subjects, seeds, some):
     """(concept, method, seed) of every run that these studies read, the longest first."""
-    each = [key for subject in subjects for key in ([f"all-{subject}"] if "compose" in some else []) + [subject]] + list(OTHERS)
-    return sorted(((key, m, seed) for seed in range(seeds) for key in each for m in METHODS), key=lambda run: not run[0].startswith("all-"))
+    each = [
+        key
+        for subject in subjects
+        for key in ([f"all-{subject}"] if "compose" in some else []) + [subject]
+    ] + list(OTHERS)
+    return sorted(
+        ((key, m, seed) for seed in range(seeds) for key in each for m in METHODS),
+        key=lambda run: not run[0].startswith("all-"),
+    )

@@ -1,79 +1,148 @@
-"""PocketBench's plan: which runs each study asks for, a run being a flat dict of the settings that the studies vary."""
+"""PocketBench's plan: which runs each study asks for, a run being a flat dict of the settings that
+the studies vary.
+"""
 
 from dataclasses import fields
 
 from benchmarks import learning_rates
-from lib.ladder import recipes
-from lib.photos import KINDS
-from lib.settings import METHODS, Settings
+from lib.config.settings import METHODS, Settings
+from lib.dataset.captions import KINDS
+from lib.memory.ladder import recipes
+from lib.models.families import preset
 from pocket.objects import CLASSES
 
 RANKS = (1, 4, 16, 64)
 STEPS = Settings.steps  # of every training, the presets'
-# Settings that a run names only where they are not the default, so that a run which leaves them alone keeps its hash.
-SELDOM = {"text_encoder_rate", "precision", "checkpointing", "optimizer", "weights", "fused_backward", "quantize"}
+# Settings that a run names only where they are not the default, so that a run which leaves them
+# alone keeps its hash.
+SELDOM = {
+    "text_encoder_rate",
+    "precision",
+    "checkpointing",
+    "optimizer",
+    "weights",
+    "fused_backward",
+    "quantize",
+}
 TEXT_SHARES = (0.05, 0.2, 1.0)  # of the U-Net's learning rate: what the text encoder trains at
-PLAIN_SEEDS = 3  # of the plain recipe, whose spread over seeds is what other recipes are held against
+PLAIN_SEEDS = (
+    3  # of the plain recipe, whose spread over seeds is what other recipes are held against
+)
 
 
 def job(subject, method, seed=0, variant="good", **changes):
-    """One run as a flat dict: the settings that the studies vary, as the preset has them unless changed; of `SELDOM` what is changed."""
+    """One run as a flat dict: the settings that the studies vary, as the preset has them unless
+    changed; of `SELDOM` what is changed.
+    """
     if method == "base":
         return {"subject": subject, "variant": variant, "method": method}
-    s = Settings.preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
+    s = preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
     own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
-    common = {"prior_weight": s.prior_weight, "learning_rate": s.learning_rate, "steps": s.steps, "cooldown": s.cooldown, "seed": seed}
+    common = {
+        "prior_weight": s.prior_weight,
+        "learning_rate": s.learning_rate,
+        "steps": s.steps,
+        "cooldown": s.cooldown,
+        "seed": seed,
+    }
     return {"subject": subject, "variant": variant, "method": method} | own | common | seldom(s)
 
 
 def seldom(settings):
     """The settings of `SELDOM` that are not the default, by name."""
-    values = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings) if f.name in SELDOM}
+    values = {
+        f.name: (getattr(settings, f.name), f.default) for f in fields(settings) if f.name in SELDOM
+    }
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def low_memory(method):
-    """What each recipe of the study "recipes" changes: nothing ("auto" arithmetic: bf16 where it is fast), one thing, and all at once.
+    """What each recipe of the study "recipes" changes: nothing ("auto" arithmetic: bf16 where it is
+    fast), one thing, and all at once.
 
-    Checkpointing alone is not run: it gives the very numbers of the run without it, bit for bit (tests/test_recipes.py). The last, the
-    foot of `lib.ladder`, has it too.
+    Checkpointing alone is not run: it gives the very numbers of the run without it, bit for bit
+    (tests/step/test_low_memory.py). The last, the foot of `lib.memory.ladder`, has it too.
     """
-    alone = {"lora": ({"quantize": "int8"}, {"quantize": "nf4"}), "dreambooth": ({"fused_backward": True},)}[method]
-    *_, (foot, _) = recipes(Settings.preset(method, data="-", output="-"))
+    alone = {
+        "lora": ({"quantize": "int8"}, {"quantize": "nf4"}),
+        "dreambooth": ({"fused_backward": True},),
+    }[method]
+    *_, (foot, _) = recipes(preset(method, data="-", output="-"))
     return {}, {"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone, seldom(foot)
 
 
 def text_rates(method):
     """The text encoder's learning rates in the study "text_encoder"."""
-    whole = Settings.preset(method, data="-", output="-").learning_rate
+    whole = preset(method, data="-", output="-").learning_rate
     return [float(f"{share * whole:g}") for share in TEXT_SHARES]
 
 
 def studies(subjects, seeds):
-    """{study: its jobs}: which question each run belongs to. A run may belong to several; it is made once."""
+    """{study: its jobs}: which question each run belongs to. A run may belong to several; it is
+    made once.
+    """
     some, few = subjects[:12], subjects[:6]
     both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
     return {
-        "main": [job(s, "base") for s in subjects] + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
-        "rank": [job(s, "lora", seed, rank=rank) for seed in range(seeds) for rank in RANKS for s in subjects],
-        "prior": [job(s, m, seed, **changes) for seed in range(seeds) for changes in ({}, {"prior_weight": 0.0}) for s in subjects
-                  for m in METHODS],
-        "again": [job(s, m, seed=100) for s, m in both],  # a part of the main study on another training seed: do its effects agree?
+        "main": [job(s, "base") for s in subjects]
+        + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
+        "rank": [
+            job(s, "lora", seed, rank=rank)
+            for seed in range(seeds)
+            for rank in RANKS
+            for s in subjects
+        ],
+        "prior": [
+            job(s, m, seed, **changes)
+            for seed in range(seeds)
+            for changes in ({}, {"prior_weight": 0.0})
+            for s in subjects
+            for m in METHODS
+        ],
+        "again": [
+            job(s, m, seed=100) for s, m in both
+        ],  # a part of the main study on another training seed: do its effects agree?
         "rate": [job(s, "base", variant=v) for s, v in tuning]
-        + [job(s, m, variant=v, learning_rate=rate) for s, v in tuning for m in METHODS for rate in learning_rates.RATES[m]],
-        "identifier": [job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS],
-        "careless": [job(s, m, variant=v) for v in ("good", "duplicates", "one_background") for s in few for m in METHODS],
+        + [
+            job(s, m, variant=v, learning_rate=rate)
+            for s, v in tuning
+            for m in METHODS
+            for rate in learning_rates.RATES[m]
+        ],
+        "identifier": [
+            job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS
+        ],
+        "careless": [
+            job(s, m, variant=v)
+            for v in ("good", "duplicates", "one_background")
+            for s in few
+            for m in METHODS
+        ],
         "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
-        "recipes": [job(s, m, seed, precision="fp32") for seed in range(PLAIN_SEEDS) for s in few for m in METHODS]
+        "recipes": [
+            job(s, m, seed, precision="fp32")
+            for seed in range(PLAIN_SEEDS)
+            for s in few
+            for m in METHODS
+        ]
         + [job(s, m, **changes) for m in METHODS for changes in low_memory(m) for s in few],
-        "text_encoder": [job(s, m, text_encoder_rate=rate) for m in METHODS for rate in (0.0, *text_rates(m)) for s in few],
+        "text_encoder": [
+            job(s, m, text_encoder_rate=rate)
+            for m in METHODS
+            for rate in (0.0, *text_rates(m))
+            for s in few
+        ],
     }
 
 
-# What stands for the subject in the study "identifier", beside a rare word and the right noun (variant "good", there called "rare").
+# What stands for the subject in the study "identifier", beside a rare word and the right noun
+# (variant "good", there called "rare").
 WORDS = {
     "common": lambda noun: (noun, "toy"),
-    "wrong_noun": lambda noun: (list(CLASSES)[(list(CLASSES).index(noun) + 5) % len(CLASSES)], "zwx"),
+    "wrong_noun": lambda noun: (
+        list(CLASSES)[(list(CLASSES).index(noun) + 5) % len(CLASSES)],
+        "zwx",
+    ),
     "no_noun": lambda noun: ("thing", "zwx"),  # the world's word for anything
     "without_identifier": lambda noun: (noun, "zwx"),  # trained with it, asked without it
 }

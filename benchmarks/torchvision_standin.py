@@ -1,7 +1,9 @@
-"""A stand-in for the six parts of torchvision.transforms that diffusers' DreamBooth scripts call, for machines without torchvision.
+"""A stand-in for the six parts of torchvision.transforms that diffusers' DreamBooth scripts call,
+for machines without torchvision.
 
-What it costs or gains them: `Resize` is PIL's bilinear `Image.resize` and `ToTensor` one copy through numpy, as torchvision itself treats
-PIL images, so a step should take as long. Importing torchvision takes time, which their cold start is spared here.
+What it costs or gains them: `Resize` is PIL's bilinear `Image.resize` and `ToTensor` one copy
+through numpy, as torchvision itself treats PIL images, so a step should take as long. Importing
+torchvision takes time, which their cold start is spared here.
 """
 
 import sys
@@ -16,7 +18,9 @@ from PIL import Image
 class InterpolationMode:
     """Names of PIL's filters."""
 
-    NEAREST, BILINEAR, BICUBIC, LANCZOS = (Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS"))
+    NEAREST, BILINEAR, BICUBIC, LANCZOS = (
+        Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")
+    )
 
 
 class Compose:
@@ -39,7 +43,9 @@ class Resize:
 
     def __call__(self, image):
         short = min(image.size)
-        size = tuple(self.size if side == short else int(self.size * side / short) for side in image.size)
+        size = tuple(
+            self.size if side == short else int(self.size * side / short) for side in image.size
+        )
         return image if size == image.size else image.resize(size, self.interpolation)
 
 
@@ -84,15 +90,22 @@ class Normalize:
 
 
 def install():
-    """Let `from torchvision import transforms` find this module where there is no torchvision. True if that was needed."""
+    """Let `from torchvision import transforms` find this module where there is no torchvision. True
+    if that was needed.
+    """
     try:
         import torchvision  # noqa: F401
     except ImportError:
         from transformers.utils import is_torchvision_available
 
-        is_torchvision_available()  # it remembers "no", and looks for nothing here that the scripts do not call
+        # it remembers "no", and looks for nothing here that the scripts do not call
+        is_torchvision_available()
         package = ModuleType("torchvision")
-        package.__spec__, package.__path__, package.transforms = ModuleSpec("torchvision", None), [], sys.modules[__name__]
+        package.__spec__, package.__path__, package.transforms = (
+            ModuleSpec("torchvision", None),
+            [],
+            sys.modules[__name__],
+        )
         sys.modules |= {"torchvision": package, "torchvision.transforms": package.transforms}
         return True
     return False

@@ -1,16 +1,19 @@
-"""Run one training in this process, and write down when its steps ended and what memory it took. `benchmarks/race.py` calls it.
+"""Run one training in this process, and write down when its steps ended and what memory it took.
+`benchmarks/race.py` calls it.
 
     python -m benchmarks.watched RESULT.json STEPS train_dreambooth.py --resolution 64 ...      # a script by its path
-    python -m benchmarks.watched RESULT.json STEPS lib.train settings.json                      # or a module
+    python -m benchmarks.watched RESULT.json STEPS lib train settings.json                                # or a module
 
-The training is not touched and not told. The end of a step is the end of the optimiser's step in their scripts, which torch announces to
-whoever asks, and the end of `lib.step.Step` in ours, which comes after it. Memory is counted by the same lines for both: on the CPU over
-every tensor that is alive in step 2, whoever holds it; on CUDA it is what the allocator gave, and held, in steps 2 to 5. Times are
-seconds since the epoch, which the caller knows too.
+The training is not touched and not told. The end of a step is the end of the optimiser's step in
+their scripts, which torch announces to whoever asks, and the end of `lib.step.training_step.Step`
+in ours, which comes after it. Memory is counted by the same lines for both: on the CPU over every
+tensor that is alive in step 2, whoever holds it; on CUDA it is what the allocator gave, and held,
+in steps 2 to 5. Times are seconds since the epoch, which the caller knows too.
 
-Where `BENCHMARK_TURNS` names a path and a number of steps ("/tmp/turns/name:20"), the training waits after the first `SHORT` steps, and
-again after each so many: it says so in <path>.<k>.ready, and goes on when there is a <path>.<k>.go. So trainings that are all ready can be
-timed on one card one after the other (`benchmarks/cuda_race.py`).
+Where `BENCHMARK_TURNS` names a path and a number of steps ("/tmp/turns/name:20"), the training
+waits after the first `SHORT` steps, and again after each so many: it says so in <path>.<k>.ready,
+and goes on when there is a <path>.<k>.go. So trainings that are all ready can be timed on one card
+one after the other (`benchmarks/cuda_race.py`).
 """
 
 import gc
@@ -25,24 +28,39 @@ from types import SimpleNamespace
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lib.memory import PeakMemory, resident_bytes
+from lib.memory.tracker import PeakMemory
+from lib.models.devices import resident_bytes
 
 SHORT = 5  # steps of the short run, with which every run begins; steady state is the rest
 
 
 class Watch:
-    """Called after each optimiser step: `ends` (time of each), `peak` (bytes of all live tensors at the worst moment of step 2)."""
+    """Called after each optimiser step: `ends` (time of each), `peak` (bytes of all live tensors at
+    the worst moment of step 2).
+    """
 
     def __init__(self, steps, count=True):
-        self.steps, self.count, self.ends, self.peak, self.categories, self.memory = steps, count, [], None, None, None
+        self.steps, self.count, self.ends, self.peak, self.categories, self.memory = (
+            steps,
+            count,
+            [],
+            None,
+            None,
+            None,
+        )
         turns = os.environ.get("BENCHMARK_TURNS", "")
-        self.turns, self.size, self.begins = turns.rpartition(":")[0], int(turns.rpartition(":")[2] or 0), []
+        self.turns, self.size, self.begins = (
+            turns.rpartition(":")[0],
+            int(turns.rpartition(":")[2] or 0),
+            [],
+        )
 
     def __call__(self, *_):
         step = len(self.ends) + 1
         turn = self.turns and step >= SHORT and (step - SHORT) % self.size == 0
         if torch.cuda.is_available() and (turn or step in (1, SHORT, self.steps)):
-            torch.cuda.synchronize()  # only where a time is read: a wait in every step would slow down whoever has none
+            # only where a time is read: a wait in every step would slow down whoever has none
+            torch.cuda.synchronize()
         self.ends.append(time.time())
         if torch.cuda.is_available():
             self.on_card(step)
@@ -54,16 +72,22 @@ class Watch:
             self.wait((step - SHORT) // self.size)
 
     def on_card(self, step):
-        """What CUDA's allocator gave at most after step 1, and what it held: ours resets both before each step, so each step is read."""
+        """What CUDA's allocator gave at most after step 1, and what it held: ours resets both
+        before each step, so each step is read.
+        """
         if step == 1:
             torch.cuda.reset_peak_memory_stats()
             self.peak, self.categories = 0, {"reserved": 0}
         elif step <= SHORT:
             self.peak = max(self.peak, torch.cuda.max_memory_allocated())
-            self.categories["reserved"] = max(self.categories["reserved"], torch.cuda.max_memory_reserved())
+            self.categories["reserved"] = max(
+                self.categories["reserved"], torch.cuda.max_memory_reserved()
+            )
 
     def wait(self, k):
-        """Say that `k` turns are over, and wait for the next one; `begins` are the times at which they began."""
+        """Say that `k` turns are over, and wait for the next one; `begins` are the times at which
+        they began.
+        """
         Path(f"{self.turns}.{k}.ready").touch()
         while len(self.ends) < self.steps and not Path(f"{self.turns}.{k}.go").exists():
             time.sleep(0.01)
@@ -72,7 +96,11 @@ class Watch:
     def begin(self):
         """Count from here on: what is alive now, whoever holds it, and what the next step makes."""
         gc.collect()
-        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"]
+        alive = [
+            thing
+            for thing in gc.get_objects()
+            if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"
+        ]
         weights = [t for t in alive if issubclass(type(t), torch.nn.Parameter)]
         everything = SimpleNamespace(parameters=lambda: weights, buffers=lambda: [])
         self.memory = PeakMemory(everything, None, alive).__enter__()
@@ -85,8 +113,10 @@ class Watch:
 
 
 def watch_ours(watch):
-    """Have `watch` called after each step of ours: recipes that fuse the optimiser into the backward pass have many optimisers, or none."""
-    from lib.step import Step
+    """Have `watch` called after each step of ours: recipes that fuse the optimiser into the
+    backward pass have many optimisers, or none.
+    """
+    from lib.step.training_step import Step
 
     step = Step.__call__
 
@@ -100,7 +130,9 @@ def watch_ours(watch):
 
 def main():
     result, steps, program, *arguments = sys.argv[1:]
-    compiled = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"  # that cannot be followed tensor by tensor
+    compiled = (
+        os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
+    )  # that cannot be followed tensor by tensor
     watch = Watch(int(steps), count=not compiled)
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
@@ -112,8 +144,16 @@ def main():
     else:
         watch_ours(watch)
         without = False
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-    peak = {"peak_bytes": watch.peak, "peak_by_category": watch.categories, "resident_bytes": resident_bytes()}
+        try:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if end.code:
+                raise
+    peak = {
+        "peak_bytes": watch.peak,
+        "peak_by_category": watch.categories,
+        "resident_bytes": resident_bytes(),
+    }
     found = peak | {"ends": watch.ends, "begins": watch.begins, "standin": without}
     Path(result).write_text(json.dumps(found), "utf-8")
 

@@ -1,25 +1,45 @@
-"""`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command goes on where it was.
+"""`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command
+goes on where it was.
 
-    python -m pocket [vae decoder text unet judge identity measure detail] [--work runs/pocket] [--out data] [--steps unet=12000]
+    python -m pocket [vae decoder text unet judge identity measure detail]
+        [--work runs/pocket] [--out data] [--steps unet=12000] [--guidance 4]
 
-Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights go to `--out` in fp16.
-A finished stage is prolonged by asking for more steps; `--steps detail=N` is the number of samples that `detail` draws and judges.
+Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights
+go to `--out` in fp16. A finished stage is prolonged by asking for more steps; `--steps detail=N` is
+the number of samples that `detail` draws and judges.
 """
 
 import argparse
 from pathlib import Path
 
 STAGES = ("vae", "decoder", "text", "unet", "judge", "identity", "measure", "detail")
-STEPS = {"vae": 1300, "decoder": 4000, "text": 600, "unet": 12_000, "judge": 1500, "identity": 4000, "detail": 4000}
+STEPS = {
+    "vae": 1300,
+    "decoder": 4000,
+    "text": 600,
+    "unet": 12_000,
+    "judge": 1500,
+    "identity": 4000,
+    "detail": 4000,
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="stage", help=f"any of {', '.join(STAGES)}; all, in this order, if none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "stages",
+        nargs="*",
+        metavar="stage",
+        help=f"any of {', '.join(STAGES)}; all, in this order, if none is named",
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--steps", action="append", default=[], metavar="STAGE=N")
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance of the samples that `detail` judges")
+    parser.add_argument(
+        "--guidance", type=float, default=4.0, help="guidance of the samples that `detail` judges"
+    )
     args = parser.parse_args()
     for name in args.stages:
         if name not in STAGES:

@@ -1,14 +1,23 @@
-"""A small CLIP, trained contrastively on the pocket world: the base's text tower, and (on other seeds) the judge's CLIP.
+"""A small CLIP, trained contrastively on the pocket world: the base's text tower, and (on other
+seeds) the judge's CLIP.
 
-Captions are partial, so one caption is true of many pictures in a batch. The grammar knows which, and the loss shares
-the target over all of them (as in UniCL, Yang et al. 2022) where plain CLIP would call them wrong.
+Captions are partial, so one caption is true of many pictures in a batch. The grammar knows which,
+and the loss shares the target over all of them (as in UniCL, Yang et al. 2022) where plain CLIP
+would call them wrong.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModel, CLIPTextConfig, CLIPTokenizer, ConvNextConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from transformers import (
+    AutoModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    ConvNextConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from .objects import CLASSES
 from .places import PHRASES
@@ -35,26 +44,59 @@ OTHER_WORDS = (
 
 
 def make_tokenizer():
-    """A `CLIPTokenizer` in which each of the world's words is one token and any other text falls into smaller pieces."""
+    """A `CLIPTokenizer` in which each of the world's words is one token and any other text falls
+    into smaller pieces.
+    """
     text = " ".join([*TEMPLATES, *PHRASES.values()]).format_map({"c": "", "o": "", "p": ""})
-    words = sorted({*text.replace(",", " ").split(), *CLASSES, *COLORS, *GENERIC_NOUNS, *RARE_WORDS, *OTHER_WORDS})
+    words = sorted(
+        {
+            *text.replace(",", " ").split(),
+            *CLASSES,
+            *COLORS,
+            *GENERIC_NOUNS,
+            *RARE_WORDS,
+            *OTHER_WORDS,
+        }
+    )
     blank = CLIPTokenizer()._tokenizer  # CLIP's own way of splitting text into words and bytes
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer, trained.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=2, end_of_word_suffix="</w>", initial_alphabet=bytes_, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        end_of_word_suffix="</w>",
+        initial_alphabet=bytes_,
+        show_progress=False,
+    )
     trained.train_from_iterator(words * 2, trainer)
     import json
 
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(m) for m in model["merges"]]
-    symbols = dict.fromkeys([*bytes_, *(b + "</w>" for b in bytes_), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"])
-    return CLIPTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=merges, model_max_length=MAX_TOKENS)
+    symbols = dict.fromkeys(
+        [
+            *bytes_,
+            *(b + "</w>" for b in bytes_),
+            *("".join(m) for m in merges),
+            "<|startoftext|>",
+            "<|endoftext|>",
+        ]
+    )
+    return CLIPTokenizer(
+        vocab={s: i for i, s in enumerate(symbols)}, merges=merges, model_max_length=MAX_TOKENS
+    )
 
 
 def make_clip(tokenizer, text_width=128, text_layers=3, widths=(64, 128, 256), size=SIZE):
-    """A CLIP for `size` x `size` pictures: CLIP's text tower beside a ConvNeXt, which learns drawings in fewer pictures than a ViT."""
-    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+    """A CLIP for `size` x `size` pictures: CLIP's text tower beside a ConvNeXt, which learns
+    drawings in fewer pictures than a ViT.
+    """
+    ends = dict(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=text_width,
@@ -66,7 +108,12 @@ def make_clip(tokenizer, text_width=128, text_layers=3, widths=(64, 128, 256), s
         **ends,
     )
     vision = ConvNextConfig(
-        patch_size=4, hidden_sizes=list(widths), depths=[2] * len(widths), num_stages=len(widths), image_size=size, hidden_size=widths[-1]
+        patch_size=4,
+        hidden_sizes=list(widths),
+        depths=[2] * len(widths),
+        num_stages=len(widths),
+        image_size=size,
+        hidden_size=widths[-1],
     )  # the dual encoder looks for the width under this name
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=128)
     return VisionTextDualEncoderModel(config).to(memory_format=torch.channels_last)
@@ -74,7 +121,11 @@ def make_clip(tokenizer, text_width=128, text_layers=3, widths=(64, 128, 256), s
 
 def meaning(scene):
     """A scene as three numbers: class, colour, place."""
-    return (list(CLASSES).index(scene.identity.kind), list(COLORS).index(scene.color), list(PHRASES).index(scene.place))
+    return (
+        list(CLASSES).index(scene.identity.kind),
+        list(COLORS).index(scene.color),
+        list(PHRASES).index(scene.place),
+    )
 
 
 def claims(text):
@@ -88,16 +139,20 @@ def claims(text):
 
 
 def matches(captions, scenes):
-    """Boolean [captions, scenes]: whether each caption is true of each scene. Both are int arrays [N, 3]."""
+    """Boolean [captions, scenes]: whether each caption is true of each scene. Both are int arrays
+    [N, 3].
+    """
     captions, scenes = np.asarray(captions)[:, None], np.asarray(scenes)[None]
     return ((captions == -1) | (captions == scenes)).all(-1)
 
 
 def contrastive_loss(model, pixels, ids, true, words=0.0):
-    """CLIP's symmetric cross-entropy with targets shared over all true pairs. `true` is a float tensor [captions, pictures].
+    """CLIP's symmetric cross-entropy with targets shared over all true pairs. `true` is a float
+    tensor [captions, pictures].
 
-    `words` weighs a second loss: each hidden state must still tell its own word. Contrast alone forgets words without a meaning,
-    and then a U-Net cannot tell a prompt with an identifier from one without.
+    `words` weighs a second loss: each hidden state must still tell its own word. Contrast alone
+    forgets words without a meaning, and then a U-Net cannot tell a prompt with an identifier from
+    one without.
     """
     out = model(input_ids=ids, pixel_values=pixels)
     logits = out.logits_per_text.float()
@@ -108,18 +163,35 @@ def contrastive_loss(model, pixels, ids, true, words=0.0):
         return contrast
     real = ids != model.config.text_config.pad_token_id
     hidden = out.text_model_output.last_hidden_state[real].float()
-    return contrast + words * F.cross_entropy(hidden @ model.text_model.get_input_embeddings().weight.float().T, ids[real])
+    return contrast + words * F.cross_entropy(
+        hidden @ model.text_model.get_input_embeddings().weight.float().T, ids[real]
+    )
 
 
 def read(model, tokenizer, pictures, batch=128):
-    """Class, colour and place that a CLIP reads from uint8 [N, size, size, 3], as an int array [N, 3], by plain zero-shot prompts."""
-    prompts = [[f"a {k}" for k in CLASSES], [f"a {c} thing" for c in COLORS], [f"a thing {p}" for p in PHRASES.values()]]
+    """Class, colour and place that a CLIP reads from uint8 [N, size, size, 3], as an int array [N,
+    3], by plain zero-shot prompts.
+    """
+    prompts = [
+        [f"a {k}" for k in CLASSES],
+        [f"a {c} thing" for c in COLORS],
+        [f"a thing {p}" for p in PHRASES.values()],
+    ]
     with torch.no_grad():
-        texts = [model.get_text_features(**tokenizer(p, padding="max_length", return_tensors="pt")) for p in prompts]
+        texts = [
+            model.get_text_features(**tokenizer(p, padding="max_length", return_tensors="pt"))
+            for p in prompts
+        ]
         texts = [F.normalize(getattr(t, "pooler_output", t), dim=-1) for t in texts]
         answers = []
         for start in range(0, len(pictures), batch):
-            x = torch.as_tensor(pictures[start : start + batch]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+            x = (
+                torch.as_tensor(pictures[start : start + batch])
+                .permute(0, 3, 1, 2)
+                .float()
+                .div(127.5)
+                .sub(1)
+            )
             seen = model.get_image_features(pixel_values=x)
             seen = F.normalize(getattr(seen, "pooler_output", seen), dim=-1)
             answers.append(torch.stack([(seen @ t.T).argmax(1) for t in texts], 1))
@@ -134,4 +206,6 @@ def captions_for(scenes, rng, drop):
 
 def load(folder):
     """A CLIP of the pocket world and its tokenizer from a folder, in fp32, ready to read with."""
-    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), CLIPTokenizer.from_pretrained(folder)
+    return AutoModel.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval(), CLIPTokenizer.from_pretrained(folder)

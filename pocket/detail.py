@@ -1,8 +1,11 @@
-"""Whether samples look like the world's own drawings, by measures that see detail: a reader of parts, and a judge that learns to tell.
+"""Whether samples look like the world's own drawings, by measures that see detail: a reader of
+parts, and a judge that learns to tell.
 
-The reader is a small network that learns from drawings what captions leave out (eyes, pattern, accessory, proportions, colours).
-Its features give the Frechet distance (Heusel et al. 2017, arXiv 1706.08500) and the kernel distance KID (Binkowski et al. 2018,
-arXiv 1801.01401); its confidence says whether parts can still be read. The discriminator is trained afresh on drawings against samples.
+The reader is a small network that learns from drawings what captions leave out (eyes, pattern,
+accessory, proportions, colours). Its features give the Frechet distance (Heusel et al. 2017, arXiv
+1706.08500) and the kernel distance KID (Binkowski et al. 2018, arXiv 1801.01401); its confidence
+says whether parts can still be read. The discriminator is trained afresh on drawings against
+samples.
 """
 
 import copy
@@ -18,7 +21,13 @@ from .vae import to_tensor
 from .world import EYES
 
 SEEING = ("robot", "cat", "bird", "fish", "mushroom")  # the classes that are drawn with eyes
-PARTS = {"class": tuple(CLASSES), "eyes": EYES, "pattern": PATTERNS, "accessory": ("none", *ACCESSORIES), "facing": ("right", "left")}
+PARTS = {
+    "class": tuple(CLASSES),
+    "eyes": EYES,
+    "pattern": PATTERNS,
+    "accessory": ("none", *ACCESSORIES),
+    "facing": ("right", "left"),
+}
 NUMBERS = 12  # main, second and accessory colour, the two proportions and the stretch
 
 
@@ -35,7 +44,9 @@ def parts_of(scene):
 
 
 def numbers_of(scene):
-    """A scene's colours and proportions as `NUMBERS` numbers in about [-1, 1]; the accessory's colour is 0 without one."""
+    """A scene's colours and proportions as `NUMBERS` numbers in about [-1, 1]; the accessory's
+    colour is 0 without one.
+    """
     one = scene.identity
     accessory = one.accessory_color if one.accessory else (127.5,) * 3
     colors = [c / 127.5 - 1 for c in (*one.main, *one.second, *accessory)]
@@ -62,7 +73,14 @@ class Trunk(nn.Module):
         fine = self.fine(x)
         middle = self.middle(fine)
         maps = fine, middle, self.coarse(middle)
-        return torch.cat([pool(m) for m in maps for pool in (lambda m: m.mean((2, 3)), lambda m: m.amax((2, 3)))], 1)
+        return torch.cat(
+            [
+                pool(m)
+                for m in maps
+                for pool in (lambda m: m.mean((2, 3)), lambda m: m.amax((2, 3)))
+            ],
+            1,
+        )
 
 
 class Reader(nn.Module):
@@ -82,7 +100,9 @@ class Reader(nn.Module):
 
 
 def train_reader(pictures, scenes, steps=2500, batch=64, width=24, seed=5, peak=2e-3):
-    """A `Reader` trained on drawings, uint8 [N, H, W, 3], and their scenes; the AdamW average of the last tenth is returned."""
+    """A `Reader` trained on drawings, uint8 [N, H, W, 3], and their scenes; the AdamW average of
+    the last tenth is returned.
+    """
     torch.manual_seed(seed)
     reader = Reader(width)
     parts = torch.tensor([parts_of(s) for s in scenes])
@@ -107,7 +127,9 @@ def train_reader(pictures, scenes, steps=2500, batch=64, width=24, seed=5, peak=
 
 
 def _shaken(x):
-    """Pictures [B, 3, H, W] with a little noise on half of them: what a VAE does to a drawing must not matter to the reader."""
+    """Pictures [B, 3, H, W] with a little noise on half of them: what a VAE does to a drawing must
+    not matter to the reader.
+    """
     strength = 0.06 * torch.rand(len(x), 1, 1, 1) * (torch.rand(len(x), 1, 1, 1) < 0.5)
     return x + strength * torch.randn_like(x)
 
@@ -124,10 +146,12 @@ def features(reader, pictures):
 
 
 def frechet(a, b):
-    """Frechet distance between Gaussians fitted to two sets of features [N, D], each feature scaled by `a`'s deviation.
+    """Frechet distance between Gaussians fitted to two sets of features [N, D], each feature scaled
+    by `a`'s deviation.
 
-    |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), A and B the covariances (Heusel et al. 2017, equation 6). A set of
-    a few hundred pictures makes it too large: compare at equal numbers only.
+    |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), A and B the covariances (Heusel et al.
+    2017, equation 6). A set of a few hundred pictures makes it too large: compare at equal numbers
+    only.
     """
     a, b = _scaled(a, b)
     difference = a.mean(0) - b.mean(0)
@@ -139,7 +163,9 @@ def frechet(a, b):
 
 
 def kid(a, b):
-    """Squared maximum mean discrepancy, unbiased, of two sets of features [N, D] under (x . y / D + 1)^3 (Binkowski et al. 2018)."""
+    """Squared maximum mean discrepancy, unbiased, of two sets of features [N, D] under (x . y / D +
+    1)^3 (Binkowski et al. 2018).
+    """
     a, b = _scaled(a, b)
 
     def kernel(x, y):
@@ -158,10 +184,11 @@ def _scaled(a, b):
 
 
 def read_parts(reader, pictures, scenes):
-    """How surely parts can be read: {part: {"right", "sure"}} over uint8 [N, H, W, 3] and the scenes that they (ought to) show.
+    """How surely parts can be read: {part: {"right", "sure"}} over uint8 [N, H, W, 3] and the
+    scenes that they (ought to) show.
 
-    "sure" is the mean of the largest probability, over pictures whose scene has that part; "right" the share read as drawn, which
-    means something for drawings only: a prompt says nothing of eyes.
+    "sure" is the mean of the largest probability, over pictures whose scene has that part; "right"
+    the share read as drawn, which means something for drawings only: a prompt says nothing of eyes.
     """
     with torch.no_grad():
         logits = [torch.cat(part) for part in zip(*(reader(x)[0] for x in _batches(pictures)))]
@@ -176,15 +203,22 @@ def read_parts(reader, pictures, scenes):
 
 
 def shares(reader, pictures):
-    """The share of each pattern and accessory that the reader finds among pictures: whether samples are as varied as drawings."""
+    """The share of each pattern and accessory that the reader finds among pictures: whether samples
+    are as varied as drawings.
+    """
     with torch.no_grad():
         logits = [torch.cat(part) for part in zip(*(reader(x)[0] for x in _batches(pictures)))]
     said = dict(zip(PARTS, (one.argmax(1) for one in logits)))
-    return {p: [round(float((said[p] == i).float().mean()), 4) for i in range(len(PARTS[p]))] for p in ("pattern", "accessory")}
+    return {
+        p: [round(float((said[p] == i).float().mean()), 4) for i in range(len(PARTS[p]))]
+        for p in ("pattern", "accessory")
+    }
 
 
 def auc(scores, labels):
-    """The area under the ROC curve: the chance that a picture of label 1 scores above one of label 0, ties counting half."""
+    """The area under the ROC curve: the chance that a picture of label 1 scores above one of label
+    0, ties counting half.
+    """
     scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
     values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
@@ -193,12 +227,16 @@ def auc(scores, labels):
 
 
 class Discriminator(nn.Module):
-    """One logit from a picture. Beside the picture it sees what a 3 x 3 blur would take from it: there lie smear and grain."""
+    """One logit from a picture. Beside the picture it sees what a 3 x 3 blur would take from it:
+    there lie smear and grain.
+    """
 
     def __init__(self, width=24):
         super().__init__()
         self.trunk = Trunk(width, inputs=6)
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(self.trunk.features, 64), nn.SiLU(), nn.Linear(64, 1))
+        self.head = nn.Sequential(
+            nn.Dropout(0.2), nn.Linear(self.trunk.features, 64), nn.SiLU(), nn.Linear(64, 1)
+        )
 
     def forward(self, x):
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -206,9 +244,11 @@ class Discriminator(nn.Module):
 
 
 def discriminate(drawings, samples, seed=0, width=24, batch=64, peak=1.5e-3, epochs=40, patience=4):
-    """Train a discriminator on uint8 drawings [N, H, W, 3] against samples; the AUC on a held-out fifth after each epoch.
+    """Train a discriminator on uint8 drawings [N, H, W, 3] against samples; the AUC on a held-out
+    fifth after each epoch.
 
-    It stops when the held-out AUC of its averaged weights has not risen for `patience` epochs. Returns {"auc": the best, "pictures": N of each, "epochs": [AUC by epoch]}.
+    It stops when the held-out AUC of its averaged weights has not risen for `patience` epochs.
+    Returns {"auc": the best, "pictures": N of each, "epochs": [AUC by epoch]}.
     """
     torch.manual_seed(seed)
     count = min(len(drawings), len(samples))
@@ -239,14 +279,19 @@ def discriminate(drawings, samples, seed=0, width=24, batch=64, peak=1.5e-3, epo
         with torch.no_grad():
             scores = torch.cat([mean(x) for x in _batches(judged)]).numpy()
         history.append(round(auc(scores, truth), 4))
-        print(f"discriminator: epoch {epoch + 1}  loss {loss.item():.3f}  held-out AUC {history[-1]:.3f}", flush=True)
+        print(
+            f"discriminator: epoch {epoch + 1}  loss {loss.item():.3f}  AUC {history[-1]:.3f}",
+            flush=True,
+        )
         if len(history) - 1 - int(np.argmax(history)) >= patience:
             break
     return {"auc": max(history), "pictures": count, "epochs": history}
 
 
 def through(vae, pictures):
-    """uint8 [N, H, W, 3] encoded and decoded by the VAE, as uint8: what a perfect sampler of its latents would draw."""
+    """uint8 [N, H, W, 3] encoded and decoded by the VAE, as uint8: what a perfect sampler of its
+    latents would draw.
+    """
     done = []
     with torch.no_grad():
         for x in _batches(pictures, 64):

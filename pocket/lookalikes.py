@@ -1,9 +1,11 @@
-"""Look-alikes for the identity encoder: groups of subjects that share backgrounds and differ in what makes them themselves.
+"""Look-alikes for the identity encoder: groups of subjects that share backgrounds and differ in
+what makes them themselves.
 
-A group is four subjects, each in the same five scenes: one, two that differ from it in a colour, a pattern, an accessory or a
-part, and a stranger. An encoder that tells them apart on one background, and knows them on another, reads identity (the NearID
-test, arXiv 2604.01973). Subjects are world identities, world identities in free colours, and *creatures*: things assembled from
-random parts, so that the judge has seen that subjects exist which no class of the world describes.
+A group is four subjects, each in the same five scenes: one, two that differ from it in a colour, a
+pattern, an accessory or a part, and a stranger. An encoder that tells them apart on one background,
+and knows them on another, reads identity (the NearID test, arXiv 2604.01973). Subjects are world
+identities, world identities in free colours, and *creatures*: things assembled from random parts,
+so that the judge has seen that subjects exist which no class of the world describes.
 
     python -m pocket.lookalikes sheet.png      # draws groups to look at
 """
@@ -17,7 +19,17 @@ from .objects import ACCESSORIES
 from .pen import PATTERNS, SUPERSAMPLE, Frame, Pen
 from .pictures import _background, _color, dead_leaves
 from .places import PAINTERS
-from .world import COLORS, EYES, SIZE, Identity, _near, draw_object, render, sample_identity, sample_scene
+from .world import (
+    COLORS,
+    EYES,
+    SIZE,
+    Identity,
+    _near,
+    draw_object,
+    render,
+    sample_identity,
+    sample_scene,
+)
 
 MEMBERS, SCENES = 4, 5
 SHAPES = ("ellipse", "box", "triangle", "star", "blob")
@@ -25,7 +37,9 @@ SHAPES = ("ellipse", "box", "triangle", "star", "blob")
 
 @dataclass(frozen=True)
 class Creature:
-    """A subject assembled from `parts`, tuples (shape, x, y, rx, ry, colour index, mirrored, turn), largest first."""
+    """A subject assembled from `parts`, tuples (shape, x, y, rx, ry, colour index, mirrored, turn),
+    largest first.
+    """
 
     parts: tuple
     palette: tuple
@@ -38,21 +52,45 @@ class Creature:
 def _points(shape, x, y, rx, ry, turn):
     """The outline of a part as points in object units; `turn` in radians."""
     k = {"triangle": 3, "star": 10, "blob": 7}[shape]
-    reach = [1.0 if shape == "triangle" or i % 2 == 0 else (0.45 if shape == "star" else 0.75) for i in range(k)]
-    return [(x + rx * r * np.cos(turn + 2 * np.pi * i / k), y + ry * r * np.sin(turn + 2 * np.pi * i / k)) for i, r in enumerate(reach)]
+    reach = [
+        1.0 if shape == "triangle" or i % 2 == 0 else (0.45 if shape == "star" else 0.75)
+        for i in range(k)
+    ]
+    return [
+        (
+            x + rx * r * np.cos(turn + 2 * np.pi * i / k),
+            y + ry * r * np.sin(turn + 2 * np.pi * i / k),
+        )
+        for i, r in enumerate(reach)
+    ]
 
 
 def _part(rng, first=False):
-    rx, ry = rng.uniform(0.4, 0.75, 2) if first else np.exp(rng.uniform(np.log(0.1), np.log(0.45), 2))
-    x, y = (0, rng.uniform(-0.1, 0.3)) if first else (rng.uniform(-0.7, 0.7), rng.uniform(-0.85, 0.85))
+    rx, ry = (
+        rng.uniform(0.4, 0.75, 2) if first else np.exp(rng.uniform(np.log(0.1), np.log(0.45), 2))
+    )
+    x, y = (
+        (0, rng.uniform(-0.1, 0.3)) if first else (rng.uniform(-0.7, 0.7), rng.uniform(-0.85, 0.85))
+    )
     shape = str(rng.choice(SHAPES[:2] if first and rng.random() < 0.7 else SHAPES))
     color = 0 if first else int(rng.integers(0, 5))
-    return (shape, float(x), float(y), float(rx), float(ry), color, bool(rng.random() < 0.6), float(rng.uniform(0, 6.28)))
+    return (
+        shape,
+        float(x),
+        float(y),
+        float(rx),
+        float(ry),
+        color,
+        bool(rng.random() < 0.6),
+        float(rng.uniform(0, 6.28)),
+    )
 
 
 def _any_color(rng):
     """A colour of the world or any other."""
-    return _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14) if rng.random() < 0.5 else _color(rng)
+    return (
+        _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14) if rng.random() < 0.5 else _color(rng)
+    )
 
 
 def _palette(rng):
@@ -67,8 +105,18 @@ def sample_creature(rng):
     """A random creature: a body, two to seven parts (most of them mirrored), perhaps eyes."""
     parts = tuple(_part(rng, first=i == 0) for i in range(int(rng.integers(3, 9))))
     eyes = str(rng.choice(EYES)) if rng.random() < 0.7 else None
-    return Creature(parts, _palette(rng), str(rng.choice(PATTERNS)), float(rng.uniform(0.15, 0.4)), eyes,
-                    (float(rng.uniform(0.1, 0.3)), float(rng.uniform(-0.5, 0.1)), float(rng.uniform(0.08, 0.17))))
+    return Creature(
+        parts,
+        _palette(rng),
+        str(rng.choice(PATTERNS)),
+        float(rng.uniform(0.15, 0.4)),
+        eyes,
+        (
+            float(rng.uniform(0.1, 0.3)),
+            float(rng.uniform(-0.5, 0.1)),
+            float(rng.uniform(0.08, 0.17)),
+        ),
+    )
 
 
 def draw_creature(image, creature, frame):
@@ -80,7 +128,10 @@ def draw_creature(image, creature, frame):
             if shape in ("ellipse", "box"):
                 getattr(pen, shape)(side * x, y, rx, ry, colors[color])
             else:
-                pen.polygon([(side * px, py) for px, py in _points(shape, x, y, rx, ry, turn)], colors[color])
+                pen.polygon(
+                    [(side * px, py) for px, py in _points(shape, x, y, rx, ry, turn)],
+                    colors[color],
+                )
     if creature.eyes:
         x, y, r = creature.eye_at
         for side in (1, -1):
@@ -107,7 +158,9 @@ def lookalike(rng, subject):
             colors[keep] = subject.palette[keep]
             return replace(subject, palette=tuple(colors))
         half = 1 + len(subject.parts) // 2
-        parts = subject.parts[:half] + tuple(_part(rng) for _ in range(len(subject.parts) - half + 1))
+        parts = subject.parts[:half] + tuple(
+            _part(rng) for _ in range(len(subject.parts) - half + 1)
+        )
         return replace(subject, parts=parts, pattern=str(rng.choice(PATTERNS)))
     what, other = rng.random(), sample_identity(rng, kind=subject.kind, plain=0.0)[0]
     if what < 0.35:
@@ -119,16 +172,30 @@ def lookalike(rng, subject):
     if what < 0.7:
         return replace(subject, pattern=pattern, second=other.second)
     accessory = str(rng.choice([name for name in ACCESSORIES if name != subject.accessory]))
-    return replace(subject, accessory=accessory, accessory_color=other.accessory_color, second=other.second, eyes=other.eyes,
-                   a=other.a, b=other.b)
+    return replace(
+        subject,
+        accessory=accessory,
+        accessory_color=other.accessory_color,
+        second=other.second,
+        eyes=other.eyes,
+        a=other.a,
+        b=other.b,
+    )
 
 
 def picture(subject, seed, moved=None, size=SIZE):
-    """`subject` in the scene of `seed`: the same background for every subject; with a generator `moved`, elsewhere on it."""
+    """`subject` in the scene of `seed`: the same background for every subject; with a generator
+    `moved`, elsewhere on it.
+    """
     scene = sample_scene(seed, identity=subject, salt="judge")
     if moved is not None:
-        scene = replace(scene, x=float(moved.uniform(0.3, 0.7)), half=float(moved.uniform(0.24, 0.42)),
-                        drop=float(moved.uniform(0.04, 0.24)), flip=bool(moved.random() < 0.5))
+        scene = replace(
+            scene,
+            x=float(moved.uniform(0.3, 0.7)),
+            half=float(moved.uniform(0.24, 0.42)),
+            drop=float(moved.uniform(0.04, 0.24)),
+            flip=bool(moved.random() < 0.5),
+        )
     rng = np.random.default_rng([1, 1, seed])
     kind = rng.random()
     if kind < 0.6 and isinstance(subject, Identity):
@@ -146,12 +213,23 @@ def picture(subject, seed, moved=None, size=SIZE):
 
 
 def group(number, size=SIZE):
-    """The pictures of a group, uint8 [MEMBERS, SCENES, size, size, 3]; the number decides everything."""
+    """The pictures of a group, uint8 [MEMBERS, SCENES, size, size, 3]; the number decides
+    everything.
+    """
     rng = np.random.default_rng([1, 2, number])
     first = sample_subject(rng)
     members = [first, lookalike(rng, first), lookalike(rng, first), sample_subject(rng)]
-    return np.stack([[np.asarray(picture(subject, 16 * number + s, rng if rng.random() < 0.5 else None, size)) for s in range(SCENES)]
-                     for subject in members])
+    return np.stack(
+        [
+            [
+                np.asarray(
+                    picture(subject, 16 * number + s, rng if rng.random() < 0.5 else None, size)
+                )
+                for s in range(SCENES)
+            ]
+            for subject in members
+        ]
+    )
 
 
 if __name__ == "__main__":

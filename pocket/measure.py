@@ -1,4 +1,5 @@
-"""What the pocket base and its judge can do, measured: `data/pocket/measured.json`, its grid of pictures and its README.
+"""What the pocket base and its judge can do, measured: `data/pocket/measured.json`, its grid of
+pictures and its README.
 
 python -m pocket measure detail
 """
@@ -14,8 +15,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lib.base import load_base
-from lib.settings import write_json
+from lib.files.json_file import write_json
+from lib.models.base import load_base
 
 from . import clip as clip_
 from . import detail as detail_
@@ -38,9 +39,14 @@ def held_out_triples():
 
 
 def held_out_scenes(count, plain=0.55):
-    """Scenes of held-out triples at seeds that neither base nor judge was trained on; `plain` is the share of one-coloured objects."""
+    """Scenes of held-out triples at seeds that neither base nor judge was trained on; `plain` is
+    the share of one-coloured objects.
+    """
     triples = held_out_triples()
-    return [sample_scene(FIRST_HELD_OUT_SEED + i, *triples[i % len(triples)], plain=plain) for i in range(count)]
+    return [
+        sample_scene(FIRST_HELD_OUT_SEED + i, *triples[i % len(triples)], plain=plain)
+        for i in range(count)
+    ]
 
 
 def open_square(path, side=SIZE):
@@ -48,48 +54,86 @@ def open_square(path, side=SIZE):
     image = Image.open(path).convert("RGB")
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    return np.asarray(image.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.LANCZOS))
+    return np.asarray(
+        image.crop((left, top, left + edge, top + edge)).resize(
+            (side, side), Image.Resampling.LANCZOS
+        )
+    )
 
 
 def reconstruction(vae, folders):
-    """Mean PSNR in dB of the VAE on held-out scenes and on the pictures of each folder that exists: {name: [dB, pictures]}."""
+    """Mean PSNR in dB of the VAE on held-out scenes and on the pictures of each folder that exists:
+    {name: [dB, pictures]}.
+    """
     sets = {"held-out scenes": pool(render, held_out_scenes(128))}
     for name, folder in folders.items():
-        files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg")) if Path(folder).is_dir() else []
+        files = (
+            sorted(
+                f for f in Path(folder).rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg")
+            )
+            if Path(folder).is_dir()
+            else []
+        )
         if files:
             sets[name] = np.stack([open_square(f) for f in files])
     return {name: [round(psnr(vae, pictures), 2), len(pictures)] for name, pictures in sets.items()}
 
 
 def obedience(base, clip, tokenizer, count=512):
-    """Draw `count` prompts of held-out triples and let the judge read them: shares right, and the pictures as uint8 [count, 64, 64, 3]."""
+    """Draw `count` prompts of held-out triples and let the judge read them: shares right, and the
+    pictures as uint8 [count, 64, 64, 3].
+    """
     triples = held_out_triples()
     chosen = [triples[i % len(triples)] for i in range(count)]
-    images = base.generate([prompt(*t) for t in chosen], [FIRST_HELD_OUT_SEED + i for i in range(count)])
+    images = base.generate(
+        [prompt(*t) for t in chosen], [FIRST_HELD_OUT_SEED + i for i in range(count)]
+    )
     pictures = np.stack([np.asarray(i) for i in images])
-    wanted = np.array([(list(CLASSES).index(k), list(COLORS).index(c), list(PHRASES).index(p)) for k, c, p in chosen])
+    wanted = np.array(
+        [
+            (list(CLASSES).index(k), list(COLORS).index(c), list(PHRASES).index(p))
+            for k, c, p in chosen
+        ]
+    )
     right = (clip_.read(clip, tokenizer, pictures) == wanted).mean(0)
     return dict(zip(TARGETS, (round(float(r), 4) for r in right))), pictures
 
 
 def read_scene(judge, pictures):
-    """What the judge's CLIP sees in each picture: dicts {"class", "color", "place", "sure"}, zero-shot over the world's prompts.
+    """What the judge's CLIP sees in each picture: dicts {"class", "color", "place", "sure"},
+    zero-shot over the world's prompts.
 
-    All class x color x place prompts compete; each attribute is the one with the largest share, "sure" the smallest of the three.
+    All class x color x place prompts compete; each attribute is the one with the largest share,
+    "sure" the smallest of the three.
     """
     names = list(CLASSES), list(COLORS), list(PHRASES)
-    texts = judge.clip_texts([prompt(kind, color, place) for kind in names[0] for color in names[1] for place in names[2]])
+    texts = judge.clip_texts(
+        [
+            prompt(kind, color, place)
+            for kind in names[0]
+            for color in names[1]
+            for place in names[2]
+        ]
+    )
     scale = judge.clip_images.model.logit_scale.exp().item()
     share = (scale * judge.clip_images(pictures) @ texts.T).softmax(1).reshape(-1, *map(len, names))
     best = [share.sum([d for d in (1, 2, 3) if d != axis]).max(1) for axis in (1, 2, 3)]
-    return [{key: names[a][int(best[a].indices[i])] for a, key in enumerate(("class", "color", "place"))} |
-            {"sure": min(float(b.values[i]) for b in best)} for i in range(len(pictures))]
+    return [
+        {
+            key: names[a][int(best[a].indices[i])]
+            for a, key in enumerate(("class", "color", "place"))
+        }
+        | {"sure": min(float(b.values[i]) for b in best)}
+        for i in range(len(pictures))
+    ]
 
 
 def judge_accuracy(clip, tokenizer, count=1024, plain=1.0):
-    """Shares of class, colour and place that the judge reads rightly off held-out drawings of the world itself.
+    """Shares of class, colour and place that the judge reads rightly off held-out drawings of the
+    world itself.
 
-    `plain` is the share of one-coloured objects: which of two stripes is "the" colour of a patterned one is partly a matter of taste.
+    `plain` is the share of one-coloured objects: which of two stripes is "the" colour of a
+    patterned one is partly a matter of taste.
     """
     scenes = held_out_scenes(count, plain)
     said = clip_.read(clip, tokenizer, pool(render, scenes))
@@ -99,13 +143,17 @@ def judge_accuracy(clip, tokenizer, count=1024, plain=1.0):
 
 def grid(pictures, columns=16, scale=2):
     """uint8 [N, h, w, 3] as one image, `columns` a row, enlarged."""
-    rows = [np.concatenate(list(pictures[i : i + columns]), 1) for i in range(0, len(pictures), columns)]
+    rows = [
+        np.concatenate(list(pictures[i : i + columns]), 1) for i in range(0, len(pictures), columns)
+    ]
     image = Image.fromarray(np.concatenate(rows, 0))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
 def draw_samples(pipe, scenes, folder, steps=25, guidance=4.0, batch=64):
-    """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]; kept in `folder` by the batch, so that it goes on where it was."""
+    """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]; kept in `folder` by the
+    batch, so that it goes on where it was.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
     done, began = [], time.time()
@@ -114,12 +162,24 @@ def draw_samples(pipe, scenes, folder, steps=25, guidance=4.0, batch=64):
         wanted = scenes[start : start + batch]
         if not file.is_file() or len(np.load(file)) != len(wanted):
             prompts = [prompt(s.identity.kind, s.color, s.place) for s in wanted]
-            noise = [torch.Generator().manual_seed(FIRST_FRESH_SEED + start + i) for i in range(len(wanted))]
-            images = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
+            noise = [
+                torch.Generator().manual_seed(FIRST_FRESH_SEED + start + i)
+                for i in range(len(wanted))
+            ]
+            images = pipe(
+                prompts,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=noise,
+                output_type="np",
+            ).images
             np.save(file, (images * 255).round().astype(np.uint8))
             passed = (time.time() - began) / 60
             left = passed / (start + len(wanted)) * (len(scenes) - start - len(wanted))
-            print(f"samples: {start + len(wanted)}/{len(scenes)}  {passed:.1f} min, about {left:.1f} left", flush=True)
+            print(
+                f"samples: {start + len(wanted)}/{len(scenes)}  {passed:.1f} min, {left:.1f} left",
+                flush=True,
+            )
         done.append(np.load(file))
     return np.concatenate(done)
 
@@ -138,35 +198,51 @@ def the_reader(work, steps=2500):
 
 
 def detail(folder, work, count=4000, guidance=4.0, reader=None):
-    """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator, parts, a shuffled grid.
+    """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator,
+    parts, a shuffled grid.
 
-    `count` samples for the prompts of as many fresh scenes; `guidance` is that of the drawing. Writes shuffled.png and its key
-    into `work` and returns what was measured. "floor" is what drawings sent through the VAE score in the same place.
+    `count` samples for the prompts of as many fresh scenes; `guidance` is that of the drawing.
+    Writes shuffled.png and its key into `work` and returns what was measured. "floor" is what
+    drawings sent through the VAE score in the same place.
     """
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     reader = reader or the_reader(work)
     scenes = [sample_scene(FIRST_FRESH_SEED + i) for i in range(2 * count)]
     drawings = pool(render, scenes)
     passed, others = detail_.through(pipe.vae, drawings[:count]), drawings[count:]
-    samples = draw_samples(pipe, scenes[:count], work / f"samples_{weights_hash(pipe)}_{guidance:g}", guidance=guidance)
-    seen = {n: detail_.features(reader, p) for n, p in (("others", others), ("floor", passed), ("samples", samples))}
-    parts = {n: detail_.read_parts(reader, p, scenes[:count]) for n, p in (("drawings", passed), ("samples", samples))}
+    samples = draw_samples(
+        pipe, scenes[:count], work / f"samples_{weights_hash(pipe)}_{guidance:g}", guidance=guidance
+    )
+    seen = {
+        n: detail_.features(reader, p)
+        for n, p in (("others", others), ("floor", passed), ("samples", samples))
+    }
+    parts = {
+        n: detail_.read_parts(reader, p, scenes[:count])
+        for n, p in (("drawings", passed), ("samples", samples))
+    }
     mixed, key = detail_.shuffled(passed[:64], samples[:64])
     grid(mixed).save(work / "shuffled.png")
     write_json(work / "shuffled_key.json", {"drawing": key, "columns": 16})
     return {
         "pictures": count,
         "guidance": guidance,
-        "frechet": {n: round(detail_.frechet(seen["others"], seen[n]), 2) for n in ("floor", "samples")},
+        "frechet": {
+            n: round(detail_.frechet(seen["others"], seen[n]), 2) for n in ("floor", "samples")
+        },
         "kid": {n: round(detail_.kid(seen["others"], seen[n]), 4) for n in ("floor", "samples")},
         "parts": parts,
-        "shares": {n: detail_.shares(reader, p) for n, p in (("drawings", passed), ("samples", samples))},
+        "shares": {
+            n: detail_.shares(reader, p) for n, p in (("drawings", passed), ("samples", samples))
+        },
         "discriminator": detail_.discriminate(passed, samples),
     }
 
 
 def weights_hash(pipe):
-    """Eight digits that change with the U-Net or the VAE: samples of other weights are never taken for these."""
+    """Eight digits that change with the U-Net or the VAE: samples of other weights are never taken
+    for these.
+    """
     total = hashlib.sha256()
     for part in (pipe.unet, pipe.vae):
         for tensor in part.state_dict().values():
@@ -177,15 +253,25 @@ def weights_hash(pipe):
 def judge_folder(out):
     """Where the judge's CLIP is: beside the base, or the one that the project ships."""
     beside = out / "judge" / "clip"
-    return beside if beside.is_dir() else Path(__file__).resolve().parent.parent / "data" / "judge" / "clip"
+    return (
+        beside
+        if beside.is_dir()
+        else Path(__file__).resolve().parent.parent / "data" / "judge" / "clip"
+    )
 
 
 def measure(out, count=512, foreign=None, photos=None):
-    """Measure base and judge, write measured.json and grid.png into `out/pocket`, and return what was measured."""
+    """Measure base and judge, write measured.json and grid.png into `out/pocket`, and return what
+    was measured.
+    """
     torch.manual_seed(0)
     base = load_base(str(out / "pocket"), device="cpu")
     clip, tokenizer = clip_.load(judge_folder(out))
-    folders = {"example subjects": out / "subjects", "foreign drawings": foreign or "", "photographs": photos or ""}
+    folders = {
+        "example subjects": out / "subjects",
+        "foreign drawings": foreign or "",
+        "photographs": photos or "",
+    }
     shares, pictures = obedience(base, clip, tokenizer, count)
     file = out / "pocket" / "measured.json"
     earlier = json.loads(file.read_text()) if file.is_file() else {}
@@ -210,27 +296,50 @@ def readme(found):
     lines = [
         "# The pocket base",
         "",
-        "A `StableDiffusionPipeline` of 64 x 64 pixels, trained from scratch by `make pocket` on a world that the project draws itself",
+        (
+            "A `StableDiffusionPipeline` of 64 x 64 pixels, trained from scratch by `make pocket`"
+            " on a world that the project draws itself"
+        ),
         "(`pocket/`): 12 classes of objects, 8 colours, 8 places.",
         "Licence Apache-2.0; no photograph and nobody else's weights went into it.",
         "",
         f"![64 of the {found['prompts']} test prompts](grid.png)",
         "",
-        f"{found['prompts']} prompts whose class-colour-place triple training never saw, one picture each (25 DDIM steps, guidance 4),",
+        (
+            f"{found['prompts']} prompts whose class-colour-place triple training never saw, one"
+            " picture each (25 DDIM steps, guidance 4),"
+        ),
         "read by the judge's CLIP:",
         "",
         "| | prompts right | wanted | the judge itself, on held-out drawings of one colour |",
         "| --- | ---: | ---: | ---: |",
     ]
-    lines += [f"| {name} | {right[name]:.1%} | {wanted:.0%} | {read[name]:.1%} |" for name, wanted in TARGETS.items()]
-    lines += ["", "The VAE's reconstruction (mean PSNR at 64 x 64 pixels):", "", "| pictures | dB | number |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {value:.1f} | {count} |" for name, (value, count) in found["psnr_db"].items()]
+    lines += [
+        f"| {name} | {right[name]:.1%} | {wanted:.0%} | {read[name]:.1%} |"
+        for name, wanted in TARGETS.items()
+    ]
+    lines += [
+        "",
+        "The VAE's reconstruction (mean PSNR at 64 x 64 pixels):",
+        "",
+        "| pictures | dB | number |",
+        "| --- | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {value:.1f} | {count} |" for name, (value, count) in found["psnr_db"].items()
+    ]
     if "detail" in found:
         lines += ["", *_detail_lines(found["detail"])]
     lines += [
         "",
-        f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors. The foreign drawings are colour emoji of the Noto font on plain",
-        "grounds, the photographs three subjects of the DreamBooth data set; neither is in the repository. Measured by",
+        (
+            f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors. The foreign drawings are"
+            " colour emoji of the Noto font on plain"
+        ),
+        (
+            "grounds, the photographs three subjects of the DreamBooth data set; neither is in the"
+            " repository. Measured by"
+        ),
         "`python -m pocket measure`.",
     ]
     return "\n".join(lines) + "\n"
@@ -238,21 +347,28 @@ def readme(found):
 
 def _detail_lines(d):
     """The README's part on detail, from what `detail` returned."""
-    far, near = d["frechet"], d["kid"]
+    far, near, judged = d["frechet"], d["kid"], d["discriminator"]
     drawn, sampled = d["parts"]["drawings"], d["parts"]["samples"]
-    lines = [
-        f"Whether samples pass for drawings ({d['pictures']} of each, guidance {d['guidance']:g}; `pocket/detail.py`):",
+    rows = {
+        "Frechet distance to other drawings, features of the reader of parts": [
+            f"{far[who]:.1f}" for who in ("samples", "floor")
+        ],
+        "KID, same features": [f"{near[who]:.4f}" for who in ("samples", "floor")],
+    }
+    for name in drawn:
+        rows[f"the reader's confidence: {name}"] = [
+            f"{by[name]['sure']:.1%}" for by in (sampled, drawn)
+        ]
+    return [
+        f"Whether samples pass for drawings ({d['pictures']} of each, guidance"
+        f" {d['guidance']:g}; `pocket/detail.py`):",
         "",
         "| | samples | drawings through the VAE |",
         "| --- | ---: | ---: |",
-        f"| Frechet distance to other drawings, features of the reader of parts | {far['samples']:.1f} | {far['floor']:.1f} |",
-        f"| KID, same features | {near['samples']:.4f} | {near['floor']:.4f} |",
-    ]
-    lines += [f"| the reader's confidence: {name} | {sampled[name]['sure']:.1%} | {drawn[name]['sure']:.1%} |" for name in drawn]
-    judged = d["discriminator"]
-    lines += [
+        *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items()),
         "",
-        f"A discriminator trained afresh on {judged['pictures']} drawings through the VAE against as many samples tells held-out ones",
-        f"apart with an AUC of {judged['auc']:.3f} (.5 is guessing), after {len(judged['epochs'])} epochs, when it rose no more.",
+        f"A discriminator trained afresh on {judged['pictures']} drawings through the VAE against",
+        "as many samples tells held-out ones apart with an AUC of"
+        f" {judged['auc']:.3f} (.5 is guessing), after {len(judged['epochs'])} epochs,",
+        "when it rose no more.",
     ]
-    return lines

@@ -1,8 +1,10 @@
-"""Muon for training the pocket base, in single precision and with most of its arithmetic in small square matrices.
+"""Muon for training the pocket base, in single precision and with most of its arithmetic in small
+square matrices.
 
-Muon (Jordan et al. 2024) makes each weight matrix's update orthogonal. Here each convolution [out, in, 3, 3] is the matrix
-[out, in * 9] that it is; everything else (biases, norms, embeddings, first and last convolution) goes to AdamW. `torch.optim.Muon`
-does the same in bf16, which a processor without bf16 units has to emulate, ten times slower.
+Muon (Jordan et al. 2024) makes each weight matrix's update orthogonal. Here each convolution [out,
+in, 3, 3] is the matrix [out, in * 9] that it is; everything else (biases, norms, embeddings, first
+and last convolution) goes to AdamW. `torch.optim.Muon` does the same in bf16, which a processor
+without bf16 units has to emulate, ten times slower.
 """
 
 import torch
@@ -12,10 +14,11 @@ MOMENTUM = 0.95
 
 
 def orthogonal(matrix, steps=5):
-    """The matrix [m, n] with its singular values brought near one (.7 to 1.2), by Newton-Schulz iteration.
+    """The matrix [m, n] with its singular values brought near one (.7 to 1.2), by Newton-Schulz
+    iteration.
 
-    All powers of one Gram matrix commute, so the iteration runs on [m, m] for m <= n and touches the long side twice only:
-    two fifths of the arithmetic at n = 9 m.
+    All powers of one Gram matrix commute, so the iteration runs on [m, m] for m <= n and touches
+    the long side twice only: two fifths of the arithmetic at n = 9 m.
     """
     x = matrix.float()
     if x.shape[0] > x.shape[1]:
@@ -34,14 +37,29 @@ def orthogonal(matrix, steps=5):
 
 
 class MuonAdamW:
-    """Muon on matrices and convolutions, AdamW on the rest; an update's size is matched to AdamW's (Liu et al. 2025: 0.2 sqrt(max(m, n)))."""
+    """Muon on matrices and convolutions, AdamW on the rest; an update's size is matched to AdamW's
+    (Liu et al. 2025: 0.2 sqrt(max(m, n))).
+    """
 
     def __init__(self, model, lr, betas=(0.9, 0.99)):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.matrices = [p for n, p in named if p.ndim in (2, 4) and "embedding" not in n and "conv_out" not in n and "conv_in" not in n]
+        self.matrices = [
+            p
+            for n, p in named
+            if p.ndim in (2, 4)
+            and "embedding" not in n
+            and "conv_out" not in n
+            and "conv_in" not in n
+        ]
         chosen = {id(p) for p in self.matrices}
         self.momenta = [torch.zeros_like(p) for p in self.matrices]
-        self.adamw = torch.optim.AdamW([p for _, p in named if id(p) not in chosen], lr=lr, betas=betas, weight_decay=0.0, fused=True)
+        self.adamw = torch.optim.AdamW(
+            [p for _, p in named if id(p) not in chosen],
+            lr=lr,
+            betas=betas,
+            weight_decay=0.0,
+            fused=True,
+        )
 
     @torch.no_grad()
     def step(self, lr):

@@ -1,7 +1,9 @@
-"""The pocket world's objects: one function a class, each a drawing in an object's own units (see `pen.py`).
+"""The pocket world's objects: one function a class, each a drawing in an object's own units (see
+`pen.py`).
 
-A function gets the pen and the identity's proportions: `a` and `b`, two numbers in [0, 1] that make one teapot
-slender and another squat, and `eyes`. To add a class, write its function and name it in `CLASSES`.
+A function gets the pen and the identity's proportions: `a` and `b`, two numbers in [0, 1] that make
+one teapot slender and another squat, and `eyes`. To add a class, write its function and name it in
+`CLASSES`.
 """
 
 import math
@@ -36,7 +38,11 @@ def robot(p, a, b, eyes):
 
 
 def cat(p, a, b, eyes):
-    p.curve([(-0.42, 0.75), (-0.78, 0.6), (-0.84, 0.2 - 0.3 * b), (-0.66, 0.02 - 0.3 * b)], "second", 0.17)
+    p.curve(
+        [(-0.42, 0.75), (-0.78, 0.6), (-0.84, 0.2 - 0.3 * b), (-0.66, 0.02 - 0.3 * b)],
+        "second",
+        0.17,
+    )
     p.ellipse(0, 0.5, 0.42 + 0.14 * a, 0.5)
     p.ellipse(0.02, 0.62, 0.22, 0.3, CREAM, outline=False)
     for side in (-1, 1):
@@ -74,7 +80,9 @@ def car(p, a, b, eyes):
     top = -0.32 - 0.22 * a
     p.polygon([(-0.62, 0.18), (-0.4, top), (0.28 + 0.2 * b, top), (0.66, 0.18)], "main")
     p.polygon([(-0.46, 0.14), (-0.32, top + 0.12), (-0.06, top + 0.12), (-0.06, 0.14)], GLASS)
-    p.polygon([(0.06, 0.14), (0.06, top + 0.12), (0.24 + 0.16 * b, top + 0.12), (0.48, 0.14)], GLASS)
+    p.polygon(
+        [(0.06, 0.14), (0.06, top + 0.12), (0.24 + 0.16 * b, top + 0.12), (0.48, 0.14)], GLASS
+    )
     p.box(0, 0.4, 0.95, 0.28, round_=0.16)
     p.ellipse(0.86, 0.34, 0.08, 0.1, (255, 240, 150))
     for x in (-0.52, 0.52):
@@ -96,7 +104,15 @@ def rocket(p, a, b, eyes):
     p.polygon([(-0.18, 0.62), (0, 1.0), (0.18, 0.62)], (255, 170, 40), outline=False)
     p.polygon([(-0.1, 0.62), (0, 0.84), (0.1, 0.62)], (255, 236, 130), outline=False)
     for side in (-1, 1):
-        p.polygon([(side * w * 0.8, 0.1), (side * (w + 0.34), 0.5 + 0.14 * b), (side * (w + 0.3), 0.76), (side * w * 0.6, 0.58)], "second")
+        p.polygon(
+            [
+                (side * w * 0.8, 0.1),
+                (side * (w + 0.34), 0.5 + 0.14 * b),
+                (side * (w + 0.3), 0.76),
+                (side * w * 0.6, 0.58),
+            ],
+            "second",
+        )
     p.polygon(_arc(0, 0.0, w, 0.95, 180, 360, 24) + [(w * 0.8, 0.62), (-w * 0.8, 0.62)])
     p.polygon(_arc(0, 0.0, w, 0.95, 222, 318, 12), "second")
     p.ellipse(0, -0.2, 0.17, 0.17, GLASS)
@@ -147,19 +163,42 @@ def tree(p, a, b, eyes):
 def jacket(p, a, b, eyes):
     for side in (-1, 1):
         p.polygon(
-            [(side * 0.36, -0.66), (side * 0.64, -0.5), (side * (0.92 + 0.06 * a), 0.5), (side * 0.64, 0.62), (side * 0.42, -0.02)], "main"
+            [
+                (side * 0.36, -0.66),
+                (side * 0.64, -0.5),
+                (side * (0.92 + 0.06 * a), 0.5),
+                (side * 0.64, 0.62),
+                (side * 0.42, -0.02),
+            ],
+            "main",
         )
-        p.polygon([(side * 0.92, 0.42), (side * 0.94, 0.56), (side * 0.66, 0.68), (side * 0.62, 0.54)], "second")
-    p.polygon([(-0.34, -0.72), (0.34, -0.72), (0.52, -0.4), (0.5, 0.86 + 0.1 * b), (-0.5, 0.86 + 0.1 * b), (-0.52, -0.4)])
+        p.polygon(
+            [(side * 0.92, 0.42), (side * 0.94, 0.56), (side * 0.66, 0.68), (side * 0.62, 0.54)],
+            "second",
+        )
+    p.polygon(
+        [
+            (-0.34, -0.72),
+            (0.34, -0.72),
+            (0.52, -0.4),
+            (0.5, 0.86 + 0.1 * b),
+            (-0.5, 0.86 + 0.1 * b),
+            (-0.52, -0.4),
+        ]
+    )
     p.polygon([(-0.24, -0.74), (0.24, -0.74), (0, -0.32)], "second")
     p.curve([(0, -0.3), (0, 0.9 + 0.06 * b)], width=0.05)
     for y in (0.0, 0.3, 0.6):
         p.ellipse(0.12, y, 0.055, 0.055, CREAM, outline=False)
 
 
-CLASSES = {f.__name__: f for f in (robot, cat, bird, fish, car, boat, rocket, house, teapot, mushroom, tree, jacket)}
+CLASSES = {
+    f.__name__: f
+    for f in (robot, cat, bird, fish, car, boat, rocket, house, teapot, mushroom, tree, jacket)
+}
 
-# Where an accessory sits on each class: (x, y, scale) of the top of the head, and of the neck or waist.
+# Where an accessory sits on each class: (x, y, scale) of the top of the head, and of the neck or
+# waist.
 HEAD = {
     "robot": (0, -0.68, 0.8),
     "cat": (0, -0.66, 0.8),
@@ -195,7 +234,16 @@ def flag(p, x, y, s, color):
 def crown(p, x, y, s, color):
     w, h = 0.36 * s, 0.36 * s
     p.polygon(
-        [(x - w, y), (x - w, y - h), (x - w / 2, y - h / 2), (x, y - h * 1.2), (x + w / 2, y - h / 2), (x + w, y - h), (x + w, y)], color
+        [
+            (x - w, y),
+            (x - w, y - h),
+            (x - w / 2, y - h / 2),
+            (x, y - h * 1.2),
+            (x + w / 2, y - h / 2),
+            (x + w, y - h),
+            (x + w, y),
+        ],
+        color,
     )
 
 

@@ -1,7 +1,8 @@
 """A pen for the pocket world: shapes in an object's own units, patterned fills, one outline style.
 
-An object lives in the square [-1, 1] x [-1, 1], x to the right, y *down*, its foot on y = 1. The pen maps that square
-onto the canvas (position, size, facing), so that drawing code never sees pixels.
+An object lives in the square [-1, 1] x [-1, 1], x to the right, y *down*, its foot on y = 1. The
+pen maps that square onto the canvas (position, size, facing), so that drawing code never sees
+pixels.
 """
 
 import math
@@ -22,9 +23,11 @@ def shade(rgb, factor):
 
 
 def pattern_mask(kind, size, period, phase=0.0):
-    """Boolean array [size, size]: where the second colour of a pattern shows. `period` is in pixels.
+    """Boolean array [size, size]: where the second colour of a pattern shows. `period` is in
+    pixels.
 
-    The second colour has about a third of the surface, so that "a red robot" is red whatever its pattern.
+    The second colour has about a third of the surface, so that "a red robot" is red whatever its
+    pattern.
     """
     y, x = (np.mgrid[0:size, 0:size] + phase * period) / period
     if kind == "stripes":
@@ -45,7 +48,9 @@ def pattern_mask(kind, size, period, phase=0.0):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an object stands: centre (x, y) and half-size, in canvas widths; `flip` makes it face left."""
+    """Where an object stands: centre (x, y) and half-size, in canvas widths; `flip` makes it face
+    left.
+    """
 
     x: float
     y: float
@@ -55,7 +60,9 @@ class Frame:
 
 
 class Pen:
-    """Draws on an RGB canvas in object units. `main` and `second` are the identity's colours, `pattern` fills the body."""
+    """Draws on an RGB canvas in object units. `main` and `second` are the identity's colours,
+    `pattern` fills the body.
+    """
 
     def __init__(self, image, frame, main, second, pattern="plain", period=0.25, line=0.055):
         self.image, self.frame, self.main, self.second = image, frame, main, second
@@ -99,7 +106,9 @@ class Pen:
             if width:
                 self.draw.line(list(box) + list(box[:2]), fill=ink, width=width, joint="curve")
         elif color is not None or width:
-            getattr(self.draw, method)(box, fill=color, outline=ink if width else None, width=width, **extra)
+            getattr(self.draw, method)(
+                box, fill=color, outline=ink if width else None, width=width, **extra
+            )
 
     def polygon(self, points, color="body", outline=True):
         self._paint("polygon", [self.at(*p) for p in points], color, outline)
@@ -113,8 +122,12 @@ class Pen:
 
     def box(self, x, y, rx, ry, color="body", outline=True, round_=0.12):
         box = self._box(x, y, rx, ry)
-        room = min(box[2] - box[0], box[3] - box[1]) / 2 - self.width - 1  # Pillow refuses corners that meet
-        self._paint("rounded_rectangle", box, color, outline, radius=max(0, min(round_ * self.unit, room)))
+        room = (
+            min(box[2] - box[0], box[3] - box[1]) / 2 - self.width - 1
+        )  # Pillow refuses corners that meet
+        self._paint(
+            "rounded_rectangle", box, color, outline, radius=max(0, min(round_ * self.unit, room))
+        )
 
     def curve(self, points, color=None, width=0.1):
         """A rounded line through `points`, `width` in object units; without a colour, in ink."""

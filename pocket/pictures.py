@@ -1,7 +1,9 @@
-"""Pictures for the VAE: far more than the world, because what a VAE cannot draw, no fine-tuning can learn.
+"""Pictures for the VAE: far more than the world, because what a VAE cannot draw, no fine-tuning can
+learn.
 
-A third scenes (half of them recoloured), a third free drawings (overlapping shapes, lines and world objects in any colour and
-pattern), a third dead leaves, whose statistics are near those of photographs (Lee, Mumford and Huang 2001). All from seeds.
+A third scenes (half of them recoloured), a third free drawings (overlapping shapes, lines and world
+objects in any colour and pattern), a third dead leaves, whose statistics are near those of
+photographs (Lee, Mumford and Huang 2001). All from seeds.
 """
 
 import os
@@ -30,7 +32,9 @@ def _background(rng, n):
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:n, 0:n] / n - 0.5
     t = np.clip((x * np.cos(angle) + y * np.sin(angle)) + 0.5, 0, 1)[..., None]
-    return Image.fromarray((np.asarray(_color(rng)) * (1 - t) + np.asarray(_color(rng)) * t).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(_color(rng)) * (1 - t) + np.asarray(_color(rng)) * t).astype(np.uint8)
+    )
 
 
 def _blob(rng, n):
@@ -60,26 +64,47 @@ def free_drawing(rng, size=SIZE):
                 b=rng.random(),
                 stretch=rng.uniform(0.7, 1.3),
             )
-            draw_object(image, identity, Frame(*rng.uniform(0.1, 0.9, 2), rng.uniform(0.12, 0.55), bool(rng.random() < 0.5)))
+            draw_object(
+                image,
+                identity,
+                Frame(*rng.uniform(0.1, 0.9, 2), rng.uniform(0.12, 0.55), bool(rng.random() < 0.5)),
+            )
         elif what < 0.36:
             points = [tuple(p) for p in rng.uniform(0, n, (int(rng.integers(2, 5)), 2))]
-            draw.line(points, fill=_color(rng), width=int(n * np.exp(rng.uniform(np.log(0.008), np.log(0.08)))), joint="curve")
+            draw.line(
+                points,
+                fill=_color(rng),
+                width=int(n * np.exp(rng.uniform(np.log(0.008), np.log(0.08)))),
+                joint="curve",
+            )
         elif what < 0.5:
             mask = Image.new("L", (n, n), 0)
             ImageDraw.Draw(mask).polygon(_blob(rng, n), fill=255)
             kind = str(rng.choice(PATTERNS[1:]))
             tile = np.where(
-                pattern_mask(kind, n, n * rng.uniform(0.03, 0.12), rng.random())[..., None], np.uint8(_color(rng)), np.uint8(_color(rng))
+                pattern_mask(kind, n, n * rng.uniform(0.03, 0.12), rng.random())[..., None],
+                np.uint8(_color(rng)),
+                np.uint8(_color(rng)),
             )
             image.paste(Image.fromarray(tile), (0, 0), mask)
         elif what < 0.75:
             outline = _color(rng) if rng.random() < 0.5 else None
-            draw.polygon(_blob(rng, n), fill=_color(rng), outline=outline, width=int(rng.integers(2, 10)))
+            draw.polygon(
+                _blob(rng, n), fill=_color(rng), outline=outline, width=int(rng.integers(2, 10))
+            )
         else:
-            (x, y), rx, ry = rng.uniform(0, n, 2), *(n * np.exp(rng.uniform(np.log(0.02), np.log(0.4), 2)))
+            (x, y), rx, ry = (
+                rng.uniform(0, n, 2),
+                *(n * np.exp(rng.uniform(np.log(0.02), np.log(0.4), 2))),
+            )
             outline = _color(rng) if rng.random() < 0.4 else None
             shape = draw.ellipse if rng.random() < 0.6 else draw.rectangle
-            shape([x - rx, y - ry, x + rx, y + ry], fill=_color(rng), outline=outline, width=int(rng.integers(2, 10)))
+            shape(
+                [x - rx, y - ry, x + rx, y + ry],
+                fill=_color(rng),
+                outline=outline,
+                width=int(rng.integers(2, 10)),
+            )
     return image.resize((size, size), Image.Resampling.BOX)
 
 
@@ -94,7 +119,9 @@ def _cloud(rng, n, power):
 
 
 def dead_leaves(rng, size=SIZE):
-    """Opaque shapes whose areas follow a power law, each shaded and textured: the classic stand-in for photographs."""
+    """Opaque shapes whose areas follow a power law, each shaded and textured: the classic stand-in
+    for photographs.
+    """
     n = 2 * size
     cloud = _cloud(rng, n, rng.uniform(0.8, 1.6))
     tilt = _cloud(rng, n, 2.0)
@@ -105,16 +132,37 @@ def dead_leaves(rng, size=SIZE):
     image = Image.fromarray((np.ones((n, n, 1)) * mean).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     smallest = rng.uniform(0.02, 0.12)
-    for r in np.sort((smallest**-2 + rng.random(int(rng.integers(30, 220))) * (0.5**-2 - smallest**-2)) ** -0.5)[::-1]:
+    for r in np.sort(
+        (smallest**-2 + rng.random(int(rng.integers(30, 220))) * (0.5**-2 - smallest**-2)) ** -0.5
+    )[::-1]:
         x, y = rng.uniform(0, n, 2)
-        rgb = tuple(int(v) for v in np.clip(palette[rng.integers(len(palette))] * rng.uniform(0.5, 1.3) + rng.normal(0, 12, 3), 0, 255))
+        rgb = tuple(
+            int(v)
+            for v in np.clip(
+                palette[rng.integers(len(palette))] * rng.uniform(0.5, 1.3) + rng.normal(0, 12, 3),
+                0,
+                255,
+            )
+        )
         if rng.random() < 0.5:
             draw.ellipse([x - r * n, y - r * n * 0.8, x + r * n, y + r * n * 0.8], fill=rgb)
         else:
-            draw.polygon([(x + r * n * np.cos(t), y + r * n * np.sin(t)) for t in np.sort(rng.uniform(0, 6.28, 5))], fill=rgb)
-    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))).astype(np.float32)
-    pixels += (cloud * rng.uniform(2, 14) + tilt * rng.uniform(5, 40))[..., None] * rng.uniform(0.7, 1.3, 3)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
+            draw.polygon(
+                [
+                    (x + r * n * np.cos(t), y + r * n * np.sin(t))
+                    for t in np.sort(rng.uniform(0, 6.28, 5))
+                ],
+                fill=rgb,
+            )
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))).astype(
+        np.float32
+    )
+    pixels += (cloud * rng.uniform(2, 14) + tilt * rng.uniform(5, 40))[..., None] * rng.uniform(
+        0.7, 1.3, 3
+    )
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BOX
+    )
 
 
 def picture(seed, size=SIZE):
@@ -125,13 +173,17 @@ def picture(seed, size=SIZE):
         image = render(sample_scene(seed), size)
         if rng.random() < 0.5:
             pixels = np.asarray(image)[..., rng.permutation(3)]
-            image = Image.fromarray(255 - pixels if rng.random() < 0.5 else np.ascontiguousarray(pixels))
+            image = Image.fromarray(
+                255 - pixels if rng.random() < 0.5 else np.ascontiguousarray(pixels)
+            )
         return image
     return free_drawing(rng, size) if kind == 1 else dead_leaves(rng, size)
 
 
 def pool(make, items, size=SIZE):
-    """`make(item, size)` for every item, on all cores, as a uint8 array [len(items), size, size, 3]."""
+    """`make(item, size)` for every item, on all cores, as a uint8 array [len(items), size, size,
+    3].
+    """
     if len(items) < 64:
         return np.stack([np.asarray(make(item, size)) for item in items])
     with ProcessPoolExecutor(os.cpu_count()) as workers:

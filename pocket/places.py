@@ -1,7 +1,8 @@
 """The pocket world's places: one function each, painting an RGB canvas from a random generator.
 
-Every function gets `(image, rng)` and returns the height of the horizon in canvas widths, on which things stand.
-To add a place, write its function, name it in `PLACES` with the words that captions use.
+Every function gets `(image, rng)` and returns the height of the horizon in canvas widths, on which
+things stand. To add a place, write its function, name it in `PLACES` with the words that captions
+use.
 """
 
 import numpy as np
@@ -11,7 +12,9 @@ from .pen import shade
 
 
 def _sky(image, top, bottom, until=1.0):
-    """Fill the canvas with a vertical gradient from `top` to `bottom` (RGB), reached at height `until`."""
+    """Fill the canvas with a vertical gradient from `top` to `bottom` (RGB), reached at height
+    `until`.
+    """
     n = image.height
     t = np.clip(np.linspace(0, 1, n) / until, 0, 1)[:, None, None]
     column = np.asarray(top) * (1 - t) + np.asarray(bottom) * t
@@ -39,7 +42,9 @@ def beach(image, rng):
     draw = ImageDraw.Draw(image)
     x, y, r = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.22), 0.08
     draw.ellipse([(x - r) * n, (y - r) * n, (x + r) * n, (y + r) * n], fill=(255, 238, 140))
-    draw.rectangle([0, (horizon - 0.17) * n, n, (horizon + 0.02) * n], fill=_tint(rng, (40, 140, 190)))
+    draw.rectangle(
+        [0, (horizon - 0.17) * n, n, (horizon + 0.02) * n], fill=_tint(rng, (40, 140, 190))
+    )
     for _ in range(3):
         x, y = rng.uniform(0, 0.8), horizon - rng.uniform(0.02, 0.14)
         draw.line([x * n, y * n, (x + 0.16) * n, y * n], fill=(190, 232, 246), width=n // 100)
@@ -57,8 +62,14 @@ def forest(image, rng):
             c = _tint(rng, rgb, 6)
             for k in range(2):
                 y = top + k * 0.14
-                draw.polygon([((x - w) * n, (y + 0.3) * n), (x * n, y * n), ((x + w) * n, (y + 0.3) * n)], fill=c)
-            draw.rectangle([(x - 0.014) * n, (horizon - 0.08) * n, (x + 0.014) * n, (horizon + 0.04) * n], fill=(88, 62, 44))
+                draw.polygon(
+                    [((x - w) * n, (y + 0.3) * n), (x * n, y * n), ((x + w) * n, (y + 0.3) * n)],
+                    fill=c,
+                )
+            draw.rectangle(
+                [(x - 0.014) * n, (horizon - 0.08) * n, (x + 0.014) * n, (horizon + 0.04) * n],
+                fill=(88, 62, 44),
+            )
     _ground(draw, n, horizon, _tint(rng, (96, 148, 72)))
     return horizon
 
@@ -73,7 +84,10 @@ def night(image, rng):
         draw.ellipse([(x - r) * n, (y - r) * n, (x + r) * n, (y + r) * n], fill=(250, 246, 210))
     x, y, r = rng.uniform(0.12, 0.88), rng.uniform(0.12, 0.22), 0.085
     draw.ellipse([(x - r) * n, (y - r) * n, (x + r) * n, (y + r) * n], fill=(248, 244, 206))
-    draw.ellipse([(x - r * 0.4) * n, (y - r * 1.1) * n, (x + r * 1.4) * n, (y + r * 0.7) * n], fill=(24, 28, 66))
+    draw.ellipse(
+        [(x - r * 0.4) * n, (y - r * 1.1) * n, (x + r * 1.4) * n, (y + r * 0.7) * n],
+        fill=(24, 28, 66),
+    )
     _hills(draw, n, rng, horizon, (28, 34, 72), 0.12)
     _ground(draw, n, horizon, _tint(rng, (32, 40, 62), 5))
     return horizon
@@ -85,9 +99,16 @@ def snow(image, rng):
     draw = ImageDraw.Draw(image)
     for x in rng.uniform(0, 1, 2):
         h, w = rng.uniform(0.22, 0.36), rng.uniform(0.26, 0.36)
-        draw.polygon([((x - w) * n, horizon * n), (x * n, (horizon - h) * n), ((x + w) * n, horizon * n)], fill=(146, 168, 196))
         draw.polygon(
-            [((x - w * 0.36) * n, (horizon - h * 0.64) * n), (x * n, (horizon - h) * n), ((x + w * 0.36) * n, (horizon - h * 0.64) * n)],
+            [((x - w) * n, horizon * n), (x * n, (horizon - h) * n), ((x + w) * n, horizon * n)],
+            fill=(146, 168, 196),
+        )
+        draw.polygon(
+            [
+                ((x - w * 0.36) * n, (horizon - h * 0.64) * n),
+                (x * n, (horizon - h) * n),
+                ((x + w * 0.36) * n, (horizon - h * 0.64) * n),
+            ],
             fill=(250, 252, 255),
         )
     _ground(draw, n, horizon, _tint(rng, (244, 248, 254), 3))
@@ -128,9 +149,20 @@ def desert(image, rng):
     for x in rng.uniform(0.04, 0.96, 2):
         h = rng.uniform(0.16, 0.24)
         c = _tint(rng, (70, 128, 80), 8)
-        draw.rounded_rectangle([(x - 0.024) * n, (horizon - h) * n, (x + 0.024) * n, (horizon + 0.03) * n], radius=n * 0.024, fill=c)
+        draw.rounded_rectangle(
+            [(x - 0.024) * n, (horizon - h) * n, (x + 0.024) * n, (horizon + 0.03) * n],
+            radius=n * 0.024,
+            fill=c,
+        )
         draw.line(
-            [x * n, (horizon - h * 0.4) * n, (x + 0.07) * n, (horizon - h * 0.4) * n, (x + 0.07) * n, (horizon - h * 0.75) * n],
+            [
+                x * n,
+                (horizon - h * 0.4) * n,
+                (x + 0.07) * n,
+                (horizon - h * 0.4) * n,
+                (x + 0.07) * n,
+                (horizon - h * 0.75) * n,
+            ],
             fill=c,
             width=n // 32,
             joint="curve",
@@ -144,11 +176,22 @@ def space(image, rng):
     draw = ImageDraw.Draw(image)
     for x, y in rng.uniform(0, 1, (34, 2)):
         r = rng.uniform(0.003, 0.011)
-        draw.ellipse([(x - r) * n, (y - r) * n, (x + r) * n, (y + r) * n], fill=_tint(rng, (236, 232, 246), 8))
-    x, y, r = rng.choice([0.14, 0.86]) + rng.uniform(-0.05, 0.05), rng.uniform(0.12, 0.3), rng.uniform(0.1, 0.15)
+        draw.ellipse(
+            [(x - r) * n, (y - r) * n, (x + r) * n, (y + r) * n],
+            fill=_tint(rng, (236, 232, 246), 8),
+        )
+    x, y, r = (
+        rng.choice([0.14, 0.86]) + rng.uniform(-0.05, 0.05),
+        rng.uniform(0.12, 0.3),
+        rng.uniform(0.1, 0.15),
+    )
     c = _tint(rng, [(214, 140, 90), (120, 170, 210), (190, 120, 190)][rng.integers(3)])
     draw.ellipse([(x - r) * n, (y - r) * n, (x + r) * n, (y + r) * n], fill=c)
-    draw.line([(x - 1.6 * r) * n, (y + 0.4 * r) * n, (x + 1.6 * r) * n, (y - 0.4 * r) * n], fill=(230, 214, 190), width=n // 60)
+    draw.line(
+        [(x - 1.6 * r) * n, (y + 0.4 * r) * n, (x + 1.6 * r) * n, (y - 0.4 * r) * n],
+        fill=(230, 214, 190),
+        width=n // 60,
+    )
     draw.ellipse([-0.3 * n, 0.86 * n, 1.3 * n, 1.5 * n], fill=_tint(rng, (128, 122, 144), 6))
     for x in rng.uniform(0.1, 0.9, 3):
         draw.ellipse([(x - 0.06) * n, 0.92 * n, (x + 0.06) * n, 0.95 * n], fill=(104, 98, 122))
@@ -162,7 +205,9 @@ def room(image, rng):
     draw = ImageDraw.Draw(image)
     x = rng.choice([0.08, 0.62]) + rng.uniform(-0.04, 0.04)
     draw.rectangle([x * n, 0.12 * n, (x + 0.3) * n, 0.46 * n], fill=(250, 250, 246))
-    draw.rectangle([(x + 0.02) * n, 0.14 * n, (x + 0.28) * n, 0.44 * n], fill=_tint(rng, (164, 214, 238)))
+    draw.rectangle(
+        [(x + 0.02) * n, 0.14 * n, (x + 0.28) * n, 0.44 * n], fill=_tint(rng, (164, 214, 238))
+    )
     draw.rectangle([(x + 0.142) * n, 0.14 * n, (x + 0.158) * n, 0.44 * n], fill=(250, 250, 246))
     draw.rectangle([(x + 0.02) * n, 0.28 * n, (x + 0.28) * n, 0.295 * n], fill=(250, 250, 246))
     floor = _tint(rng, (166, 116, 78), 8)

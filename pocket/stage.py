@@ -1,4 +1,6 @@
-"""One stage of training the pocket base: a loop with a progress line, an average of the weights, and a checkpoint to go on from."""
+"""One stage of training the pocket base: a loop with a progress line, an average of the weights,
+and a checkpoint to go on from.
+"""
 
 import os
 import time
@@ -7,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from lib.pipeline import has_fast_bf16
+from lib.models.devices import has_fast_bf16
 
 from .muon import MuonAdamW
 
 
 def rate(step, steps, peak, warmup=100, cooldown=0.3):
-    """Learning rate at `step`: a short rise, a plateau, a straight fall to zero over the last `cooldown` of the steps."""
+    """Learning rate at `step`: a short rise, a plateau, a straight fall to zero over the last
+    `cooldown` of the steps.
+    """
     fall = (steps - step) / max(1, cooldown * steps)
     return peak * min(1, (step + 1) / warmup, max(fall, 0.002))
 
@@ -24,10 +28,11 @@ def constant(decay):
 
 
 def power(width):
-    """The decay by step of an average whose spread is `width` of the training so far, however long that is: .05 is short, .1 long.
+    """The decay by step of an average whose spread is `width` of the training so far, however long
+    that is: .05 is short, .1 long.
 
-    The power-function average of Karras et al. 2024 (arXiv 2312.02696, equations 2 and 3): decay (1 - 1/t)^(g + 1), where the
-    relative deviation is width = sqrt((g + 1) / ((g + 2)^2 (g + 3))).
+    The power-function average of Karras et al. 2024 (arXiv 2312.02696, equations 2 and 3): decay (1
+    - 1/t)^(g + 1), where the relative deviation is width = sqrt((g + 1) / ((g + 2)^2 (g + 3))).
     """
     low, high = 0.0, 1e4
     for _ in range(100):
@@ -38,11 +43,13 @@ def power(width):
 
 
 class Stage:
-    """Trains `model` for `steps` steps of `loss(model) -> (tensor, dict of numbers to print)`; safe to kill, goes on where it was.
+    """Trains `model` for `steps` steps of `loss(model) -> (tensor, dict of numbers to print)`; safe
+    to kill, goes on where it was.
 
-    The plateau schedule lets a finished or unfinished stage be prolonged: call again with more steps. `averages` are the decays
-    by step (`constant`, `power`) of moving averages of the weights; `run` leaves the first of them in the model. A checkpoint
-    is written every `save` steps and at the end. In bf16 where the device multiplies it natively, in fp32 elsewhere.
+    The plateau schedule lets a finished or unfinished stage be prolonged: call again with more
+    steps. `averages` are the decays by step (`constant`, `power`) of moving averages of the
+    weights; `run` leaves the first of them in the model. A checkpoint is written every `save` steps
+    and at the end. In bf16 where the device multiplies it natively, in fp32 elsewhere.
     """
 
     def __init__(self, name, model, loss, steps, peak, folder, averages=(), every=50, save=250):
@@ -51,9 +58,13 @@ class Stage:
         self.averages, self.every, self.save_every = averages, every, save
         self.optimizer = MuonAdamW(model, peak)
         self.step, self.seconds = 0, 0.0
-        self.means = [{k: v.detach().clone() for k, v in model.state_dict().items()} for _ in averages]
+        self.means = [
+            {k: v.detach().clone() for k, v in model.state_dict().items()} for _ in averages
+        ]
         if self.file.is_file():
-            state = torch.load(self.file, weights_only=True, map_location=next(model.parameters()).device)
+            state = torch.load(
+                self.file, weights_only=True, map_location=next(model.parameters()).device
+            )
             model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.means = state["step"], state["seconds"], state["means"]
@@ -88,7 +99,11 @@ class Stage:
         self.model.train()
         while self.step < self.steps:
             lr = rate(self.step, self.steps, self.peak)
-            with torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else nullcontext():
+            with (
+                torch.autocast(device.type, torch.bfloat16)
+                if has_fast_bf16(device)
+                else nullcontext()
+            ):
                 loss, numbers = self.loss(self.model)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -102,7 +117,11 @@ class Stage:
                 self.seconds = time.time() - start
                 left = self.seconds / self.step * (self.steps - self.step)
                 words = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
-                print(f"{self.name}: step {self.step}/{self.steps}  {words}  {self.seconds / 60:.1f} min, {left / 60:.1f} left", flush=True)
+                print(
+                    f"{self.name}: step {self.step}/{self.steps}  {words}  {self.seconds / 60:.1f}"
+                    f" min, {left / 60:.1f} left",
+                    flush=True,
+                )
                 if watch:
                     watch(self.step)
             if self.step % self.save_every == 0 or self.step == self.steps:
@@ -110,4 +129,8 @@ class Stage:
         if self.averages:
             self.model.load_state_dict(self.means[0])
         self.model.eval()
-        return {"steps": self.step, "seconds": round(self.seconds, 1), **{k: round(v, 5) for k, v in shown.items()}}
+        return {
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            **{k: round(v, 5) for k, v in shown.items()},
+        }

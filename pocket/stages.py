@@ -1,4 +1,6 @@
-"""The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP, and what was measured."""
+"""The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP,
+and what was measured.
+"""
 
 import copy
 import hashlib
@@ -10,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib.record import device_name
-from lib.settings import read_json, write_json
+from lib.files.json_file import read_json, write_json
+from lib.models.devices import device_name
 
 from . import clip as clip_
 from . import unet as unet_
@@ -35,15 +37,20 @@ def cached(file, make):
 
 
 def vae(work, out, steps, batch=32, count=10_000):
-    """The VAE's inner half, between the grafted outer blocks of the shallower VAE that the project ships, and its latents' scale.
+    """The VAE's inner half, between the grafted outer blocks of the shallower VAE that the project
+    ships, and its latents' scale.
 
-    It learns the shipped VAE's own features, a quarter of the pictures' side, at a seventh of the arithmetic of whole pictures. Every third
-    step decodes latents of half the side into the features of pictures of half the side: latents that scale as pictures do are
-    easier to model (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509). `decoder` then trains the outer half with it.
+    It learns the shipped VAE's own features, a quarter of the pictures' side, at a seventh of the
+    arithmetic of whole pictures. Every third step decodes latents of half the side into the
+    features of pictures of half the side: latents that scale as pictures do are easier to model
+    (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509). `decoder` then trains the outer half with it.
     """
     pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
     earlier = AutoencoderKL.from_pretrained(SHIPPED / "vae").float().eval()
-    seen = [cached(work / f"features_{n}.npy", lambda n=n: vae_.splice(earlier, pictures[:count], n)) for n in ("enter", "leave", "half")]
+    seen = [
+        cached(work / f"features_{n}.npy", lambda n=n: vae_.splice(earlier, pictures[:count], n))
+        for n in ("enter", "leave", "half")
+    ]
     torch.manual_seed(0)
     model = vae_.make_vae(**vae_.DEEPER)
     vae_.graft(model, earlier)
@@ -54,8 +61,18 @@ def vae(work, out, steps, batch=32, count=10_000):
     def loss(model):
         chosen = order[(torch.arange(batch) + stage.step * batch) % count].numpy()
         halved = stage.step % 3 == 2
-        h, wanted = (torch.as_tensor(np.array(s[chosen])).float() for s in (seen[0], seen[2 if halved else 1]))
-        return vae_.inner_loss(model, h.contiguous(memory_format=torch.channels_last), (wanted - mean) / scale, mean, scale, halved)
+        h, wanted = (
+            torch.as_tensor(np.array(s[chosen])).float()
+            for s in (seen[0], seen[2 if halved else 1])
+        )
+        return vae_.inner_loss(
+            model,
+            h.contiguous(memory_format=torch.channels_last),
+            (wanted - mean) / scale,
+            mean,
+            scale,
+            halved,
+        )
 
     stage = Stage("vae", model, loss, steps, 4e-3, work)
     record(out, "vae", stage.run())
@@ -64,18 +81,26 @@ def vae(work, out, steps, batch=32, count=10_000):
 
 
 def decoder(work, out, steps, batch=12):
-    """Train the VAE's decoder end to end and leave the encoder as it is, so that a U-Net can train on its latents meanwhile.
+    """Train the VAE's decoder end to end and leave the encoder as it is, so that a U-Net can train
+    on its latents meanwhile.
 
-    The latents carry a little noise, more of it on some: a U-Net's small errors shall not show (as in RAE, arXiv 2510.11690).
+    The latents carry a little noise, more of it on some: a U-Net's small errors shall not show (as
+    in RAE, arXiv 2510.11690).
     """
     pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
     torch.manual_seed(4)
-    model = AutoencoderKL.from_pretrained(out / "pocket" / "vae").float().to(memory_format=torch.channels_last)
+    model = (
+        AutoencoderKL.from_pretrained(out / "pocket" / "vae")
+        .float()
+        .to(memory_format=torch.channels_last)
+    )
     vae_.train_only(model, [model.post_quant_conv, model.decoder])
 
     def loss(model):
         chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
-        x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]))).contiguous(memory_format=torch.channels_last)
+        x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]))).contiguous(
+            memory_format=torch.channels_last
+        )
         return vae_.decoder_loss(model, x)
 
     def watch(step):
@@ -84,7 +109,9 @@ def decoder(work, out, steps, batch=12):
             for file in (work / "vae.part").iterdir():
                 os.replace(file, out / "pocket" / "vae" / file.name)
 
-    stage = Stage("decoder", model, loss, steps, 1e-3, work, averages=(power(0.1),), every=20, save=100)
+    stage = Stage(
+        "decoder", model, loss, steps, 1e-3, work, averages=(power(0.1),), every=20, save=100
+    )
     record(out, "decoder", stage.run(watch))
     model.half().save_pretrained(out / "pocket" / "vae")
 
@@ -98,12 +125,16 @@ def record(out, stage, result):
 
 
 def scenes_for(work, salt, hold_out=True):
-    """The scenes that base or judge learn from, and their pictures as uint8 [N, 64, 64, 3], drawn once."""
+    """The scenes that base or judge learn from, and their pictures as uint8 [N, 64, 64, 3], drawn
+    once.
+    """
     scenes = training_scenes(SCENES, salt, hold_out)
     return scenes, cached(work / f"scenes_{salt}.npy", lambda: pool(render, scenes))
 
 
-def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding, words=0.0, **sizes):
+def _train_clip(
+    name, salt, hold_out, work, steps, batch, seed, average, padding, words=0.0, **sizes
+):
     """Train a CLIP on the scenes of `salt`; returns it with its tokenizer and what was measured."""
     scenes, pictures = scenes_for(work, salt, hold_out)
     meanings = np.array([clip_.meaning(s) for s in scenes])
@@ -120,22 +151,30 @@ def _train_clip(name, salt, hold_out, work, steps, batch, seed, average, padding
         ids = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").input_ids
         return clip_.contrastive_loss(model, x, ids, true, words), {}
 
-    result = Stage(name, model, loss, steps, 1.5e-3, work, averages=(constant(average),), every=20).run()
+    result = Stage(
+        name, model, loss, steps, 1.5e-3, work, averages=(constant(average),), every=20
+    ).run()
     return model, tokenizer, result
 
 
 def text(work, out, steps):
-    """The base's text tower: trained contrastively beside a small image tower that is then thrown away, and frozen."""
-    model, tokenizer, result = _train_clip("text", "base", True, work, steps, 192, 1, 0.98, "max_length", 0.2, widths=(32, 64, 128))
+    """The base's text tower: trained contrastively beside a small image tower that is then thrown
+    away, and frozen.
+    """
+    model, tokenizer, result = _train_clip(
+        "text", "base", True, work, steps, 192, 1, 0.98, "max_length", 0.2, widths=(32, 64, 128)
+    )
     model.text_model.half().save_pretrained(out / "pocket" / "text_encoder")
     tokenizer.save_pretrained(out / "pocket" / "tokenizer")
     record(out, "text", result)
 
 
 def unet(work, out, steps, batch=64):
-    """Train the U-Net on a growing pool of fresh scenes' latents and write the whole pipeline; on the GPU where there is one.
+    """Train the U-Net on a growing pool of fresh scenes' latents and write the whole pipeline; on
+    the GPU where there is one.
 
-    Every 500 steps sixteen samples of the averaged weights are drawn into the work folder, to be looked at.
+    Every 500 steps sixteen samples of the averaged weights are drawn into the work folder, to be
+    looked at.
     """
     folder = out / "pocket"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,13 +186,30 @@ def unet(work, out, steps, batch=64):
     work.mkdir(parents=True, exist_ok=True)
     side, channels = model.config.sample_size, model.config.in_channels
     growing = unet_.Growing(work / f"latents_{encoder_hash(vae)}.bin", vae, (channels, side, side))
-    loss = unet_.make_loss(unet_.make_scheduler(), tower, tokenizer, growing, batch, lambda: stage.step)
-    stage = Stage("unet", model, loss, steps, 2e-3, work, averages=(power(0.1), power(0.05)), every=20, save=100)
+    loss = unet_.make_loss(
+        unet_.make_scheduler(), tower, tokenizer, growing, batch, lambda: stage.step
+    )
+    stage = Stage(
+        "unet",
+        model,
+        loss,
+        steps,
+        2e-3,
+        work,
+        averages=(power(0.1), power(0.05)),
+        every=20,
+        save=100,
+    )
 
     def watch(step):
         if step % 500 == 0:
-            newest = AutoencoderKL.from_pretrained(folder / "vae").float().to(device)  # its decoder may be in training beside
-            look(unet_.make_pipeline(newest, tower, tokenizer, averaged(model, stage.means[0])), work / f"samples_{step}.png")
+            newest = (
+                AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
+            )  # its decoder may be in training beside
+            look(
+                unet_.make_pipeline(newest, tower, tokenizer, averaged(model, stage.means[0])),
+                work / f"samples_{step}.png",
+            )
 
     record(out, "unet", stage.run(watch))
     pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
@@ -168,18 +224,30 @@ def averaged(model, weights):
 
 
 def look(pipe, file, count=16, steps=25, guidance=2.0):
-    """Draw held-out scenes (upper rows) and samples for the same prompts and always the same noise (lower rows) into `file`."""
+    """Draw held-out scenes (upper rows) and samples for the same prompts and always the same noise
+    (lower rows) into `file`.
+    """
     scenes = held_out_scenes(6 * count)[::6]
     prompts = [prompt(s.identity.kind, s.color, s.place) for s in scenes]
     pipe.set_progress_bar_config(disable=True)
     noise = [torch.Generator().manual_seed(i) for i in range(count)]
-    images = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
+    images = pipe(
+        prompts,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=noise,
+        output_type="np",
+    ).images
     drawn = np.stack([np.asarray(render(s)) for s in scenes])
-    grid(np.concatenate([drawn, (images * 255).round().astype(np.uint8)]), columns=8, scale=3).save(file)
+    grid(np.concatenate([drawn, (images * 255).round().astype(np.uint8)]), columns=8, scale=3).save(
+        file
+    )
 
 
 def encoder_hash(vae):
-    """Eight digits that change when the encoder does: latents made by another encoder are never reused."""
+    """Eight digits that change when the encoder does: latents made by another encoder are never
+    reused.
+    """
     total = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for tensor in part.state_dict().values():
@@ -188,8 +256,12 @@ def encoder_hash(vae):
 
 
 def judge(work, out, steps):
-    """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones too."""
-    model, tokenizer, result = _train_clip("judge", "judge", False, work, steps, 192, 3, 0.99, "longest")
+    """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones
+    too.
+    """
+    model, tokenizer, result = _train_clip(
+        "judge", "judge", False, work, steps, 192, 3, 0.99, "longest"
+    )
     model.half().save_pretrained(out / "judge" / "clip")
     tokenizer.save_pretrained(out / "judge" / "clip")
     record(out, "judge", result)
@@ -207,14 +279,22 @@ def identity(work, out, steps):
 
 
 def measure(work, out, _):
-    """Measure what was trained; foreign pictures lie in work/foreign, photographs in ../shared/photos, where there are any."""
+    """Measure what was trained; foreign pictures lie in work/foreign, photographs in
+    ../shared/photos, where there are any.
+    """
     from .measure import measure
 
-    print(measure(out, foreign=work / "foreign", photos=out.resolve().parent.parent / "shared" / "photos"))
+    print(
+        measure(
+            out, foreign=work / "foreign", photos=out.resolve().parent.parent / "shared" / "photos"
+        )
+    )
 
 
 def detail(work, out, pictures, guidance=4.0):
-    """Measure whether samples pass for drawings, on `pictures` of each, and write it into measured.json and the README."""
+    """Measure whether samples pass for drawings, on `pictures` of each, and write it into
+    measured.json and the README.
+    """
     from . import measure as measure_
 
     found = read_json(out / "pocket" / "measured.json")

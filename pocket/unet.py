@@ -1,4 +1,6 @@
-"""The pocket base's U-Net and its pipeline: real diffusers classes at a size that two CPU cores can train."""
+"""The pocket base's U-Net and its pipeline: real diffusers classes at a size that two CPU cores can
+train.
+"""
 
 import math
 import os
@@ -15,12 +17,20 @@ from .vae import LATENTS, to_tensor
 from .world import held_out, render, sample_scene
 
 CHANNELS = (64, 128, 192)
-WIDER = {"channels": (96, 192), "size": 8, "latents": 28, "finest": True}  # what the base has, on 8 x 8 latents
-NO_CAPTION = 0.1  # share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022)
+WIDER = {
+    "channels": (96, 192),
+    "size": 8,
+    "latents": 28,
+    "finest": True,
+}  # what the base has, on 8 x 8 latents
+# Share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022).
+NO_CAPTION = 0.1
 
 
 def make_scheduler():
-    """Stable Diffusion's noise schedule with v-prediction (Salimans and Ho 2022), sampled by DDIM from the noisiest step on."""
+    """Stable Diffusion's noise schedule with v-prediction (Salimans and Ho 2022), sampled by DDIM
+    from the noisiest step on.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -34,9 +44,13 @@ def make_scheduler():
 
 
 def make_unet(text_width=128, channels=CHANNELS, size=16, latents=LATENTS, finest=False):
-    """A `UNet2DConditionModel` on [B, latents, size, size] with cross-attention; at the finest resolution too if `finest`."""
+    """A `UNet2DConditionModel` on [B, latents, size, size] with cross-attention; at the finest
+    resolution too if `finest`.
+    """
     deeper = len(channels) - 1
-    down, up = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if finest else ("DownBlock2D", "UpBlock2D")
+    down, up = (
+        ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if finest else ("DownBlock2D", "UpBlock2D")
+    )
     return UNet2DConditionModel(
         sample_size=size,
         in_channels=latents,
@@ -52,17 +66,24 @@ def make_unet(text_width=128, channels=CHANNELS, size=16, latents=LATENTS, fines
 
 
 def encode_pictures(vae, pictures, batch=128):
-    """Latent means of uint8 [N, H, W, 3] as a float16 array [N, latents, H/f, W/f], f the VAE's factor."""
+    """Latent means of uint8 [N, H, W, 3] as a float16 array [N, latents, H/f, W/f], f the VAE's
+    factor.
+    """
     with torch.no_grad():
-        parts = [vae.encode(to_tensor(pictures[i : i + batch], vae.device)).latent_dist.mean for i in range(0, len(pictures), batch)]
+        parts = [
+            vae.encode(to_tensor(pictures[i : i + batch], vae.device)).latent_dist.mean
+            for i in range(0, len(pictures), batch)
+        ]
     return torch.cat(parts).half().cpu().numpy()
 
 
 class Growing:
-    """Scenes and their latents, more of them at every step: nothing is drawn before it is needed, nothing is learnt by heart.
+    """Scenes and their latents, more of them at every step: nothing is drawn before it is needed,
+    nothing is learnt by heart.
 
-    `file` keeps the latents, float16 [n, *shape], so that a training that goes on draws none twice. How many there are
-    follows from the step alone: `first` at the start and `each` more a step, up to `most`. Scenes come in the order of their seeds.
+    `file` keeps the latents, float16 [n, *shape], so that a training that goes on draws none twice.
+    How many there are follows from the step alone: `first` at the start and `each` more a step, up
+    to `most`. Scenes come in the order of their seeds.
     """
 
     def __init__(self, file, vae, shape, first=6000, each=8, most=400_000, ahead=56):
@@ -76,7 +97,11 @@ class Growing:
         count = self.file.stat().st_size // unit if self.file.is_file() else 0
         if count and self.file.stat().st_size % unit:  # killed while writing
             os.truncate(self.file, count * unit)
-        self.latents = np.memmap(self.file, np.float16, "r", shape=(count, *self.shape)) if count else np.zeros((0, *self.shape))
+        self.latents = (
+            np.memmap(self.file, np.float16, "r", shape=(count, *self.shape))
+            if count
+            else np.zeros((0, *self.shape))
+        )
         while len(self.scenes) < count:
             self._next()
 
@@ -89,10 +114,15 @@ class Growing:
         return scene
 
     def at(self, step):
-        """How many scenes there are at `step`; they are drawn and encoded if they are not there yet."""
+        """How many scenes there are at `step`; they are drawn and encoded if they are not there
+        yet.
+        """
         wanted = min(self.most, self.first + self.each * step)
         while (missing := wanted - len(self.latents)) > 0:
-            new = [self._next() for _ in range(min(2048, missing if missing > self.ahead else self.ahead))]
+            new = [
+                self._next()
+                for _ in range(min(2048, missing if missing > self.ahead else self.ahead))
+            ]
             with self.file.open("ab") as out:
                 out.write(encode_pictures(self.vae, pool(render, new)).tobytes())
             self._open()
@@ -107,7 +137,8 @@ def encode_captions(text_model, tokenizer, texts):
 
 
 def bell(count):
-    """`count` times in (0, 1), stratified, from a logit-normal density: few near the ends, where there is least to learn.
+    """`count` times in (0, 1), stratified, from a logit-normal density: few near the ends, where
+    there is least to learn.
 
     Esser et al. 2024 (arXiv 2403.03206, section 3.1), location 0 and scale 1.
     """
@@ -116,7 +147,9 @@ def bell(count):
 
 
 def make_loss(scheduler, text_model, tokenizer, growing, batch, step):
-    """The noise-prediction loss of latent diffusion on random scenes with fresh captions; `step()` is how far the training is."""
+    """The noise-prediction loss of latent diffusion on random scenes with fresh captions; `step()`
+    is how far the training is.
+    """
 
     def loss(model):
         device = model.device
@@ -136,7 +169,9 @@ def make_loss(scheduler, text_model, tokenizer, growing, batch, step):
 
 
 def make_pipeline(vae, text_model, tokenizer, unet):
-    """The four parts as a `StableDiffusionPipeline` without a safety checker (its scenes hold nothing to check)."""
+    """The four parts as a `StableDiffusionPipeline` without a safety checker (its scenes hold
+    nothing to check).
+    """
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_model,

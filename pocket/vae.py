@@ -1,4 +1,6 @@
-"""The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged on foreign ones."""
+"""The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged
+on foreign ones.
+"""
 
 import numpy as np
 import torch
@@ -13,7 +15,9 @@ KL_WEIGHT, INNER_KL = 0.02, 0.03
 
 
 def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
-    """An `AutoencoderKL` that halves once less than it has `channels`: [B, 3, size, size] -> [B, latents, size/4, size/4] by default."""
+    """An `AutoencoderKL` that halves once less than it has `channels`: [B, 3, size, size] -> [B,
+    latents, size/4, size/4] by default.
+    """
     n = len(channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * n,
@@ -27,7 +31,8 @@ def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
         scaling_factor=1.0,
         force_upcast=False,
     )
-    for name, module in vae.named_modules():  # each residual block starts as the identity: the straight path learns first
+    # each residual block starts as the identity: the straight path learns first
+    for name, module in vae.named_modules():
         if name.endswith("conv2"):
             torch.nn.init.zeros_(module.weight)
     torch.nn.init.zeros_(vae.quant_conv.bias)
@@ -42,7 +47,9 @@ def to_tensor(pictures, device="cpu"):
 
 
 def psnr(vae, pictures, batch=64):
-    """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3], through uint8 as saved files are."""
+    """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3],
+    through uint8 as saved files are.
+    """
     scores = []
     for start in range(0, len(pictures), batch):
         x = to_tensor(pictures[start : start + batch])
@@ -54,7 +61,9 @@ def psnr(vae, pictures, batch=64):
 
 
 def augment(x):
-    """Flips and swaps of colour channels for a batch [B, 3, H, W]: colours and facings that no drawing code chose."""
+    """Flips and swaps of colour channels for a batch [B, 3, H, W]: colours and facings that no
+    drawing code chose.
+    """
     if torch.rand(()) < 0.5:
         x = x.flip(3)
     if torch.rand(()) < 0.5:
@@ -65,9 +74,11 @@ def augment(x):
 
 
 def graft(vae, earlier):
-    """Copy into `vae` the outer blocks of an `earlier` one that halves once less; what lies between is left as it is.
+    """Copy into `vae` the outer blocks of an `earlier` one that halves once less; what lies between
+    is left as it is.
 
-    The shallow blocks of any VAE of these pictures do the same work, and they cost nine tenths of the arithmetic.
+    The shallow blocks of any VAE of these pictures do the same work, and they cost nine tenths of
+    the arithmetic.
     """
     kept = {}
     for name, tensor in earlier.state_dict().items():
@@ -78,14 +89,17 @@ def graft(vae, earlier):
             kept[".".join([part, kind, str(int(rest[0]) + 1), *rest[1:]])] = tensor
         elif name.startswith(("encoder.conv_in", "decoder.conv_norm_out", "decoder.conv_out")):
             kept[name] = tensor
-    missing, unexpected = vae.load_state_dict(kept, strict=False)
+    unexpected = vae.load_state_dict(kept, strict=False).unexpected_keys
     if unexpected:
-        raise ValueError(f"graft: the earlier VAE is no such VAE one level shallower; it has {unexpected[0]} besides.")
-    return [n for n in missing]
+        raise ValueError(
+            f"graft: the earlier VAE is not one level shallower; it has {unexpected[0]} besides."
+        )
 
 
 def inner_encode(vae, h):
-    """Posterior of the latents from features [B, C, size/4, size/4]: the encoder behind the place where `graft` ends."""
+    """Posterior of the latents from features [B, C, size/4, size/4]: the encoder behind the place
+    where `graft` ends.
+    """
     e = vae.encoder
     x = e.mid_block(e.down_blocks[-1](e.down_blocks[-2].downsamplers[0](h)))
     return DiagonalGaussianDistribution(vae.quant_conv(e.conv_out(e.conv_act(e.conv_norm_out(x)))))
@@ -98,14 +112,21 @@ def inner_decode(vae, z):
 
 
 def importance(vae, pictures, step=0.3):
-    """What the latents' directions do to pixels: (mean [L], covariance [L, L] and pixel energy [L, L]) over uint8 pictures [N, H, W, 3].
+    """What the latents' directions do to pixels: (mean [L], covariance [L, L] and pixel energy [L,
+    L]) over uint8 pictures [N, H, W, 3].
 
-    Entry (i, j) of the energy is the mean over pixels of the product of the changes that one deviation along columns i and j of
-    the covariance's root make, measured by finite differences of random sign at each place.
+    Entry (i, j) of the energy is the mean over pixels of the product of the changes that one
+    deviation along columns i and j of the covariance's root make, measured by finite differences of
+    random sign at each place.
     """
     torch.manual_seed(0)
     with torch.no_grad():
-        z = torch.cat([vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)])
+        z = torch.cat(
+            [
+                vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean
+                for i in range(0, len(pictures), 64)
+            ]
+        )
         flat = z.permute(0, 2, 3, 1).flatten(0, 2).double()
         covariance = torch.cov(flat.T)
         values, vectors = torch.linalg.eigh(covariance)
@@ -113,18 +134,25 @@ def importance(vae, pictures, step=0.3):
         z = z[:: max(1, len(z) // 16)]
         base = vae.decode(z).sample
         sign = torch.randint(0, 2, (len(z), 1, *z.shape[2:])) * 2.0 - 1
-        changes = [((vae.decode(z + step * sign * c.float()[:, None, None]).sample - base) / step).flatten() for c in root.T]
+        changes = [
+            (
+                (vae.decode(z + step * sign * c.float()[:, None, None]).sample - base) / step
+            ).flatten()
+            for c in root.T
+        ]
         changes = torch.stack(changes).double()
         return flat.mean(0), covariance, changes @ changes.T / changes.shape[1]
 
 
 def by_importance(vae, pictures, keep, power=0.75):
-    """A VAE with `keep` latent channels, turned so that the first does most to pixels, the last least; each as loud as what it does.
+    """A VAE with `keep` latent channels, turned so that the first does most to pixels, the last
+    least; each as loud as what it does.
 
-    Channel k has deviation energy_k ** (power / 2), all scaled to a mean square of one: 1 would make an error in latents as grave
-    as in pixels, 0 the finest detail as loud as colour and shape. The turn is folded into the convolutions beside
-    the latents; but for the borders, where a bias meets the padding, the picture loses just what the dropped channels told. The
-    posterior's variance becomes a constant for each channel.
+    Channel k has deviation energy_k ** (power / 2), all scaled to a mean square of one: 1 would
+    make an error in latents as grave as in pixels, 0 the finest detail as loud as colour and shape.
+    The turn is folded into the convolutions beside the latents; but for the borders, where a bias
+    meets the padding, the picture loses just what the dropped channels told. The posterior's
+    variance becomes a constant for each channel.
     """
     mean, covariance, energy = importance(vae, pictures)
     values, vectors = torch.linalg.eigh(covariance)
@@ -137,18 +165,35 @@ def by_importance(vae, pictures, keep, power=0.75):
     enter = loud[:, None] * directions.T @ unroot  # [keep, L]: latents to the new ones
     leave = root @ directions / loud  # [L, keep]
     with torch.no_grad():
-        spread = torch.cat([vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.var for i in range(0, min(256, len(pictures)), 64)])
+        spread = torch.cat(
+            [
+                vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.var
+                for i in range(0, min(256, len(pictures)), 64)
+            ]
+        )
         variance = enter.square() @ spread.mean((0, 2, 3)).double()
         config = vae.config
-        new = make_vae(tuple(config.block_out_channels), keep, config.sample_size, config.norm_num_groups, config.layers_per_block)
+        new = make_vae(
+            tuple(config.block_out_channels),
+            keep,
+            config.sample_size,
+            config.norm_num_groups,
+            config.layers_per_block,
+        )
         touched = ("encoder.conv_out", "decoder.conv_in", "quant_conv", "post_quant_conv")
-        new.load_state_dict({k: v for k, v in vae.state_dict().items() if not k.startswith(touched)}, strict=False)
+        new.load_state_dict(
+            {k: v for k, v in vae.state_dict().items() if not k.startswith(touched)}, strict=False
+        )
         n = len(mean)
         turn = enter @ vae.quant_conv.weight[:n, :, 0, 0].double()  # [keep, 2 L]
         new.encoder.conv_out.weight.zero_()
         new.encoder.conv_out.bias.zero_()
-        new.encoder.conv_out.weight[:keep] = torch.einsum("ko,oihw->kihw", turn, vae.encoder.conv_out.weight.double()).float()
-        new.encoder.conv_out.bias[:keep] = (turn @ vae.encoder.conv_out.bias.double() + enter @ (vae.quant_conv.bias[:n] - mean)).float()
+        new.encoder.conv_out.weight[:keep] = torch.einsum(
+            "ko,oihw->kihw", turn, vae.encoder.conv_out.weight.double()
+        ).float()
+        new.encoder.conv_out.bias[:keep] = (
+            turn @ vae.encoder.conv_out.bias.double() + enter @ (vae.quant_conv.bias[:n] - mean)
+        ).float()
         new.quant_conv.weight[:, :, 0, 0] = torch.eye(2 * keep)
         new.quant_conv.bias.zero_()
         new.quant_conv.bias[keep:] = variance.log().float()
@@ -156,16 +201,27 @@ def by_importance(vae, pictures, keep, power=0.75):
         inside = vae.decoder.conv_in.weight.double()
         constant = vae.post_quant_conv.weight[:, :, 0, 0].double() @ mean + vae.post_quant_conv.bias
         new.decoder.conv_in.weight.copy_(torch.einsum("oihw,ik->okhw", inside, turn))
-        new.decoder.conv_in.bias.copy_(vae.decoder.conv_in.bias + torch.einsum("oihw,i->o", inside, constant))
+        new.decoder.conv_in.bias.copy_(
+            vae.decoder.conv_in.bias + torch.einsum("oihw,i->o", inside, constant)
+        )
         new.post_quant_conv.weight[:, :, 0, 0] = torch.eye(keep)
         new.post_quant_conv.bias.zero_()
     return new.to(memory_format=torch.channels_last)
 
 
 def inner_parts(vae):
-    """The modules that `graft` leaves untouched: from the last halving in the encoder to the first doubling in the decoder."""
+    """The modules that `graft` leaves untouched: from the last halving in the encoder to the first
+    doubling in the decoder.
+    """
     e, d = vae.encoder, vae.decoder
-    inside = [e.down_blocks[-2].downsamplers, e.down_blocks[-1], e.mid_block, e.conv_norm_out, e.conv_out, vae.quant_conv]
+    inside = [
+        e.down_blocks[-2].downsamplers,
+        e.down_blocks[-1],
+        e.mid_block,
+        e.conv_norm_out,
+        e.conv_out,
+        vae.quant_conv,
+    ]
     return [*inside, vae.post_quant_conv, d.conv_in, d.mid_block, d.up_blocks[0]]
 
 
@@ -178,10 +234,11 @@ def train_only(vae, parts):
 
 
 def splice(earlier, pictures, which, batch=50):
-    """An `earlier` VAE's features for uint8 pictures [N, H, W, 3] where a deeper one is grafted on, float16 [N, C, H/4, W/4].
+    """An `earlier` VAE's features for uint8 pictures [N, H, W, 3] where a deeper one is grafted on,
+    float16 [N, C, H/4, W/4].
 
-    `which`: "enter", those that its encoder hands to the middle; "leave", those that its decoder's middle hands on; "half", the
-    latter for pictures of half the side.
+    `which`: "enter", those that its encoder hands to the middle; "leave", those that its decoder's
+    middle hands on; "half", the latter for pictures of half the side.
     """
     done = []
     with torch.no_grad():
@@ -201,21 +258,30 @@ def splice(earlier, pictures, which, batch=50):
 def spread(features):
     """Mean and deviation by channel of features [N, C, h, w], each as [1, C, 1, 1]."""
     f = torch.as_tensor(np.array(features)).float()
-    return f.mean((0, 2, 3))[None, :, None, None], f.std((0, 2, 3)).clamp(min=1e-3)[None, :, None, None]
+    return f.mean((0, 2, 3))[None, :, None, None], f.std((0, 2, 3)).clamp(min=1e-3)[
+        None, :, None, None
+    ]
 
 
 def inner_loss(vae, h, wanted, mean, scale, halved):
-    """Mean log squared error in deviations of the features `wanted` from features `h`, and the pull to N(0, 1)."""
+    """Mean log squared error in deviations of the features `wanted` from features `h`, and the pull
+    to N(0, 1).
+    """
     posterior = inner_encode(vae, h)
     z = posterior.sample()
     z = F.avg_pool2d(z, 2) if halved else z
     error = ((inner_decode(vae, z) - mean) / scale - wanted).pow(2).mean((1, 2, 3))
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return (error + 1e-3).log().mean() + INNER_KL * kl, {"half" if halved else "error": error.detach().mean(), "kl": kl.detach()}
+    return (error + 1e-3).log().mean() + INNER_KL * kl, {
+        "half" if halved else "error": error.detach().mean(),
+        "kl": kl.detach(),
+    }
 
 
 def decoder_loss(vae, x, noise=0.1):
-    """Mean log squared error of pictures [B, 3, H, W] decoded from their latents with noise of deviation |N(0, `noise`^2)|."""
+    """Mean log squared error of pictures [B, 3, H, W] decoded from their latents with noise of
+    deviation |N(0, `noise`^2)|.
+    """
     with torch.no_grad():
         z = vae.encode(x).latent_dist.mean
         z = z + noise * torch.randn(len(z), 1, 1, 1).abs() * torch.randn_like(z)
@@ -224,22 +290,40 @@ def decoder_loss(vae, x, noise=0.1):
 
 
 def loss(vae, x):
-    """Mean over pictures of log mean squared error, whose minimum is the best mean PSNR, and a light pull to N(0, 1)."""
+    """Mean over pictures of log mean squared error, whose minimum is the best mean PSNR, and a
+    light pull to N(0, 1).
+    """
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.sample()).sample
     error = (y.float() - x).pow(2).mean((1, 2, 3))
-    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-    return (error + 3e-5).log().mean() + KL_WEIGHT * kl, -10 * (error.detach() / 4).log10().mean(), kl.detach()
+    kl = (
+        0.5
+        * (
+            posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
+        ).mean()
+    )
+    return (
+        (error + 3e-5).log().mean() + KL_WEIGHT * kl,
+        -10 * (error.detach() / 4).log10().mean(),
+        kl.detach(),
+    )
 
 
 def whiten(vae, pictures, power=0.5):
-    """Scale the latent channels inside `quant_conv` and `post_quant_conv`; the reconstruction stays as it was.
+    """Scale the latent channels inside `quant_conv` and `post_quant_conv`; the reconstruction stays
+    as it was.
 
-    Each channel is centred on zero; its deviation s becomes s ** (1 - power), then all are scaled to a mean square of one.
-    A whole levelling (power 1) would make the finest detail as loud as colour and shape.
+    Each channel is centred on zero; its deviation s becomes s ** (1 - power), then all are scaled
+    to a mean square of one. A whole levelling (power 1) would make the finest detail as loud as
+    colour and shape.
     """
     with torch.no_grad():
-        z = torch.cat([vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)])
+        z = torch.cat(
+            [
+                vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean
+                for i in range(0, len(pictures), 64)
+            ]
+        )
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
         scale = std**-power
         scale = scale / (std * scale).square().mean().sqrt()

@@ -1,7 +1,9 @@
-"""The pocket world: a drawing program with a grammar, from which the pocket base learns all that it knows.
+"""The pocket world: a drawing program with a grammar, from which the pocket base learns all that it
+knows.
 
-A `Scene` is one object of a class, in a colour, at a place. Its `Identity` holds what captions leave out: the second
-colour, the pattern, an accessory, eyes, proportions. Every scene follows from a seed, so a data set is a range of seeds.
+A `Scene` is one object of a class, in a colour, at a place. Its `Identity` holds what captions
+leave out: the second colour, the pattern, an accessory, eyes, proportions. Every scene follows from
+a seed, so a data set is a range of seeds.
 
     python -m pocket.world scenes.png      # draws a sheet of scenes to look at
 """
@@ -28,16 +30,24 @@ COLORS = {
 }
 EYES = ("round", "sleepy", "amber", "visor")
 GENERIC_NOUNS = ("thing", "object", "toy")
-# Rare words with no meaning, sprinkled over captions so that the base knows them and expects nothing of them: what DreamBooth
-# looks for in a vocabulary when it picks an identifier (Ruiz et al. 2022, section 3.2).
+# Rare words with no meaning, sprinkled over captions so that the base knows them and expects
+# nothing of them: what DreamBooth looks for in a vocabulary when it picks an identifier (Ruiz et
+# al. 2022, section 3.2).
 RARE_WORDS = ("sks", "zwx", "ohwx", "vqx", "xyq", "qzj", "kwz", "jxv", "wqk", "zjq", "bxz", "fvq")
-TEMPLATES = ("a {c} {o} {p}", "a photo of a {c} {o} {p}", "a picture of a {c} {o} {p}", "{p}, a {c} {o}")
+TEMPLATES = (
+    "a {c} {o} {p}",
+    "a photo of a {c} {o} {p}",
+    "a picture of a {c} {o} {p}",
+    "{p}, a {c} {o}",
+)
 IDENTITY_SALT = {"base": 0, "judge": 1, "bench": 2}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes this robot that robot. `main` and `second` are RGB; `accessory` is a name or None, with its colour."""
+    """What makes this robot that robot. `main` and `second` are RGB; `accessory` is a name or None,
+    with its colour.
+    """
 
     kind: str
     main: tuple
@@ -54,7 +64,9 @@ class Identity:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: an identity at a place. `color` is the word for the identity's main colour; `seed` paints the place."""
+    """One picture: an identity at a place. `color` is the word for the identity's main colour;
+    `seed` paints the place.
+    """
 
     identity: Identity
     color: str
@@ -71,7 +83,9 @@ def _near(rng, rgb, amount=9):
 
 
 def sample_identity(rng, kind=None, color=None, plain=0.55):
-    """A random identity; with probability `plain` in one colour family without pattern or accessory, as captions expect."""
+    """A random identity; with probability `plain` in one colour family without pattern or
+    accessory, as captions expect.
+    """
     kind = kind or str(rng.choice(list(CLASSES)))
     color = color or str(rng.choice(list(COLORS)))
     main = _near(rng, COLORS[color])
@@ -82,22 +96,27 @@ def sample_identity(rng, kind=None, color=None, plain=0.55):
         second = _near(rng, COLORS[str(rng.choice([c for c in COLORS if c != color]))], 14)
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"
         accessory = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.4 else None
-    return Identity(
-        kind,
-        main,
-        second,
-        pattern,
-        float(rng.uniform(0.22, 0.4)),
-        accessory,
-        _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14),
-        str(rng.choice(EYES, p=[0.7, 0.1, 0.1, 0.1])),
-        *map(float, rng.uniform(0, 1, 2)),
-        float(rng.uniform(0.88, 1.12)),
-    ), color
+    return (
+        Identity(
+            kind,
+            main,
+            second,
+            pattern,
+            float(rng.uniform(0.22, 0.4)),
+            accessory,
+            _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14),
+            str(rng.choice(EYES, p=[0.7, 0.1, 0.1, 0.1])),
+            *map(float, rng.uniform(0, 1, 2)),
+            float(rng.uniform(0.88, 1.12)),
+        ),
+        color,
+    )
 
 
 def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0.55, salt="base"):
-    """The scene of a seed; anything given is kept, the rest is drawn. `salt` keeps base, judge and bench apart."""
+    """The scene of a seed; anything given is kept, the rest is drawn. `salt` keeps base, judge and
+    bench apart.
+    """
     rng = np.random.default_rng([IDENTITY_SALT[salt], seed])
     if identity is None:
         identity, color = sample_identity(rng, kind, color, plain)
@@ -115,8 +134,14 @@ def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0
 
 
 def held_out(scene):
-    """True for the class-colour-place triples that training never sees: one in eight, spread evenly over all three."""
-    index = (list(CLASSES).index(scene.identity.kind), list(COLORS).index(scene.color), list(PAINTERS).index(scene.place))
+    """True for the class-colour-place triples that training never sees: one in eight, spread evenly
+    over all three.
+    """
+    index = (
+        list(CLASSES).index(scene.identity.kind),
+        list(COLORS).index(scene.color),
+        list(PAINTERS).index(scene.place),
+    )
     return (index[0] * 3 + index[1] * 5 + index[2]) % 8 == 0
 
 
@@ -133,21 +158,35 @@ def training_scenes(count, salt="base", hold_out=True):
 
 def draw_object(image, identity, frame):
     """Draw the identity into `image` at `frame`, accessory last."""
-    pen = Pen(image, replace(frame, stretch=identity.stretch), identity.main, identity.second, identity.pattern, identity.period)
+    pen = Pen(
+        image,
+        replace(frame, stretch=identity.stretch),
+        identity.main,
+        identity.second,
+        identity.pattern,
+        identity.period,
+    )
     CLASSES[identity.kind](pen, identity.a, identity.b, identity.eyes)
     if identity.accessory:
         ACCESSORIES[identity.accessory](pen, *HEAD[identity.kind], identity.accessory_color)
 
 
 def render(scene, size=SIZE):
-    """The scene as an RGB image of `size` x `size` pixels, drawn four times as large and averaged down."""
+    """The scene as an RGB image of `size` x `size` pixels, drawn four times as large and averaged
+    down.
+    """
     image = Image.new("RGB", (size * SUPERSAMPLE,) * 2)
     horizon = PAINTERS[scene.place](image, np.random.default_rng(scene.seed))
     foot = min(0.95, horizon + scene.drop)
     frame = Frame(scene.x, foot - scene.half, scene.half, scene.flip)
     n, half = image.width, scene.half
     shadow = Image.new("L", image.size, 0)
-    box = [(scene.x - half * 0.9) * n, (foot - 0.1 * half) * n, (scene.x + half * 0.9) * n, (foot + 0.16 * half) * n]
+    box = [
+        (scene.x - half * 0.9) * n,
+        (foot - 0.1 * half) * n,
+        (scene.x + half * 0.9) * n,
+        (foot + 0.16 * half) * n,
+    ]
     ImageDraw.Draw(shadow).ellipse(box, fill=90)
     image.paste((0, 0, 0), (0, 0), shadow)
     draw_object(image, scene.identity, frame)
@@ -155,9 +194,11 @@ def render(scene, size=SIZE):
 
 
 def caption(scene, rng, drop=0.2, rare=0.06):
-    """A varied, partial caption: each of colour and place is left out with probability `drop`, now and then the class too.
+    """A varied, partial caption: each of colour and place is left out with probability `drop`, now
+    and then the class too.
 
-    A rare word stands before the noun with probability `rare`, so that the base has met such words and learnt nothing from them.
+    A rare word stands before the noun with probability `rare`, so that the base has met such words
+    and learnt nothing from them.
     """
     noun = str(rng.choice(GENERIC_NOUNS)) if rng.random() < 0.04 else scene.identity.kind
     if rng.random() < rare:

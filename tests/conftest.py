@@ -1,9 +1,13 @@
-"""What several tests share: a tiny, randomly initialised Stable Diffusion, and a small prepared data set."""
+"""What several tests share: a tiny, randomly initialised Stable Diffusion, and a small prepared
+data set.
+"""
 
 import os
 from pathlib import Path
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are of the CPU's numbers; tests/test_cuda.py is of a card's
+os.environ.setdefault(
+    "CUDA_VISIBLE_DEVICES", ""
+)  # the tests are of the CPU's numbers; tests/step/test_cuda.py is of a card's
 
 import pytest
 import torch
@@ -15,16 +19,20 @@ LONE = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A diffusers folder of the pocket base's classes at a size that trains in milliseconds, with random weights."""
+    """A diffusers folder of the pocket base's classes at a size that trains in milliseconds, with
+    random weights.
+    """
     from transformers import CLIPTextModel
 
-    from lib.base import quiet
+    from lib.models.pipeline import quiet
     from pocket import clip, unet, vae
 
     quiet()
     torch.manual_seed(0)
     tokenizer = clip.make_tokenizer()
-    tower = CLIPTextModel(clip.make_clip(tokenizer, text_width=32, text_layers=1).config.text_config)
+    tower = CLIPTextModel(
+        clip.make_clip(tokenizer, text_width=32, text_layers=1).config.text_config
+    )
     parts = vae.make_vae((8, 16, 16), size=64), tower, tokenizer, unet.make_unet(32, (16, 32, 32))
     folder = tmp_path_factory.mktemp("base") / "tiny"
     unet.make_pipeline(*parts).save_pretrained(folder)
@@ -36,16 +44,21 @@ def dataset(tmp_path_factory):
     """The example character as a prepared data set, with four class images."""
     from PIL import Image
 
-    from lib.photos import add_class_images, prepare
+    from lib.dataset.imagefolder import add_class_images
+    from lib.dataset.preparation import prepare
 
-    data = prepare(ROOT / "data" / "subjects" / "character", tmp_path_factory.mktemp("set") / "data")
-    return add_class_images(data, [Image.new("RGB", (64, 64), (40 * k, 90, 200)) for k in range(4)], ["a robot"] * 4)
+    data = prepare(
+        ROOT / "data" / "subjects" / "character", tmp_path_factory.mktemp("set") / "data"
+    )
+    return add_class_images(
+        data, [Image.new("RGB", (64, 64), (40 * k, 90, 200)) for k in range(4)], ["a robot"] * 4
+    )
 
 
 @pytest.fixture
 def make(tiny_folder, dataset, tmp_path):
     """Settings of a short training of the tiny base on that data set, with changes."""
-    from lib.settings import Settings
+    from lib.models.families import preset
 
     def make(method="lora", **changes):
         values = dict(
@@ -57,6 +70,22 @@ def make(tiny_folder, dataset, tmp_path):
             sample_every=0,
             learning_rate=1e-3,
         )
-        return Settings.preset(method, **(values | changes))
+        return preset(method, **(values | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny("sd1") -> (folder, U-Net's config, CLIP's layers), each made once."""
+    import scheme
+
+    made = {}
+
+    def tiny(family):
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family) / family
+            made[family] = (folder, *scheme.tiny_pipeline(family, folder))
+        return made[family]
+
+    return tiny

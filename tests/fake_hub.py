@@ -1,4 +1,6 @@
-"""A small hub on this machine that speaks as much of the Hugging Face hub's HTTP interface as a download takes."""
+"""A small hub on this machine that speaks as much of the Hugging Face hub's HTTP interface as a
+download takes.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,9 @@ COMMIT = "c0ffee" * 6 + "abcd"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `models` {name: folder or status}; `seen` gathers (method, path, range). The first `cuts` file bodies break off halfway."""
+    """Serves `models` {name: folder or status}; `seen` gathers (method, path, range). The first
+    `cuts` file bodies break off halfway.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -34,15 +38,29 @@ class Hub(BaseHTTPRequestHandler):
         found = hub.models.get(name)
         if not isinstance(found, (str, Path)):
             code = {403: "GatedRepo", None: "RepoNotFound"}[found]
-            return self.send(found or 404, b'{"error":"no"}', X_Error_Code=code, X_Error_Message="no")
+            return self.send(
+                found or 404, b'{"error":"no"}', X_Error_Code=code, X_Error_Message="no"
+            )
         files = {f.relative_to(found).as_posix(): f for f in Path(found).rglob("*") if f.is_file()}
         if path.startswith("/api/models/") and "/tree/" in path:
-            listed = [{"type": "file", "path": k, "size": f.stat().st_size, "oid": hashlib.sha1(k.encode()).hexdigest()}
-                      for k, f in files.items()]
+            listed = [
+                {
+                    "type": "file",
+                    "path": k,
+                    "size": f.stat().st_size,
+                    "oid": hashlib.sha1(k.encode()).hexdigest(),
+                }
+                for k, f in files.items()
+            ]
             return self.send(200, json.dumps(listed).encode(), Content_Type="application/json")
         if path.startswith("/api/models/"):
-            about = {"id": name, "modelId": name, "sha": COMMIT, "cardData": {"license": "creativeml-openrail-m"},
-                     "siblings": [{"rfilename": k, "size": f.stat().st_size} for k, f in files.items()]}
+            about = {
+                "id": name,
+                "modelId": name,
+                "sha": COMMIT,
+                "cardData": {"license": "creativeml-openrail-m"},
+                "siblings": [{"rfilename": k, "size": f.stat().st_size} for k, f in files.items()],
+            }
             return self.send(200, json.dumps(about).encode(), Content_Type="application/json")
         inside = path.split("/resolve/", 1)[1].split("/", 1)[1]
         if inside not in files:
@@ -50,7 +68,11 @@ class Hub(BaseHTTPRequestHandler):
         body, start = files[inside].read_bytes(), 0
         if span := self.headers.get("Range"):
             start = int(span.removeprefix("bytes=").split("-")[0])
-        known = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        known = {
+            "ETag": f'"{hashlib.sha1(body).hexdigest()}"',
+            "X_Repo_Commit": COMMIT,
+            "Accept_Ranges": "bytes",
+        }
         if self.command == "HEAD":
             self.send_response(200)
             for header, value in (known | {"Content-Length": len(body)}).items():
@@ -74,16 +96,24 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_hub(monkeypatch, cache, models, cuts=0):
-    """The hub at work: huggingface_hub talks to it and caches in `cache`. Yields the list of requests seen."""
+    """The hub at work: huggingface_hub talks to it and caches in `cache`. Yields the list of
+    requests seen.
+    """
     import huggingface_hub.constants as constants
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.models, server.seen, server.cuts = models, [], cuts
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what came before a break is kept by the chunk
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", 10_000
+    )  # what came before a break is kept by the chunk
     try:
         yield server.seen
     finally:

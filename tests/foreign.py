@@ -1,9 +1,11 @@
-"""A subject drawn in a way that no file of the project knows: a patchwork owl toy, shaded, in eight scenes of its own.
+"""A subject drawn in a way that no file of the project knows: a patchwork owl toy, shaded, in eight
+scenes of its own.
 
     python tests/foreign.py FOLDER
 
-It imports nothing of `lib`, and only numpy draws: distance fields with soft edges, light from the upper left, felt grain, stitches.
-None of its scenes is one of the pocket world's places, so that each of those is a new place to this subject.
+It imports nothing of `lib`, and only numpy draws: distance fields with soft edges, light from the
+upper left, felt grain, stitches. None of its scenes is one of the pocket world's places, so that
+each of those is a new place to this subject.
 """
 
 import json
@@ -15,7 +17,17 @@ from PIL import Image
 
 SCENES = ("table", "shelf", "lawn", "quilt", "window", "brick", "pier", "tiles")
 HELD_OUT = ("pier", "quilt")
-PATCHES = np.array([(196, 62, 70), (236, 178, 60), (62, 108, 148), (120, 156, 96), (226, 140, 120), (108, 70, 122)], float)
+PATCHES = np.array(
+    [
+        (196, 62, 70),
+        (236, 178, 60),
+        (62, 108, 148),
+        (120, 156, 96),
+        (226, 140, 120),
+        (108, 70, 122),
+    ],
+    float,
+)
 
 
 class Canvas:
@@ -36,7 +48,9 @@ class Canvas:
         return top * (1 - ty) + (grid[iy + 1, ix] * (1 - tx) + grid[iy + 1, ix + 1] * tx) * ty
 
     def blend(self, coverage, rgb):
-        self.rgb = self.rgb * (1 - coverage[..., None]) + np.asarray(rgb, float) * coverage[..., None]
+        self.rgb = (
+            self.rgb * (1 - coverage[..., None]) + np.asarray(rgb, float) * coverage[..., None]
+        )
 
 
 def background(c, scene):
@@ -100,22 +114,32 @@ def felt(c, distance, scale, rgb, round_=0.5):
     rim = np.exp(np.minimum(distance, 0) / (0.22 * round_))
     light = 1 + (-0.34 * gx / size - 0.42 * gy / size) * rim * 0.9 - 0.12 * rim
     grain = 1 + 0.06 * c.noise(90, 11)
-    c.blend(np.clip(0.5 - distance * scale * c.n, 0, 1), np.clip(np.asarray(rgb) * (light * grain)[..., None], 0, 255))
+    c.blend(
+        np.clip(0.5 - distance * scale * c.n, 0, 1),
+        np.clip(np.asarray(rgb) * (light * grain)[..., None], 0, 255),
+    )
 
 
 def owl(c, x, y, scale, turn):
-    """The owl itself: six felt patches, button eyes that differ, a beak, tufts and crossed stitches along the seams."""
+    """The owl itself: six felt patches, button eyes that differ, a beak, tufts and crossed stitches
+    along the seams.
+    """
     dx, dy = (c.x - x) / scale, (c.y - y) / scale
     at = (dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn))
     shadow = oval(c, (dx, dy), 0.12, 0.98, 0.86, 0.16)
     c.blend(0.45 * np.clip(0.2 - 9 * shadow, 0, 1), (20, 16, 22))
     for side in (-1, 1):
         felt(c, oval(c, at, side * 0.26, 0.94, 0.2, 0.1), scale, (238, 150, 50))
-        tuft = np.maximum(np.abs(at[0] - side * (0.5 - 0.06 * (at[1] + 0.9))) - 0.36 * (at[1] + 1.02), -at[1] - 1.02)
+        tuft = np.maximum(
+            np.abs(at[0] - side * (0.5 - 0.06 * (at[1] + 0.9))) - 0.36 * (at[1] + 1.02),
+            -at[1] - 1.02,
+        )
         felt(c, np.maximum(tuft, at[1] + 0.5), scale, PATCHES[2 if side < 0 else 0])
         felt(c, oval(c, at, side * 0.7, 0.34, 0.22, 0.44), scale, PATCHES[0 if side < 0 else 3])
     body = np.minimum(oval(c, at, 0, 0.34, 0.68, 0.64), oval(c, at, 0, -0.34, 0.64, 0.46))
-    seeds = np.array([(-0.4, -0.5), (0.42, -0.46), (-0.36, 0.16), (0.34, 0.2), (-0.14, 0.78), (0.5, 0.72)])
+    seeds = np.array(
+        [(-0.4, -0.5), (0.42, -0.46), (-0.36, 0.16), (0.34, 0.2), (-0.14, 0.78), (0.5, 0.72)]
+    )
     gaps = np.stack([np.hypot(at[0] - u, at[1] - v) for u, v in seeds])
     order = np.sort(gaps, 0)
     felt(c, body, scale, PATCHES[gaps.argmin(0)], 0.8)
@@ -123,12 +147,21 @@ def owl(c, x, y, scale, turn):
     c.blend(0.9 * (seam & (np.sin((at[0] + at[1]) * 46) > -0.1)), (248, 240, 222))
     felt(c, oval(c, at, 0, 0.48, 0.3, 0.32), scale, (246, 232, 204))
     for v in (0.36, 0.5, 0.64):
-        c.blend(0.8 * ((np.abs(at[1] - v - 0.05 * np.cos(at[0] * 32)) < 0.018) & (np.abs(at[0]) < 0.2)), (150, 100, 80))
-    for side, ring, iris in ((-1, (252, 246, 228), (40, 150, 120)), (1, (252, 246, 228), (222, 112, 36))):
+        c.blend(
+            0.8 * ((np.abs(at[1] - v - 0.05 * np.cos(at[0] * 32)) < 0.018) & (np.abs(at[0]) < 0.2)),
+            (150, 100, 80),
+        )
+    for side, ring, iris in (
+        (-1, (252, 246, 228), (40, 150, 120)),
+        (1, (252, 246, 228), (222, 112, 36)),
+    ):
         felt(c, oval(c, at, side * 0.28, -0.36, 0.28, 0.28), scale, ring)
         felt(c, oval(c, at, side * 0.26, -0.35, 0.18, 0.18), scale, iris)
         felt(c, oval(c, at, side * 0.25, -0.34, 0.1, 0.1), scale, (24, 20, 26))
-        c.blend(np.clip(0.5 - oval(c, at, side * 0.25 - 0.05, -0.4, 0.035, 0.035) * scale * c.n, 0, 1), (255, 255, 255))
+        c.blend(
+            np.clip(0.5 - oval(c, at, side * 0.25 - 0.05, -0.4, 0.035, 0.035) * scale * c.n, 0, 1),
+            (255, 255, 255),
+        )
     beak = np.maximum(np.abs(at[0]) - 0.55 * (0.06 - at[1]), -at[1] - 0.24)
     felt(c, beak, scale, (244, 170, 40))
 
@@ -138,19 +171,36 @@ def draw(scene, size=256):
     k = SCENES.index(scene)
     c = Canvas(2 * size, k)
     background(c, scene)
-    owl(c, c.rng.uniform(0.42, 0.58), c.rng.uniform(0.5, 0.56), c.rng.uniform(0.31, 0.37), c.rng.uniform(-0.12, 0.12))
-    return Image.fromarray(np.clip(c.rgb, 0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
+    owl(
+        c,
+        c.rng.uniform(0.42, 0.58),
+        c.rng.uniform(0.5, 0.56),
+        c.rng.uniform(0.31, 0.37),
+        c.rng.uniform(-0.12, 0.12),
+    )
+    return Image.fromarray(np.clip(c.rgb, 0, 255).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BOX
+    )
 
 
 def write(folder, size=256):
-    """The eight pictures and a subject.json (class noun "bird", identifier "ohwx", two held out) in `folder`."""
+    """The eight pictures and a subject.json (class noun "bird", identifier "ohwx", two held out) in
+    `folder`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for scene in SCENES:
         draw(scene, size).save(folder / f"{scene}.png")
-    about = {"kind": "character", "class_noun": "bird", "identifier": "ohwx", "license": "CC0-1.0", "made_by": "tests/foreign.py",
-             "held_out": [f"{s}.png" for s in HELD_OUT], "captions": {f"{s}.png": "a ohwx bird" for s in SCENES},
-             "note": "A patchwork owl toy."}
+    about = {
+        "kind": "character",
+        "class_noun": "bird",
+        "identifier": "ohwx",
+        "license": "CC0-1.0",
+        "made_by": "tests/foreign.py",
+        "held_out": [f"{s}.png" for s in HELD_OUT],
+        "captions": {f"{s}.png": "a ohwx bird" for s in SCENES},
+        "note": "A patchwork owl toy.",
+    }
     (folder / "subject.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return folder
 

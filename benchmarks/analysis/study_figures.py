@@ -1,0 +1,368 @@
+"""PocketBench's studies as figures, each with its numbers as a table: what rank, prior
+preservation, careless data, another training seed, low-memory recipes and a trained text encoder
+change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figures.py).
+"""
+
+import math
+
+from benchmarks.analysis.bench_figures import FIGURES as MAIN
+from benchmarks.analysis.bench_figures import SCORES, WHO, dots, level, said
+from benchmarks.analysis.effects import (
+    COSINE,
+    ENOUGH,
+    FULL,
+    LORA,
+    MEASURES,
+    decide,
+    effect,
+    repeated,
+    shown,
+    swing,
+)
+from benchmarks.analysis.study_rows import common, ranked, size
+from lib.config.presets import PRESETS
+from lib.plots.charts import intervals, points
+from lib.plots.figure import Table
+
+NOT_AGAIN = (
+    "The repetition on another training seed has not been run yet: `python -m"
+    " benchmarks.pocketbench --studies again`"
+)
+
+
+# The columns of the study "recipes" in which one differs from plain training, each in words.
+RECIPES = {
+    "optimizer": "8-bit moments",
+    "weights": "bf16 weights",
+    "quantize": "{} base",
+    "fused_backward": "fused update",
+    "checkpointing": "checkpointing",
+}
+
+
+def rank_curve(rows):
+    """DINO and CLIP-T against LoRA's rank; in the table each rank against the preset's, subject by
+    subject.
+    """
+    ranks, preset = ranked(rows), PRESETS["lora", "pocket"]["rank"]
+    if not ranks:
+        return None
+    levels = {
+        m: {r: level(rows, m, "rank", LORA | {"rank": r}) for r in ranks}
+        for m in ("dino", "clip_t")
+    }
+    found = {
+        SCORES[m]: [(r, r, value, None, ends) for r, (value, *ends) in by.items()]
+        for m, by in levels.items()
+    }
+    about = (
+        f"What rank buys at the one learning rate of all, {size(rows, 'rank')}; in numbers each"
+        f" rank minus rank {preset} (95 %)"
+    )
+    figure, measures, lines = (
+        points(found, "rank", "cosine", about, log_x=True),
+        ("dino", "clip_t", "drift", "loss_gap"),
+        [],
+    )
+    for r in ranks:
+        against = [
+            effect(rows, m, "rank", LORA | {"rank": r}, LORA | {"rank": preset}) for m in measures
+        ]
+        lines.append(
+            [
+                str(r),
+                *(_mean(by[r]) for by in levels.values()),
+                *("-" if r == preset else _change(e) for e in against),
+            ]
+        )
+    figure.table = Table(
+        lines, ["rank", "DINO", "CLIP-T", *(f"{SCORES[m]}, change" for m in measures)]
+    )
+    return figure
+
+
+def _mean(ends):
+    """A `level` as a cell."""
+    value, low, high = ends
+    return (
+        "-"
+        if value is None
+        else f"{value:.3f}"
+        if low is None
+        else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    )
+
+
+def _change(found):
+    """An effect as a cell: its value, its interval, and what that allows to say."""
+    return f"{_ends(found)}: {said(found)}" if found.subjects >= ENOUGH else _ends(found)
+
+
+def prior(rows):
+    """What prior preservation does: scores with it minus without it, for both methods."""
+    weight = max(
+        (r["prior_weight"] for r in rows if r.get("study") == "prior" and r["method"] != "base"),
+        default=0,
+    )
+    found = {
+        (m, name): effect(
+            rows, m, "prior", where | {"prior_weight": weight}, where | {"prior_weight": 0}
+        )
+        for m in ("dino", "clip_t", "pres", "drift", "loss_gap", "diversity")
+        for name, where in WHO.items()
+    }
+    drawn = dots(
+        {f"{SCORES[m]}, {name}": e for (m, name), e in found.items() if MEASURES[m][2] == COSINE}
+    )
+    about = (
+        f"With prior preservation (weight {weight:g}) minus without, {size(rows, 'prior')}; the"
+        " band counts as the same"
+    )
+    lines = [
+        [f"{SCORES[m]}, {name}", *e.text().split(", "), said(e)]
+        for (m, name), e in found.items()
+        if e.subjects
+    ]
+    return _with_table(
+        drawn,
+        lines,
+        "difference of cosines",
+        about,
+        ["with minus without (95 %)", "of", "so with it there is"],
+    )
+
+
+def again(rows):
+    """A part of the main comparison on another training seed against the same subjects of the main
+    one: by how much the effects differ.
+    """
+    some, found = (
+        common(rows, [("again", LORA), ("again", FULL)], seeds=False),
+        {m: repeated(rows, m) for m in SCORES},
+    )
+    found, lines, kinds = {m: e for m, e in found.items() if e.subjects}, [], []
+    for m, e in found.items():
+        kind, detail = decide(e)
+        if e.low is None:
+            word = kind
+        elif e.low <= 0 <= e.high:
+            word = f"agrees ({detail})"
+            kinds.append(kind)
+        else:
+            word = "differs, by less than the margin" if kind == "no difference" else "differs"
+        both = (effect(some, m, study).text().split(", ")[0] for study in ("main", "again"))
+        lines.append([SCORES[m], *both, *e.text().split(", "), word])
+    if not found:
+        return None
+    about = (
+        "The effect of DreamBooth against LoRA on another training seed minus the main one's, same"
+        f" subjects ({size(rows, 'again')}): {len(kinds)} of {len(found)} agree within their"
+        f" intervals, {kinds.count('no difference')} of them within the margin; one in twenty would"
+        " differ by chance, but the measures go together"
+    )
+    drawn = dots({SCORES[m]: e for m, e in found.items() if MEASURES[m][2] == COSINE})
+    figure = intervals(drawn, "difference of the effects, cosines", about, around=0, margin=COSINE)
+    figure.table = Table(
+        lines,
+        [
+            "",
+            "main, these subjects (95 %)",
+            "again (95 %)",
+            "again minus main (95 %)",
+            "of",
+            "so it",
+        ],
+    )
+    return figure
+
+
+def careless(rows):
+    """The loss gap with good and with careless data; in the table what careless data change in
+    every other measure of overfitting.
+    """
+    measures, found, lines = ("loss_gap", "memorising", "clip_t", "diversity", "pres"), {}, []
+    for variant in ("good", "duplicates", "one_background"):
+        for name, where in WHO.items():
+            of, label = where | {"variant": variant}, f"{variant.replace('_', ' ')}, {name}"
+            found[label] = effect(rows, "loss_gap", "careless", of, None, ())
+            against = [
+                effect(rows, m, "careless", of, where | {"variant": "good"}) for m in measures
+            ]
+            if found[label].subjects:
+                changes = ["-"] * len(measures) if variant == "good" else map(_change, against)
+                lines.append([label, _mean(dots(found)[label]), *changes])
+    about = (
+        "Memorising with good and with careless data: loss on held-out photos minus loss on"
+        f" training photos, {size(rows, 'careless')}; changes are against good data"
+    )
+    columns = ["loss gap (95 %)", *(f"{SCORES[m]}, change" for m in measures)]
+    return _with_table(
+        dots(found), lines, "difference of mean squared errors", about, columns, None
+    )
+
+
+def recipes(rows):
+    """Low-memory recipes against plain fp32 training: DINO drawn, the rest in the table, beside
+    what another seed alone does.
+    """
+    drawn, lines, measures = {}, [], ("dino", "clip_t", "drift")
+    for who, where in WHO.items():
+        plain = where | {"precision": "fp32"}
+        size_of = effect(rows, "dino", "recipes", plain, None, ()).subjects
+        moves = {m: swing(rows, m, "recipes", plain, size_of) for m in measures}
+        if size_of:
+            lines += [
+                _levels(rows, "recipes", f"{who}, plain fp32", plain, (*measures, "peak_bytes"))
+                + ["-"],
+                [
+                    f"{who}, another seed",
+                    *("-" if v is None else f"up to {v:.3f}" for v in moves.values()),
+                    "-",
+                    "-",
+                ],
+            ]
+            drawn |= (
+                {f"{who}, another seed": (0.0, -moves["dino"], moves["dino"])}
+                if moves["dino"]
+                else {}
+            )
+        for words, of in _given_up(rows, where).items():
+            found = {m: effect(rows, m, "recipes", of, plain) for m in (*measures, "peak_bytes")}
+            if found["dino"].subjects:
+                moves = {m: swing(rows, m, "recipes", plain, found[m].subjects) for m in measures}
+                beyond = [
+                    SCORES[m]
+                    for m in measures
+                    if moves[m] is not None and abs(found[m].value) > moves[m]
+                ]
+                lines.append(
+                    [
+                        f"{who}, {words}",
+                        *map(_ends, found.values()),
+                        (
+                            "-"
+                            if None in moves.values()
+                            else f"no: {', '.join(beyond)}"
+                            if beyond
+                            else "yes"
+                        ),
+                    ]
+                )
+                drawn[f"{who}, {words}"] = (
+                    found["dino"].value,
+                    found["dino"].low,
+                    found["dino"].high,
+                )
+    about = (
+        f"Low-memory recipes minus plain fp32 training, {size(rows, 'recipes')}, each against the"
+        " same seed; another seed: how far that alone moves such a mean, 95 times in 100; the band"
+        " counts as the same"
+    )
+    return _with_table(
+        drawn,
+        lines,
+        "difference of DINO",
+        about,
+        ["DINO", "CLIP-T", "drift", "peak memory", "within another seed's reach"],
+    )
+
+
+def text_encoder(rows):
+    """What it does to train the text encoder too, at several rates, against leaving it frozen."""
+    drawn, lines, measures = {}, [], ("dino", "clip_t", "drift", "pres", "peak_bytes", "file_bytes")
+    rates = sorted(
+        {
+            r["text_encoder_rate"]
+            for r in rows
+            if r.get("study") == "text_encoder" and r.get("text_encoder_rate")
+        }
+    )
+    for who, where in WHO.items():
+        frozen = where | {"text_encoder_rate": None}
+        if effect(rows, "dino", "text_encoder", frozen, None, ()).subjects:
+            lines.append(_levels(rows, "text_encoder", f"{who}, frozen (level)", frozen, measures))
+        for rate in rates:
+            found = {
+                m: effect(rows, m, "text_encoder", where | {"text_encoder_rate": rate}, frozen)
+                for m in measures
+            }
+            if found["dino"].subjects:
+                lines.append(
+                    [f"{who}, trained at {rate:g} (change)", *map(_change, found.values())]
+                )
+                drawn |= {
+                    f"{SCORES[m]}, {who}, {rate:g}": (e.value, e.low, e.high)
+                    for m, e in found.items()
+                    if m in ("dino", "clip_t")
+                }
+    about = (
+        "Text encoder trained, at learning rates of its own, minus frozen,"
+        f" {size(rows, 'text_encoder')}; the band counts as the same; of so many intervals one in"
+        " twenty would miss by chance"
+    )
+    return _with_table(
+        drawn,
+        lines,
+        "difference of cosines",
+        about,
+        ["DINO", "CLIP-T", "drift", "PRES - base", "peak memory", "file"],
+    )
+
+
+def _given_up(rows, where):
+    """{a recipe in words: the columns it matches} of the study "recipes", in the order of the
+    words.
+    """
+    found = {}
+    for row in rows:
+        if (
+            row.get("study") == "recipes"
+            and row.get("precision") is None
+            and where.items() <= row.items()
+        ):
+            words = [told.format(row[name]) for name, told in RECIPES.items() if row.get(name)]
+            found[" + ".join(words) or "precision auto"] = where | {
+                name: row.get(name) for name in ("precision", *RECIPES)
+            }
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("+"), item[0])))
+
+
+def _levels(rows, study, name, of, measures):
+    """A line of a table: the means of the runs that match `of`, by themselves."""
+    found = [effect(rows, m, study, of, None, ()) for m in measures]
+    return [name, *("-" if e.value is None else shown(e.value, e.unit) for e in found)]
+
+
+def _ends(found):
+    """An effect as a cell: its value and interval; of a ratio the value alone, where every subject
+    has the same.
+    """
+    text = found.text().split(", ")[0]
+    return (
+        text.split(" (")[0]
+        if found.kind == "ratio" and found.low and math.isclose(found.low, found.high, rel_tol=0.01)
+        else text
+    )
+
+
+def _with_table(drawn, lines, x, about, columns, margin=COSINE):
+    """A figure of intervals whose table says more than it draws; None without any."""
+    if not drawn:
+        return None
+    rounded = {
+        name: tuple(v if v is None else round(v, 3) + 0.0 for v in ends)
+        for name, ends in drawn.items()
+    }
+    figure = intervals(rounded, x, about, around=0, margin=margin)
+    figure.table = Table(lines, ["", *columns])
+    return figure
+
+
+FIGURES = MAIN | {
+    "rank": rank_curve,
+    "prior": prior,
+    "careless": careless,
+    "again": again,
+    "recipes": recipes,
+    "text_encoder": text_encoder,
+}

@@ -1,0 +1,414 @@
+"""The one command line: `python -m lib --help` lists its commands.
+
+Every command imports its room when it runs, so that help and a slip in an option answer at once.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from lib.files.errors import BadInput
+
+app = typer.Typer(
+    help="LoRA and DreamBooth side by side: the course, single trainings, and files for other tools.",
+    epilog="A command tells more of itself, with examples: python -m lib train --help",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[str, typer.Option("--out", help="where it goes")]
+Source = Annotated[str, typer.Argument(help="a run, file or folder")]
+Base = Annotated[
+    str | None, typer.Option(help="the base model (default: the one that the source names)")
+]
+Title = Annotated[str | None, typer.Option(help="the name that tools show (default: the file's)")]
+OtherBase = Annotated[
+    bool, typer.Option("--other-base", help="use it on another base of the same family")
+]
+LoraForm = Annotated[str, typer.Option("--to", help="the form: kohya, diffusers or peft")]
+ModelForm = Annotated[str, typer.Option("--to", help="the form: checkpoint or diffusers")]
+
+
+@contextmanager
+def ending(*failures: type[Exception], stopped: str = "Stopped.") -> Iterator[None]:
+    """End a command with one sentence on standard error, where its room does not do so itself.
+
+    The exit code is 1 after one of `failures`, and 130 after an interrupt, which `stopped` tells.
+    """
+    try:
+        yield
+    except failures as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def course(
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            help="folder of photos, or an example in data/subjects (default: the notebooks' own)"
+        ),
+    ] = None,
+    class_noun: Annotated[
+        str | None, typer.Option(help="what kind of thing the subject is, such as toy")
+    ] = None,
+    identifier: Annotated[
+        str | None, typer.Option(help="the rare word that will name it, such as zwx")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="base model: pocket, or a Stable Diffusion folder or name")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="training steps of each method")] = None,
+    seed: Annotated[str | None, typer.Option(help="where all randomness starts from")] = None,
+    output: Annotated[str, typer.Option(help="where everything goes")] = "runs/course",
+) -> None:
+    """Run notebooks 01 to 05 and write one report.
+
+    Executed notebooks, report.html, summary.json and timings.json go to the output folder.
+
+    \b
+    python -m lib course                  # the example subject, as `make course` does
+    python -m lib course --subject my/photos --class-noun toy --output runs/toy
+    """
+    from lib.course.runner import CourseFailed, run_course
+
+    settings = {
+        "subject": subject,
+        "class_noun": class_noun,
+        "identifier": identifier,
+        "base": base,
+        "steps": steps,
+        "seed": seed,
+    }
+    stopped = f"Stopped; what was done until here is in {output}"
+    with ending(CourseFailed, stopped=stopped):
+        run_course(settings, output)
+
+
+@app.command()
+def train(
+    settings: Annotated[
+        str, typer.Argument(help="a JSON file of settings, such as a run folder's")
+    ] = "settings.json",
+) -> None:
+    """Train by a file of settings, or go on where it stopped.
+
+    \b
+    python -m lib train runs/course/lora/settings.json
+    """
+    from lib.config.settings import Settings
+    from lib.training.loop import NotFinite
+    from lib.training.loop import train as run_training
+
+    stopped = (
+        "Stopped; the same command goes on from the last checkpoint, or begins anew where there"
+        " was none."
+    )
+    with ending(NotFinite, stopped=stopped):
+        print(run_training(Settings.load(settings)))
+
+
+@app.command()
+def forecast(
+    base: Annotated[
+        str,
+        typer.Option(help="pocket, sd15, sd21, sdxl, or any base model on this machine"),
+    ] = "sd15",
+    method: Annotated[str, typer.Option(help="lora or dreambooth")] = "lora",
+    resolution: Annotated[
+        int | None, typer.Option(help="pixels a side; the base's own if not given")
+    ] = None,
+    card: Annotated[
+        float | None,
+        typer.Option(
+            help="GB of the card to choose for; the one in this machine, or 8, if not given"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="whose kernels are counted: cuda or cpu")] = "cuda",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="any setting, such as rank=32 or prior_weight=0; may be given several times",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, in bytes")] = False,
+) -> None:
+    """Forecast the peak memory of a training step.
+
+    It runs the real step on fake tensors, before anything is downloaded, and says which recipe fits
+    which card.
+
+    \b
+    python -m lib forecast --base sdxl --method dreambooth --resolution 1024
+    python -m lib forecast --base sd15 --card 6 --set rank=32 --set prior_weight=0
+    python -m lib forecast --base sd15 --set data=runs/mine/data  # for a data set's largest picture
+    """
+    from lib.memory.cards import print_forecast, settings_for
+
+    with ending(OSError):  # such as a name that is too long for a file's
+        settings = settings_for(base, method, resolution, changes or ())
+        print_forecast(settings, card, device, as_json)
+
+
+@app.command()
+def export(
+    source: Source,
+    out: Out,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="the form: kohya, diffusers, peft or checkpoint"),
+    ],
+    base: Base = None,
+    title: Title = None,
+    other_base: OtherBase = False,
+) -> None:
+    """Write a run for other tools.
+
+    The file is read back and its pictures are compared with the run's before it counts as written.
+
+    \b
+    python -m lib export runs/course/lora --to kohya --out robot.safetensors
+        # for ComfyUI, WebUI and Forge; diffusers and peft are other forms
+    python -m lib export runs/course/dreambooth --to checkpoint --out robot.safetensors
+        # one file; diffusers is a folder
+    """
+    from lib.convert.commands import exporting
+
+    _print_lines(exporting(source, to, out, base, title=title, other_base=other_base))
+
+
+@app.command("import")
+def import_(
+    source: Source,
+    out: Out,
+    base: Base = None,
+    data: Annotated[str | None, typer.Option(help="a data set to judge it by")] = None,
+    other_base: OtherBase = False,
+) -> None:
+    """Make a run of somebody's LoRA.
+
+    What takes a run takes it then: drawing, judging, combining, merging.
+
+    \b
+    python -m lib import theirs.safetensors --base pocket --out runs/theirs
+    """
+    from lib.convert.commands import importing
+
+    _print_lines(importing(source, out, base, data, other_base))
+
+
+@app.command()
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(help="runs, files or folders; FILE=0.6 gives a weight")
+    ],
+    out: Out,
+    to: ModelForm,
+    base: Base = None,
+    title: Title = None,
+    other_base: OtherBase = False,
+) -> None:
+    """Write LoRAs into the weights of their base.
+
+    \b
+    python -m lib merge runs/course/lora --to checkpoint --out robot.safetensors
+    python -m lib merge runs/course/lora other.safetensors=0.6 --to checkpoint --out both.safetensors
+    """
+    from lib.convert.commands import merging
+
+    _print_lines(merging(sources, to, out, base, title=title, other_base=other_base))
+
+
+@app.command()
+def extract(
+    source: Source,
+    out: Out,
+    to: LoraForm,
+    rank: Annotated[int, typer.Option(help="directions a layer that are kept")] = 16,
+    base: Base = None,
+    title: Title = None,
+    other_base: OtherBase = False,
+) -> None:
+    """Cut a LoRA out of a DreamBooth run.
+
+    \b
+    python -m lib extract runs/course/dreambooth --rank 16 --to kohya --out robot_r16.safetensors
+    """
+    from lib.convert.commands import extracting
+
+    _print_lines(extracting(source, to, out, rank, base=base, title=title, other_base=other_base))
+
+
+@app.command()
+def compose(
+    sources: Annotated[
+        list[str], typer.Argument(help="LoRAs: runs, files or folders; FILE=0.6 gives a weight")
+    ],
+    out: Out,
+    to: LoraForm,
+    how: Annotated[
+        str,
+        typer.Option(
+            help="cat (the exact sum), linear, svd, ties_svd, dare_linear_svd or dare_ties_svd"
+        ),
+    ] = "cat",
+    base: Base = None,
+    title: Title = None,
+) -> None:
+    """Put several LoRAs of one base into one LoRA.
+
+    \b
+    python -m lib compose runs/course/lora data/adapters/lighting.safetensors=0.7 \\
+        --to kohya --out both.safetensors
+    """
+    from lib.convert.commands import composing
+
+    _print_lines(composing(sources, to, out, how, base=base, title=title))
+
+
+@app.command()
+def sweep(
+    notebook: Annotated[str, typer.Argument(help="the notebook to run for each job")],
+    lists: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE,...",
+            help="values of a parameter; several make a grid",
+        ),
+    ] = None,
+    jobs: Annotated[
+        str | None,
+        typer.Option(help="a JSON file with a list of jobs, each of which --set then varies"),
+    ] = None,
+    output: Annotated[str, typer.Option(help="where everything goes")] = "runs/sweep",
+    workers: Annotated[str, typer.Option(help="how many notebooks run at once")] = "1",
+) -> None:
+    """Run a notebook over many settings.
+
+    Finished jobs are skipped and failed ones tried again, so a sweep can be stopped and widened.
+
+    \b
+    python -m lib sweep notebooks/02_lora_training.ipynb \\
+        --set rank=1,4,16 --set seed=0,1,2 --output runs/sweep --workers 2
+    """
+    from concurrent.futures.process import BrokenProcessPool
+
+    from lib.course.sweeping import JobsFailed, run_sweep
+
+    stopped = f"Stopped; what is finished is in {output}, and the same command goes on from there."
+    with ending(JobsFailed, BrokenProcessPool, stopped=stopped):
+        run_sweep(notebook, lists or [], jobs, output, workers)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="run folders, one of each method")],
+) -> None:
+    """Put finished runs side by side; trains nothing.
+
+    One table, made from the same prompts and seeds for all, and one cautious sentence.
+
+    \b
+    python -m lib compare runs/course/lora runs/course/dreambooth
+    """
+    from lib.evaluation.comparison import compare as compare_runs
+    from lib.evaluation.comparison_table import caption, table, verdict
+
+    outcome = compare_runs(runs, progress=print)
+    print(table(outcome), caption(outcome), verdict(outcome), sep="\n\n")
+
+
+@app.command("to-kohya")
+def to_kohya(source: Source, out: Out) -> None:
+    """Write a data set in the folders that Kohya's trainer reads.
+
+    \b
+    python -m lib to-kohya runs/course/data --out kohya
+    """
+    from lib.dataset.kohya_folders import to_kohya as write_folders
+
+    print(f"written: {write_folders(source, out)}")
+
+
+@app.command("from-kohya")
+def from_kohya(
+    source: Source,
+    out: Out,
+    resolution: Annotated[
+        int, typer.Option(help="side of the pictures (default: the pocket base's 64)")
+    ] = 64,
+    aspect: Annotated[
+        str, typer.Option(help="square, or photo: as the pictures are, in buckets")
+    ] = "square",
+) -> None:
+    """Make a data set of Kohya's folders.
+
+    \b
+    python -m lib from-kohya kohya --out runs/mine/data
+    """
+    from lib.dataset.kohya_folders import from_kohya as read_folders
+
+    dataset, notes = read_folders(source, out, resolution, aspect=aspect)
+    for note in notes:
+        print(note)
+    print(
+        f"{len(dataset.train)} pictures to train on, {len(dataset.test)} held out,"
+        f" {len(dataset.class_images)} of the class"
+    )
+    print(f"written: {dataset.root}")
+
+
+@app.command()
+def card(source: Source, out: Out) -> None:
+    """Write a model card.
+
+    How the run was made, what was measured, and whose photos it learnt from.
+
+    \b
+    python -m lib card runs/course/lora --out card
+    """
+    from lib.convert.model_card import write_card
+
+    print(f"written: {write_card(source, out)}")
+
+
+def _print_lines(lines: Iterator[str]) -> None:
+    """Print each line as soon as it is known."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command (by default that of `sys.argv`) and return the exit code.
+
+    0, or 1 after one sentence on standard error, or 130 after an interrupt.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return app(arguments or ["--help"], prog_name="python -m lib", standalone_mode=False) or 0
+    except typer.TyperException as error:  # no such command or option, or a value of another kind
+        said = " ".join(error.format_message().split())
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "python -m lib"
+        said = f"{said.rstrip('.')}. See `{command} --help`."
+    except typer.Abort:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except BadInput as error:
+        said = str(error)
+    print(said, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""What people read in place of the names in code and files: methods, contestants and measures."""
+
+METHOD_NAMES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
+
+# The rows of a comparison, as summary.json names them.
+CONTESTANT_NAMES = {
+    "base_model": "base model (floor)",
+    "real_photos": "real photos (ceiling)",
+    **METHOD_NAMES,
+    "kohya_lora": "Kohya's LoRA",
+}
+
+# What was measured, as log.jsonl, metrics.json, summary.json and the bench's rows name it.
+MEASURE_NAMES = {
+    "seconds_per_step": "seconds a step",
+    "train_seconds": "seconds of training",
+    "peak_bytes": "peak memory",
+    "file_bytes": "file",
+    "dino": "DINO",
+    "dino_new": "DINO, new places",
+    "dino_train": "DINO, training photos",
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+    "clip_t_new": "CLIP-T, new places",
+    "memorising": "train - held-out",
+    "nearest": "nearest photo",
+    "loss_train": "loss, training photos",
+    "loss_held_out": "loss, held-out photos",
+    "loss_gap": "loss gap",
+    "pres": "PRES - base",
+    "drift": "drift",
+    "diversity": "diversity",
+    "consistency": "consistency over seeds",
+    "prompt_spread": "spread over prompts",
+}

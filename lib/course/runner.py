@@ -1,0 +1,254 @@
+"""The whole course, headlessly: notebooks 01 to 05 in order, one report, one table.
+
+    python -m lib course                      # the example subject, as `make course` does
+    python -m lib course --subject my/photos --class-noun toy --output runs/toy
+
+Each notebook gets those of the settings given here that it has a parameter for. Executed notebooks,
+`report.html`, `summary.json` and `timings.json` go to the output folder.
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from lib.course.progress import Progress
+from lib.course.report import report, table
+from lib.files.errors import BadInput
+from lib.files.json_file import write_json
+from lib.files.paths import ROOT
+from lib.files.text import clock
+
+# Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later
+# runs have timings.json.
+NOTEBOOKS = {
+    "01_dataset_prep": 20,
+    "02_lora_training": 70,
+    "03_dreambooth_training": 90,
+    "04_comparison": 50,
+    "05_compose_and_ship": 60,
+}
+
+
+class CourseFailed(RuntimeError):
+    """A notebook stopped. Its text is one sentence: which notebook and cell, the error, where to
+    read more.
+    """
+
+
+def run_notebook(source, executed, parameters, progress):
+    """Execute the notebook `source` with `parameters` in the folder it lies in; write the executed
+    copy to the path `executed`.
+
+    Raises `BadInput` for a parameter that it does not have (papermill would only warn) and for one
+    that it refuses itself, and `CourseFailed` when a cell fails or its Python dies. A Python that
+    does not start gets a second chance.
+    """
+    import papermill
+
+    from lib.course.notebook_engine import ENGINE
+
+    known = papermill.inspect_notebook(str(source))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise BadInput(
+            f"notebook {source.name} has no parameter named {' or '.join(unknown)}: correct the"
+            " name or add it to the notebook's parameters cell, which has"
+            f" {', '.join(known) or 'none'}"
+        )
+    for attempt in (1, 2):
+        progress.begin(source.stem)
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(executed),
+                parameters,
+                engine_name=ENGINE,
+                kernel_name="python3",
+                start_timeout=180,
+                cwd=str(source.parent),
+                progress_bar=False,
+                stdout_file=progress,
+                progress=progress,
+            )
+            return progress.done()
+        except papermill.PapermillExecutionError as error:
+            said = error.evalue.strip().splitlines() or [""]
+            if error.ename == "BadInput":
+                raise BadInput(" ".join(said)) from None
+            place = f"cell [{error.exec_count}]" + (
+                f" under “{progress.heading}”" if progress.heading else ""
+            )
+            raise CourseFailed(
+                f"notebook {source.name} stopped in {place} with {error.ename}: {said[0]}; the"
+                f" executed notebook, with the whole error, is {executed}"
+            ) from None
+        except Exception as error:
+            if progress.cell is not None:  # not a cell's error, so its Python has died under it
+                raise CourseFailed(
+                    f"notebook {source.name} lost its Python in cell {progress.cell + 1} of"
+                    f" {progress.cells} ({error}), most likely for want of memory (at most"
+                    f" {progress.peak / 2**30:.1f} GiB were in use): close other programs and run"
+                    f" again; what it had done is in {executed}"
+                ) from error
+            if attempt == 2:
+                raise CourseFailed(
+                    f"no Python started for notebook {source.name} ({error}): run `make clean` and"
+                    " again"
+                ) from error
+
+
+def course(settings, output=ROOT / "runs/course", notebooks=None, stream=None):
+    """Run `notebooks` (paths; the course's five) in order with `settings` (parameter -> value; None
+    means the notebook's own value).
+
+    Every one gets `output`; of the rest each gets what it has a parameter for. Returns the summary
+    that notebook 04 wrote to `output/summary.json`, to which "course" is added: "seconds" and
+    "peak_rss_bytes" (resident memory of all processes together). Raises `BadInput` for settings
+    that no notebook knows, or that are no good, and `CourseFailed`.
+    """
+    import nbformat
+
+    started, output = time.time(), Path(output).resolve()
+    sources = [
+        Path(path).resolve()
+        for path in notebooks or (ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS)
+    ]
+    settings = {name: value for name, value in settings.items() if value is not None}
+    parameters = _share_out(settings, sources, output)
+    if "subject" in settings:
+        check_subject(settings["subject"], settings.get("class_noun"), settings.get("identifier"))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"output folder {output} cannot be made ({error.strerror}): give another"
+        ) from None
+    timings = output / "timings.json"
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    )  # the kernels import lib
+    with Progress(_expected(timings, sources), stream) as progress:
+        for source, values in zip(sources, parameters):
+            run_notebook(source, output / source.name, values, progress)
+            write_json(timings, progress.expected | progress.seconds)
+    summary = _summary(output, started)
+    summary["course"] = {
+        "seconds": round(time.time() - started, 1),
+        "peak_rss_bytes": progress.peak,
+    }
+    summary.setdefault("units", {}).update(seconds="s", peak_rss_bytes="B")
+    write_json(output / "summary.json", summary)
+    executed = [nbformat.read(output / source.name, as_version=4) for source in sources]
+    page = report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary))
+    part = output / "report.html.part"
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, output / "report.html")
+    return summary
+
+
+def closing(summary):
+    """One line on the whole run: its time and memory, with the device."""
+    whole = summary["course"]
+    device = f", on {summary['device']}" if summary.get("device") else ""
+    memory = whole["peak_rss_bytes"] / 2**30
+    return (
+        f"The whole course took {clock(whole['seconds'])} min and at most {memory:.2f} GiB of"
+        f" resident memory{device}."
+    )
+
+
+def check_subject(folder, class_noun=None, identifier=None):
+    """Refuse a subject that notebook 01 would refuse, before any Python is started for it
+    (`BadInput`).
+    """
+    from lib.dataset.folder_scan import scan
+    from lib.dataset.preparation import prepare
+
+    if not Path(folder).expanduser().is_dir():
+        scan(folder)  # says what is wrong with it, before anything is said about words
+    with tempfile.TemporaryDirectory() as scratch:
+        prepare(
+            folder, Path(scratch) / "data", class_noun, identifier or "zwx"
+        )  # notebook 01 proposes one if none is given
+
+
+def _share_out(settings, sources, output):
+    """The parameters of each notebook. Raises `BadInput` for a setting that none has."""
+    import papermill
+
+    missing = [source for source in sources if not source.exists()]
+    if missing:
+        raise BadInput(
+            f"notebook {missing[0]} does not exist: get the whole checkout back, for instance with"
+            " `git restore notebooks`"
+        )
+    known = [papermill.inspect_notebook(str(source)) for source in sources]
+    unknown = sorted(set(settings) - set().union(*known))
+    if unknown:
+        raise BadInput(
+            f"no notebook has a parameter named {' or '.join(unknown)}: they have"
+            f" {', '.join(sorted(set().union(*known)))}"
+        )
+    if (
+        "subject" in settings
+    ):  # notebooks run in their own folder, the caller's path is meant from here
+        settings = settings | {"subject": str(Path(settings["subject"]).expanduser().resolve())}
+    return [
+        {"output": str(output)} | {name: value for name, value in settings.items() if name in names}
+        for names in known
+    ]
+
+
+def _expected(timings, sources):
+    """Seconds per notebook: from the last run where it left them, else the guess."""
+    expected = {source.stem: NOTEBOOKS.get(source.stem, 60) for source in sources}
+    try:
+        last = json.loads(timings.read_text())
+        return {name: float(last.get(name, guess)) for name, guess in expected.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return expected
+
+
+def _summary(output, started):
+    """What the last notebook wrote in this run."""
+    path = output / "summary.json"
+    if not path.exists() or path.stat().st_mtime < started - 1:
+        raise CourseFailed(
+            f"the last notebook ran through but wrote no {path}: see its executed copy in {output}"
+        )
+    return json.loads(path.read_text())
+
+
+def _whole_number(name, text, least):
+    if text is None:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        raise BadInput(
+            f"{name}={text} is not a whole number: give one, such as {name}={max(least, 100)}"
+        ) from None
+    if value < least:
+        raise BadInput(f"{name}={text} is too small: give {least} or more")
+    return value
+
+
+def run_course(settings: dict[str, str | None], output: str | Path) -> None:
+    """`course` with settings as a command line gives them, as texts; prints the table and the verdict.
+
+    Raises `BadInput` and `CourseFailed`.
+    """
+    settings = settings | {
+        "steps": _whole_number("STEPS", settings.get("steps"), 1),
+        "seed": _whole_number("SEED", settings.get("seed"), 0),
+    }
+    summary = course(settings, output)
+    print(
+        "\n" + table(summary),
+        summary.get("verdict", ""),
+        closing(summary),
+        f"Report: {Path(output) / 'report.html'}",
+        sep="\n\n",
+    )

@@ -1,0 +1,309 @@
+"""The same work over many settings, on any executor: finished jobs are skipped, failed ones tried
+again, one table at the end.
+
+    python -m lib sweep notebooks/02_lora_training.ipynb \\
+        --set rank=1,4,16 --set seed=0,1,2 --output runs/sweep --workers 2
+
+A job is a dict of settings. Its run folder is named by their hash and holds its row, so a sweep can
+be stopped, continued and widened.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+from lib.course.progress import Progress
+from lib.files.csv_table import compact, flat, spread, write_table
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
+from lib.files.text import clock
+
+# The executor that is no other process: it runs a job when its result is asked for.
+HERE = SimpleNamespace(
+    submit=lambda function, *values: SimpleNamespace(result=partial(function, *values))
+)
+
+
+def grid(**lists):
+    """Every combination of the values in `lists` (setting -> list), as jobs; the last setting
+    changes fastest.
+    """
+    for setting, values in lists.items():
+        if not isinstance(values, list | tuple | range) or not values:
+            raise BadInput(
+                f"Setting '{setting}' of the grid is {values!r}: give a list of one value or more."
+            )
+    return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
+
+
+def name(job):
+    """The name of a job's run folder: 12 hex digits of the hash of its settings, in whatever order;
+    1.0 counts as 1.
+    """
+    plain = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in job.items()
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sweep(jobs, work, folder, executor=None, retries=1, say=print):
+    """Call `work(job, run_folder)` for each of `jobs` not finished before. Returns the rows of all
+    that are finished, in the jobs' order.
+
+    `work` returns a flat dict of numbers and texts; a row is the job with that laid over it, kept
+    in `folder/<name(job)>/row.json`. `executor` has `submit(fn, *args)`, which returns something
+    with `result()`: a pool of concurrent.futures, a Dask client, submitit; `work` must then be
+    picklable, and `folder` one that all can see. None runs the jobs here, one after the other.
+
+    A job that raises, or whose row has a number that is not finite, is run again after the others,
+    up to `retries` times (unless it was bad input), and then noted in `folder/failed.json`. The
+    rows become `folder/table.csv`, also after an interrupt.
+
+    Raises BadInput before anything runs if a job is no flat dict, `work.check(job)` (where `work`
+    has it) refuses one, or `folder` is in use by another sweep. An executor that breaks raises its
+    own error; a later call goes on.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        jobs = {name(job): job for job in map(flat, jobs)}
+    except ValueError as error:
+        raise BadInput(
+            f"A job cannot be run ({error}): write each as settings by name, with numbers and"
+            " texts."
+        ) from None
+    if not jobs:
+        raise BadInput("The sweep has no jobs: give it one or more.")
+    if hasattr(work, "check"):
+        for job in jobs.values():
+            work.check(job)
+    folder = Path(folder).resolve()  # workers may stand elsewhere
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise BadInput(
+            f"Another sweep is running in {folder}: wait for it, stop it, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise BadInput(
+            f"The sweep cannot use the folder {folder} ({error.strerror}): choose another."
+        ) from None
+    with lock:
+        return _sweep(jobs, work, folder, executor or HERE, retries, say)
+
+
+def _sweep(jobs, work, folder, executor, retries, say):
+    rows = {key: row for key in jobs if (row := _finished(folder / key / "row.json")) is not None}
+    failed, waiting, before, started = {}, deque(), len(rows), time.monotonic()
+
+    def submit(key, attempt):
+        waiting.append(
+            (key, attempt, executor.submit(_run, work, jobs[key], folder / key, attempt))
+        )
+
+    say(f"{len(jobs)} jobs, {before} of them finished before")
+    try:
+        for key in [key for key in jobs if key not in rows]:
+            submit(key, 1)
+        while waiting:
+            key, attempt, future = waiting[0]
+            try:
+                rows[key], outcome, again = future.result(), "done", False
+            except Exception as error:
+                last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+                again = attempt <= retries and not isinstance(error, BadInput)
+                outcome = f"failed{', to be tried again' if again else ''} ({last})"
+                if not again:
+                    failed[key] = {"settings": jobs[key], "error": last}
+            waiting.popleft()
+            if again:
+                submit(key, attempt + 1)
+            ended, spent = len(rows) + len(failed), time.monotonic() - started
+            left = (
+                f"about {clock(spent / (ended - before) * (len(jobs) - ended))} left"
+                if ended > before
+                else "time left unknown"
+            )
+            settings = " ".join(f"{setting}={value}" for setting, value in jobs[key].items())
+            say(
+                f"[{ended}/{len(jobs)}] {key} {settings}: {outcome}; {clock(spent)} elapsed, {left}"
+            )
+    finally:
+        for *_, future in waiting:  # some are left after an interrupt, or with a broken executor
+            if hasattr(future, "cancel"):
+                future.cancel()
+        finished = [rows[key] for key in jobs if key in rows]
+        write_table(
+            folder / "table.csv", finished, [setting for job in jobs.values() for setting in job]
+        )
+        (folder / "failed.json").unlink(missing_ok=True)
+        if failed:
+            write_json(folder / "failed.json", failed)
+    return finished
+
+
+def _run(work, job, folder, attempt):
+    """One job, where the executor runs it. `attempt` makes a second call another one to executors
+    that remember calls, as Dask does.
+    """
+    folder.mkdir(exist_ok=True)
+    row = job | flat(work(dict(job), folder))
+    write_json(folder / "row.json", row)
+    return row
+
+
+def _finished(path):
+    try:
+        return flat(read_json(path))
+    except ValueError:  # none yet, or a damaged one
+        return None
+
+
+class notebook_work:
+    """Work for `sweep`: runs a notebook by papermill, with a job's settings and `output` = its run
+    folder as parameters.
+
+    The executed copy and a progress.log stay in the run folder. The row is what the notebook left
+    there in summary.json, metrics.json and <name>/metrics.json, flat: "train_seconds",
+    "lora.train_seconds". Raises BadInput for a notebook that cannot be swept.
+    """
+
+    def __init__(self, notebook):
+        import papermill
+
+        self.path = Path(notebook).resolve()
+        try:
+            known = papermill.inspect_notebook(str(self.path))
+        except (
+            Exception
+        ) as error:  # whatever nbformat and papermill make of a missing or broken file
+            raise BadInput(
+                f"The notebook {self.path} cannot be read ({type(error).__name__}): check the path."
+            ) from None
+        if "output" not in known:
+            raise BadInput(
+                f"Notebook {self.path.name} has no parameter 'output', which tells a run its"
+                " folder: add it to the notebook's parameters cell."
+            )
+        self.parameters = [setting for setting in known if setting != "output"]
+
+    def check(self, job):
+        """Raise BadInput for a setting that is no parameter of the notebook, naming the nearest
+        that is.
+        """
+        for setting in job:
+            if setting not in self.parameters:
+                near = difflib.get_close_matches(setting, self.parameters, 1, 0) or ["nothing"]
+                raise BadInput(
+                    f"Notebook {self.path.name} has no parameter '{setting}' that a sweep may set:"
+                    f" did you mean '{near[0]}'?"
+                )
+
+    def __call__(self, job, folder):
+        from lib.course.runner import NOTEBOOKS, run_notebook
+
+        expected = {self.path.stem: NOTEBOOKS.get(self.path.stem, 60)}
+        with (
+            open(folder / "progress.log", "w", encoding="utf-8") as log,
+            Progress(expected, log) as progress,
+        ):
+            run_notebook(
+                self.path, folder / self.path.name, job | {"output": str(folder)}, progress
+            )
+        row = {}
+        for path in [
+            *sorted(folder.glob("*/metrics.json")),
+            *folder.glob("metrics.json"),
+            *folder.glob("summary.json"),
+        ]:
+            row |= spread(read_json(path), "" if path.parent == folder else f"{path.parent.name}.")
+        if not row:
+            raise BadInput(
+                f"Notebook {self.path.name} wrote no summary.json or metrics.json to {folder}: let"
+                " it write one."
+            )
+        return row
+
+
+def _jobs(path, sets):
+    """The jobs in a JSON file, or one without settings if there is none, each varied by the grid of
+    texts such as "rank=1,4".
+    """
+    try:
+        jobs = [dict(job) for job in json.loads(Path(path).read_text("utf-8"))] if path else [{}]
+    except (OSError, TypeError, ValueError) as error:
+        raise BadInput(
+            f'{path} cannot be read as a list of jobs ({error}): write JSON such as [{{"rank": 4}},'
+            ' {"rank": 16}].'
+        ) from None
+    lists = {}
+    for text in sets:
+        setting, equals, values = text.partition("=")
+        if not (setting and equals):
+            raise BadInput(
+                f"--set {text} does not name a setting and its values: write it as --set"
+                " rank=1,4,16."
+            )
+        lists.setdefault(setting, []).extend(map(_value, values.split(",")))
+    return [job | values for job in jobs for values in grid(**lists)]
+
+
+def _value(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class JobsFailed(RuntimeError):
+    """A sweep went through, but some of its jobs failed. Its text says how many, and where why is."""
+
+
+def run_sweep(
+    notebook: str | Path,
+    lists: Sequence[str],
+    jobs_file: str | Path | None = None,
+    output: str | Path = "runs/sweep",
+    workers: str = "1",
+) -> None:
+    """`sweep` over a notebook, as a command line asks for it, on `workers` processes; prints the table.
+
+    `lists` are texts such as "rank=1,4". Raises BadInput as `sweep` does, JobsFailed, and
+    BrokenProcessPool where a worker dies.
+    """
+    if not workers.isdecimal() or int(workers) < 1:
+        raise BadInput(
+            f"--workers {workers} is not a whole number from 1: give how many notebooks run at once."
+        )
+    jobs, work, count = _jobs(jobs_file, lists), notebook_work(notebook), int(workers)
+    if count > 1:  # together they get the processor's cores, not each all of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        try:
+            rows = sweep(jobs, work, output, pool, say=partial(print, flush=True))
+        except KeyboardInterrupt:
+            # Each worker has one more job at hand, which cannot be cancelled.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+    print("\n" + compact(rows, dict.fromkeys(setting for job in jobs for setting in job)))
+    print(f"\nAll columns: {Path(output) / 'table.csv'}")
+    failed = Path(output) / "failed.json"
+    if failed.exists():
+        raise JobsFailed(
+            f"{len(read_json(failed))} jobs failed, {failed} says why: the same command tries them"
+            " again."
+        )

@@ -1,0 +1,228 @@
+"""The subject in words: its class noun, its identifier, and the prompts and captions that each kind
+of subject takes.
+"""
+
+import difflib
+import json
+import re
+import unicodedata
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from lib.files.errors import BadInput
+
+# What the identifier stands for decides where it goes: beside a thing's noun, or behind "in" for
+# what can hold of any thing.
+FORMS = {
+    "character": "a {identifier} {class_noun} {place}",
+    "product": "a {identifier} {class_noun} {place}",
+    "clothing": "a {identifier} {class_noun} {place}",
+    "style": "a {class_noun} {place} in {identifier} style",
+    "pose": "a {class_noun} in {identifier} pose {place}",
+    "lighting": "a {class_noun} {place} in {identifier} light",
+}
+
+
+PLAIN = "a {class_noun} {place}"
+
+
+KINDS = tuple(FORMS)
+
+
+LONGEST_CAPTION = 300  # characters; a text encoder of 77 tokens drops what is behind that anyway
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be learnt. `held_out` and `captions` go by the names of the files in the photo
+    folder.
+    """
+
+    kind: str
+    class_noun: str
+    identifier: str
+    license: str = ""
+    made_by: str = ""
+    source: str = ""
+    note: str = ""
+    held_out: tuple[str, ...] = ()
+    captions: dict[str, str] = field(default_factory=dict)
+
+
+def prompts(subject, place=None, with_identifier=True):
+    """The instance prompt of `subject` ("a zwx robot"), at a `place` ("in the forest") if one is
+    given.
+
+    Without the identifier it is the prompt of the class, for class images and for text scores ("a
+    robot in the forest").
+    """
+    form = FORMS[subject.kind] if with_identifier else PLAIN
+    return " ".join(
+        form.format(
+            identifier=subject.identifier, class_noun=subject.class_noun, place=place or ""
+        ).split()
+    )
+
+
+def class_caption(subject, caption):
+    """A caption without the identifier: "a zwx robot in the snow" -> "a robot in the snow", "a
+    robot in zwx style" -> "a robot".
+    """
+    said = re.compile(
+        rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light| pose)?", re.IGNORECASE
+    )
+    return " ".join(said.sub("", caption).split()) or subject.class_noun
+
+
+def read_subject(folder, kind=None, class_noun=None, identifier=None):
+    """The `Subject` of a photo folder: from its `subject.json` where there is one, with what is
+    given here taking precedence.
+
+    Captions that use the file's own class noun or identifier get the new one. Raises `BadInput`
+    when a needed word is missing or cannot be used, or the file is not as documented; whether a
+    tokenizer can hold the words is `lib.models.base`'s question.
+    """
+    path = Path(folder).expanduser() / "subject.json"
+    found = _read(path) if path.is_file() else {}
+    words = {"kind": kind, "class_noun": class_noun, "identifier": identifier}
+    given = {key: value for key, value in words.items() if value is not None}
+    merged = {"kind": "character", **found, **given}
+    for key, example in (
+        ("class_noun", "what the subject is, such as toy"),
+        ("identifier", "a rare word for it, such as zwx"),
+    ):
+        if key not in merged:
+            raise BadInput(f"{key} is missing; give {example}, as a setting or in subject.json")
+    if merged["kind"] not in KINDS:
+        raise BadInput(
+            f"kind {merged['kind']!r} is unknown; choose one of"
+            f" {', '.join(KINDS)}{_meant(merged['kind'], KINDS)}"
+        )
+    check_word("class_noun", merged["class_noun"])
+    check_word("identifier", merged["identifier"])
+    if " " in merged["identifier"].strip():
+        raise BadInput(
+            f"identifier {merged['identifier']!r} is more than one word; give one rare word, such"
+            " as zwx"
+        )
+    merged["class_noun"], merged["identifier"] = (
+        merged["class_noun"].strip(),
+        merged["identifier"].strip(),
+    )
+    if merged["identifier"].lower() in merged["class_noun"].lower().split():
+        raise BadInput(
+            f"identifier {merged['identifier']!r} is in the class noun too; give a rare word, such"
+            " as zwx"
+        )
+    subject = Subject(**{**merged, "held_out": tuple(merged.get("held_out", ()))})
+    renamed = [
+        (str(found[key]).strip(), getattr(subject, key))
+        for key in ("class_noun", "identifier")
+        if found.get(key)
+    ]
+    return replace(
+        subject,
+        captions={
+            name: check_caption(name, _rename(text, renamed))
+            for name, text in subject.captions.items()
+        },
+    )
+
+
+def check_word(setting, value):
+    """Raise `BadInput` unless `value` can stand in a prompt and in a file name; `setting` names it
+    in the sentence.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{setting} is empty or no text ({value!r}); give a word")
+    bad = sorted(
+        {
+            c
+            for c in value
+            if not (c.isalnum() or c in " '-_" or unicodedata.category(c).startswith("M"))
+        }
+    )
+    if bad:
+        raise BadInput(
+            f"{setting} {value!r} holds {' '.join(map(repr, bad))}; use letters and digits only"
+        )
+    if len(value) > 40:
+        raise BadInput(f"{setting} is {len(value)} characters long; give at most 40")
+
+
+def check_caption(name, text):
+    """`text` on one line with single spaces. Raises `BadInput` (naming the photo `name`) if that is
+    no usable caption.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise BadInput(
+            f"caption of {name} is empty or no text; write what the photo shows, or delete the"
+            " entry to get the default"
+        )
+    text = " ".join(text.split())
+    if not text.isprintable():
+        raise BadInput(
+            f"caption of {name} holds characters that cannot be printed; type it again as plain"
+            " text"
+        )
+    if len(text) > LONGEST_CAPTION:
+        raise BadInput(
+            f"caption of {name} is {len(text)} characters long; shorten it to at most"
+            f" {LONGEST_CAPTION}"
+        )
+    return text
+
+
+def as_dict(subject):
+    """`subject` for JSON, without what goes by file name: a data set records that picture by
+    picture.
+    """
+    return {
+        key: value for key, value in asdict(subject).items() if key not in ("held_out", "captions")
+    }
+
+
+def _read(path):
+    names = [f.name for f in fields(Subject)]
+    where = f"{path.parent.name}/subject.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise BadInput(
+            f"{where} is no JSON ({str(error)[:80]}); correct it, or take it out"
+        ) from error
+    if not isinstance(found, dict):
+        raise BadInput(
+            f'{where} is no JSON object; it should look like {{"class_noun": "toy", "identifier":'
+            ' "zwx"}'
+        )
+    for key in found:
+        if key not in names:
+            raise BadInput(
+                f"{where} has an unknown key {key!r}; use {', '.join(names)}{_meant(key, names)}"
+            )
+    held_out, captions = found.get("held_out", []), found.get("captions", {})
+    if not isinstance(held_out, list) or not all(isinstance(name, str) for name in held_out):
+        raise BadInput(
+            f'{where}: held_out is no list of file names; write it as ["a.jpg", "b.jpg"]'
+        )
+    if not isinstance(captions, dict):
+        raise BadInput(f'{where}: captions is no object; write it as {{"a.jpg": "a zwx toy"}}')
+    return found
+
+
+def _meant(word, words):
+    close = difflib.get_close_matches(str(word), words, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _rename(text, renamed):
+    """`text` with whole words replaced, all at once, so that one replacement is never replaced
+    again.
+    """
+    table = {old: new for old, new in renamed if old != new}
+    if not table or not isinstance(text, str):
+        return text
+    return re.sub(
+        "|".join(rf"\b{re.escape(old)}\b" for old in table), lambda hit: table[hit.group()], text
+    )

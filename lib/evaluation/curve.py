@@ -1,0 +1,257 @@
+"""Curves, not end points: a watcher that measures a run while it trains, off the clock that times
+the training.
+
+base = load_base("pocket") curve = Curve(base, load_dataset(settings.data), load_judge(),
+settings.output, every=50)   # measures the untouched base: step 0 train(settings, base,
+watchers=[curve]) best(curve.points)   # or best(read_curve(run)["points"])
+"""
+
+import math
+import time
+from pathlib import Path
+
+from lib.dataset.captions import prompts as wording
+from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
+from lib.evaluation.fidelity import evaluate, evaluation_prompts, similarity
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
+from lib.models.base import at_rest
+from lib.training.samples import SAMPLE_PLACES
+
+FILE = "curve.json"
+
+
+HELD_OUT = "held-out photos"
+
+
+# Apart from the seeds of training's samples (0 onwards), of the final evaluation (1000 onwards) and
+# of its class pictures (2000 onwards).
+SEEDS = (500,)
+
+
+CLASS_SEEDS = 2500
+
+
+class Curve:
+    """Measures the live weights of `base` every `every` steps and at the end; `run`/curve.json
+    holds all points, whole, after each.
+
+    Make it before training, with the base model that `train(settings, base, watchers=[curve])` then
+    uses up: what the untouched base scores is step 0, and its predictions are kept for drift.
+    `points` are dicts: step, seconds (of training), measuring (seconds it took), the scores of
+    `lib.evaluation.fidelity.evaluate` on `prompts` (pairs as there) x `seeds`, pres and drift
+    (relative to step 0 and the base's predictions: 0 is an unchanged class; None with
+    class_pictures=0), loss_train and loss_held_out (on fixed noise) with their lists by timestep
+    bin. `images` holds the pictures by step. Few prompts: read the points against each other, not
+    against a final evaluation.
+    """
+
+    def __init__(
+        self,
+        base,
+        dataset,
+        judge,
+        run,
+        every=50,
+        prompts=None,
+        seeds=SEEDS,
+        class_pictures=4,
+        steps=15,
+        guidance=4.0,
+        bins=4,
+    ):
+        if every < 1:
+            raise BadInput(f"The curve is to be measured every {every} steps: give 1 or more.")
+        self.base, self.dataset, self.judge, self.run, self.every = (
+            base,
+            dataset,
+            judge,
+            Path(run),
+            every,
+        )
+        self.prompts = prompts or evaluation_prompts(dataset.subject, SAMPLE_PLACES)
+        self.seeds, self.sampling, self.points, self.images = (
+            tuple(seeds),
+            {"steps": steps, "guidance": guidance},
+            [],
+            {},
+        )
+        self.class_texts = [wording(dataset.subject, with_identifier=False)] * class_pictures
+        self.photos = {
+            name: fixed_noise(base, [i.path for i in items], [i.caption for i in items], bins)
+            for name, items in (("loss_train", dataset.train), ("loss_held_out", dataset.test))
+            if items
+        }
+        self.prior, self.cache = None, None
+        start = time.perf_counter()
+        if class_pictures:
+            drawn = self._class_pictures()
+            self.prior, self.cache = (
+                self._alike(drawn),
+                prediction_cache(base, self.class_texts, drawn, bins),
+            )
+        self._measure(0, 0.0, start)
+
+    def __call__(self, state):
+        """What `train` calls after each step."""
+        if (
+            len(self.points) == 1 and (self.run / FILE).is_file()
+        ):  # the training goes on after an interruption
+            self.points += [p for p in read_curve(self.run)["points"] if 0 < p["step"] < state.step]
+        last = state.step >= state.steps or state.stopping
+        if (state.step % self.every and not last) or state.step == self.points[-1]["step"]:
+            return
+        if not (self.run / "settings.json").is_file():
+            raise BadInput(
+                f"The curve is to be written to {self.run}, which is not the run being trained:"
+                " give it the settings' output."
+            )
+        self._measure(state.step, state.seconds, time.perf_counter())
+        write_json(self.run / FILE, self.record())
+
+    def record(self):
+        """What curve.json holds: the points, the best step, and what they were measured with."""
+        found = best(self.points)
+        return {
+            "points": self.points,
+            "best_step": found and found["step"],
+            "best_by": (
+                f"highest dino against {HELD_OUT}"
+                if found
+                else "no photo was held out, so no step can be called the best"
+            ),
+            "prompts": [list(pair) for pair in self.prompts],
+            "seeds": list(self.seeds),
+            "class_pictures": len(self.class_texts),
+            **self.sampling,
+            **self.judge.describe(),
+            "units": {
+                "seconds": "s of training steps alone",
+                "measuring": "s of measuring, not part of seconds",
+            },
+        }
+
+    def _class_pictures(self):
+        return self.base.generate(
+            self.class_texts,
+            range(CLASS_SEEDS, CLASS_SEEDS + len(self.class_texts)),
+            **self.sampling,
+        )
+
+    def _alike(self, pictures):
+        return similarity(
+            self.judge.identity(pictures), self.judge.identity([i.path for i in self.dataset.train])
+        )
+
+    def _measure(self, step, seconds, start):
+        point = {"step": step, "seconds": seconds}
+        with at_rest(self.base):
+            point |= evaluate(
+                self.base, self.dataset, self.judge, self.prompts, self.seeds, **self.sampling
+            )
+            self.images[step] = point.pop("images")
+            del point["pictures"]
+            point |= {"pres": None, "drift": None, "loss_train": None, "loss_held_out": None}
+            if self.class_texts:
+                point["pres"] = self._alike(self._class_pictures()) - self.prior if step else 0.0
+                point["drift"] = (
+                    prediction_drift(self.base, self.cache)["mean"] if step else 0.0
+                )  # from itself
+            for name, fixed in self.photos.items():
+                loss = fixed_noise_loss(self.base, fixed)
+                point |= {name: loss["mean"], f"{name}_bins": loss["bins"]}
+        self.points.append(point | {"measuring": time.perf_counter() - start})
+
+
+def best(points):
+    """The point with the highest dino against held-out photos, the earliest of equals; None where
+    no photo was held out.
+
+    It is chosen by the very photos it is then praised with, so its dino flatters a little: for a
+    verdict, score that step again on other prompts and seeds. Step 0, the untouched base, takes
+    part: where it wins, training did not help.
+    """
+    fair = [p for p in points if p["reference"] == HELD_OUT]
+    return max(fair, key=lambda p: (p["dino"], -p["step"]), default=None)
+
+
+def seconds_to(points, dino):
+    """Seconds of training until `dino` was first reached, on straight lines between the points;
+    None if it never was.
+    """
+    before = None
+    for point in sorted(points, key=lambda p: p["step"]):
+        if point["dino"] >= dino:
+            if before is None:
+                return point["seconds"]
+            share = (dino - before["dino"]) / (point["dino"] - before["dino"])
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+        before = point
+    return None
+
+
+def costs_along(points, ceiling=None):
+    """What learning took: {"seconds_to_best", "seconds_to_half"}, seconds of training to the best
+    step and to half of the way.
+
+    Half of the way lies between the untouched base's dino (step 0) and `ceiling`, the real photos'
+    dino. None: not reached or not known.
+    """
+    top, start = best(points), min(points, key=lambda p: p["step"])
+    half = (
+        None
+        if ceiling is None or top is None
+        else seconds_to(points, (start["dino"] + ceiling) / 2)
+    )
+    return {"seconds_to_best": top and top["seconds"] or None, "seconds_to_half": half or None}
+
+
+def read_curves(runs):
+    """{name: what its curve.json holds} for `runs`, name -> run folder; a run without a curve is
+    left out, and said.
+
+    Raises BadInput as `read_curve` does, and where two curves were measured with different
+    encoders, prompts or seeds.
+    """
+    found = {}
+    for name, run in runs.items():
+        if (Path(run) / FILE).is_file():
+            found[name] = read_curve(run)
+        else:
+            print(
+                f"The run {run} was not measured along the way (it has no {FILE}): notebooks 02 and"
+                " 03 do that."
+            )
+    for key in ("dino", "clip", "prompts", "seeds", "class_pictures", "steps", "guidance"):
+        if len({repr(record.get(key)) for record in found.values()}) > 1:
+            raise BadInput(
+                f"The curves of {' and '.join(str(runs[name]) for name in found)} differ in {key},"
+                " so they don't compare: train both again with the same judge and prompts."
+            )
+    return found
+
+
+def read_curve(run):
+    """What `run`/curve.json holds (see `Curve.record`). Raises BadInput if there is none, or a
+    point in it is damaged.
+    """
+    path = Path(run) / FILE
+    if not path.is_file():
+        raise BadInput(
+            f"The run folder {run} has no {FILE}: move it away, and train again with a"
+            " `lib.evaluation.curve.Curve` among the watchers."
+        )
+    record = read_json(path)
+    points = record.get("points")
+    for point in points if isinstance(points, list) and points else [None]:
+        numbers = (
+            [point.get(key) for key in ("step", "seconds", "dino")]
+            if isinstance(point, dict) and "reference" in point
+            else [None]
+        )
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+            raise BadInput(
+                f"{path} is damaged: a point in it lacks step, seconds, dino or reference; train"
+                " the run again."
+            )
+    return record

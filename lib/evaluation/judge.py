@@ -1,0 +1,317 @@
+"""The judge: two encoders that took no part in training, one for identity in DINO's role, and a
+CLIP.
+
+`load_judge()` loads the small pair that ships in `data/judge`; `load_judge("real")` the published
+pair, from a local folder or the hub's cache, never from the network. Pictures are embedded in
+batches, each distinct picture once.
+
+LPIPS (Zhang et al. 2018, arXiv 1801.03924), the distance in DreamBooth's DIV, where it can be had.
+
+It takes the packages lpips and torchvision (on Colab: `pip install lpips`) and AlexNet's weights.
+Both networks' weights come as pickles only; torch reads them with `weights_only`, so that no code
+in them runs.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from lib.dataset.photo_file import upright
+from lib.files.errors import BadInput
+from lib.files.paths import ROOT
+from lib.models.pipeline import quiet
+
+FOLDER = ROOT / "data" / "judge"
+
+
+PAIRS = {
+    "pocket": (FOLDER / "clip", FOLDER / "identity"),
+    "real": ("openai/clip-vit-base-patch32", "facebook/dino-vits16"),
+}
+
+
+BATCH = 64
+
+
+def _load(kind, name):
+    """`kind.from_pretrained(name)` from a folder or the hub's cache; never from the network."""
+    quiet()
+    try:
+        return kind.from_pretrained(_folder(name), local_files_only=True)
+    except (OSError, ValueError) as error:
+        remedy = (
+            "restore it with `git checkout data/judge`"
+            if str(FOLDER) in str(name)
+            else (
+                f"run `hf download {name}` once while online, or give the path of a folder that"
+                " holds it; until then judge='pocket' scores without a download, in columns of"
+                " its own"
+            )
+        )
+        raise BadInput(
+            f"The judge's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}):"
+            f" {remedy}."
+        ) from error
+
+
+def _folder(name):
+    """The folder of an encoder. Given hub names, transformers would ask the hub for adapters and
+    more, whatever it is told.
+    """
+    from huggingface_hub import snapshot_download
+
+    return (
+        Path(name)
+        if Path(name).is_dir()
+        else Path(snapshot_download(str(name), local_files_only=True))
+    )
+
+
+@dataclass
+class Encoder:
+    """Pictures -> unit rows [N, D], batched, each distinct picture once. `rule` says how pictures
+    are resized.
+
+    `seen` keeps rows by the SHA-256 of a picture's size and pixels. Each encoder has its own, so
+    two never share an entry.
+    """
+
+    name: str
+    model: object
+    embed: object
+    short: int
+    crop: int
+    mean: list
+    std: list
+    seen: dict = field(default_factory=dict)
+
+    @property
+    def rule(self):
+        return f"short side {self.short} bicubic, centre crop {self.crop}"
+
+    def pixels(self, image):
+        """An upright RGB image as a normalised float tensor [3, crop, crop]."""
+        scale = self.short / min(image.size)
+        width, height = (max(self.crop, round(side * scale)) for side in image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        array = (
+            np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), np.float32) / 255
+        )
+        return torch.from_numpy((array - np.float32(self.mean)) / np.float32(self.std)).permute(
+            2, 0, 1
+        )
+
+    def __call__(self, pictures):
+        """Unit rows [N, D] on the CPU for N pictures (PIL or paths), in their order; raises
+        BadInput if a row is not finite.
+        """
+        images = [upright(p) for p in pictures]
+        if not images:
+            raise BadInput("There are no pictures to embed: give at least one.")
+        keys = [hashlib.sha256(repr(i.size).encode() + i.tobytes()).digest() for i in images]
+        new = [(k, i) for k, i in dict(zip(keys, images)).items() if k not in self.seen]
+        for start in range(0, len(new), BATCH):
+            batch = torch.stack([self.pixels(i) for _, i in new[start : start + BATCH]]).to(
+                self.model.device
+            )
+            with torch.no_grad():
+                rows = F.normalize(self.embed(self.model, batch).float(), dim=1).cpu()
+            if not rows.isfinite().all():
+                raise BadInput(
+                    f"The encoder {self.name} gave a row that is not a number: its weights are"
+                    " damaged; restore or download them again."
+                )
+            self.seen.update(zip((k for k, _ in new[start : start + BATCH]), rows))
+        return torch.stack([self.seen[k] for k in keys])
+
+
+def _encoder(name, model, embed, crop=None):
+    path = _folder(name) / "preprocessor_config.json"
+    if not path.is_file() and str(FOLDER) not in str(name):
+        raise BadInput(
+            f"The encoder {name} has no preprocessor_config.json, so its colours cannot be scaled"
+            " as it expects: add the file it was published with."
+        )
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    size = config.get("crop_size") or config.get("size") or 64
+    crop = crop or (
+        size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
+    )
+    vit = getattr(model.config, "model_type", "") in ("vit", "dinov2") and crop == 224
+    mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
+    # DINO's own evaluation resizes to 256 and crops 224 (facebookresearch/dino), which the hub's
+    # config does not say.
+    return Encoder(str(name), model.float().eval(), embed, 256 if vit else crop, crop, mean, std)
+
+
+def load_identity(name=PAIRS["pocket"][1], device="cpu"):
+    """The identity encoder of a folder or hub name: an `Encoder` (pictures -> unit rows [N, D])."""
+    from transformers import AutoModel
+
+    def embed(model, x):
+        out = model(x)
+        # A ViT's class token as DINO uses it: the hub's DINO has no trained pooler, so
+        # `pooler_output` would be random.
+        return (
+            out.last_hidden_state[:, 0]
+            if out.last_hidden_state.ndim == 3
+            else out.pooler_output.flatten(1)
+        )
+
+    return _encoder(name, _load(AutoModel, name).to(device), embed)
+
+
+@dataclass
+class Judge:
+    """`identity(pictures)` and `clip_images(pictures)` give unit rows [N, D]; so does
+    `clip_texts(texts)` for texts.
+    """
+
+    name: str
+    identity: Encoder
+    clip_images: Encoder
+    tokenizer: object
+    texts: dict = field(default_factory=dict)
+
+    @property
+    def image_size(self):
+        return self.identity.crop
+
+    def describe(self):
+        """What a result must name: both encoders, image size and resize rule. Scores of two judges
+        never share a column.
+        """
+        parts, patch = (
+            {"dino": self.identity, "clip": self.clip_images},
+            getattr(self.identity.model.config, "patch_size", None),
+        )
+        found = {part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()}
+        found["dino"] |= (
+            {"patch": patch} if patch else {}
+        )  # ViT-S/8 and S/16 lie in folders of any name
+        return {
+            "judge": self.name,
+            **found,
+            "diversity": "1 - cosine of CLIP between pictures of one prompt",
+            "lpips": (
+                "LPIPS 0.1 with AlexNet"
+                if self.lpips[0]
+                else f"not measured, diversity stands in: {self.lpips[1]}"
+            ),
+        }
+
+    @cached_property
+    def lpips(self):
+        """(function of pictures, "") or (None, why not), as `lib.evaluation.judge.load_lpips`
+        gives; loaded when first asked for.
+        """
+
+        return load_lpips(self.identity.model.device)
+
+    def clip_texts(self, texts):
+        """Unit rows [N, D] for N texts."""
+        new = [t for t in dict.fromkeys(texts) if t not in self.texts]
+        for start in range(0, len(new), 256):
+            tokens = self.tokenizer(
+                new[start : start + 256], padding=True, truncation=True, return_tensors="pt"
+            )
+            tokens = tokens.to(self.clip_images.model.device)
+            with torch.no_grad():
+                out = self.clip_images.model.get_text_features(**tokens)
+            rows = F.normalize(
+                getattr(out, "pooler_output", out).float(), dim=1
+            ).cpu()  # transformers 4 returns the tensor itself
+            self.texts.update(zip(new[start : start + 256], rows))
+        return torch.stack([self.texts[t] for t in texts])
+
+
+def _short(name):
+    path = Path(name)
+    return str(path.relative_to(FOLDER.parents[1])) if path.is_relative_to(FOLDER) else str(name)
+
+
+def load_judge(name="pocket", clip=None, identity=None, device="cpu"):
+    """The judge "pocket", "real" (CLIP ViT-B/32 and DINO ViT-S/16), or a pair by names or paths of
+    your own. Never goes online.
+    """
+    if name not in PAIRS and not (clip and identity):
+        raise BadInput(
+            f"The judge {name!r} is unknown: choose one of {', '.join(PAIRS)}, or give both clip="
+            " and identity= as hub names or folders."
+        )
+    from transformers import AutoModel, CLIPTokenizer
+
+    clip, identity = clip or PAIRS[name][0], identity or PAIRS[name][1]
+    model = _load(AutoModel, clip).to(device)
+
+    def embed(model, x):
+        out = model.get_image_features(pixel_values=x)
+        return getattr(out, "pooler_output", out)
+
+    images = _encoder(clip, model, embed, model.config.vision_config.image_size)
+    return Judge(name, load_identity(identity, device), images, _load(CLIPTokenizer, clip))
+
+
+MEGABYTES = 233  # AlexNet, all of it; LPIPS needs its convolutions
+
+
+def load_lpips(device="cpu"):
+    """(function, "") or (None, why not): the function gives the mean LPIPS of all pairs of
+    different pictures, N >= 2 of one size.
+
+    AlexNet's weights are taken from torch's own cache; only WORKBENCH_DOWNLOAD=1 lets them be
+    downloaded into it, and says so first.
+    """
+    try:
+        import lpips
+        from torchvision.models import AlexNet_Weights
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # not installed; or a torchvision for another torch
+        return (
+            None,
+            f"the packages lpips and torchvision cannot be imported ({str(error).splitlines()[0]})",
+        )
+    url = AlexNet_Weights.DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not file.is_file():
+        if os.environ.get("WORKBENCH_DOWNLOAD") != "1":
+            return (
+                None,
+                f"{file} is missing: WORKBENCH_DOWNLOAD=1 fetches it, or copy it there from {url}",
+            )
+        print(f"Downloading AlexNet for LPIPS, {MEGABYTES} MB, licence BSD-3-Clause, from {url}")
+    try:
+        model = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+    except (OSError, RuntimeError) as error:  # no network, no room, a file cut short
+        return (
+            None,
+            (
+                f"AlexNet cannot be loaded from {file} ({str(error).splitlines()[0][:120]}): remove"
+                " it and try again"
+            ),
+        )
+
+    def mean_distance(pictures):
+        x = torch.stack(
+            [
+                torch.from_numpy(np.array(upright(p), np.float32)).permute(2, 0, 1) / 127.5 - 1
+                for p in pictures
+            ]
+        ).to(device)
+        one, other = torch.triu_indices(len(x), len(x), 1)
+        with torch.no_grad():
+            return float(model(x[one], x[other]).mean())
+
+    return mean_distance, ""

@@ -1,0 +1,59 @@
+"""Widgets for a notebook. Each is one cell, edits what could be typed instead, and without a front
+end returns its input and shows nothing.
+
+    edits = photos_panel(edits, folder)                 # the list of dicts of photos.plan
+    panel = training_panel(settings)                    # then train(panel.settings, watchers=[panel])
+    choices = explorer({"lora": run, "dreambooth": run})
+
+WORKBENCH_HEADLESS=1 switches them off and 0 on; otherwise they look whether somebody can press a
+button.
+"""
+
+from lib.widgets.explorer import Explorer, Models
+from lib.widgets.photo_panel import PhotosPanel
+from lib.widgets.training_panel import TrainingPanel, _show, headless
+
+
+def photos_panel(plan, folder):
+    """Go through the photos of a `plan` (of `lib.dataset.preparation.plan`) in `folder`: move the
+    crop, edit the caption, train on, hold out, leave out.
+
+    Edits the list's own dicts and returns the list.
+    """
+    if not headless() and plan:
+        _show(PhotosPanel(plan, folder).box)
+    return plan
+
+
+def training_panel(settings, edit=True):
+    """A panel to change the settings that matter, and a watcher that shows loss and samples live,
+    with a stop button.
+
+    Its `settings` are the ones to train by: `train(panel.settings, watchers=[panel])`. `edit=False`
+    leaves out the editor.
+    """
+    panel = TrainingPanel(settings)
+    if edit and not headless():
+        _show(panel.editor())
+    return panel
+
+
+def explorer(runs, prompt=None, seed=0, guidance=4.0, adapter_weight=1.0, steps=25):
+    """Base model, LoRA and DreamBooth side by side for a prompt, seed, guidance scale and adapter
+    weight of one's own choice.
+
+    `runs`: {"lora": run folder, "dreambooth": run folder}, either or both. Returns the choices as a
+    dict, which the widgets edit; `Models(runs).draw(**choices)` draws the same picture without
+    them.
+    """
+    models = Models(runs)
+    choices = {
+        "prompt": prompt or models.prompt(),
+        "seed": seed,
+        "guidance": float(guidance),
+        "adapter_weight": float(adapter_weight),
+        "steps": steps,
+    }
+    if not headless():
+        _show(Explorer(models, choices).box)
+    return choices

@@ -1,0 +1,176 @@
+"""PocketBench: its plan, its data sets (careless ones too), and one run of it from photos to row."""
+
+import math
+
+import pytest
+
+from benchmarks import pocketbench as bench
+from benchmarks import studies as plans
+from lib.course.sweeping import name
+from lib.dataset.imagefolder import load_dataset
+from lib.dataset.preparation import prepare
+from lib.files.csv_table import read_table
+from lib.files.errors import BadInput
+from lib.files.json_file import read_json
+from lib.step import quantization as recipes
+from pocket.subjects import bench_subjects
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return bench_subjects(13)
+
+
+def test_runs_that_two_studies_ask_for_are_made_once(subjects):
+    plan = plans.studies([s.name for s in subjects], 3)
+    names = {study: {name(j) for j in jobs} for study, jobs in plan.items()}
+    assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
+    assert len(plan["main"]) == 13 * (1 + 2 * 3)
+    shared = {study: len(names["main"] & some) for study, some in names.items() if study != "main"}
+    assert shared == {
+        "rank": 13 * 3,
+        "prior": 13 * 2 * 3,
+        "again": 0,
+        "rate": 0,
+        "identifier": 12,
+        "careless": 12,
+        "kinds": 0,
+        "recipes": 12,
+        "text_encoder": 12,
+    }
+    assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
+
+
+def test_runs_that_ship_keep_their_names(monkeypatch):
+    """A setting that a later study varies is no part of the runs that leave it alone: what was run
+    stays run.
+    """
+    for row in read_table(bench.RESULTS):
+        varied = {
+            key: bool(row[key]) if key == "fused_backward" else row[key]
+            for key in (
+                "rank",
+                "targets",
+                "prior_weight",
+                "learning_rate",
+                "cooldown",
+                *plans.SELDOM,
+            )
+            if row.get(key) is not None
+        }
+        monkeypatch.setattr(plans, "STEPS", row["steps"])
+        variant = "good" if row["variant"] == "rare" else row["variant"]
+        assert (
+            name(plans.job(row["subject"], row["method"], row["seed"], variant, **varied))
+            == row["settings_hash"]
+        )
+    monkeypatch.setattr(plans, "STEPS", 200)
+    lora = plans.job("00-robot", "lora", learning_rate=4e-3)
+    assert name(lora) == "a54486143db5" and lora == plans.job(
+        "00-robot", "lora", learning_rate=4e-3, precision="auto", weights="fp32"
+    )
+
+
+def test_every_low_memory_recipe_is_a_run_of_its_own_that_names_what_it_changes():
+    for method, alone in (("lora", "quantize"), ("dreambooth", "fused_backward")):
+        found = [plans.job("s", method, **changes) for changes in plans.low_memory(method)]
+        assert len({name(j) for j in found}) == len(found) and not plans.SELDOM & set(found[0])
+        assert {alone, "optimizer", "checkpointing"} <= set(found[-1]), "the foot of the ladder"
+        assert plans.text_rates(method) == pytest.approx(
+            [s * found[0]["learning_rate"] for s in plans.TEXT_SHARES]
+        )
+
+
+@pytest.mark.parametrize(
+    "variant", ["good", "duplicates", "one_background", "common", "wrong_noun", "no_noun"]
+)
+def test_every_variant_makes_a_data_set_of_six_and_two(subjects, variant, tmp_path):
+    for subject in subjects[:6]:
+        bench.photos(subject, variant, tmp_path / subject.name)
+        data = prepare(tmp_path / subject.name, tmp_path / f"{subject.name}-set")
+        assert (len(data.train), len(data.test)) == (6, 2)
+        assert all(
+            item.caption.startswith(f"a {data.subject.identifier} {data.subject.class_noun} ")
+            for item in data.train + data.test
+        )
+        right = data.subject.class_noun == subject.class_noun
+        assert right != (variant in ("wrong_noun", "no_noun"))
+
+
+def test_the_prompts_are_25_and_the_class_prompts_hold_no_identifier(dataset):
+    pairs = bench.bench_prompts(dataset.subject)
+    assert len(set(pairs)) == 25
+    assert all("zwx" in asked.split() and "zwx" not in plain.split() for asked, plain in pairs)
+    assert all(
+        asked == plain
+        for asked, plain in bench.bench_prompts(dataset.subject, with_identifier=False)
+    )
+
+
+@pytest.mark.slow
+def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "WORK", tmp_path)
+    monkeypatch.setattr(plans, "STEPS", 4)
+    monkeypatch.setattr(bench, "SEEDS", (1000, 1001))
+    monkeypatch.setattr(bench, "PLACES", ("in the snow",))
+    jobs = [plans.job(subjects[0].name, method) for method in ("base", "lora")]
+    bench.make_data(jobs, subjects)
+    assert len(load_dataset(bench.data_folder(jobs[1])).train) == 6
+    rows = []
+    for j in jobs:
+        (tmp_path / j["method"]).mkdir()
+        rows.append(bench.work(j, tmp_path / j["method"]))
+    base, lora = rows
+    assert base["pres"] == base["drift"] == 0 and lora["drift"] > 0
+    curve = {f"{key}_{k}_of_4" for key in ("dino", "clip_t", "pres", "drift") for k in range(5)}
+    assert set(lora) - set(base) == {*bench.COSTS, *curve, "seconds_to_half", "seconds_to_best"}
+    assert all(
+        math.isfinite(v) for row in rows for v in row.values() if not isinstance(v, str | None)
+    )
+    assert (
+        lora["dino_0_of_4"] != lora["dino_4_of_4"]
+        and lora["drift_0_of_4"] == 0 < lora["drift_4_of_4"]
+    )
+    assert (
+        not (tmp_path / "lora" / "run").exists()
+        and len(list((tmp_path / "lora").glob("*.png"))) >= 1
+    )
+    foot = plans.job(
+        subjects[0].name, "lora", text_encoder_rate=1e-3, **plans.low_memory("lora")[-1]
+    )
+    row = bench.work(foot, tmp_path / "lora")
+    assert set(lora) - set(row) == curve | {
+        "seconds_to_half",
+        "seconds_to_best",
+    }, "only of the preset's runs the way is measured"
+    assert row["peak_bytes"] < lora["peak_bytes"] and row["file_bytes"] > lora["file_bytes"]
+    monkeypatch.setattr(recipes, "works", lambda what, device: what != "nf4")
+    with pytest.raises(BadInput, match="quantize 'none' instead of 'nf4'"):
+        bench.work(foot, tmp_path / "lora")
+
+
+def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "bench.csv")
+    monkeypatch.setattr(bench, "WORK", tmp_path / "work")
+    monkeypatch.setattr(bench, "hashes", lambda: ("b", "j"))
+    monkeypatch.setattr(bench.learning_rates, "RESULTS", tmp_path / "rates.json")
+    kept = {"base_hash": "b", "judge": "j"}
+    one, two, three = (plans.job("00-robot", m) for m in ("base", "lora", "dreambooth"))
+    rows = {name(j): j | kept | {"dino": 0.5, "settings_hash": name(j)} for j in (one, two, three)}
+    bench.write_results({"main": [one, two], "identifier": [two]}, rows)
+    assert [(r["study"], r["method"], r["variant"]) for r in bench.shipped()] == [
+        ("main", "base", "good"),
+        ("main", "lora", "good"),
+        ("identifier", "lora", "rare"),
+    ]
+    bench.hand_in([one, two, three])
+    there = {p.parent.name: read_json(p) for p in (tmp_path / "work" / "runs").glob("*/row.json")}
+    assert (
+        set(there) == {name(one), name(two)}
+        and there[name(two)]["variant"] == "good"
+        and there[name(two)]["dino"] == 0.5
+    )
+    bench.write_results({"main": [three]}, rows)
+    assert len(bench.shipped()) == 4
+    monkeypatch.setattr(bench, "hashes", lambda: ("another", "j"))
+    assert bench.shipped() == []
