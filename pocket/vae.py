@@ -150,14 +150,13 @@ def by_importance(vae, pictures, keep, power=0.75):
 
     Channel k has deviation energy_k ** (power / 2), all scaled to a mean square of one: 1 would
     make an error in latents as grave as in pixels, 0 the finest detail as loud as colour and shape.
-    The turn is folded into the convolutions beside the latents; but for the borders, where a bias
-    meets the padding, the picture loses just what the dropped channels told. The posterior's
-    variance becomes a constant for each channel.
+    The turn is folded into the convolutions beside the latents; the picture loses just what the
+    dropped channels told. The posterior's variance becomes a constant for each channel.
     """
     mean, covariance, energy = importance(vae, pictures)
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    unroot = vectors * values.clamp(min=1e-3).rsqrt() @ vectors.T
+    unroot = vectors * values.clamp(min=1e-4 * values.max()).rsqrt() @ vectors.T
     energies, directions = torch.linalg.eigh(energy)
     energies, directions = energies.flip(0)[:keep], directions.flip(1)[:, :keep]
     loud = energies ** (power / 2)
@@ -200,12 +199,14 @@ def by_importance(vae, pictures, keep, power=0.75):
         turn = vae.post_quant_conv.weight[:, :, 0, 0].double() @ leave
         inside = vae.decoder.conv_in.weight.double()
         constant = vae.post_quant_conv.weight[:, :, 0, 0].double() @ mean + vae.post_quant_conv.bias
+        shift = (
+            torch.linalg.pinv(turn) @ constant
+        )  # what of the constant the kept channels can carry
+        rest = torch.einsum("oihw,i->o", inside, constant - turn @ shift)
         new.decoder.conv_in.weight.copy_(torch.einsum("oihw,ik->okhw", inside, turn))
-        new.decoder.conv_in.bias.copy_(
-            vae.decoder.conv_in.bias + torch.einsum("oihw,i->o", inside, constant)
-        )
+        new.decoder.conv_in.bias.copy_(vae.decoder.conv_in.bias + rest)
         new.post_quant_conv.weight[:, :, 0, 0] = torch.eye(keep)
-        new.post_quant_conv.bias.zero_()
+        new.post_quant_conv.bias.copy_(shift)
     return new.to(memory_format=torch.channels_last)
 
 

@@ -127,10 +127,7 @@ def test_latents_by_importance_are_ordered_and_leave_the_picture():
     turned = vae.by_importance(model, pictures, keep=6, power=1.0).eval()
     with torch.no_grad():
         before, after = (v.decode(v.encode(x).latent_dist.mode()).sample for v in (model, turned))
-        inside = np.s_[..., 12:-12, 12:-12]
-        assert torch.allclose(before[inside], after[inside], atol=2e-3), (
-            "all channels kept: the same picture but at the borders"
-        )
+        assert torch.allclose(before, after, atol=5e-3), "all channels kept: the same picture"
         z = turned.encode(x).latent_dist.mean
         assert z.square().mean().item() == pytest.approx(1, abs=0.15)
         deviations = z.std((0, 2, 3))
