@@ -100,21 +100,20 @@ class Reader(nn.Module):
 
 
 def train_reader(pictures, scenes, steps=2500, batch=64, width=24, seed=5, peak=2e-3):
-    """A `Reader` trained on drawings, uint8 [N, H, W, 3], and their scenes; the AdamW average of
-    the last tenth is returned.
-    """
+    """A `Reader` trained on drawings, uint8 [N, H, W, 3], and their scenes; it ends on the CPU."""
     torch.manual_seed(seed)
-    reader = Reader(width)
-    parts = torch.tensor([parts_of(s) for s in scenes])
-    numbers = torch.tensor([numbers_of(s) for s in scenes])
+    device = best_device()
+    reader = Reader(width).to(device)
+    parts = torch.tensor([parts_of(s) for s in scenes], device=device)
+    numbers = torch.tensor([numbers_of(s) for s in scenes], device=device)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=peak, weight_decay=1e-2)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / 50, (steps - step) / (0.5 * steps))
         chosen = torch.randint(len(pictures), (batch,))
-        said, guessed = reader(_shaken(to_tensor(pictures[chosen.numpy()])))
-        wanted = parts[chosen]
-        loss = F.smooth_l1_loss(guessed, numbers[chosen], beta=0.1)
+        said, guessed = reader(_shaken(to_tensor(pictures[chosen.numpy()], device)))
+        wanted = parts[chosen.to(device)]
+        loss = F.smooth_l1_loss(guessed, numbers[chosen.to(device)], beta=0.1)
         for logits, column in zip(said, wanted.T):
             if (column >= 0).any():
                 loss = loss + F.cross_entropy(logits, column, ignore_index=-1)
@@ -123,7 +122,7 @@ def train_reader(pictures, scenes, steps=2500, batch=64, width=24, seed=5, peak=
         optimizer.step()
         if (step + 1) % 250 == 0:
             print(f"reader: step {step + 1}/{steps}  loss {loss.item():.3f}", flush=True)
-    return reader.eval()
+    return reader.cpu().eval()
 
 
 def _shaken(x):
@@ -131,18 +130,28 @@ def _shaken(x):
     not matter to the reader.
     """
     strength = 0.06 * torch.rand(len(x), 1, 1, 1) * (torch.rand(len(x), 1, 1, 1) < 0.5)
+    strength = strength.to(x.device)
     return x + strength * torch.randn_like(x)
 
 
-def _batches(pictures, batch=128):
+def best_device():
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _batches(pictures, model, batch=128):
+    """uint8 [N, H, W, 3] by the batch, as the model takes them, on its device."""
+    device = next(model.parameters()).device
     for start in range(0, len(pictures), batch):
-        yield to_tensor(np.ascontiguousarray(pictures[start : start + batch]))
+        yield to_tensor(np.ascontiguousarray(pictures[start : start + batch]), device)
 
 
 def features(reader, pictures):
     """What the reader's trunk sees in uint8 [N, H, W, 3]: float64 [N, features]."""
     with torch.no_grad():
-        return torch.cat([reader.trunk(x) for x in _batches(pictures)]).double().numpy()
+        return (
+            torch.cat([reader.trunk(x) for x in _batches(pictures, reader)]).double().cpu().numpy()
+        )
 
 
 def frechet(a, b):
@@ -183,6 +192,13 @@ def _scaled(a, b):
     return (a - mean) / deviation, (b - mean) / deviation
 
 
+def _logits(reader, pictures):
+    """The reader's logits for uint8 [N, H, W, 3], one [N, choices] for each of `PARTS`."""
+    with torch.no_grad():
+        said = [reader(x)[0] for x in _batches(pictures, reader)]
+    return [torch.cat(part).cpu() for part in zip(*said)]
+
+
 def read_parts(reader, pictures, scenes):
     """How surely parts can be read: {part: {"right", "sure"}} over uint8 [N, H, W, 3] and the
     scenes that they (ought to) show.
@@ -190,8 +206,7 @@ def read_parts(reader, pictures, scenes):
     "sure" is the mean of the largest probability, over pictures whose scene has that part; "right"
     the share read as drawn, which means something for drawings only: a prompt says nothing of eyes.
     """
-    with torch.no_grad():
-        logits = [torch.cat(part) for part in zip(*(reader(x)[0] for x in _batches(pictures)))]
+    logits = _logits(reader, pictures)
     drawn = torch.tensor([parts_of(s) for s in scenes]).T
     found = {}
     for name, one, truth in zip(PARTS, logits, drawn):
@@ -206,9 +221,7 @@ def shares(reader, pictures):
     """The share of each pattern and accessory that the reader finds among pictures: whether samples
     are as varied as drawings.
     """
-    with torch.no_grad():
-        logits = [torch.cat(part) for part in zip(*(reader(x)[0] for x in _batches(pictures)))]
-    said = dict(zip(PARTS, (one.argmax(1) for one in logits)))
+    said = dict(zip(PARTS, (one.argmax(1) for one in _logits(reader, pictures))))
     return {
         p: [round(float((said[p] == i).float().mean()), 4) for i in range(len(PARTS[p]))]
         for p in ("pattern", "accessory")
@@ -255,20 +268,21 @@ def discriminate(drawings, samples, seed=0, width=24, batch=64, peak=1.5e-3, epo
     order = torch.randperm(count).numpy()
     held, learnt = order[: count // 5], order[count // 5 :]
     pictures = np.concatenate([drawings[learnt], samples[learnt]])
-    labels = torch.cat([torch.ones(len(learnt)), torch.zeros(len(learnt))])
+    device = best_device()
+    labels = torch.cat([torch.ones(len(learnt)), torch.zeros(len(learnt))]).to(device)
     judged = np.concatenate([drawings[held], samples[held]])
     truth = np.concatenate([np.ones(len(held)), np.zeros(len(held))])
-    model = Discriminator(width)
+    model = Discriminator(width).to(device)
     mean = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=5e-2)
     history, step = [], 0
     for epoch in range(epochs):
         model.train()
         for chosen in torch.randperm(len(pictures)).split(batch):
-            x = to_tensor(pictures[chosen.numpy()])
+            x = to_tensor(pictures[chosen.numpy()], device)
             if torch.rand(()) < 0.5:
                 x = x.flip(3)
-            loss = F.binary_cross_entropy_with_logits(model(x), labels[chosen])
+            loss = F.binary_cross_entropy_with_logits(model(x), labels[chosen.to(device)])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -277,7 +291,7 @@ def discriminate(drawings, samples, seed=0, width=24, batch=64, peak=1.5e-3, epo
                 for kept, now in zip(mean.parameters(), model.parameters()):
                     kept.lerp_(now, 1 - min(0.98, (1 + step) / (10 + step)))
         with torch.no_grad():
-            scores = torch.cat([mean(x) for x in _batches(judged)]).numpy()
+            scores = torch.cat([mean(x) for x in _batches(judged, mean)]).cpu().numpy()
         history.append(round(auc(scores, truth), 4))
         print(
             f"discriminator: epoch {epoch + 1}  loss {loss.item():.3f}  AUC {history[-1]:.3f}",
@@ -294,9 +308,11 @@ def through(vae, pictures):
     """
     done = []
     with torch.no_grad():
-        for x in _batches(pictures, 64):
+        for x in _batches(pictures, vae, 64):
             y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-            done.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+            done.append(
+                ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            )
     return np.concatenate(done)
 
 

@@ -205,8 +205,9 @@ def detail(folder, work, count=4000, guidance=4.0, reader=None):
     Writes shuffled.png and its key into `work` and returns what was measured. "floor" is what
     drawings sent through the VAE score in the same place.
     """
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    reader = reader or the_reader(work)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.to(detail_.best_device())
+    reader = (reader or the_reader(work)).to(detail_.best_device())
     scenes = [sample_scene(FIRST_FRESH_SEED + i) for i in range(2 * count)]
     drawings = pool(render, scenes)
     passed, others = detail_.through(pipe.vae, drawings[:count]), drawings[count:]
