@@ -58,29 +58,27 @@ def _block(before, after, stride=1):
 
 
 class Trunk(nn.Module):
-    """Convolutions from pictures [B, inputs, H, W] to features at three scales."""
+    """Convolutions from pictures [B, inputs, H, W] to features at four scales.
+
+    The first is not normalised: how much grain there is must stay to be seen.
+    """
 
     def __init__(self, width=24, inputs=3):
         super().__init__()
         w = width
-        self.fine = nn.Sequential(_block(inputs, w), _block(w, 2 * w, 2), _block(2 * w, 2 * w))
+        self.first = nn.Sequential(nn.Conv2d(inputs, w, 3, 1, 1), nn.SiLU())
+        self.fine = nn.Sequential(_block(w, 2 * w, 2), _block(2 * w, 2 * w))
         self.middle = nn.Sequential(_block(2 * w, 3 * w, 2), _block(3 * w, 3 * w))
         self.coarse = nn.Sequential(_block(3 * w, 6 * w, 2), _block(6 * w, 6 * w))
-        self.features = 2 * (2 + 3 + 6) * w
+        self.features = 2 * (1 + 2 + 3 + 6) * w
 
     def forward(self, x):
-        """Mean and maximum over places of all three scales: [B, features]."""
-        fine = self.fine(x)
-        middle = self.middle(fine)
-        maps = fine, middle, self.coarse(middle)
-        return torch.cat(
-            [
-                pool(m)
-                for m in maps
-                for pool in (lambda m: m.mean((2, 3)), lambda m: m.amax((2, 3)))
-            ],
-            1,
-        )
+        """Mean and maximum over places of all four scales: [B, features]."""
+        maps = [x]
+        for part in (self.first, self.fine, self.middle, self.coarse):
+            maps.append(part(maps[-1]))
+        pooled = [(m.mean((2, 3)), m.amax((2, 3))) for m in maps[1:]]
+        return torch.cat([p for pair in pooled for p in pair], 1)
 
 
 class Reader(nn.Module):
