@@ -197,11 +197,11 @@ def the_reader(work, steps=2500):
     return reader.eval()
 
 
-def detail(folder, work, count=4000, guidance=4.0, reader=None):
+def detail(folder, work, count=4000, guidance=4.0, reader=None, steps=25):
     """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator,
     parts, a shuffled grid.
 
-    `count` samples for the prompts of as many fresh scenes; `guidance` is that of the drawing.
+    `count` samples for the prompts of as many fresh scenes, in `steps` steps at `guidance`.
     Writes shuffled.png and its key into `work` and returns what was measured. "floor" is what
     drawings sent through the VAE score in the same place.
     """
@@ -211,9 +211,8 @@ def detail(folder, work, count=4000, guidance=4.0, reader=None):
     scenes = [sample_scene(FIRST_FRESH_SEED + i) for i in range(2 * count)]
     drawings = pool(render, scenes)
     passed, others = detail_.through(pipe.vae, drawings[:count]), drawings[count:]
-    samples = draw_samples(
-        pipe, scenes[:count], work / f"samples_{weights_hash(pipe)}_{guidance:g}", guidance=guidance
-    )
+    kept = work / f"samples_{weights_hash(pipe)}_{guidance:g}_{steps}"
+    samples = draw_samples(pipe, scenes[:count], kept, steps, guidance)
     seen = {
         n: detail_.features(reader, p)
         for n, p in (("others", others), ("floor", passed), ("samples", samples))
@@ -228,6 +227,7 @@ def detail(folder, work, count=4000, guidance=4.0, reader=None):
     return {
         "pictures": count,
         "guidance": guidance,
+        "steps": steps,
         "frechet": {
             n: round(detail_.frechet(seen["others"], seen[n]), 2) for n in ("floor", "samples")
         },
