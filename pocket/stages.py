@@ -18,6 +18,7 @@ from lib.models.devices import device_name
 from . import clip as clip_
 from . import unet as unet_
 from . import vae as vae_
+from .detail import best_device
 from .measure import grid, held_out_scenes
 from .pictures import picture, pool
 from .stage import Stage, constant, power
@@ -36,17 +37,51 @@ def cached(file, make):
     return np.load(file, mmap_mode="r")
 
 
-def vae(work, out, steps, batch=32, count=10_000):
-    """The VAE's inner half, between the grafted outer blocks of the shallower VAE that the project
-    ships, and its latents' scale.
+def shallow(work, steps=2500, batch=16):
+    """A VAE that halves twice, for `vae` to be grafted on: the shipped one if it is such, else one
+    trained from nothing on pictures of every kind and kept in `work`.
+    """
+    shipped = SHIPPED / "vae"
+    if shipped.is_dir():
+        earlier = AutoencoderKL.from_pretrained(shipped).float().eval()
+        if len(earlier.config.block_out_channels) == len(vae_.CHANNELS):
+            return earlier
+    pictures = the_pictures(work)
+    torch.manual_seed(0)
+    model = vae_.make_vae().to(best_device(), memory_format=torch.channels_last)
 
-    It learns the shipped VAE's own features, a quarter of the pictures' side, at a seventh of the
+    def loss(model):
+        x = vae_.augment(a_batch(pictures, batch, model.device))
+        value, psnr, kl = vae_.loss(model, x)
+        return value, {"psnr": psnr, "kl": kl}
+
+    Stage("shallow", model, loss, steps, 4e-3, work, averages=(constant(0.99),)).run()
+    return model.cpu()
+
+
+def the_pictures(work):
+    """What VAEs learn from: uint8 [24000, 64, 64, 3], drawn once."""
+    return cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
+
+
+def a_batch(pictures, batch, device):
+    """A random batch of uint8 pictures [N, H, W, 3] as float [batch, 3, H, W] on `device`."""
+    chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
+    x = vae_.to_tensor(np.array(pictures[chosen]), device)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def vae(work, out, steps, batch=32, count=10_000):
+    """The VAE's inner half, between the outer blocks of a shallower VAE (`shallow`), and the turn
+    and scale of its latents (`by_importance`).
+
+    It learns the shallower VAE's own features, a quarter of the pictures' side, at a seventh of the
     arithmetic of whole pictures. Every third step decodes latents of half the side into the
     features of pictures of half the side: latents that scale as pictures do are easier to model
     (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509). `decoder` then trains the outer half with it.
     """
-    pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
-    earlier = AutoencoderKL.from_pretrained(SHIPPED / "vae").float().eval()
+    pictures, device = the_pictures(work), best_device()
+    earlier = shallow(work)
     seen = [
         cached(work / f"features_{n}.npy", lambda n=n: vae_.splice(earlier, pictures[:count], n))
         for n in ("enter", "leave", "half")
@@ -54,29 +89,24 @@ def vae(work, out, steps, batch=32, count=10_000):
     torch.manual_seed(0)
     model = vae_.make_vae(**vae_.DEEPER)
     vae_.graft(model, earlier)
-    model = vae_.train_only(model.to(memory_format=torch.channels_last), vae_.inner_parts(model))
+    model = model.to(device, memory_format=torch.channels_last)
+    vae_.train_only(model, vae_.inner_parts(model))
     order = torch.randperm(count)
-    mean, scale = vae_.spread(seen[1][::20])
+    mean, scale = (t.to(device) for t in vae_.spread(seen[1][::20]))
 
     def loss(model):
         chosen = order[(torch.arange(batch) + stage.step * batch) % count].numpy()
         halved = stage.step % 3 == 2
         h, wanted = (
-            torch.as_tensor(np.array(s[chosen])).float()
+            torch.as_tensor(np.array(s[chosen]), device=device).float()
             for s in (seen[0], seen[2 if halved else 1])
         )
-        return vae_.inner_loss(
-            model,
-            h.contiguous(memory_format=torch.channels_last),
-            (wanted - mean) / scale,
-            mean,
-            scale,
-            halved,
-        )
+        h = h.contiguous(memory_format=torch.channels_last)
+        return vae_.inner_loss(model, h, (wanted - mean) / scale, mean, scale, halved)
 
     stage = Stage("vae", model, loss, steps, 4e-3, work)
     record(out, "vae", stage.run())
-    model = vae_.by_importance(model, np.array(pictures[:384]), vae_.KEPT)
+    model = vae_.by_importance(model.cpu(), np.array(pictures[:384]), vae_.KEPT)
     model.half().save_pretrained(out / "pocket" / "vae")
 
 
@@ -85,35 +115,31 @@ def decoder(work, out, steps, batch=12):
     on its latents meanwhile.
 
     The latents carry a little noise, more of it on some: a U-Net's small errors shall not show (as
-    in RAE, arXiv 2510.11690).
+    in RAE, arXiv 2510.11690). Every 100 steps the averaged decoder goes to `out`.
     """
-    pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
+    pictures = the_pictures(work)
     torch.manual_seed(4)
-    model = (
-        AutoencoderKL.from_pretrained(out / "pocket" / "vae")
-        .float()
-        .to(memory_format=torch.channels_last)
-    )
+    model = AutoencoderKL.from_pretrained(out / "pocket" / "vae").float()
+    model = model.to(best_device(), memory_format=torch.channels_last)
     vae_.train_only(model, [model.post_quant_conv, model.decoder])
 
     def loss(model):
-        chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
-        x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]))).contiguous(
-            memory_format=torch.channels_last
-        )
-        return vae_.decoder_loss(model, x)
+        return vae_.decoder_loss(model, vae_.augment(a_batch(pictures, batch, model.device)))
 
     def watch(step):
         if step % 100 == 0:
-            averaged(model, stage.means[0]).half().save_pretrained(work / "vae.part")
-            for file in (work / "vae.part").iterdir():
-                os.replace(file, out / "pocket" / "vae" / file.name)
+            write(averaged(model, stage.means[0]))
+
+    def write(twin):
+        twin.half().cpu().save_pretrained(work / "vae.part")
+        for file in (work / "vae.part").iterdir():
+            os.replace(file, out / "pocket" / "vae" / file.name)
 
     stage = Stage(
         "decoder", model, loss, steps, 1e-3, work, averages=(power(0.1),), every=20, save=100
     )
     record(out, "decoder", stage.run(watch))
-    model.half().save_pretrained(out / "pocket" / "vae")
+    write(model)
 
 
 def record(out, stage, result):
@@ -169,7 +195,7 @@ def text(work, out, steps):
     record(out, "text", result)
 
 
-def unet(work, out, steps, batch=64):
+def unet(work, out, steps, batch=64, first=6000):
     """Train the U-Net on a growing pool of fresh scenes' latents and write the whole pipeline; on
     the GPU where there is one.
 
@@ -177,15 +203,19 @@ def unet(work, out, steps, batch=64):
     looked at.
     """
     folder = out / "pocket"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
-    tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
+    tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     torch.manual_seed(2)
     model = unet_.make_unet(**unet_.WIDER).to(device, memory_format=torch.channels_last)
     work.mkdir(parents=True, exist_ok=True)
     side, channels = model.config.sample_size, model.config.in_channels
-    growing = unet_.Growing(work / f"latents_{encoder_hash(vae)}.bin", vae, (channels, side, side))
+    kept = work / f"latents_{encoder_hash(vae)}.bin"
+    ahead = (
+        56 if device.type == "cpu" else 2048
+    )  # a GPU waits for many drawings at once, on all cores
+    growing = unet_.Growing(kept, vae, (channels, side, side), first, ahead=ahead)
     loss = unet_.make_loss(
         unet_.make_scheduler(), tower, tokenizer, growing, batch, lambda: stage.step
     )
@@ -203,16 +233,16 @@ def unet(work, out, steps, batch=64):
 
     def watch(step):
         if step % 500 == 0:
-            newest = (
-                AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
-            )  # its decoder may be in training beside
-            look(
-                unet_.make_pipeline(newest, tower, tokenizer, averaged(model, stage.means[0])),
-                work / f"samples_{step}.png",
-            )
+            weights = averaged(model, stage.means[0])
+            pipe = unet_.make_pipeline(newest(), tower, tokenizer, weights)
+            look(pipe, work / f"samples_{step}.png")
+
+    def newest():
+        """The VAE as it is now: its decoder may be in training beside."""
+        return AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
 
     record(out, "unet", stage.run(watch))
-    pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
+    pipe = unet_.make_pipeline(newest(), tower, tokenizer, model)
     pipe.to("cpu", dtype=torch.float16).save_pretrained(folder)
 
 
@@ -251,7 +281,10 @@ def encoder_hash(vae):
     total = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for tensor in part.state_dict().values():
-            total.update(tensor.float().cpu().contiguous().numpy().tobytes())
+            same = (
+                tensor.float().cpu().contiguous() + 0.0
+            )  # -0 is 0: an average turns one into the other
+            total.update(same.numpy().tobytes())
     return total.hexdigest()[:8]
 
 

@@ -133,7 +133,7 @@ def encode_captions(text_model, tokenizer, texts):
     """Hidden states [B, 32, width] of the frozen text tower, as the pipeline computes them."""
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
-        return text_model(ids).last_hidden_state
+        return text_model(ids.to(text_model.device)).last_hidden_state
 
 
 def bell(count):

@@ -285,7 +285,7 @@ def decoder_loss(vae, x, noise=0.1):
     """
     with torch.no_grad():
         z = vae.encode(x).latent_dist.mean
-        z = z + noise * torch.randn(len(z), 1, 1, 1).abs() * torch.randn_like(z)
+        z = z + noise * torch.randn_like(z[:, :1, :1, :1]).abs() * torch.randn_like(z)
     error = (vae.decode(z).sample.float() - x).pow(2).mean((1, 2, 3))
     return (error + 3e-5).log().mean(), {"psnr": -10 * (error.detach() / 4).log10().mean()}
 

@@ -1,13 +1,15 @@
 """The pocket world, what trains its base, and the base itself as it ships."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from pocket import clip, detail, measure, unet, vae
+from pocket import clip, detail, measure, stages, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
 from pocket.muon import orthogonal
 from pocket.objects import ACCESSORIES, CLASSES, HEAD
@@ -380,6 +382,39 @@ def test_the_pool_of_scenes_grows_with_the_step_and_draws_none_twice(tmp_path):
     assert np.allclose(again.latents[:30], fresh, atol=2e-3), (
         "the n-th latents are the n-th scene's"
     )
+
+
+def test_the_stages_make_a_pipeline_and_go_on(tiny_folder, tmp_path, monkeypatch):
+    """The whole chain at a size of seconds: a deeper VAE on a shallow one, its decoder, a U-Net."""
+    torch.manual_seed(0)
+    work, out, shipped = tmp_path / "work", tmp_path / "out", tmp_path / "shipped"
+    vae.make_vae((8, 16, 16), latents=6).save_pretrained(shipped / "vae")
+    monkeypatch.setattr(stages, "SHIPPED", shipped)
+    monkeypatch.setattr(vae, "DEEPER", {"channels": (8, 16, 16, 16), "latents": 6})
+    monkeypatch.setattr(vae, "KEPT", 5)
+    sizes = {"channels": (16, 32), "size": 8, "latents": 5, "finest": True, "text_width": 32}
+    monkeypatch.setattr(unet, "WIDER", sizes)
+    work.mkdir()
+    np.save(work / "pictures.npy", pool(picture, range(24)))
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(f"{tiny_folder}/{part}", out / "pocket" / part)
+    stages.vae(work, out, steps=3, batch=4, count=24)
+    before = stages.encoder_hash(AutoencoderKL.from_pretrained(out / "pocket" / "vae"))
+    stages.unet(work, out, steps=2, batch=4, first=8)
+    drawn = StableDiffusionPipeline.from_pretrained(out / "pocket", safety_checker=None)
+    stages.decoder(work, out, steps=1, batch=2)
+    after = AutoencoderKL.from_pretrained(out / "pocket" / "vae")
+    assert stages.encoder_hash(after) == before, "the U-Net's latents are still the VAE's"
+    changed = after.decoder.conv_out.weight - drawn.vae.decoder.conv_out.weight
+    assert changed.abs().max() > 0
+    stages.unet(work, out, steps=4, batch=4, first=8)
+    again = StableDiffusionPipeline.from_pretrained(out / "pocket", safety_checker=None)
+    assert torch.equal(again.vae.decoder.conv_out.weight, after.decoder.conv_out.weight)
+    assert not torch.equal(again.unet.conv_in.weight, drawn.unet.conv_in.weight)
+    training = json.loads((out / "pocket" / "measured.json").read_text())["training"]
+    assert training["unet"]["steps"] == 4 and set(training) == {"vae", "unet", "decoder"}
+    stages.look(again.to(torch.float32), work / "look.png", count=2, steps=1)
+    assert (work / "look.png").is_file()
 
 
 def test_timesteps_are_fewest_at_the_ends():
