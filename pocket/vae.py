@@ -1,5 +1,11 @@
 """The pocket base's VAE: a diffusers `AutoencoderKL`, trained on pictures of every kind and judged
 on foreign ones.
+
+The shallow VAE (4 x 4 pixels a place, 12 channels) has 3,072 numbers a picture, its spectrum is
+nearly flat, and keeping 8 of its 12 principal channels costs 6.7 dB on the example subjects: there
+is no cheap way to fewer. The base's VAE halves once more and keeps 28 channels of 8 x 8 places,
+1,792 numbers. The pull to N(0, 1) leaves those alike (deviation 1, posterior .05) though the most
+telling direction moves pixels with 130 times the energy of the least: hence `by_importance`.
 """
 
 import numpy as np
