@@ -17,9 +17,9 @@ from .vae import LATENTS, to_tensor
 from .world import held_out, render, sample_scene
 
 CHANNELS = (64, 128, 192)
-# What the base has, on 8 x 8 latents: 1.4 GFLOP a picture forward and backward, where (64, 128, 192)
-# on 16 x 16 takes 2.5. A fine-tuning step takes .71 to .78 of that one's processor time, a sample .60
-# to .91.
+# What the base has, on 8 x 8 latents: 1.4 GFLOP a picture forward and backward, where
+# (64, 128, 192) on 16 x 16 takes 2.5. A fine-tuning step takes .71 to .78 of that one's processor
+# time, a sample .60 to .91.
 WIDER = {"channels": (96, 192), "size": 8, "latents": 28, "finest": True}
 # Share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022).
 NO_CAPTION = 0.1
