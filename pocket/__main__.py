@@ -1,18 +1,27 @@
 """`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command
 goes on where it was.
 
-    python -m pocket [vae text unet judge identity measure]
-        [--work runs/pocket] [--out data] [--steps unet=12000]
+    python -m pocket [vae decoder text unet judge identity measure detail]
+        [--work runs/pocket] [--out data] [--steps unet=12000] [--guidance 4]
 
 Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights
-go to `--out` in fp16. A finished stage is prolonged by asking for more steps.
+go to `--out` in fp16. A finished stage is prolonged by asking for more steps; `--steps detail=N` is
+the number of samples that `detail` draws and judges.
 """
 
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "text", "unet", "judge", "identity", "measure")
-STEPS = {"vae": 2500, "text": 600, "unet": 12_000, "judge": 1500, "identity": 4000}
+STAGES = ("vae", "decoder", "text", "unet", "judge", "identity", "measure", "detail")
+STEPS = {
+    "vae": 1300,
+    "decoder": 4000,
+    "text": 600,
+    "unet": 12_000,
+    "judge": 1500,
+    "identity": 4000,
+    "detail": 4000,
+}
 
 
 def main():
@@ -28,6 +37,9 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--steps", action="append", default=[], metavar="STAGE=N")
+    parser.add_argument(
+        "--guidance", type=float, default=4.0, help="guidance of the samples that `detail` judges"
+    )
     args = parser.parse_args()
     for name in args.stages:
         if name not in STAGES:
@@ -36,7 +48,8 @@ def main():
     from . import stages
 
     for name in args.stages or STAGES:
-        getattr(stages, name)(args.work, args.out, steps.get(name))
+        extra = {"guidance": args.guidance} if name == "detail" else {}
+        getattr(stages, name)(args.work, args.out, steps.get(name), **extra)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """What the pocket base and its judge can do, measured: `data/pocket/measured.json`, its grid of
 pictures and its README.
 
-python -m pocket measure
+python -m pocket measure detail
 """
 
+import hashlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lib.files.json_file import write_json
 from lib.models.base import load_base
 
 from . import clip as clip_
+from . import detail as detail_
 from .objects import CLASSES
 from .pictures import pool
 from .places import PHRASES
@@ -23,6 +28,8 @@ from .world import COLORS, SIZE, held_out, prompt, render, sample_scene
 
 TARGETS = {"class": 0.95, "colour": 0.92, "place": 0.97}
 FIRST_HELD_OUT_SEED = 10_000_000
+FIRST_FRESH_SEED = 20_000_000  # scenes of any triple that nothing was trained on
+READER_SCENES = 16_000
 
 
 def held_out_triples():
@@ -143,13 +150,124 @@ def grid(pictures, columns=16, scale=2):
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
+def draw_samples(pipe, scenes, folder, steps=25, guidance=4.0, batch=64):
+    """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]; kept in `folder` by the
+    batch, so that it goes on where it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe.set_progress_bar_config(disable=True)
+    done, began = [], time.time()
+    for start in range(0, len(scenes), batch):
+        file = folder / f"{start:06d}.npy"
+        wanted = scenes[start : start + batch]
+        if not file.is_file() or len(np.load(file)) != len(wanted):
+            prompts = [prompt(s.identity.kind, s.color, s.place) for s in wanted]
+            noise = [
+                torch.Generator().manual_seed(FIRST_FRESH_SEED + start + i)
+                for i in range(len(wanted))
+            ]
+            images = pipe(
+                prompts,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=noise,
+                output_type="np",
+            ).images
+            np.save(file, (images * 255).round().astype(np.uint8))
+            passed = (time.time() - began) / 60
+            left = passed / (start + len(wanted)) * (len(scenes) - start - len(wanted))
+            print(
+                f"samples: {start + len(wanted)}/{len(scenes)}  {passed:.1f} min, {left:.1f} left",
+                flush=True,
+            )
+        done.append(np.load(file))
+    return np.concatenate(done)
+
+
+def the_reader(work, steps=2500):
+    """The reader of parts, trained on drawings of the judge's identities and kept in `work`."""
+    file = work / f"reader_{steps}.safetensors"
+    reader = detail_.Reader()
+    if not file.is_file():
+        scenes = [sample_scene(i, salt="judge") for i in range(READER_SCENES)]
+        reader = detail_.train_reader(pool(render, scenes), scenes, steps)
+        work.mkdir(parents=True, exist_ok=True)
+        save_file(reader.state_dict(), file)
+    reader.load_state_dict(load_file(file))
+    return reader.eval()
+
+
+def detail(folder, work, count=4000, guidance=4.0, reader=None, steps=25):
+    """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator,
+    parts, a shuffled grid.
+
+    `count` samples for the prompts of as many fresh scenes, in `steps` steps at `guidance`.
+    Writes shuffled.png and its key into `work` and returns what was measured. "floor" is what
+    drawings sent through the VAE score in the same place.
+    """
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.to(detail_.best_device())
+    reader = (reader or the_reader(work)).to(detail_.best_device())
+    scenes = [sample_scene(FIRST_FRESH_SEED + i) for i in range(2 * count)]
+    drawings = pool(render, scenes)
+    passed, others = detail_.through(pipe.vae, drawings[:count]), drawings[count:]
+    kept = work / f"samples_{weights_hash(pipe)}_{guidance:g}_{steps}"
+    samples = draw_samples(pipe, scenes[:count], kept, steps, guidance)
+    seen = {
+        n: detail_.features(reader, p)
+        for n, p in (("others", others), ("floor", passed), ("samples", samples))
+    }
+    parts = {
+        n: detail_.read_parts(reader, p, scenes[:count])
+        for n, p in (("drawings", passed), ("samples", samples))
+    }
+    mixed, key = detail_.shuffled(passed[:64], samples[:64])
+    grid(mixed).save(work / "shuffled.png")
+    write_json(work / "shuffled_key.json", {"drawing": key, "columns": 16})
+    return {
+        "pictures": count,
+        "guidance": guidance,
+        "steps": steps,
+        "frechet": {
+            n: round(detail_.frechet(seen["others"], seen[n]), 2) for n in ("floor", "samples")
+        },
+        "kid": {n: round(detail_.kid(seen["others"], seen[n]), 4) for n in ("floor", "samples")},
+        "parts": parts,
+        "shares": {
+            n: detail_.shares(reader, p) for n, p in (("drawings", passed), ("samples", samples))
+        },
+        "discriminator": detail_.discriminate(passed, samples),
+    }
+
+
+def weights_hash(pipe):
+    """Eight digits that change with the U-Net or the VAE: samples of other weights are never taken
+    for these.
+    """
+    total = hashlib.sha256()
+    for part in (pipe.unet, pipe.vae):
+        for tensor in part.state_dict().values():
+            total.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:8]
+
+
+def judge_folder(out):
+    """Where the judge's CLIP is: beside the base, or the one that the project ships."""
+    beside = out / "judge" / "clip"
+    return (
+        beside
+        if beside.is_dir()
+        else Path(__file__).resolve().parent.parent / "data" / "judge" / "clip"
+    )
+
+
 def measure(out, count=512, foreign=None, photos=None):
     """Measure base and judge, write measured.json and grid.png into `out/pocket`, and return what
     was measured.
     """
     torch.manual_seed(0)
     base = load_base(str(out / "pocket"), device="cpu")
-    clip, tokenizer = clip_.load(out / "judge" / "clip")
+    clip, tokenizer = clip_.load(judge_folder(out))
     folders = {
         "example subjects": out / "subjects",
         "foreign drawings": foreign or "",
@@ -166,7 +284,7 @@ def measure(out, count=512, foreign=None, photos=None):
         "psnr_db": earlier.get("psnr_db", {}) | reconstruction(base.pipe.vae, folders),
         "bytes": sum(f.stat().st_size for f in (out / "pocket").rglob("*.safetensors")),
         "training": earlier.get("training", {}),
-    }
+    } | ({"detail": earlier["detail"]} if "detail" in earlier else {})
     write_json(file, found)
     (out / "pocket" / "README.md").write_text(readme(found), "utf-8")
     grid(pictures[np.linspace(0, count - 1, 64).astype(int)]).save(out / "pocket" / "grid.png")
@@ -211,6 +329,8 @@ def readme(found):
     lines += [
         f"| {name} | {value:.1f} | {count} |" for name, (value, count) in found["psnr_db"].items()
     ]
+    if "detail" in found:
+        lines += ["", *_detail_lines(found["detail"])]
     lines += [
         "",
         (
@@ -224,3 +344,32 @@ def readme(found):
         "`python -m pocket measure`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _detail_lines(d):
+    """The README's part on detail, from what `detail` returned."""
+    far, near, judged = d["frechet"], d["kid"], d["discriminator"]
+    drawn, sampled = d["parts"]["drawings"], d["parts"]["samples"]
+    rows = {
+        "Frechet distance to other drawings, features of the reader of parts": [
+            f"{far[who]:.1f}" for who in ("samples", "floor")
+        ],
+        "KID, same features": [f"{near[who]:.4f}" for who in ("samples", "floor")],
+    }
+    for name in drawn:
+        rows[f"the reader's confidence: {name}"] = [
+            f"{by[name]['sure']:.1%}" for by in (sampled, drawn)
+        ]
+    return [
+        f"Whether samples pass for drawings ({d['pictures']} of each, guidance"
+        f" {d['guidance']:g}; `pocket/detail.py`):",
+        "",
+        "| | samples | drawings through the VAE |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items()),
+        "",
+        f"A discriminator trained afresh on {judged['pictures']} drawings through the VAE against",
+        "as many samples tells held-out ones apart with an AUC of"
+        f" {judged['auc']:.3f} (.5 is guessing), after {len(judged['epochs'])} epochs,",
+        "when it rose no more.",
+    ]

@@ -4,9 +4,12 @@ and a checkpoint to go on from.
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+
+from lib.models.devices import has_fast_bf16
 
 from .muon import MuonAdamW
 
@@ -19,32 +22,53 @@ def rate(step, steps, peak, warmup=100, cooldown=0.3):
     return peak * min(1, (step + 1) / warmup, max(fall, 0.002))
 
 
+def constant(decay):
+    """An exponential moving average's decay by step: `decay`, less at the start."""
+    return lambda step: min(decay, (1 + step) / (10 + step))
+
+
+def power(width):
+    """The decay by step of an average whose spread is `width` of the training so far, however long
+    that is: .05 is short, .1 long.
+
+    The power-function average of Karras et al. 2024 (arXiv 2312.02696, equations 2 and 3): decay (1
+    - 1/t)^(g + 1), where the relative deviation is width = sqrt((g + 1) / ((g + 2)^2 (g + 3))).
+    """
+    low, high = 0.0, 1e4
+    for _ in range(100):
+        g = (low + high) / 2
+        wide = ((g + 1) / ((g + 2) ** 2 * (g + 3))) ** 0.5 > width
+        low, high = (g, high) if wide else (low, g)
+    return lambda step: (1 - 1 / max(1, step)) ** (g + 1)
+
+
 class Stage:
     """Trains `model` for `steps` steps of `loss(model) -> (tensor, dict of numbers to print)`; safe
     to kill, goes on where it was.
 
     The plateau schedule lets a finished or unfinished stage be prolonged: call again with more
-    steps. `average` is the decay of the exponential moving average of the weights (0 keeps none).
-    `run` leaves the averaged weights in the model.
+    steps. `averages` are the decays by step (`constant`, `power`) of moving averages of the
+    weights; `run` leaves the first of them in the model. A checkpoint is written every `save` steps
+    and at the end. In bf16 where the device multiplies it natively, in fp32 elsewhere.
     """
 
-    def __init__(
-        self, name, model, loss, steps, peak, folder, average=0.0, every=50, save=250, limit=None
-    ):
+    def __init__(self, name, model, loss, steps, peak, folder, averages=(), every=50, save=250):
         self.name, self.model, self.loss, self.steps, self.peak = name, model, loss, steps, peak
         self.file = Path(folder) / f"{name}.pt"
-        self.average, self.every, self.save_every, self.limit = average, every, save, limit
+        self.averages, self.every, self.save_every = averages, every, save
         self.optimizer = MuonAdamW(model, peak)
         self.step, self.seconds = 0, 0.0
-        self.mean = (
-            {k: v.detach().clone() for k, v in model.state_dict().items()} if average else None
-        )
+        self.means = [
+            {k: v.detach().clone() for k, v in model.state_dict().items()} for _ in averages
+        ]
         if self.file.is_file():
-            state = torch.load(self.file, weights_only=True)
+            state = torch.load(
+                self.file, weights_only=True, map_location=next(model.parameters()).device
+            )
             model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.mean = state["step"], state["seconds"], state["mean"]
-            torch.set_rng_state(state["random"])
+            self.step, self.seconds, self.means = state["step"], state["seconds"], state["means"]
+            torch.set_rng_state(state["random"].cpu())
 
     def _save(self):
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,28 +77,33 @@ class Stage:
             optimizer=self.optimizer.state_dict(),
             step=self.step,
             seconds=self.seconds,
-            mean=self.mean,
+            means=self.means,
             random=torch.get_rng_state(),
         )
         torch.save(state, self.file.with_suffix(".part"))
         os.replace(self.file.with_suffix(".part"), self.file)
 
     def _average(self):
-        decay = min(self.average, (1 + self.step) / (10 + self.step))
-        for k, v in self.model.state_dict().items():
-            if v.is_floating_point():
-                self.mean[k].lerp_(v, 1 - decay)
-            else:
-                self.mean[k].copy_(v)
+        now = self.model.state_dict()
+        for decay, mean in zip(self.averages, self.means):
+            for k, v in now.items():
+                if v.is_floating_point():
+                    mean[k].lerp_(v, 1 - decay(self.step))
+                else:
+                    mean[k].copy_(v)
 
     def run(self, watch=None):
         """Train to the last step. `watch(step)` is called at each progress line."""
         start, shown = time.time() - self.seconds, {}
-        device = next(self.model.parameters()).device.type
+        device = next(self.model.parameters()).device
         self.model.train()
         while self.step < self.steps:
             lr = rate(self.step, self.steps, self.peak)
-            with torch.autocast(device, torch.bfloat16):
+            with (
+                torch.autocast(device.type, torch.bfloat16)
+                if has_fast_bf16(device)
+                else nullcontext()
+            ):
                 loss, numbers = self.loss(self.model)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -82,7 +111,7 @@ class Stage:
             self.step += 1
             for k, v in {"loss": loss.detach(), **numbers}.items():
                 shown[k] = 0.98 * shown.get(k, float(v)) + 0.02 * float(v)
-            if self.average:
+            if self.averages:
                 self._average()
             if self.step % self.every == 0 or self.step == self.steps:
                 self.seconds = time.time() - start
@@ -97,8 +126,8 @@ class Stage:
                     watch(self.step)
             if self.step % self.save_every == 0 or self.step == self.steps:
                 self._save()
-        if self.average:
-            self.model.load_state_dict(self.mean)
+        if self.averages:
+            self.model.load_state_dict(self.means[0])
         self.model.eval()
         return {
             "steps": self.step,

@@ -1,18 +1,21 @@
 """The pocket world, what trains its base, and the base itself as it ships."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from pocket import clip, vae
+from pocket import clip, detail, measure, stages, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
+from pocket.muon import orthogonal
 from pocket.objects import ACCESSORIES, CLASSES, HEAD
 from pocket.pictures import picture, pool
 from pocket.places import PHRASES
-from pocket.stage import Stage, rate
+from pocket.stage import Stage, constant, power, rate
 from pocket.unet import make_scheduler
 from pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
 
@@ -118,6 +121,74 @@ def test_whitening_scales_the_latents_and_leaves_the_picture():
         )
 
 
+def test_latents_by_importance_are_ordered_and_leave_the_picture():
+    torch.manual_seed(0)
+    model = vae.make_vae((8, 16, 16), latents=6).eval()
+    pictures = pool(picture, range(12))
+    x = vae.to_tensor(pictures)
+    turned = vae.by_importance(model, pictures, keep=6, power=1.0).eval()
+    with torch.no_grad():
+        before, after = (v.decode(v.encode(x).latent_dist.mode()).sample for v in (model, turned))
+        assert torch.allclose(before, after, atol=5e-3), "all channels kept: the same picture"
+        z = turned.encode(x).latent_dist.mean
+        assert z.square().mean().item() == pytest.approx(1, abs=0.15)
+        deviations = z.std((0, 2, 3))
+        assert (deviations.diff() < 0.02).all(), "the first is the loudest"
+    assert vae.by_importance(model, pictures, keep=3).config.latent_channels == 3
+
+
+def test_a_deeper_vae_takes_over_the_outer_blocks_and_learns_the_features_between():
+    torch.manual_seed(0)
+    earlier = vae.make_vae((8, 16, 16), latents=6).eval()
+    deeper = vae.make_vae((8, 16, 16, 16), latents=10)
+    vae.graft(deeper, earlier)
+    old, new = earlier.state_dict(), deeper.state_dict()
+    assert torch.equal(
+        old["encoder.down_blocks.2.resnets.0.conv1.weight"],
+        new["encoder.down_blocks.2.resnets.0.conv1.weight"],
+    )
+    assert torch.equal(
+        old["decoder.up_blocks.0.resnets.1.conv1.weight"],
+        new["decoder.up_blocks.1.resnets.1.conv1.weight"],
+    )
+    pictures = pool(picture, range(6))
+    enter, leave, half = (
+        vae.splice(earlier, pictures, which) for which in ("enter", "leave", "half")
+    )
+    assert enter.shape == leave.shape == (6, 16, 16, 16) and half.shape == (6, 16, 8, 8)
+    vae.train_only(deeper, vae.inner_parts(deeper))
+    h, (mean, scale) = torch.as_tensor(enter).float(), vae.spread(leave)
+    x = vae.to_tensor(pictures)
+    with torch.no_grad():
+        whole = deeper.encode(x).latent_dist.mean
+    assert torch.allclose(vae.inner_encode(deeper, h).mean, whole, atol=0.02), (
+        "the cut is where the whole encoder passes"
+    )
+    for wanted, halved in ((leave, False), (half, True)):
+        value, numbers = vae.inner_loss(
+            deeper, h, (torch.as_tensor(wanted).float() - mean) / scale, mean, scale, halved
+        )
+        value.backward()
+    learnt = {n for n, p in deeper.named_parameters() if p.grad is not None}
+    assert learnt and not any(
+        n.startswith(("encoder.down_blocks.1", "decoder.up_blocks.1", "decoder.conv_out"))
+        for n in learnt
+    )
+
+
+def test_the_decoder_learns_and_the_encoder_stays():
+    torch.manual_seed(0)
+    model = vae.make_vae((8, 16, 16), latents=6)
+    vae.train_only(model, [model.post_quant_conv, model.decoder])
+    value, numbers = vae.decoder_loss(model, vae.to_tensor(pool(picture, range(4))))
+    value.backward()
+    assert numbers["psnr"] > 0
+    assert all(
+        (p.grad is not None) == n.startswith(("decoder", "post_quant_conv"))
+        for n, p in model.named_parameters()
+    )
+
+
 def test_a_stage_goes_on_where_it_was_killed(tmp_path):
     def train(folder, die_at=None):
         torch.manual_seed(0)
@@ -130,7 +201,17 @@ def test_a_stage_goes_on_where_it_was_killed(tmp_path):
             x = torch.randn(16, 4)
             return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-        stage = Stage("toy", model, loss, 40, 1e-2, folder, average=0.9, every=1000, save=5)
+        stage = Stage(
+            "toy",
+            model,
+            loss,
+            40,
+            1e-2,
+            folder,
+            averages=(constant(0.9), power(0.1)),
+            every=1000,
+            save=5,
+        )
         stage.run()
         return model.state_dict()
 
@@ -139,6 +220,32 @@ def test_a_stage_goes_on_where_it_was_killed(tmp_path):
         train(tmp_path / "b", die_at=22)
     resumed = train(tmp_path / "b")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_an_update_of_muon_is_nearly_orthogonal_whichever_side_is_longer():
+    torch.manual_seed(0)
+    for shape in ((16, 144), (144, 16), (32, 32)):
+        matrix = torch.randn(shape)
+        update = orthogonal(matrix)
+        assert update.shape == matrix.shape
+        if (
+            32 not in shape
+        ):  # a square random matrix has singular values near zero, which five steps cannot lift
+            values = torch.linalg.svdvals(update)
+            assert 0.6 < values.min() and values.max() < 1.25
+        assert (update * matrix).sum() > 0, "it still goes downhill"
+
+
+def test_the_average_of_power_form_spreads_over_a_share_of_the_training():
+    decay, steps = power(0.1), 4000
+    weight = torch.zeros(steps)
+    for step in range(1, steps + 1):
+        weight *= decay(step)
+        weight[step - 1] = 1 - decay(step)
+    t = torch.arange(1, steps + 1) / steps
+    mean = (weight * t).sum()
+    assert weight.sum() == pytest.approx(1, abs=1e-4)
+    assert ((weight * (t - mean) ** 2).sum() ** 0.5).item() == pytest.approx(0.1, rel=0.03)
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -165,7 +272,159 @@ def test_reconstruction_is_scored_in_decibels():
     assert vae.psnr(Off(), pictures) == pytest.approx(10 * np.log10(255**2 / 100), abs=0.01)
 
 
-# --- as it ships
+# --- whether samples pass for drawings ------------------------------------------------------------
+
+
+def test_the_distances_are_naught_for_the_same_and_grow_with_a_shift():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 600, 8)), rng.normal(size=(600, 8))
+    assert abs(detail.kid(a[0], a[1])) < 0.01 and detail.frechet(a[0], a[0]) == pytest.approx(
+        0, abs=1e-6
+    )
+    near, far = (detail.frechet(a[0], b + shift) for shift in (0.5, 1.0))
+    assert near == pytest.approx(8 * 0.25, rel=0.25) and far == pytest.approx(8, rel=0.15), (
+        "the squared distance of the means"
+    )
+    assert 0.01 < detail.kid(a[0], b + 0.5) < detail.kid(a[0], b + 1.0)
+
+
+def test_the_auc_counts_pairs_in_the_right_order():
+    assert (
+        detail.auc([3, 2, 1, 0], [1, 1, 0, 0]) == 1
+        and detail.auc([1, 1, 1, 1], [1, 0, 1, 0]) == 0.5
+    )
+    assert detail.auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == pytest.approx(0.75)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    scenes = [sample_scene(i, kind=("cat", "house")[i % 2]) for i in range(240)]
+    return scenes, pool(render, scenes)
+
+
+def test_a_discriminator_tells_noise_and_cannot_tell_one_half_from_the_other(drawn):
+    _, pictures = drawn
+    half, other = pictures[::2], pictures[1::2]
+    noise = np.random.default_rng(0).integers(-25, 26, half.shape)
+    noisy = np.clip(half + noise, 0, 255).astype(np.uint8)
+    told = detail.discriminate(half, noisy, width=8, batch=8, epochs=8, patience=8)
+    assert told["auc"] > 0.95 and told["pictures"] == 120
+    first, second = np.concatenate([half[:60], other[:60]]), np.concatenate([half[60:], other[60:]])
+    assert np.mean(detail.discriminate(first, second, width=8, batch=16, epochs=2)["epochs"]) < 0.7
+
+
+def test_the_reader_learns_parts_and_is_less_sure_of_a_smear(drawn):
+    scenes, pictures = drawn
+    reader = detail.train_reader(pictures, scenes, steps=60, batch=24, width=8)
+    found = detail.read_parts(reader, pictures, scenes)
+    assert found["class"]["right"] > 0.7 and set(found) == set(detail.PARTS)
+    seen = detail.features(reader, pictures)
+    assert seen.shape == (240, reader.trunk.features)
+    smeared = pictures.astype(int)
+    smeared = (
+        (smeared + np.roll(smeared, 2, 1) + np.roll(smeared, 2, 2) + np.roll(smeared, -2, 1)) // 4
+    ).astype(np.uint8)
+    half = detail.frechet(seen[::2], seen[1::2])
+    assert detail.frechet(seen[::2], detail.features(reader, smeared)[1::2]) > 1.4 * half
+    assert sum(detail.shares(reader, pictures)["pattern"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_parts_that_cannot_be_seen_are_not_asked_for():
+    assert (
+        detail.parts_of(sample_scene(0, kind="house"))[1] == -1
+        and detail.parts_of(sample_scene(0, kind="cat"))[1] >= 0
+    )
+    assert (
+        set(detail.SEEING) < set(CLASSES)
+        and len(detail.numbers_of(sample_scene(0))) == detail.NUMBERS
+    )
+
+
+def test_a_shuffled_grid_keeps_its_key(drawn):
+    _, pictures = drawn
+    mixed, key = detail.shuffled(pictures[:5], 255 - pictures[:5])
+    back = [m if drawing else 255 - m for m, drawing in zip(mixed, key)]
+    assert sum(key) == 5 and all(any(np.array_equal(b, p) for p in pictures[:5]) for b in back)
+
+
+def test_the_whole_measuring_runs_and_goes_on_where_it_was(tiny_folder, tmp_path):
+    found = measure.detail(
+        tiny_folder, tmp_path, count=70, guidance=1.0, reader=detail.Reader(8).eval(), steps=2
+    )
+    assert found["discriminator"]["auc"] > 0.9, "random weights draw no scenes"
+    assert set(found["frechet"]) == set(found["kid"]) == {"floor", "samples"}
+    assert (tmp_path / "shuffled.png").is_file() and len(
+        json.loads((tmp_path / "shuffled_key.json").read_text())["drawing"]
+    ) == 128
+    folder = next(tmp_path.glob("samples_*"))
+    made = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    assert len(made) == 2
+    reader = detail.Reader(8).eval()
+    measure.detail(tiny_folder, tmp_path, count=70, guidance=1.0, reader=reader, steps=2)
+    assert made == {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}, (
+        "samples that are there are not drawn again"
+    )
+
+
+def test_the_pool_of_scenes_grows_with_the_step_and_draws_none_twice(tmp_path):
+    torch.manual_seed(0)
+    model = vae.make_vae((8, 16, 16), latents=6).eval()
+    grown = unet.Growing(tmp_path / "latents.bin", model, (6, 16, 16), first=10, each=2, ahead=8)
+    assert (grown.at(0), grown.at(3)) == (10, 16) and len(grown.latents) >= 16
+    assert not any(held_out(s) for s in grown.scenes)
+    kept = np.array(grown.latents)
+    with (tmp_path / "latents.bin").open("ab") as out:
+        out.write(b"torn")
+    again = unet.Growing(tmp_path / "latents.bin", model, (6, 16, 16), first=10, each=2, ahead=8)
+    assert np.array_equal(again.latents, kept) and again.scenes == grown.scenes
+    assert again.at(10) == 30 and np.array_equal(again.latents[: len(kept)], kept)
+    fresh = unet.encode_pictures(model, pool(render, training_scenes(30)))
+    assert np.allclose(again.latents[:30], fresh, atol=2e-3), (
+        "the n-th latents are the n-th scene's"
+    )
+
+
+def test_the_stages_make_a_pipeline_and_go_on(tiny_folder, tmp_path, monkeypatch):
+    """The whole chain at a size of seconds: a deeper VAE on a shallow one, its decoder, a U-Net."""
+    torch.manual_seed(0)
+    work, out, shipped = tmp_path / "work", tmp_path / "out", tmp_path / "shipped"
+    vae.make_vae((8, 16, 16), latents=6).save_pretrained(shipped / "vae")
+    monkeypatch.setattr(stages, "SHIPPED", shipped)
+    monkeypatch.setattr(vae, "DEEPER", {"channels": (8, 16, 16, 16), "latents": 6})
+    monkeypatch.setattr(vae, "KEPT", 5)
+    sizes = {"channels": (16, 32), "size": 8, "latents": 5, "finest": True, "text_width": 32}
+    monkeypatch.setattr(unet, "WIDER", sizes)
+    work.mkdir()
+    np.save(work / "pictures.npy", pool(picture, range(24)))
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(f"{tiny_folder}/{part}", out / "pocket" / part)
+    stages.vae(work, out, steps=3, batch=4, count=24)
+    before = stages.encoder_hash(AutoencoderKL.from_pretrained(out / "pocket" / "vae"))
+    stages.unet(work, out, steps=2, batch=4, first=8)
+    drawn = StableDiffusionPipeline.from_pretrained(out / "pocket", safety_checker=None)
+    stages.decoder(work, out, steps=1, batch=2)
+    after = AutoencoderKL.from_pretrained(out / "pocket" / "vae")
+    assert stages.encoder_hash(after) == before, "the U-Net's latents are still the VAE's"
+    changed = after.decoder.conv_out.weight - drawn.vae.decoder.conv_out.weight
+    assert changed.abs().max() > 0
+    stages.unet(work, out, steps=4, batch=4, first=8)
+    again = StableDiffusionPipeline.from_pretrained(out / "pocket", safety_checker=None)
+    assert torch.equal(again.vae.decoder.conv_out.weight, after.decoder.conv_out.weight)
+    assert not torch.equal(again.unet.conv_in.weight, drawn.unet.conv_in.weight)
+    training = json.loads((out / "pocket" / "measured.json").read_text())["training"]
+    assert training["unet"]["steps"] == 4 and set(training) == {"vae", "unet", "decoder"}
+    stages.look(again.to(torch.float32), work / "look.png", count=2, steps=1)
+    assert (work / "look.png").is_file()
+
+
+def test_timesteps_are_fewest_at_the_ends():
+    torch.manual_seed(0)
+    t = torch.cat([unet.bell(48) for _ in range(200)])
+    counts = torch.histc(t, 5, 0, 1)
+    assert 0 < t.min() and t.max() < 1 and counts[2] > counts[1] > counts[0] > 0
+
+
+# --- as it ships ----------------------------------------------------------------------------------
 
 
 def test_the_base_loads_with_plain_diffusers_and_is_small():
