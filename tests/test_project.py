@@ -33,7 +33,7 @@ NOTEBOOKS = sorted(
 )
 SOURCES = sorted(path for path in (ROOT / "lib").rglob("*.py"))
 OPTIONS = 500  # lines of the command line, a list of commands and their options
-LONGEST_CELL, LONGEST_FILE = 25, 400  # lines of at most 100 columns, one thing a line
+LONGEST_CELL, LONGEST_FILE = 25, 480  # lines of at most 100 columns, one thing a line
 # What `make course` may be asked for, and who must be able to take it.
 PARAMETERS = {
     "01": {"subject", "class_noun", "identifier", "base", "seed", "output"},

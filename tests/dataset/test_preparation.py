@@ -92,7 +92,6 @@ def close(image, colour, tolerance=6):
 
 
 # ---- the data set
-# --------------------------------------------------------------------------------------------------
 
 
 def test_data_set_is_imagefolder_and_photos_stay_as_they_were(tmp_path):
@@ -210,7 +209,6 @@ def test_a_failure_while_writing_leaves_the_earlier_data_set(tmp_path):
 
 
 # ---- folders
-# --------------------------------------------------------------------------------------------------
 
 
 def test_missing_empty_and_one_picture_folders(tmp_path):
@@ -269,7 +267,6 @@ def test_names_with_spaces_other_alphabets_and_no_text_at_all(tmp_path):
 
 
 # ---- files that cannot be used
-# --------------------------------------------------------------------------------------------------
 
 
 def encoded(format):
@@ -367,7 +364,6 @@ def test_truncation_is_seen_even_if_another_library_told_pillow_to_ignore_it(tmp
 
 
 # ---- unusual pictures
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".heic", ".avif"])
@@ -587,7 +583,6 @@ def test_huge_jpeg_is_decoded_small_and_crops_stay_in_full_pixels(tmp_path):
 
 
 # ---- what is found in good files
-# --------------------------------------------------------------------------------------------------
 
 
 def test_a_good_photo_gives_no_finding(tmp_path):
@@ -746,7 +741,6 @@ def test_one_background_behind_most_photos_is_said(tmp_path):
 
 
 # ---- words, plan and edits
-# --------------------------------------------------------------------------------------------------
 
 
 def test_prompt_forms():
@@ -906,7 +900,6 @@ def test_bad_edits(tmp_path, edit, words):
 
 
 # ---- real photographs
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rc_car", "backpack_dog", "monster_toy"])
