@@ -113,8 +113,8 @@ def _fill_nf4(new: Any, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
         torch.empty(-(-blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32
     )
     packed = torch.empty(-(-numbers // 2), 1, dtype=torch.uint8)
-    new.weight = torch.nn.Parameter(packed, requires_grad=False)
-    new.weight.quant_state = QuantState(
+    weight: Any = torch.nn.Parameter(packed, requires_grad=False)
+    weight.quant_state = QuantState(
         absmax=torch.empty(blocks, dtype=torch.uint8),
         shape=layer.weight.shape,
         code=torch.empty(16),
@@ -124,8 +124,9 @@ def _fill_nf4(new: Any, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
         offset=torch.empty(()),
         state2=scale_of_scales,
     )
-    new.weight.compress_statistics = True
-    new.weight.quant_type = "nf4"
+    weight.compress_statistics = True
+    weight.quant_type = "nf4"
+    new.weight = weight
     new.compute_dtype = dtype
     new.compute_type_is_set = True
     new.support_avx512bf16_for_cpu = False
@@ -136,11 +137,12 @@ def _fill_int8(new: Any, layer: torch.nn.Linear) -> None:
     import bitsandbytes as bnb
 
     rows, columns = layer.weight.shape
-    new.weight = torch.nn.Parameter(
+    weight: Any = torch.nn.Parameter(
         torch.empty(rows, columns, dtype=torch.int8), requires_grad=False
     )
-    new.weight.CB = None
-    new.weight.SCB = None
+    weight.CB = None
+    weight.SCB = None
+    new.weight = weight
     new.index = None
     new.state = bnb.MatmulLtState()
     new.state.CB = new.weight.data
