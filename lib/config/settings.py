@@ -243,6 +243,12 @@ class Settings:
                 " and one of 4 or 8 bits cannot take small steps: set quantize to 'none', or train"
                 " a LoRA."
             )
+        if self.quantize == "int8" and self.dora:
+            raise BadInput(
+                "Settings 'quantize' int8 and 'dora' exclude each other, as bitsandbytes keeps no"
+                " scale of an int8 weight that a magnitude could be taken from: set quantize to"
+                " 'nf4' or 'none', or dora to False."
+            )
         if self.fused_backward and self.method == "lora":
             raise BadInput(
                 "Setting 'fused_backward' frees gradients early, but a LoRA's are a few megabytes,"

@@ -43,6 +43,7 @@ def test_alpha_follows_rank_unless_given():
         ({"precision": "fp16"}, ["precision", "fp16", "bf16"]),
         ({"targets": "everything"}, ["targets", "attention"]),
         ({"output": " "}, ["output", "empty"]),
+        ({"quantize": "int8", "dora": True}, ["quantize", "int8", "dora", "nf4"]),
     ],
 )
 def test_a_bad_value_gets_one_sentence(changes, words):
