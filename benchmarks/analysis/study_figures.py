@@ -158,7 +158,7 @@ def again(rows: Rows) -> Figure | None:
         f" intervals, {kinds.count('no difference')} of them within the margin; one in twenty would"
         " differ by chance, but the measures go together"
     )
-    drawn = dots({SCORES[m]: e for m, e in found.items() if MEASURES[m][2] == COSINE})
+    drawn = dots({SCORES[m]: e for m, e in found.items() if MEASURES[m][2] == COSINE}) or {}
     figure = intervals(drawn, "difference of the effects, cosines", about, around=0, margin=COSINE)
     figure.table = Table(
         lines,

@@ -509,9 +509,8 @@ def read_forecast(path: Path = FORECAST) -> dict[tuple[str, str], float]:
     if not path.is_file():
         print(f"There is no forecast of memory for Stable Diffusion here ({path} is missing).")
         return {}
-    from lib.memory.cards import (
-        smallest_recipes,
-    )  # brings in torch, which the other numbers do not need
+    # Brings in torch, which the other numbers do not need.
+    from lib.memory.cards import smallest_recipes
 
     return smallest_recipes(read_json(path)["rows"])
 

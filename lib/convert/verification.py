@@ -88,7 +88,8 @@ def picture_difference(
     """
     prompts = ["a picture", "a picture in the snow"]
     one, two = (load(load_base(base)).generate(prompts, [0, 1], steps) for load in (ours, theirs))
-    return measure([np.abs(np.int16(a) - np.int16(b)) for a, b in zip(one, two)]).item()
+    pairs = [[np.asarray(image, np.int16) for image in pair] for pair in zip(one, two)]
+    return measure([np.abs(a - b) for a, b in pairs]).item()
 
 
 def is_adapter(path: str | Path) -> bool:

@@ -367,7 +367,7 @@ def run_sweep(
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
-    print("\n" + compact(rows, dict.fromkeys(setting for job in jobs for setting in job)))
+    print("\n" + compact(rows, list(dict.fromkeys(setting for job in jobs for setting in job))))
     print(f"\nAll columns: {Path(output) / 'table.csv'}")
     failed = Path(output) / "failed.json"
     if failed.exists():

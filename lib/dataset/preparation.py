@@ -291,7 +291,7 @@ def _apply(edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str
     by_name = {entry["file"]: entry for entry in entries}
     for edit in edits:
         name = edit.get("file") if isinstance(edit, dict) else None
-        if name not in by_name:
+        if name is None or name not in by_name:
             raise BadInput(
                 f"the plan has no photo {name!r}; give each edit as a dict with the 'file' of a"
                 " photo in the folder"

@@ -139,9 +139,8 @@ def advise(
     """
     measured = measured or read_result("advice")
     if forecast is None:
-        from lib.memory.cards import (
-            smallest_recipes,
-        )  # brings in torch, which all else does without
+        # Brings in torch, which all else does without.
+        from lib.memory.cards import smallest_recipes
 
         forecast = smallest_recipes()
     _check(needs, measured, forecast)

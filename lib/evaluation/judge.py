@@ -153,7 +153,7 @@ def _encoder(name: str | Path, model: Any, embed: Callable, crop: int | None = N
     config = json.loads(path.read_text()) if path.is_file() else {}
     size = config.get("crop_size") or config.get("size") or 64
     if crop is None:
-        crop = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+        crop = int(size if isinstance(size, int) else size.get("height") or size["shortest_edge"])
     vit = getattr(model.config, "model_type", "") in ("vit", "dinov2") and crop == 224
     mean, std = config.get("image_mean", [0.5] * 3), config.get("image_std", [0.5] * 3)
     # DINO's own evaluation resizes to 256 and crops 224 (facebookresearch/dino), which the hub's

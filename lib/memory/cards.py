@@ -253,7 +253,7 @@ def published() -> Table:
 
 def smallest_recipes(
     rows: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[tuple[str, str], int]:
+) -> dict[tuple[str, str], float]:
     """{(base, method): bytes} of the smallest recipe with class images, of stored forecasts.
 
     What `lib.evaluation.advice.advise` takes.

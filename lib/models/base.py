@@ -338,8 +338,8 @@ class Base:
         """
         if enabled is None:
             weight = next(self.stored_denoiser.parameters(), None)
-            enabled = self.bf16 or weight is not None and weight.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+            enabled = self.bf16 or (weight is not None and weight.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(enabled))
 
 
 def load_base(name: str = "pocket", device: str | torch.device | None = None) -> Base:
