@@ -258,7 +258,7 @@ def smallest_recipes(
 
     What `lib.evaluation.advice.advise` takes.
     """
-    found: dict[tuple[str, str], int] = {}
+    found: dict[tuple[str, str], float] = {}
     for row in stored_forecasts() if rows is None else rows:
         if row["recipe"]["class_images"]:
             pair = row["recipe"].get("base", "pocket"), row["recipe"]["method"]
