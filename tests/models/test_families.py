@@ -385,7 +385,7 @@ def test_a_model_of_noise_is_told_from_one_of_velocity():
             return noisy * 0.99
 
     base = load_base()
-    assert not predicts_velocity(Noise(base.pipe, "x", base.device, base.bf16))
+    assert not predicts_velocity(Noise(base.pipe, base.family, "x", base.device, base.bf16))
 
 
 def test_a_single_file_s_header_says_what_it_predicts(folders, tmp_path):
