@@ -373,7 +373,7 @@ def test_a_base_of_a_known_shape_is_that_shape(tmp_path, tiny_folder):
             json.dumps(config | {"sample_size": 32}), "utf-8"
         )
     with pytest.MonkeyPatch.context() as patched:  # a folder without weights
-        patched.setattr("lib.models.base_files.locate", lambda name: Path(name))
+        patched.setattr("lib.memory.forecasting.locate", lambda name: Path(name))
         assert known_shape(str(tmp_path)) == "sd15"
     assert [known_shape(name) for name in KNOWN_BASES] == list(KNOWN_BASES) and known_shape(
         tiny_folder
@@ -436,7 +436,7 @@ def test_the_command_prints_and_gives_json(capsys):
 
 def test_what_fits_no_card_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(
-        cards, "weigh", lambda *_: {"bytes": 10**12, "caching_bytes": 10**9, "by_category": {}}
+        cards, "forecast_recipe", lambda *_: {"bytes": 10**12, "caching_bytes": 10**9, "by_category": {}}
     )
     assert main(["forecast", "--set", "batch_size=64", "--resolution", "2048"]) == 1
     assert (
