@@ -11,9 +11,9 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.dataset.class_images import draw_class_images
-    from lib.dataset.contact_sheet import contact_sheet
     from lib.dataset.folder_scan import report, scan
     from lib.dataset.photo_file import open_photo
+    from lib.dataset.photo_tiles import contact_sheet
     from lib.dataset.preparation import plan, prepare, read_words
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

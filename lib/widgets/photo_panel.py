@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import ImageOps
 
 from lib.dataset.captions import check_caption
-from lib.dataset.contact_sheet import USES, framed
 from lib.dataset.photo_file import SMALLEST, open_photo
+from lib.dataset.photo_tiles import USES, framed
 from lib.files.errors import BadInput
 from lib.files.text import printable
 from lib.plots.image_grid import grid

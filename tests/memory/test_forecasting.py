@@ -436,7 +436,9 @@ def test_the_command_prints_and_gives_json(capsys):
 
 def test_what_fits_no_card_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(
-        cards, "forecast_recipe", lambda *_: {"bytes": 10**12, "caching_bytes": 10**9, "by_category": {}}
+        cards,
+        "forecast_recipe",
+        lambda *_: {"bytes": 10**12, "caching_bytes": 10**9, "by_category": {}},
     )
     assert main(["forecast", "--set", "batch_size=64", "--resolution", "2048"]) == 1
     assert (

@@ -12,7 +12,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from lib.dataset.contact_sheet import contact_sheet, framed
+from lib.dataset.photo_tiles import contact_sheet, framed
 from lib.files.errors import BadInput
 from lib.plots import charts
 from lib.plots.figure import LARGEST, as_table
