@@ -146,7 +146,9 @@ def test_conda_gets_the_same(floors):
 def test_the_package_needs_the_same(floors):
     project = tomllib.loads(read("pyproject.toml"))
     for_tests = {
-        line.split(">=")[0] for line in read("requirements.txt").splitlines() if "[test]" in line
+        re.split(r"\[|>=", line)[0]
+        for line in read("requirements.txt").splitlines()
+        if "[test]" in line
     }
     assert for_tests == {"pytest", "pytest-xdist", "ruff", "import-linter", "pyright"}
     assert {n: str(r) for n, r in requirements(project["project"]["dependencies"]).items()} == {
