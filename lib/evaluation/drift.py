@@ -93,9 +93,7 @@ def _measure(base: Base, fixed: FixedNoise, function: Callable[..., torch.Tensor
     """`function(scheduler, latents, noise, timesteps, conditions)` over `fixed` in batches, its
     results joined in order.
     """
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler.from_config(base.pipe.scheduler.config)
+    scheduler = base.family.training_scheduler(base.pipe.scheduler.config)
     words = sorted(set(fixed.texts))
     with evaluation_mode(base):
         conditions = base.conditions(words)  # afresh each time: a text encoder may have trained too
