@@ -4,12 +4,11 @@ and what was measured.
 
 import copy
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lib.files.json_file import read_json, write_json
@@ -37,109 +36,24 @@ def cached(file, make):
     return np.load(file, mmap_mode="r")
 
 
-def shallow(work, steps=2500, batch=16):
-    """A VAE that halves twice, for `vae` to be grafted on: the shipped one if it is such, else one
-    trained from nothing on pictures of every kind and kept in `work`.
+def vae(work, out, steps, batch=16):
+    """Train the VAE on pictures of every kind, then scale its latents per channel, inside its own
+    quantisation layers.
     """
-    shipped = SHIPPED / "vae"
-    if shipped.is_dir():
-        earlier = AutoencoderKL.from_pretrained(shipped).float().eval()
-        if len(earlier.config.block_out_channels) == len(vae_.CHANNELS):
-            return earlier
-    pictures = the_pictures(work)
+    pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
     torch.manual_seed(0)
     model = vae_.make_vae().to(best_device(), memory_format=torch.channels_last)
 
     def loss(model):
-        x = vae_.augment(a_batch(pictures, batch, model.device))
-        value, psnr, kl = vae_.loss(model, x)
+        chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
+        x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]), model.device))
+        value, psnr, kl = vae_.loss(model, x.contiguous(memory_format=torch.channels_last))
         return value, {"psnr": psnr, "kl": kl}
 
-    Stage("shallow", model, loss, steps, 4e-3, work, averages=(constant(0.99),)).run()
-    return model.cpu()
-
-
-def the_pictures(work):
-    """What VAEs learn from: uint8 [24000, 64, 64, 3], drawn once."""
-    return cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
-
-
-def a_batch(pictures, batch, device):
-    """A random batch of uint8 pictures [N, H, W, 3] as float [batch, 3, H, W] on `device`."""
-    chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
-    x = vae_.to_tensor(np.array(pictures[chosen]), device)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def vae(work, out, steps, batch=32, count=10_000):
-    """The VAE's inner half, between the outer blocks of a shallower VAE (`shallow`), and the turn
-    and scale of its latents (`by_importance`).
-
-    It learns the shallower VAE's own features, a quarter of the pictures' side, at a seventh of the
-    arithmetic of whole pictures. Every third step decodes latents of half the side into the
-    features of pictures of half the side: latents that scale as pictures do are easier to model
-    (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509). `decoder` then trains the outer half with it.
-    """
-    pictures, device = the_pictures(work), best_device()
-    earlier = shallow(work)
-    seen = [
-        cached(work / f"features_{n}.npy", lambda n=n: vae_.splice(earlier, pictures[:count], n))
-        for n in ("enter", "leave", "half")
-    ]
-    torch.manual_seed(0)
-    model = vae_.make_vae(**vae_.DEEPER)
-    vae_.graft(model, earlier)
-    model = model.to(device, memory_format=torch.channels_last)
-    vae_.train_only(model, vae_.inner_parts(model))
-    order = torch.randperm(count)
-    mean, scale = (t.to(device) for t in vae_.spread(seen[1][::20]))
-
-    def loss(model):
-        chosen = order[(torch.arange(batch) + stage.step * batch) % count].numpy()
-        halved = stage.step % 3 == 2
-        h, wanted = (
-            torch.as_tensor(np.array(s[chosen]), device=device).float()
-            for s in (seen[0], seen[2 if halved else 1])
-        )
-        h = h.contiguous(memory_format=torch.channels_last)
-        return vae_.inner_loss(model, h, (wanted - mean) / scale, mean, scale, halved)
-
-    stage = Stage("vae", model, loss, steps, 4e-3, work)
+    stage = Stage("vae", model, loss, steps, 4e-3, work, averages=(constant(0.99),))
     record(out, "vae", stage.run())
-    model = vae_.by_importance(model.cpu(), np.array(pictures[:384]), vae_.KEPT)
+    vae_.whiten(model.cpu(), pictures[:1536:3])
     model.half().save_pretrained(out / "pocket" / "vae")
-
-
-def decoder(work, out, steps, batch=12):
-    """Train the VAE's decoder end to end and leave the encoder as it is, so that a U-Net can train
-    on its latents meanwhile.
-
-    The latents carry a little noise, more of it on some: a U-Net's small errors shall not show (as
-    in RAE, arXiv 2510.11690). Every 100 steps the averaged decoder goes to `out`.
-    """
-    pictures = the_pictures(work)
-    torch.manual_seed(4)
-    model = AutoencoderKL.from_pretrained(out / "pocket" / "vae").float()
-    model = model.to(best_device(), memory_format=torch.channels_last)
-    vae_.train_only(model, [model.post_quant_conv, model.decoder])
-
-    def loss(model):
-        return vae_.decoder_loss(model, vae_.augment(a_batch(pictures, batch, model.device)))
-
-    def watch(step):
-        if step % 100 == 0:
-            write(averaged(model, stage.means[0]))
-
-    def write(twin):
-        twin.half().cpu().save_pretrained(work / "vae.part")
-        for file in (work / "vae.part").iterdir():
-            os.replace(file, out / "pocket" / "vae" / file.name)
-
-    stage = Stage(
-        "decoder", model, loss, steps, 1e-3, work, averages=(power(0.1),), every=20, save=100
-    )
-    record(out, "decoder", stage.run(watch))
-    write(model)
 
 
 def record(out, stage, result):
@@ -196,8 +110,8 @@ def text(work, out, steps):
 
 
 def unet(work, out, steps, batch=64, first=6000):
-    """Train the U-Net on a growing pool of fresh scenes' latents and write the whole pipeline; on
-    the GPU where there is one.
+    """Train the U-Net, the shipped one if there is one (`first_unet`), on a growing pool of fresh
+    scenes' latents and write the whole pipeline; on the GPU where there is one.
 
     Every 500 steps sixteen samples of the averaged weights are drawn into the work folder, to be
     looked at.
@@ -208,7 +122,8 @@ def unet(work, out, steps, batch=64, first=6000):
     tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     torch.manual_seed(2)
-    model = unet_.make_unet(**unet_.WIDER).to(device, memory_format=torch.channels_last)
+    model, peak = first_unet(tower.config.hidden_size)
+    model = model.to(device, memory_format=torch.channels_last)
     work.mkdir(parents=True, exist_ok=True)
     side, channels = model.config.sample_size, model.config.in_channels
     kept = work / f"latents_{encoder_hash(vae)}.bin"
@@ -224,7 +139,7 @@ def unet(work, out, steps, batch=64, first=6000):
         model,
         loss,
         steps,
-        2e-3,
+        peak,
         work,
         averages=(power(0.1), power(0.05)),
         every=20,
@@ -234,16 +149,20 @@ def unet(work, out, steps, batch=64, first=6000):
     def watch(step):
         if step % 500 == 0:
             weights = averaged(model, stage.means[0])
-            pipe = unet_.make_pipeline(newest(), tower, tokenizer, weights)
-            look(pipe, work / f"samples_{step}.png")
-
-    def newest():
-        """The VAE as it is now: its decoder may be in training beside."""
-        return AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
+            look(unet_.make_pipeline(vae, tower, tokenizer, weights), work / f"samples_{step}.png")
 
     record(out, "unet", stage.run(watch))
-    pipe = unet_.make_pipeline(newest(), tower, tokenizer, model)
+    pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
     pipe.to("cpu", dtype=torch.float16).save_pretrained(folder)
+
+
+def first_unet(text_width):
+    """The U-Net that `unet` starts from and its peak rate: the shipped one, which a new training
+    carries on at half the rate, else one that has seen nothing.
+    """
+    if (SHIPPED / "unet").is_dir():
+        return UNet2DConditionModel.from_pretrained(SHIPPED / "unet").float(), 1e-3
+    return unet_.make_unet(text_width), 2e-3
 
 
 def averaged(model, weights):

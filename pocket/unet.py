@@ -17,10 +17,6 @@ from .vae import LATENTS, to_tensor
 from .world import held_out, render, sample_scene
 
 CHANNELS = (64, 128, 192)
-# What the base has, on 8 x 8 latents: 1.4 GFLOP a picture forward and backward, where
-# (64, 128, 192) on 16 x 16 takes 2.5. A fine-tuning step takes .71 to .78 of that one's processor
-# time, a sample .60 to .91.
-WIDER = {"channels": (96, 192), "size": 8, "latents": 28, "finest": True}
 # Share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022).
 NO_CAPTION = 0.1
 
@@ -41,22 +37,19 @@ def make_scheduler():
     )
 
 
-def make_unet(text_width=128, channels=CHANNELS, size=16, latents=LATENTS, finest=False):
-    """A `UNet2DConditionModel` on [B, latents, size, size] with cross-attention; at the finest
-    resolution too if `finest`.
+def make_unet(text_width=128, channels=CHANNELS, size=16, latents=LATENTS):
+    """A `UNet2DConditionModel` on [B, latents, size, size] with cross-attention below the finest
+    resolution.
     """
     deeper = len(channels) - 1
-    down, up = (
-        ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if finest else ("DownBlock2D", "UpBlock2D")
-    )
     return UNet2DConditionModel(
         sample_size=size,
         in_channels=latents,
         out_channels=latents,
         block_out_channels=channels,
         layers_per_block=1,
-        down_block_types=(down,) + ("CrossAttnDownBlock2D",) * deeper,
-        up_block_types=("CrossAttnUpBlock2D",) * deeper + (up,),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
+        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
         cross_attention_dim=text_width,
         attention_head_dim=4,
         norm_num_groups=16,

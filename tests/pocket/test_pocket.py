@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from pocket import clip, detail, measure, stages, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
@@ -119,74 +119,6 @@ def test_whitening_scales_the_latents_and_leaves_the_picture():
         assert (after.std / spread).std((0, 2, 3)).max() < 1e-3, (
             "the posterior's deviation scales with its channel"
         )
-
-
-def test_latents_by_importance_are_ordered_and_leave_the_picture():
-    torch.manual_seed(0)
-    model = vae.make_vae((8, 16, 16), latents=6).eval()
-    pictures = pool(picture, range(12))
-    x = vae.to_tensor(pictures)
-    turned = vae.by_importance(model, pictures, keep=6, power=1.0).eval()
-    with torch.no_grad():
-        before, after = (v.decode(v.encode(x).latent_dist.mode()).sample for v in (model, turned))
-        assert torch.allclose(before, after, atol=5e-3), "all channels kept: the same picture"
-        z = turned.encode(x).latent_dist.mean
-        assert z.square().mean().item() == pytest.approx(1, abs=0.15)
-        deviations = z.std((0, 2, 3))
-        assert (deviations.diff() < 0.02).all(), "the first is the loudest"
-    assert vae.by_importance(model, pictures, keep=3).config.latent_channels == 3
-
-
-def test_a_deeper_vae_takes_over_the_outer_blocks_and_learns_the_features_between():
-    torch.manual_seed(0)
-    earlier = vae.make_vae((8, 16, 16), latents=6).eval()
-    deeper = vae.make_vae((8, 16, 16, 16), latents=10)
-    vae.graft(deeper, earlier)
-    old, new = earlier.state_dict(), deeper.state_dict()
-    assert torch.equal(
-        old["encoder.down_blocks.2.resnets.0.conv1.weight"],
-        new["encoder.down_blocks.2.resnets.0.conv1.weight"],
-    )
-    assert torch.equal(
-        old["decoder.up_blocks.0.resnets.1.conv1.weight"],
-        new["decoder.up_blocks.1.resnets.1.conv1.weight"],
-    )
-    pictures = pool(picture, range(6))
-    enter, leave, half = (
-        vae.splice(earlier, pictures, which) for which in ("enter", "leave", "half")
-    )
-    assert enter.shape == leave.shape == (6, 16, 16, 16) and half.shape == (6, 16, 8, 8)
-    vae.train_only(deeper, vae.inner_parts(deeper))
-    h, (mean, scale) = torch.as_tensor(enter).float(), vae.spread(leave)
-    x = vae.to_tensor(pictures)
-    with torch.no_grad():
-        whole = deeper.encode(x).latent_dist.mean
-    assert torch.allclose(vae.inner_encode(deeper, h).mean, whole, atol=0.02), (
-        "the cut is where the whole encoder passes"
-    )
-    for wanted, halved in ((leave, False), (half, True)):
-        value, numbers = vae.inner_loss(
-            deeper, h, (torch.as_tensor(wanted).float() - mean) / scale, mean, scale, halved
-        )
-        value.backward()
-    learnt = {n for n, p in deeper.named_parameters() if p.grad is not None}
-    assert learnt and not any(
-        n.startswith(("encoder.down_blocks.1", "decoder.up_blocks.1", "decoder.conv_out"))
-        for n in learnt
-    )
-
-
-def test_the_decoder_learns_and_the_encoder_stays():
-    torch.manual_seed(0)
-    model = vae.make_vae((8, 16, 16), latents=6)
-    vae.train_only(model, [model.post_quant_conv, model.decoder])
-    value, numbers = vae.decoder_loss(model, vae.to_tensor(pool(picture, range(4))))
-    value.backward()
-    assert numbers["psnr"] > 0
-    assert all(
-        (p.grad is not None) == n.startswith(("decoder", "post_quant_conv"))
-        for n, p in model.named_parameters()
-    )
 
 
 def test_a_stage_goes_on_where_it_was_killed(tmp_path):
@@ -385,36 +317,31 @@ def test_the_pool_of_scenes_grows_with_the_step_and_draws_none_twice(tmp_path):
 
 
 def test_the_stages_make_a_pipeline_and_go_on(tiny_folder, tmp_path, monkeypatch):
-    """The whole chain at a size of seconds: a deeper VAE on a shallow one, its decoder, a U-Net."""
-    torch.manual_seed(0)
+    """The whole chain at a size of seconds: a VAE, a U-Net from nothing, and one carried on."""
     work, out, shipped = tmp_path / "work", tmp_path / "out", tmp_path / "shipped"
-    vae.make_vae((8, 16, 16), latents=6).save_pretrained(shipped / "vae")
     monkeypatch.setattr(stages, "SHIPPED", shipped)
-    monkeypatch.setattr(vae, "DEEPER", {"channels": (8, 16, 16, 16), "latents": 6})
-    monkeypatch.setattr(vae, "KEPT", 5)
-    sizes = {"channels": (16, 32), "size": 8, "latents": 5, "finest": True, "text_width": 32}
-    monkeypatch.setattr(unet, "WIDER", sizes)
+    monkeypatch.setattr(vae.make_vae, "__defaults__", ((8, 16, 16), *vae.make_vae.__defaults__[1:]))
+    monkeypatch.setattr(
+        unet.make_unet, "__defaults__", (32, (16, 32, 32), *unet.make_unet.__defaults__[2:])
+    )
     work.mkdir()
     np.save(work / "pictures.npy", pool(picture, range(24)))
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(f"{tiny_folder}/{part}", out / "pocket" / part)
-    stages.vae(work, out, steps=3, batch=4, count=24)
-    before = stages.encoder_hash(AutoencoderKL.from_pretrained(out / "pocket" / "vae"))
+    stages.vae(work, out, steps=3, batch=4)
     stages.unet(work, out, steps=2, batch=4, first=8)
     drawn = StableDiffusionPipeline.from_pretrained(out / "pocket", safety_checker=None)
-    stages.decoder(work, out, steps=1, batch=2)
-    after = AutoencoderKL.from_pretrained(out / "pocket" / "vae")
-    assert stages.encoder_hash(after) == before, "the U-Net's latents are still the VAE's"
-    changed = after.decoder.conv_out.weight - drawn.vae.decoder.conv_out.weight
-    assert changed.abs().max() > 0
     stages.unet(work, out, steps=4, batch=4, first=8)
     again = StableDiffusionPipeline.from_pretrained(out / "pocket", safety_checker=None)
-    assert torch.equal(again.vae.decoder.conv_out.weight, after.decoder.conv_out.weight)
     assert not torch.equal(again.unet.conv_in.weight, drawn.unet.conv_in.weight)
     training = json.loads((out / "pocket" / "measured.json").read_text())["training"]
-    assert training["unet"]["steps"] == 4 and set(training) == {"vae", "unet", "decoder"}
+    assert training["unet"]["steps"] == 4 and set(training) == {"vae", "unet"}
     stages.look(again.to(torch.float32), work / "look.png", count=2, steps=1)
     assert (work / "look.png").is_file()
+
+    shutil.copytree(out / "pocket" / "unet", shipped / "unet")
+    carried, peak = stages.first_unet(32)
+    assert torch.equal(carried.conv_in.weight, again.unet.conv_in.weight.float()) and peak == 1e-3
 
 
 def test_timesteps_are_fewest_at_the_ends():
