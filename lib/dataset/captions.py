@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lib.files.errors import BadInput
+from lib.files import BadInput
 
 # What the identifier stands for decides where it goes: beside a thing's noun, or behind "in" for
 # what can hold of any thing.

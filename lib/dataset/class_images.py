@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from lib.dataset.captions import class_caption, prompts
 from lib.dataset.imagefolder import Dataset, add_class_images
-from lib.files.json_file import read_json
-from lib.files.paths import ROOT
+from lib.files import ROOT, read_json
 
 if TYPE_CHECKING:
-    from lib.models.base import Base
+    from lib.models import Base
 
 CLASS_IMAGES = 40
 

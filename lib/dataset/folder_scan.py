@@ -11,8 +11,7 @@ from PIL import Image, ImageFilter
 
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, open_photo
-from lib.files.errors import BadInput
-from lib.files.text import listed, printable
+from lib.files import BadInput, listed, printable
 
 LOOK = 256  # pixels of the shorter side at which sharpness, exposure and bars are judged
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lib.dataset.captions import Subject, check_caption
-from lib.files.errors import BadInput
-from lib.files.whole_writes import unwritable_refused, whole_folder
+from lib.files import BadInput, whole_folder
+from lib.files.whole_writes import unwritable_refused
 
 FORMAT, VERSION = "lora-dreambooth-workbench data set", 1
 

@@ -22,9 +22,8 @@ from lib.dataset.captions import KINDS
 from lib.dataset.imagefolder import Dataset, add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
-from lib.files.whole_writes import may_be_replaced, unwritable_refused, whole_folder
+from lib.files import BadInput, read_json, whole_folder, write_json
+from lib.files.whole_writes import may_be_replaced, unwritable_refused
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FOLDER = re.compile(r"(\d+)_(.+)")

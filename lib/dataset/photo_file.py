@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, features
 
-from lib.files.errors import BadInput
-from lib.files.text import printable
+from lib.files import BadInput, printable
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 HEIC_ENDINGS = (".heic", ".heif", ".hif")

@@ -7,9 +7,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from lib.dataset.photo_file import open_photo
-from lib.files.errors import BadInput
-from lib.plots.figure import Figure, Table
-from lib.plots.image_grid import _font, grid
+from lib.files import BadInput
+from lib.plots import Figure, Table, grid
+from lib.plots.image_grid import _font
 
 USES = {"train": "train", "test": "held out", "out": "left out"}
 

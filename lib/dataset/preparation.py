@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.config.picture_sizes import ASPECTS, bucket, trimmed
+from lib.config import bucket
+from lib.config.picture_sizes import ASPECTS, trimmed
 from lib.dataset.captions import Subject, as_dict, check_caption, prompts, read_subject
 from lib.dataset.class_images import CLASS_IMAGES, draw_class_images
 from lib.dataset.folder_scan import Photo, Photos, scan
@@ -29,13 +30,11 @@ from lib.dataset.imagefolder import (
     write_split,
 )
 from lib.dataset.photo_file import SMALLEST, crop_photo
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.text import listed, printable, say
-from lib.files.whole_writes import unwritable_refused, whole_folder
+from lib.files import BadInput, listed, printable, read_json, say, whole_folder
+from lib.files.whole_writes import unwritable_refused
 
 if TYPE_CHECKING:
-    from lib.models.base import Base
+    from lib.models import Base
 
 USES = {"train": "trained on", "test": "held out", "out": "left out"}
 

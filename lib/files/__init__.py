@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lib.files.errors import BadInput
     from lib.files.json_file import read_json, write_json
     from lib.files.paths import ROOT
-    from lib.files.text import say
+    from lib.files.text import listed, printable, say
+    from lib.files.whole_writes import whole_folder
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

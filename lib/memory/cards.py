@@ -19,13 +19,9 @@ from typing import Any
 
 import torch
 
-from lib.config.checked import described
-from lib.config.names import METHOD_NAMES
-from lib.config.settings import METHODS, Settings
+from lib.config import METHOD_NAMES, METHODS, Settings, described
 from lib.dataset.imagefolder import load_dataset
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.paths import ROOT
+from lib.files import ROOT, BadInput, read_json
 from lib.files.text import gib_cell
 from lib.memory.forecasting import (
     caching_bytes,
@@ -37,7 +33,7 @@ from lib.memory.forecasting import (
 )
 from lib.memory.ladder import choose_rung, recipes
 from lib.models.devices import free_memory, has_fast_bf16
-from lib.plots.figure import Table
+from lib.plots import Table
 
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
 

@@ -22,19 +22,17 @@ from typing import Any
 
 import torch
 
-from lib.config.picture_sizes import bucket
-from lib.config.presets import PRESETS
-from lib.config.settings import METHODS, Settings
+from lib.config import METHODS, PRESETS, Settings, bucket
 from lib.dataset.imagefolder import load_dataset
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.paths import ROOT
+from lib.files import ROOT, BadInput, read_json
 from lib.memory.fake_tensors import SCRATCH, WORKSPACE, fake_device
 from lib.memory.tracker import PeakMemory
-from lib.models.base import Base, pictures_per_pass
+from lib.models import Base, family_of
+from lib.models.base import pictures_per_pass
 from lib.models.base_files import POCKET, locate
-from lib.models.families import family_named, family_of
-from lib.step.training_step import Step, StepInputs
+from lib.models.families import family_named
+from lib.step import Step
+from lib.step.training_step import StepInputs
 
 SHAPES = ROOT / "data" / "shapes"
 

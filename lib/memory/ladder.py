@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from lib.config.settings import Settings
-from lib.files.errors import BadInput
+from lib.config import Settings
+from lib.files import BadInput
 from lib.files.text import rough_size
 from lib.step.quantization import supported_settings
 

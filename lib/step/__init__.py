@@ -10,7 +10,7 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.step.loss import diffusion_loss
-    from lib.step.methods import trainable
+    from lib.step.methods import trainable, tuned_parts
     from lib.step.run_weights import load_run, save_weights
     from lib.step.training_step import Step
 

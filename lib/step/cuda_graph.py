@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from lib.config.settings import Settings
-from lib.files.text import say
-from lib.models.devices import reclaim
+from lib.config import Settings
+from lib.files import say
+from lib.models import reclaim
 
 # Calls of a shape before it is captured: libraries make ready in the first, memory is measured in
 # one of them.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lib.config.settings import Settings
-from lib.models.base import Base
+from lib.config import Settings
+from lib.models import Base
 from lib.step.quantization import quantize_layer, quantize_linear_layers
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.nn.utils import get_total_norm
 
-from lib.config.settings import Settings
+from lib.config import Settings
 from lib.step.param_groups import SMALLEST_8BIT, ParamGroup, moments_in_fp32
 
 # Numbers that a group may hold: GROUP_SIZE, or more where there would be more than MOST_GROUPS.

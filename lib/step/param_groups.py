@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lib.config.settings import Settings
+from lib.config import Settings
 
 WEIGHT_DECAY = 1e-2  # the default of torch's AdamW and of diffusers' scripts
 SMALLEST_8BIT = 4096  # numbers; moments of smaller weights stay fp32: bitsandbytes' own limit

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lib.config.settings import Settings
-from lib.files.text import say
+from lib.config import Settings
+from lib.files import say
 
 # Layers whose outputs every block reads; small, and the field leaves them unquantised.
 UNQUANTIZED = ("time_embedding", "add_embedding", "time_emb_proj", "conv_in", "conv_out")

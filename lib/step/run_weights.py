@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from lib.config.settings import Settings
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.whole_writes import whole_file, whole_folder
-from lib.models.base import Base, load_base
+from lib.config import Settings
+from lib.files import BadInput, read_json, whole_folder
+from lib.files.whole_writes import whole_file
+from lib.models import Base, load_base
 from lib.models.base_files import WEIGHT_PARTS
 from lib.models.families import FAMILIES
 from lib.step.methods import tuned_parts

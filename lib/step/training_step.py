@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
-from lib.config.settings import Settings
-from lib.models.base import Base
+from lib.config import Settings
+from lib.models import Base
 from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16
 from lib.step.gradient_checkpointing import set_checkpointing
 from lib.step.loss import diffusion_loss

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
-from lib.config.picture_sizes import bucket
-from lib.config.settings import Settings
+from lib.config import Settings, bucket
 from lib.dataset.captions import class_caption
 from lib.dataset.imagefolder import Dataset, Item
 from lib.dataset.photo_file import upright
-from lib.files.errors import BadInput
-from lib.models.base import Base
+from lib.files import BadInput
+from lib.models import Base
 from lib.step.loss import at_steps
 from lib.step.training_step import StepInputs
 

@@ -23,13 +23,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lib.config.settings import Settings
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
-from lib.files.text import listed, rough_size, say
-from lib.files.whole_writes import whole_folder
-from lib.models.base import Base
-from lib.step.training_step import Step
+from lib.config import Settings
+from lib.files import BadInput, listed, read_json, say, whole_folder, write_json
+from lib.files.text import rough_size
+from lib.models import Base
+from lib.step import Step
 from lib.training.run_folder import NO_EFFECT_ON_WEIGHTS
 from lib.training.run_log import Clock, Log
 

@@ -20,18 +20,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lib.config.settings import Settings
+from lib.config import Settings
 from lib.dataset.imagefolder import Dataset, Item, load_dataset, read_record
-from lib.files.errors import BadInput
-from lib.files.json_file import write_json
-from lib.files.text import say
+from lib.files import BadInput, say, write_json
 from lib.memory.ladder import step_down
-from lib.models.base import Base, load_base
-from lib.models.devices import out_of_memory, reclaim
-from lib.step.methods import tuned_parts
+from lib.models import Base, load_base, out_of_memory, reclaim
+from lib.step import Step, save_weights, tuned_parts
 from lib.step.quantization import supported_settings
-from lib.step.run_weights import save_weights
-from lib.step.training_step import Step
 from lib.training.batches import Cached, batches, cache_latents, gather, prior_items
 from lib.training.checkpoints import Checkpoints, restore
 from lib.training.recipe_choice import (

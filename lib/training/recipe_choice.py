@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from lib.config.settings import Settings
-from lib.files.errors import BadInput
-from lib.files.text import say
-from lib.memory.tracker import PeakMemory
-from lib.models.base import Base
-from lib.models.devices import free_memory, out_of_memory, reclaim
-from lib.step.methods import tuned_parts
-from lib.step.training_step import Step
+from lib.config import Settings
+from lib.files import BadInput, say
+from lib.memory import PeakMemory
+from lib.models import Base, out_of_memory, reclaim
+from lib.models.devices import free_memory
+from lib.step import Step, tuned_parts
 
 # Bytes that a step takes at most for each number of the U-Net, and for each pixel of its pictures,
 # where the U-Net is as wide as the pocket base's: what stays far below the memory that is free is

@@ -15,11 +15,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lib.config.settings import Settings
+from lib.config import Settings
 from lib.dataset.imagefolder import Dataset
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.text import say
+from lib.files import BadInput, read_json, say
 from lib.models.base_files import WEIGHT_PARTS
 from lib.step.run_weights import ADAPTER, weight_bytes
 from lib.training.batches import prior_items

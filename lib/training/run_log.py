@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import torch
 
-from lib.config.settings import Settings
-from lib.files.text import say
+from lib.config import Settings
+from lib.files import say
 from lib.models.devices import device_name, resident_bytes, versions
 
 READ_EVERY = 10  # steps between reading losses off the device

@@ -9,14 +9,12 @@ from PIL import Image
 
 from lib.dataset.captions import Subject, prompts
 from lib.dataset.photo_file import upright
-from lib.files.errors import BadInput
-from lib.files.text import say
+from lib.files import BadInput, say
+from lib.models import out_of_memory, reclaim
 from lib.models.base import evaluation_mode
-from lib.models.devices import out_of_memory, reclaim
-from lib.plots.figure import Figure
-from lib.plots.image_grid import grid
+from lib.plots import Figure, grid
+from lib.step import Step
 from lib.step.run_weights import as_saved
-from lib.step.training_step import Step
 
 SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
 
