@@ -17,6 +17,7 @@ from types import ModuleType
 import nbformat
 import pytest
 from conftest import LONE, ROOT
+from made_photos import picture
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -260,8 +261,6 @@ def test_04_writes_the_summary(course):
 
 @pytest.mark.slow
 def test_01_keeps_the_photos_aspect_where_it_is_asked_to(tmp_path):
-    from test_photos import picture
-
     (tmp_path / "photos").mkdir()
     for k in range(5):
         picture(k, (400, 300) if k else (300, 400)).save(tmp_path / "photos" / f"{k}.png")

@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from made_photos import picture, refusal
 from PIL import Image
 from short_runs import losses, same, stop_at
-from test_preparation import picture, refusal
 from tiny import make_tiny
 
 from lib.config.picture_sizes import bucket, buckets, trimmed

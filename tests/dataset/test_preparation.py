@@ -14,37 +14,18 @@ import numpy as np
 import pillow_heif
 import pytest
 from conftest import ROOT
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageFilter, ImageOps
+from made_photos import picture, refusal
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageFilter, ImageOps
 
 from lib.dataset.captions import prompts, read_subject
 from lib.dataset.folder_scan import scan, softness
 from lib.dataset.imagefolder import add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import plan, prepare
-from lib.files.errors import BadInput
 
 pillow_heif.register_heif_opener()  # so that Pillow can save HEIC
 
 REAL = ROOT.parent / "shared" / "photos"
-
-
-def picture(seed, size=(200, 200), subject=None):
-    """A sharp picture of its own: a background of random coloured cells, rectangles and ellipses;
-    `subject` fixes what is in the middle.
-    """
-    rng = np.random.default_rng(seed)
-    cells = rng.integers(0, 256, (5, 5, 3), np.uint8)
-    image = Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    for i in range(25):
-        x, y, w, h = rng.uniform(0, 1, 4) * [*size, size[0] / 4, size[1] / 4]
-        (draw.rectangle if i % 2 else draw.ellipse)(
-            [x, y, x + w, y + h], fill=tuple(rng.integers(0, 256, 3).tolist())
-        )
-    if subject is not None:
-        w, h = size
-        image.paste(picture(subject, (w // 3, h // 3)), (w // 3, h // 3))
-    return image
 
 
 def folder_of(path, count=5, **options):
@@ -65,15 +46,6 @@ def contents(folder):
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
-
-
-def refusal(function, *arguments, **named):
-    """The one sentence with which a call is refused."""
-    with pytest.raises(BadInput) as caught:
-        function(*arguments, **named)
-    text = str(caught.value)
-    assert "\n" not in text and "Traceback" not in text and 20 < len(text) < 600
-    return text
 
 
 def look(path, image, name="a.png", **options):
