@@ -10,7 +10,7 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.config.checked import described
-    from lib.config.names import METHOD_NAMES
+    from lib.config.names import CONTESTANT_NAMES, MEASURE_NAMES, METHOD_NAMES
     from lib.config.picture_sizes import bucket
     from lib.config.presets import PRESETS
     from lib.config.settings import METHODS, Settings

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_a
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from lib.files.errors import BadInput
+from lib.files import BadInput
 
 Record = TypeVar("Record")
 

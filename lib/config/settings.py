@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field
 
 from lib.config.checked import checked
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
+from lib.files import BadInput, read_json, write_json
 
 Method = Literal["lora", "dreambooth"]
 

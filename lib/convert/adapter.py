@@ -23,10 +23,8 @@ from typing import Any
 
 import torch
 
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.files import BadInput, listed, read_json
 from lib.files.safetensors_file import open_weights
-from lib.files.text import listed
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.layer_names import kohya_name, parse, short_name
 

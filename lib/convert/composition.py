@@ -29,13 +29,12 @@ from lib.convert.adapter import (
     read_adapter,
 )
 from lib.convert.readers import unfilled_model
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.files.safetensors_file import save_weights_file
-from lib.models.base import Base
-from lib.models.base_weights import BaseWeights, open_base_weights
+from lib.models import Base, BaseWeights, open_base_weights
 from lib.models.compatibility import check_compatible
 from lib.models.layer_names import full_name
-from lib.step.run_weights import load_run
+from lib.step import load_run
 
 # PEFT's ways of mixing (peft.tuners.lora.model.LoraModel.add_weighted_adapter), and what each does,
 # in a few words.

@@ -32,11 +32,10 @@ from lib.convert.readers import (
     load_back,
     reader_lines,
 )
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
+from lib.files import BadInput, read_json, whole_folder, write_json
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
-from lib.files.whole_writes import may_be_replaced, size_of, whole_file, whole_folder
-from lib.models.base_weights import BaseWeights, open_base_weights
+from lib.files.whole_writes import may_be_replaced, size_of, whole_file
+from lib.models import BaseWeights, open_base_weights
 from lib.models.compatibility import check_compatible
 
 ADAPTER_FORMS = ("kohya", "diffusers", "peft")

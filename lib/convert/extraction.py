@@ -19,8 +19,8 @@ import torch
 
 from lib.convert.adapter import Adapter, Layer
 from lib.convert.exporting import lora_texts, run_facts
-from lib.files.errors import BadInput
-from lib.models.base_weights import open_base_weights
+from lib.files import BadInput
+from lib.models import open_base_weights
 from lib.models.compatibility import check_base
 
 # Of the randomised SVD: directions beyond the rank, and power iterations. Enough for a spectrum

@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.config.checked import described
-from lib.config.settings import Settings
+from lib.config import Settings, described
 from lib.convert.adapter import Adapter, Source, diffusers_tensors
 from lib.convert.composition import mix
 from lib.convert.exporting import (
@@ -22,10 +21,10 @@ from lib.convert.merging import (
     whole_model,
     write_model,
 )
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.files.safetensors_file import save_weights_file
+from lib.models import preset
 from lib.models.compatibility import check_compatible
-from lib.models.families import preset
 
 
 def export(

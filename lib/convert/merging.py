@@ -26,12 +26,11 @@ from lib.convert.exporting import (
     run_facts,
 )
 from lib.convert.readers import Readers, checkpoint_readers, folder_readers, reader_lines
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
+from lib.files import BadInput, read_json, whole_folder, write_json
 from lib.files.safetensors_file import write_weights
-from lib.files.whole_writes import size_of, unwritable_refused, whole_folder
+from lib.files.whole_writes import size_of, unwritable_refused
+from lib.models import BaseWeights, open_base_weights
 from lib.models.base_files import TRAINABLE_PARTS
-from lib.models.base_weights import BaseWeights, open_base_weights
 from lib.models.compatibility import check_base, check_compatible
 from lib.models.single_file import layout
 
@@ -308,7 +307,7 @@ def _write_prediction(path: Path, base_weights: BaseWeights) -> None:
     known = base_weights.scheduler
     # Where the file does not say either, the model itself does, once it is loaded.
     if base_weights.prediction is None:
-        from lib.models.base import load_base  # late: diffusers takes seconds to import
+        from lib.models import load_base  # late: diffusers takes seconds to import
 
         pipe = load_base(base_weights.name, "cpu").pipe
         known = {"prediction_type": pipe.scheduler.config.prediction_type}

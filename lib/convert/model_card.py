@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.config.names import MEASURE_NAMES, METHOD_NAMES
+from lib.config import MEASURE_NAMES, METHOD_NAMES
 from lib.convert.exporting import Facts, run_facts
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.files import BadInput, read_json
 
 # The settings that a card shows.
 SHOWN = (

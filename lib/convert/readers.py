@@ -20,10 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lib.convert.adapter import Adapter
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.text import listed
-from lib.models.base_weights import BaseWeights
+from lib.files import BadInput, listed, read_json
+from lib.models import BaseWeights
 from lib.models.layer_names import full_name, kohya_name, short_name, to_original
 
 # {tool: (keys that will load, keys that will not)}

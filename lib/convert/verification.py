@@ -13,13 +13,12 @@ import torch
 
 from lib.convert.adapter import read_adapter
 from lib.convert.composition import load_adapters
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.files.safetensors_file import open_weights
-from lib.models.base import Base, load_base
+from lib.models import Base, family_of, load_base, open_base_weights
 from lib.models.base_files import TRAINABLE_PARTS
-from lib.models.base_weights import open_base_weights
-from lib.models.families import Pocket, family_of
-from lib.step.run_weights import load_run
+from lib.models.families import Pocket
+from lib.step import load_run
 
 Loader = Callable[[Base], Base]
 

@@ -11,6 +11,7 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.models.base import Base, load_base
+    from lib.models.base_weights import BaseWeights, open_base_weights
     from lib.models.devices import out_of_memory, reclaim
     from lib.models.families import family_of, preset
 

@@ -45,8 +45,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.config.picture_sizes import bucket
-from lib.files.errors import BadInput
+from lib.config import bucket
+from lib.files import BadInput
 from lib.models.base_files import locate
 from lib.models.base_weights import open_base_weights
 from lib.models.devices import has_fast_bf16, keep_freed_memory, reclaim

@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.paths import PICKLE_ENDINGS, ROOT
-from lib.files.text import say, size_text
+from lib.files import ROOT, BadInput, read_json, say
+from lib.files.paths import PICKLE_ENDINGS
+from lib.files.text import size_text
 
 POCKET = ROOT / "data" / "pocket"
 

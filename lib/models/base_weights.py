@@ -19,11 +19,9 @@ from typing import Any
 
 import torch
 
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.files import BadInput, listed, read_json
 from lib.files.paths import PICKLE_ENDINGS
 from lib.files.safetensors_file import TYPES, open_weights, raw_header
-from lib.files.text import listed
 from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
 from lib.models.families import FAMILIES, Pocket, config_folder, family_of, family_of_width
 from lib.models.layer_names import attended_blocks, full_name

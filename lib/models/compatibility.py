@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.files import BadInput, read_json
 from lib.models.base_weights import BaseWeights
 from lib.models.families import family_of_width
 

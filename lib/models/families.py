@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.config.presets import PRESETS
-from lib.config.settings import METHODS, Settings
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.config import METHODS, PRESETS, Settings
+from lib.files import BadInput, read_json
 from lib.models.base_files import POCKET, Shapes, header_shapes, hub_folder, locate
 
 

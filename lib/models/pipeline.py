@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.files.safetensors_file import open_weights
 from lib.models.base_files import variant, weight_files
 from lib.models.devices import has_fast_bf16, out_of_memory
