@@ -16,15 +16,14 @@ import numpy as np
 from PIL import Image
 
 from .objects import ACCESSORIES
-from .pen import PATTERNS, SUPERSAMPLE, Frame, Pen
-from .pictures import _background, _color, dead_leaves
+from .pen import PATTERNS, SUPERSAMPLE, Color, Frame, Pen, Point, Rgb, near
+from .pictures import any_rgb, background, dead_leaves
 from .places import PAINTERS
 from .world import (
     COLORS,
     EYES,
     SIZE,
     Identity,
-    _near,
     draw_object,
     render,
     sample_identity,
@@ -32,24 +31,28 @@ from .world import (
 )
 
 MEMBERS, SCENES = 4, 5
+NOBODY = Identity("robot", (0, 0, 0), (0, 0, 0))  # stands in a creature's scene, never drawn
 SHAPES = ("ellipse", "box", "triangle", "star", "blob")
+# shape, x, y, rx, ry, colour index, mirrored, turn
+Part = tuple[str, float, float, float, float, int, bool, float]
 
 
 @dataclass(frozen=True)
 class Creature:
-    """A subject assembled from `parts`, tuples (shape, x, y, rx, ry, colour index, mirrored, turn),
-    largest first.
-    """
+    """A subject assembled from `parts`, largest first, in four colours."""
 
-    parts: tuple
-    palette: tuple
+    parts: tuple[Part, ...]
+    palette: tuple[Rgb, ...]
     pattern: str
     period: float
     eyes: str | None
-    eye_at: tuple
+    eye_at: tuple[float, float, float]
 
 
-def _points(shape, x, y, rx, ry, turn):
+Subject = Identity | Creature
+
+
+def _points(shape: str, x: float, y: float, rx: float, ry: float, turn: float) -> list[Point]:
     """The outline of a part as points in object units; `turn` in radians."""
     k = {"triangle": 3, "star": 10, "blob": 7}[shape]
     reach = [
@@ -65,7 +68,7 @@ def _points(shape, x, y, rx, ry, turn):
     ]
 
 
-def _part(rng, first=False):
+def _part(rng: np.random.Generator, first: bool = False) -> Part:
     rx, ry = (
         rng.uniform(0.4, 0.75, 2) if first else np.exp(rng.uniform(np.log(0.1), np.log(0.45), 2))
     )
@@ -86,14 +89,14 @@ def _part(rng, first=False):
     )
 
 
-def _any_color(rng):
+def _any_color(rng: np.random.Generator) -> Rgb:
     """A colour of the world or any other."""
     return (
-        _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14) if rng.random() < 0.5 else _color(rng)
+        near(rng, COLORS[str(rng.choice(list(COLORS)))], 14) if rng.random() < 0.5 else any_rgb(rng)
     )
 
 
-def _palette(rng):
+def _palette(rng: np.random.Generator) -> tuple[Rgb, ...]:
     """Four colours of which the first two can be told apart."""
     colors = [_any_color(rng) for _ in range(4)]
     while np.abs(np.subtract(colors[0], colors[1])).sum() < 120:
@@ -101,7 +104,7 @@ def _palette(rng):
     return tuple(colors)
 
 
-def sample_creature(rng):
+def sample_creature(rng: np.random.Generator) -> Creature:
     """A random creature: a body, two to seven parts (most of them mirrored), perhaps eyes."""
     parts = tuple(_part(rng, first=i == 0) for i in range(int(rng.integers(3, 9))))
     eyes = str(rng.choice(EYES)) if rng.random() < 0.7 else None
@@ -119,10 +122,11 @@ def sample_creature(rng):
     )
 
 
-def draw_creature(image, creature, frame):
+def draw_creature(image: Image.Image, creature: Creature, frame: Frame) -> None:
     """Draw the creature into `image` at `frame`."""
-    pen = Pen(image, frame, *creature.palette[:2], creature.pattern, creature.period)
-    colors = ("body", "second", "main", *creature.palette[2:])
+    main, second, *others = creature.palette
+    pen = Pen(image, frame, main, second, creature.pattern, creature.period)
+    colors: tuple[Color, ...] = ("body", "second", "main", *others)
     for shape, x, y, rx, ry, color, mirrored, turn in creature.parts:
         for side in (1, -1) if mirrored and x else (1,):
             if shape in ("ellipse", "box"):
@@ -138,7 +142,7 @@ def draw_creature(image, creature, frame):
             pen.eye(side * x, y, r, creature.eyes)
 
 
-def sample_subject(rng):
+def sample_subject(rng: np.random.Generator) -> Subject:
     """A subject: a richly dressed world identity, one in free colours, or a creature."""
     if rng.random() < 0.35:
         return sample_creature(rng)
@@ -149,7 +153,7 @@ def sample_subject(rng):
     return identity
 
 
-def lookalike(rng, subject):
+def lookalike(rng: np.random.Generator, subject: Subject) -> Subject:
     """A subject that differs from `subject` in one or two visible things."""
     if isinstance(subject, Creature):
         if rng.random() < 0.5:
@@ -183,11 +187,14 @@ def lookalike(rng, subject):
     )
 
 
-def picture(subject, seed, moved=None, size=SIZE):
+def picture(
+    subject: Subject, seed: int, moved: np.random.Generator | None = None, size: int = SIZE
+) -> Image.Image:
     """`subject` in the scene of `seed`: the same background for every subject; with a generator
     `moved`, elsewhere on it.
     """
-    scene = sample_scene(seed, identity=subject, salt="judge")
+    known = subject if isinstance(subject, Identity) else NOBODY
+    scene = sample_scene(seed, identity=known, salt="judge")
     if moved is not None:
         scene = replace(
             scene,
@@ -205,14 +212,17 @@ def picture(subject, seed, moved=None, size=SIZE):
         image = Image.new("RGB", (n, n))
         horizon = PAINTERS[scene.place](image, np.random.default_rng(scene.seed))
     else:
-        image = _background(rng, n) if kind < 0.82 else dead_leaves(rng, size).resize((n, n))
+        image = background(rng, n) if kind < 0.82 else dead_leaves(rng, size).resize((n, n))
     foot = min(0.95, horizon + scene.drop)
-    draw = draw_object if isinstance(subject, Identity) else draw_creature
-    draw(image, subject, Frame(scene.x, foot - scene.half, scene.half, scene.flip))
+    frame = Frame(scene.x, foot - scene.half, scene.half, scene.flip)
+    if isinstance(subject, Identity):
+        draw_object(image, subject, frame)
+    else:
+        draw_creature(image, subject, frame)
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def group(number, size=SIZE):
+def group(number: int, size: int = SIZE) -> np.ndarray:
     """The pictures of a group, uint8 [MEMBERS, SCENES, size, size, 3]; the number decides
     everything.
     """

@@ -7,6 +7,9 @@ one teapot slender and another squat, and `eyes`. To add a class, write its func
 """
 
 import math
+from collections.abc import Callable
+
+from .pen import Pen, Point, Rgb
 
 GLASS = (196, 232, 246)
 METAL = (176, 184, 196)
@@ -15,13 +18,15 @@ WOOD = (146, 98, 60)
 CREAM = (250, 240, 220)
 
 
-def _arc(x, y, rx, ry, start, stop, n=14):
+def _arc(
+    x: float, y: float, rx: float, ry: float, start: float, stop: float, n: int = 14
+) -> list[Point]:
     """Points on an ellipse from `start` to `stop` degrees (0 = right, 90 = down)."""
     angles = [math.radians(start + (stop - start) * i / (n - 1)) for i in range(n)]
     return [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in angles]
 
 
-def robot(p, a, b, eyes):
+def robot(p: Pen, a: float, b: float, eyes: str) -> None:
     w = 0.42 + 0.14 * a
     for side in (-1, 1):
         p.curve([(side * w, 0.05), (side * (w + 0.24), 0.3), (side * (w + 0.2), 0.5)], METAL, 0.15)
@@ -37,7 +42,7 @@ def robot(p, a, b, eyes):
     p.curve([(-0.16, -0.2), (0.16, -0.2)], width=0.06)
 
 
-def cat(p, a, b, eyes):
+def cat(p: Pen, a: float, b: float, eyes: str) -> None:
     p.curve(
         [(-0.42, 0.75), (-0.78, 0.6), (-0.84, 0.2 - 0.3 * b), (-0.66, 0.02 - 0.3 * b)],
         "second",
@@ -56,7 +61,7 @@ def cat(p, a, b, eyes):
     p.polygon([(-0.08, -0.16), (0.08, -0.16), (0, -0.06)], (240, 130, 140), outline=False)
 
 
-def bird(p, a, b, eyes):
+def bird(p: Pen, a: float, b: float, eyes: str) -> None:
     p.curve([(-0.1, 0.7), (-0.12, 0.98)], (230, 150, 50), 0.08)
     p.curve([(0.14, 0.7), (0.14, 0.98)], (230, 150, 50), 0.08)
     p.polygon([(-0.5, 0.25), (-0.98, 0.05), (-0.92, 0.48), (-0.4, 0.55)], "second")
@@ -67,7 +72,7 @@ def bird(p, a, b, eyes):
     p.eye(0.48, -0.36, 0.12, eyes)
 
 
-def fish(p, a, b, eyes):
+def fish(p: Pen, a: float, b: float, eyes: str) -> None:
     p.polygon([(-0.45, 0.1), (-0.96, -0.36), (-0.84, 0.1), (-0.96, 0.56)], "second")
     p.polygon([(-0.25, -0.28), (0.02, -0.72 - 0.2 * b), (0.34, -0.3)], "second")
     p.ellipse(0.12, 0.1, 0.72, 0.42 + 0.16 * a)
@@ -76,7 +81,7 @@ def fish(p, a, b, eyes):
     p.curve([(0.66, 0.28), (0.54, 0.32)], width=0.06)
 
 
-def car(p, a, b, eyes):
+def car(p: Pen, a: float, b: float, eyes: str) -> None:
     top = -0.32 - 0.22 * a
     p.polygon([(-0.62, 0.18), (-0.4, top), (0.28 + 0.2 * b, top), (0.66, 0.18)], "main")
     p.polygon([(-0.46, 0.14), (-0.32, top + 0.12), (-0.06, top + 0.12), (-0.06, 0.14)], GLASS)
@@ -90,7 +95,7 @@ def car(p, a, b, eyes):
         p.ellipse(x, 0.7, 0.12, 0.12, "second", outline=False)
 
 
-def boat(p, a, b, eyes):
+def boat(p: Pen, a: float, b: float, eyes: str) -> None:
     p.curve([(0, 0.4), (0, -0.92)], WOOD, 0.09)
     p.polygon([(0.08, -0.86), (0.08, 0.24), (0.7 + 0.1 * a, 0.24)], "second")
     p.polygon([(-0.08, -0.6 - 0.2 * b), (-0.08, 0.24), (-0.56, 0.24)], CREAM)
@@ -99,7 +104,7 @@ def boat(p, a, b, eyes):
     p.curve([(-0.9, 0.46), (0.9, 0.46)], CREAM, 0.08)
 
 
-def rocket(p, a, b, eyes):
+def rocket(p: Pen, a: float, b: float, eyes: str) -> None:
     w = 0.3 + 0.1 * a
     p.polygon([(-0.18, 0.62), (0, 1.0), (0.18, 0.62)], (255, 170, 40), outline=False)
     p.polygon([(-0.1, 0.62), (0, 0.84), (0.1, 0.62)], (255, 236, 130), outline=False)
@@ -118,7 +123,7 @@ def rocket(p, a, b, eyes):
     p.ellipse(0, -0.2, 0.17, 0.17, GLASS)
 
 
-def house(p, a, b, eyes):
+def house(p: Pen, a: float, b: float, eyes: str) -> None:
     p.box(0.46, -0.52, 0.11, 0.3, (150, 110, 96), round_=0.02)
     p.box(0, 0.42, 0.68, 0.54, round_=0.03)
     p.polygon([(-0.9, 0.0), (0, -0.72 - 0.2 * a), (0.9, 0.0)], "second")
@@ -128,7 +133,7 @@ def house(p, a, b, eyes):
         p.box(0.4, 0.32, 0.14, 0.16, (255, 236, 160), round_=0.02)
 
 
-def teapot(p, a, b, eyes):
+def teapot(p: Pen, a: float, b: float, eyes: str) -> None:
     p.curve(_arc(-0.52, 0.24, 0.36, 0.3, 70, 290), "second", 0.13)
     p.polygon([(0.4, 0.5), (0.92, -0.22), (0.76, -0.3), (0.34, 0.12)], "main")
     p.ellipse(0, 0.3, 0.56 + 0.08 * a, 0.52 + 0.12 * b)
@@ -137,7 +142,7 @@ def teapot(p, a, b, eyes):
     p.box(0, 0.86, 0.36, 0.07, "second", round_=0.04)
 
 
-def mushroom(p, a, b, eyes):
+def mushroom(p: Pen, a: float, b: float, eyes: str) -> None:
     w = 0.2 + 0.12 * b
     p.polygon([(-w, 0.0), (w, 0.0), (w + 0.1, 0.9), (-w - 0.1, 0.9)], CREAM)
     p.polygon(_arc(0, 0.08, 0.88, 0.86 + 0.12 * a, 180, 360, 24))
@@ -147,7 +152,7 @@ def mushroom(p, a, b, eyes):
         p.eye(side * 0.13, 0.34, 0.09, eyes)
 
 
-def tree(p, a, b, eyes):
+def tree(p: Pen, a: float, b: float, eyes: str) -> None:
     p.box(0, 0.72, 0.13, 0.28, WOOD, round_=0.03)
     if b < 0.5:
         for y, r in ((0.28, 0.64), (-0.14, 0.52), (-0.54, 0.38)):
@@ -160,7 +165,7 @@ def tree(p, a, b, eyes):
         p.ellipse(x, y, 0.08, 0.08, "second", outline=False)
 
 
-def jacket(p, a, b, eyes):
+def jacket(p: Pen, a: float, b: float, eyes: str) -> None:
     for side in (-1, 1):
         p.polygon(
             [
@@ -192,14 +197,14 @@ def jacket(p, a, b, eyes):
         p.ellipse(0.12, y, 0.055, 0.055, CREAM, outline=False)
 
 
-CLASSES = {
+CLASSES: dict[str, Callable[[Pen, float, float, str], None]] = {
     f.__name__: f
     for f in (robot, cat, bird, fish, car, boat, rocket, house, teapot, mushroom, tree, jacket)
 }
 
 # Where an accessory sits on each class: (x, y, scale) of the top of the head, and of the neck or
 # waist.
-HEAD = {
+HEAD: dict[str, tuple[float, float, float]] = {
     "robot": (0, -0.68, 0.8),
     "cat": (0, -0.66, 0.8),
     "bird": (0.4, -0.62, 0.6),
@@ -215,23 +220,23 @@ HEAD = {
 }
 
 
-def hat(p, x, y, s, color):
+def hat(p: Pen, x: float, y: float, s: float, color: Rgb) -> None:
     p.box(x, y - 0.02, 0.42 * s, 0.07 * s, color)
     p.box(x, y - 0.26 * s, 0.26 * s, 0.22 * s, color, round_=0.05)
 
 
-def bow(p, x, y, s, color):
+def bow(p: Pen, x: float, y: float, s: float, color: Rgb) -> None:
     p.polygon([(x, y), (x - 0.34 * s, y - 0.22 * s), (x - 0.34 * s, y + 0.22 * s)], color)
     p.polygon([(x, y), (x + 0.34 * s, y - 0.22 * s), (x + 0.34 * s, y + 0.22 * s)], color)
     p.ellipse(x, y, 0.1 * s, 0.1 * s, color)
 
 
-def flag(p, x, y, s, color):
+def flag(p: Pen, x: float, y: float, s: float, color: Rgb) -> None:
     p.curve([(x, y + 0.1 * s), (x, y - 0.62 * s)], WOOD, 0.06)
     p.polygon([(x, y - 0.62 * s), (x + 0.46 * s, y - 0.46 * s), (x, y - 0.28 * s)], color)
 
 
-def crown(p, x, y, s, color):
+def crown(p: Pen, x: float, y: float, s: float, color: Rgb) -> None:
     w, h = 0.36 * s, 0.36 * s
     p.polygon(
         [
@@ -247,10 +252,12 @@ def crown(p, x, y, s, color):
     )
 
 
-def scarf(p, x, y, s, color):
+def scarf(p: Pen, x: float, y: float, s: float, color: Rgb) -> None:
     y = y + 0.66 * s
     p.box(x, y, 0.46 * s, 0.1 * s, color, round_=0.1)
     p.box(x + 0.28 * s, y + 0.24 * s, 0.1 * s, 0.24 * s, color, round_=0.04)
 
 
-ACCESSORIES = {f.__name__: f for f in (hat, bow, flag, crown, scarf)}
+ACCESSORIES: dict[str, Callable[[Pen, float, float, float, Rgb], None]] = {
+    f.__name__: f for f in (hat, bow, flag, crown, scarf)
+}

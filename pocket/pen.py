@@ -6,7 +6,9 @@ pixels.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,15 +16,30 @@ from PIL import Image, ImageDraw
 SUPERSAMPLE = 4
 PATTERNS = ("plain", "stripes", "bands", "dots", "checks", "split", "diagonal")
 
+Point = tuple[float, float]
+Rgb = tuple[int, int, int]  # 0-255
+Color = Literal["body", "main", "second"] | Rgb  # one of the identity's own, or any
 
-def shade(rgb, factor):
-    """`rgb` (three 0-255 numbers) made darker (factor < 1) or lighter (factor > 1)."""
+
+def as_rgb(values: Iterable[float]) -> Rgb:
+    """Three numbers as a colour, cut to integers."""
+    red, green, blue = values
+    return int(red), int(green), int(blue)
+
+
+def shade(rgb: Rgb, factor: float) -> Rgb:
+    """`rgb` made darker (factor < 1) or lighter (factor > 1)."""
     if factor <= 1:
-        return tuple(int(c * factor) for c in rgb)
-    return tuple(int(c + (255 - c) * (factor - 1)) for c in rgb)
+        return as_rgb(c * factor for c in rgb)
+    return as_rgb(c + (255 - c) * (factor - 1) for c in rgb)
 
 
-def pattern_mask(kind, size, period, phase=0.0):
+def near(rng: np.random.Generator, rgb: Rgb, amount: float = 10) -> Rgb:
+    """A random colour near `rgb`, each channel off by a normal deviation of `amount`."""
+    return as_rgb(np.clip(c + d, 0, 255) for c, d in zip(rgb, rng.normal(0, amount, 3)))
+
+
+def pattern_mask(kind: str, size: int, period: float, phase: float = 0.0) -> np.ndarray:
     """Boolean array [size, size]: where the second colour of a pattern shows. `period` is in
     pixels.
 
@@ -64,63 +81,91 @@ class Pen:
     `pattern` fills the body.
     """
 
-    def __init__(self, image, frame, main, second, pattern="plain", period=0.25, line=0.055):
+    def __init__(
+        self,
+        image: Image.Image,
+        frame: Frame,
+        main: Rgb,
+        second: Rgb,
+        pattern: str = "plain",
+        period: float = 0.25,
+        line: float = 0.055,
+    ) -> None:
         self.image, self.frame, self.main, self.second = image, frame, main, second
         self.draw = ImageDraw.Draw(image)
         self.size = image.width
         self.unit = frame.half * self.size
         self.width = max(1, round(line * self.unit))
         self.ink = shade(main, 0.28)
-        self.fill = None
+        self.fill: Image.Image | None = None
         if pattern != "plain":
             left, top = frame.x * self.size - self.unit, frame.y * self.size - self.unit
             side = max(2, math.ceil(2 * self.unit))
             mask = pattern_mask(pattern, side, max(2.0, period * self.unit))
-            tile = np.where(mask[..., None], np.uint8(second), np.uint8(main))
+            tile = np.where(mask[..., None], np.array(second, np.uint8), np.array(main, np.uint8))
             if frame.flip:
                 tile = tile[:, ::-1]
             self.fill = Image.new("RGB", image.size, main)
             self.fill.paste(Image.fromarray(np.ascontiguousarray(tile)), (round(left), round(top)))
 
-    def at(self, x, y):
+    def at(self, x: float, y: float) -> Point:
         """Object units to canvas pixels."""
         f = self.frame
         side = -1 if f.flip else 1
         return (f.x * self.size + side * x * self.unit * f.stretch, f.y * self.size + y * self.unit)
 
-    def _paint(self, method, box, color, outline, **extra):
+    def _rgb(self, color: Color) -> Rgb:
+        if color in ("body", "main"):
+            return self.main
+        return self.second if color == "second" else color
+
+    def _paint(self, method: str, box: list, color: Color, outline: bool, **extra: Any) -> None:
         width = self.width if outline else 0
-        ink = self.ink if outline is True else outline
+        fill: Rgb | None = None
         if color == "body" and self.fill is not None:
             mask = Image.new("L", self.image.size, 0)
             getattr(ImageDraw.Draw(mask), method)(box, fill=255, **extra)
             self.image.paste(self.fill, (0, 0), mask)
-            color = None
-        elif color in ("body", "main"):
-            color = self.main
-        elif color == "second":
-            color = self.second
+        else:
+            fill = self._rgb(color)
         if method == "polygon":
-            if color is not None:
-                self.draw.polygon(box, fill=color)
+            if fill is not None:
+                self.draw.polygon(box, fill=fill)
             if width:
-                self.draw.line(list(box) + list(box[:2]), fill=ink, width=width, joint="curve")
-        elif color is not None or width:
+                self.draw.line(box + box[:2], fill=self.ink, width=width, joint="curve")
+        elif fill is not None or width:
             getattr(self.draw, method)(
-                box, fill=color, outline=ink if width else None, width=width, **extra
+                box, fill=fill, outline=self.ink if width else None, width=width, **extra
             )
 
-    def polygon(self, points, color="body", outline=True):
+    def polygon(self, points: Iterable[Point], color: Color = "body", outline: bool = True) -> None:
         self._paint("polygon", [self.at(*p) for p in points], color, outline)
 
-    def _box(self, x, y, rx, ry):
+    def _box(self, x: float, y: float, rx: float, ry: float) -> list[float]:
         (ax, ay), (bx, by) = self.at(x - rx, y - ry), self.at(x + rx, y + ry)
         return [min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)]
 
-    def ellipse(self, x, y, rx, ry, color="body", outline=True):
+    def ellipse(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        color: Color = "body",
+        outline: bool = True,
+    ) -> None:
         self._paint("ellipse", self._box(x, y, rx, ry), color, outline)
 
-    def box(self, x, y, rx, ry, color="body", outline=True, round_=0.12):
+    def box(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        color: Color = "body",
+        outline: bool = True,
+        round_: float = 0.12,
+    ) -> None:
         box = self._box(x, y, rx, ry)
         room = (
             min(box[2] - box[0], box[3] - box[1]) / 2 - self.width - 1
@@ -129,16 +174,18 @@ class Pen:
             "rounded_rectangle", box, color, outline, radius=max(0, min(round_ * self.unit, room))
         )
 
-    def curve(self, points, color=None, width=0.1):
+    def curve(
+        self, points: Sequence[Point], color: Color | None = None, width: float = 0.1
+    ) -> None:
         """A rounded line through `points`, `width` in object units; without a colour, in ink."""
         pixels = [self.at(*p) for p in points]
         w = max(1, round(width * self.unit))
-        color = {"main": self.main, "second": self.second, None: self.ink}.get(color, color)
-        self.draw.line(pixels, fill=color, width=w, joint="curve")
+        fill = self.ink if color is None else self._rgb(color)
+        self.draw.line(pixels, fill=fill, width=w, joint="curve")
         for x, y in (pixels[0], pixels[-1]):
-            self.draw.ellipse([x - w / 2, y - w / 2, x + w / 2, y + w / 2], fill=color)
+            self.draw.ellipse([x - w / 2, y - w / 2, x + w / 2, y + w / 2], fill=fill)
 
-    def eye(self, x, y, r, style="round"):
+    def eye(self, x: float, y: float, r: float, style: str = "round") -> None:
         """One eye, in one of the styles that identities have."""
         if style == "sleepy":
             self.curve([(x - r, y), (x, y + r * 0.6), (x + r, y)], width=r * 0.7)

@@ -7,37 +7,41 @@ photographs (Lee, Mumford and Huang 2001). All from seeds.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .objects import CLASSES
-from .pen import PATTERNS, SUPERSAMPLE, Frame, pattern_mask
+from .pen import PATTERNS, SUPERSAMPLE, Frame, Point, Rgb, as_rgb, pattern_mask
 from .world import SIZE, Identity, draw_object, render, sample_scene
 
+T = TypeVar("T")
 
-def _color(rng):
+
+def any_rgb(rng: np.random.Generator) -> Rgb:
     """A random RGB colour, vivid, pale, dark or grey."""
     rgb = rng.integers(0, 256, 3)
     if rng.random() < 0.25:
-        rgb = rgb * 0.25 + rng.integers(0, 192)
-    return tuple(int(c) for c in rgb)
+        return as_rgb(rgb * 0.25 + rng.integers(0, 192))
+    return as_rgb(rgb)
 
 
-def _background(rng, n):
+def background(rng: np.random.Generator, n: int) -> Image.Image:
     """A canvas of n x n pixels: flat, or a gradient between two colours in any direction."""
     if rng.random() < 0.35:
-        return Image.new("RGB", (n, n), _color(rng))
+        return Image.new("RGB", (n, n), any_rgb(rng))
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:n, 0:n] / n - 0.5
     t = np.clip((x * np.cos(angle) + y * np.sin(angle)) + 0.5, 0, 1)[..., None]
     return Image.fromarray(
-        (np.asarray(_color(rng)) * (1 - t) + np.asarray(_color(rng)) * t).astype(np.uint8)
+        (np.asarray(any_rgb(rng)) * (1 - t) + np.asarray(any_rgb(rng)) * t).astype(np.uint8)
     )
 
 
-def _blob(rng, n):
+def _blob(rng: np.random.Generator, n: int) -> list[Point]:
     """The outline of a random shape: polygon, star or smooth blob, as points in pixels."""
     k = int(rng.integers(3, 14))
     angle = np.sort(rng.uniform(0, 2 * np.pi, k))
@@ -46,18 +50,18 @@ def _blob(rng, n):
     return [(cx + r * np.cos(t), cy + r * np.sin(t)) for r, t in zip(radius, angle)]
 
 
-def free_drawing(rng, size=SIZE):
+def free_drawing(rng: np.random.Generator, size: int = SIZE) -> Image.Image:
     """Overlapping shapes, lines and world objects in any colour and pattern."""
     n = size * SUPERSAMPLE
-    image = _background(rng, n)
+    image = background(rng, n)
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(3, 14))):
         what = rng.random()
         if what < 0.16:
             identity = Identity(
                 str(rng.choice(list(CLASSES))),
-                _color(rng),
-                _color(rng),
+                any_rgb(rng),
+                any_rgb(rng),
                 str(rng.choice(PATTERNS)),
                 float(rng.uniform(0.15, 0.45)),
                 a=rng.random(),
@@ -67,13 +71,18 @@ def free_drawing(rng, size=SIZE):
             draw_object(
                 image,
                 identity,
-                Frame(*rng.uniform(0.1, 0.9, 2), rng.uniform(0.12, 0.55), bool(rng.random() < 0.5)),
+                Frame(
+                    rng.uniform(0.1, 0.9),
+                    rng.uniform(0.1, 0.9),
+                    rng.uniform(0.12, 0.55),
+                    bool(rng.random() < 0.5),
+                ),
             )
         elif what < 0.36:
             points = [tuple(p) for p in rng.uniform(0, n, (int(rng.integers(2, 5)), 2))]
             draw.line(
                 points,
-                fill=_color(rng),
+                fill=any_rgb(rng),
                 width=int(n * np.exp(rng.uniform(np.log(0.008), np.log(0.08)))),
                 joint="curve",
             )
@@ -83,32 +92,32 @@ def free_drawing(rng, size=SIZE):
             kind = str(rng.choice(PATTERNS[1:]))
             tile = np.where(
                 pattern_mask(kind, n, n * rng.uniform(0.03, 0.12), rng.random())[..., None],
-                np.uint8(_color(rng)),
-                np.uint8(_color(rng)),
+                np.array(any_rgb(rng), np.uint8),
+                np.array(any_rgb(rng), np.uint8),
             )
             image.paste(Image.fromarray(tile), (0, 0), mask)
         elif what < 0.75:
-            outline = _color(rng) if rng.random() < 0.5 else None
+            outline = any_rgb(rng) if rng.random() < 0.5 else None
             draw.polygon(
-                _blob(rng, n), fill=_color(rng), outline=outline, width=int(rng.integers(2, 10))
+                _blob(rng, n), fill=any_rgb(rng), outline=outline, width=int(rng.integers(2, 10))
             )
         else:
             (x, y), rx, ry = (
                 rng.uniform(0, n, 2),
                 *(n * np.exp(rng.uniform(np.log(0.02), np.log(0.4), 2))),
             )
-            outline = _color(rng) if rng.random() < 0.4 else None
+            outline = any_rgb(rng) if rng.random() < 0.4 else None
             shape = draw.ellipse if rng.random() < 0.6 else draw.rectangle
             shape(
                 [x - rx, y - ry, x + rx, y + ry],
-                fill=_color(rng),
+                fill=any_rgb(rng),
                 outline=outline,
                 width=int(rng.integers(2, 10)),
             )
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def _cloud(rng, n, power):
+def _cloud(rng: np.random.Generator, n: int, power: float) -> np.ndarray:
     """Noise with a 1/f^power amplitude spectrum, zero mean and unit deviation, [n, n]."""
     f = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.fftfreq(n)[None])
     f[0, 0] = 1
@@ -118,14 +127,14 @@ def _cloud(rng, n, power):
     return cloud / cloud.std()
 
 
-def dead_leaves(rng, size=SIZE):
+def dead_leaves(rng: np.random.Generator, size: int = SIZE) -> Image.Image:
     """Opaque shapes whose areas follow a power law, each shaded and textured: the classic stand-in
     for photographs.
     """
     n = 2 * size
     cloud = _cloud(rng, n, rng.uniform(0.8, 1.6))
     tilt = _cloud(rng, n, 2.0)
-    palette = [np.asarray(_color(rng)) for _ in range(int(rng.integers(2, 8)))]
+    palette = [np.asarray(any_rgb(rng)) for _ in range(int(rng.integers(2, 8)))]
     mean = np.mean(palette, 0)
     grey = rng.uniform(0.2, 1.0)  # photographs are seldom vivid
     palette = [grey * p + (1 - grey) * p.mean() for p in palette]
@@ -136,9 +145,8 @@ def dead_leaves(rng, size=SIZE):
         (smallest**-2 + rng.random(int(rng.integers(30, 220))) * (0.5**-2 - smallest**-2)) ** -0.5
     )[::-1]:
         x, y = rng.uniform(0, n, 2)
-        rgb = tuple(
-            int(v)
-            for v in np.clip(
+        rgb = as_rgb(
+            np.clip(
                 palette[rng.integers(len(palette))] * rng.uniform(0.5, 1.3) + rng.normal(0, 12, 3),
                 0,
                 255,
@@ -165,7 +173,7 @@ def dead_leaves(rng, size=SIZE):
     )
 
 
-def picture(seed, size=SIZE):
+def picture(seed: int, size: int = SIZE) -> Image.Image:
     """The picture of a seed, an RGB image of `size` x `size` pixels."""
     rng = np.random.default_rng([7, seed])
     kind = seed % 3
@@ -180,7 +188,7 @@ def picture(seed, size=SIZE):
     return free_drawing(rng, size) if kind == 1 else dead_leaves(rng, size)
 
 
-def pool(make, items, size=SIZE):
+def pool(make: Callable[[T, int], Image.Image], items: Sequence[T], size: int = SIZE) -> np.ndarray:
     """`make(item, size)` for every item, on all cores, as a uint8 array [len(items), size, size,
     3].
     """

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .objects import ACCESSORIES, CLASSES, HEAD
-from .pen import PATTERNS, SUPERSAMPLE, Frame, Pen
+from .pen import PATTERNS, SUPERSAMPLE, Frame, Pen, Rgb, near, shade
 from .places import PAINTERS, PHRASES
 
 SIZE = 64
-COLORS = {
+COLORS: dict[str, Rgb] = {
     "red": (216, 46, 44),
     "orange": (244, 138, 34),
     "yellow": (248, 212, 52),
@@ -50,12 +50,12 @@ class Identity:
     """
 
     kind: str
-    main: tuple
-    second: tuple
+    main: Rgb
+    second: Rgb
     pattern: str = "plain"
     period: float = 0.3
     accessory: str | None = None
-    accessory_color: tuple = (60, 60, 70)
+    accessory_color: Rgb = (60, 60, 70)
     eyes: str = "round"
     a: float = 0.5
     b: float = 0.5
@@ -64,8 +64,8 @@ class Identity:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: an identity at a place. `color` is the word for the identity's main colour;
-    `seed` paints the place.
+    """One picture: an identity at a place. `color` is the word for the identity's main colour,
+    empty where it was made without one; `seed` paints the place.
     """
 
     identity: Identity
@@ -78,22 +78,23 @@ class Scene:
     seed: int = 0
 
 
-def _near(rng, rgb, amount=9):
-    return tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(rgb, rng.normal(0, amount, 3)))
-
-
-def sample_identity(rng, kind=None, color=None, plain=0.55):
-    """A random identity; with probability `plain` in one colour family without pattern or
-    accessory, as captions expect.
+def sample_identity(
+    rng: np.random.Generator,
+    kind: str | None = None,
+    color: str | None = None,
+    plain: float = 0.55,
+) -> tuple[Identity, str]:
+    """A random identity and the word for its colour; with probability `plain` in one colour family
+    without pattern or accessory, as captions expect.
     """
     kind = kind or str(rng.choice(list(CLASSES)))
     color = color or str(rng.choice(list(COLORS)))
-    main = _near(rng, COLORS[color])
+    main = near(rng, COLORS[color], 9)
     if rng.random() < plain:
-        second = tuple(int(c * 0.62) for c in main) if color != "white" else (176, 182, 196)
+        second = shade(main, 0.62) if color != "white" else (176, 182, 196)
         pattern, accessory = "plain", None
     else:
-        second = _near(rng, COLORS[str(rng.choice([c for c in COLORS if c != color]))], 14)
+        second = near(rng, COLORS[str(rng.choice([c for c in COLORS if c != color]))], 14)
         pattern = str(rng.choice(PATTERNS)) if rng.random() < 0.6 else "plain"
         accessory = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.4 else None
     return (
@@ -102,18 +103,27 @@ def sample_identity(rng, kind=None, color=None, plain=0.55):
             main,
             second,
             pattern,
-            float(rng.uniform(0.22, 0.4)),
-            accessory,
-            _near(rng, COLORS[str(rng.choice(list(COLORS)))], 14),
-            str(rng.choice(EYES, p=[0.7, 0.1, 0.1, 0.1])),
-            *map(float, rng.uniform(0, 1, 2)),
-            float(rng.uniform(0.88, 1.12)),
+            period=float(rng.uniform(0.22, 0.4)),
+            accessory=accessory,
+            accessory_color=near(rng, COLORS[str(rng.choice(list(COLORS)))], 14),
+            eyes=str(rng.choice(EYES, p=[0.7, 0.1, 0.1, 0.1])),
+            a=float(rng.uniform(0, 1)),
+            b=float(rng.uniform(0, 1)),
+            stretch=float(rng.uniform(0.88, 1.12)),
         ),
         color,
     )
 
 
-def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0.55, salt="base"):
+def sample_scene(
+    seed: int,
+    kind: str | None = None,
+    color: str | None = None,
+    place: str | None = None,
+    identity: Identity | None = None,
+    plain: float = 0.55,
+    salt: str = "base",
+) -> Scene:
     """The scene of a seed; anything given is kept, the rest is drawn. `salt` keeps base, judge and
     bench apart.
     """
@@ -123,7 +133,7 @@ def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0
     place = place or str(rng.choice(list(PAINTERS)))
     return Scene(
         identity,
-        color,
+        color or "",
         place,
         float(rng.uniform(0.36, 0.64)),
         float(rng.uniform(0.29, 0.39)),
@@ -133,7 +143,7 @@ def sample_scene(seed, kind=None, color=None, place=None, identity=None, plain=0
     )
 
 
-def held_out(scene):
+def held_out(scene: Scene) -> bool:
     """True for the class-colour-place triples that training never sees: one in eight, spread evenly
     over all three.
     """
@@ -145,7 +155,7 @@ def held_out(scene):
     return (index[0] * 3 + index[1] * 5 + index[2]) % 8 == 0
 
 
-def training_scenes(count, salt="base", hold_out=True):
+def training_scenes(count: int, salt: str = "base", hold_out: bool = True) -> list[Scene]:
     """The first `count` scenes by seed, without those whose triple is held out."""
     scenes, seed = [], 0
     while len(scenes) < count:
@@ -156,7 +166,7 @@ def training_scenes(count, salt="base", hold_out=True):
     return scenes
 
 
-def draw_object(image, identity, frame):
+def draw_object(image: Image.Image, identity: Identity, frame: Frame) -> None:
     """Draw the identity into `image` at `frame`, accessory last."""
     pen = Pen(
         image,
@@ -171,11 +181,11 @@ def draw_object(image, identity, frame):
         ACCESSORIES[identity.accessory](pen, *HEAD[identity.kind], identity.accessory_color)
 
 
-def render(scene, size=SIZE):
+def render(scene: Scene, size: int = SIZE) -> Image.Image:
     """The scene as an RGB image of `size` x `size` pixels, drawn four times as large and averaged
     down.
     """
-    image = Image.new("RGB", (size * SUPERSAMPLE,) * 2)
+    image = Image.new("RGB", (size * SUPERSAMPLE, size * SUPERSAMPLE))
     horizon = PAINTERS[scene.place](image, np.random.default_rng(scene.seed))
     foot = min(0.95, horizon + scene.drop)
     frame = Frame(scene.x, foot - scene.half, scene.half, scene.flip)
@@ -193,7 +203,7 @@ def render(scene, size=SIZE):
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def caption(scene, rng, drop=0.2, rare=0.06):
+def caption(scene: Scene, rng: np.random.Generator, drop: float = 0.2, rare: float = 0.06) -> str:
     """A varied, partial caption: each of colour and place is left out with probability `drop`, now
     and then the class too.
 
@@ -210,9 +220,9 @@ def caption(scene, rng, drop=0.2, rare=0.06):
     return text.replace("a orange", "an orange").replace("a object", "an object")
 
 
-def prompt(kind, color=None, place=None):
+def prompt(kind: str, color: str | None = None, place: str | None = None) -> str:
     """The plain prompt for a class, a colour and a place."""
-    words = " ".join(w for w in ("a", color, kind, PHRASES.get(place, "")) if w)
+    words = " ".join(w for w in ("a", color, kind, PHRASES.get(place or "", "")) if w)
     return words.replace("a orange", "an orange")
 
 
