@@ -28,8 +28,8 @@ Files for other tools know no pipeline, only names and shapes:
   denoiser's layers in the original layout, if they are not there yet;
 - `lib.models.base_files.TRAINABLE_PARTS` and `lib.models.layer_names.PREFIXES`: its denoiser and
   text encoders, and what Kohya's tools call them;
-- `lib.models.single_file.layout`: where its text encoders stand in a single file;
-  `lib.models.single_file.CLIP` and `lib.models.single_file.OPEN`: the same, read back.
+- `lib.models.single_file.PREFIXES` and `lib.models.single_file.TEXTS`: where its text encoders
+  stand in a single file.
 
 tests/scheme.py makes a tiny one for tests/convert/test_interchange.py and
 tests/convert/test_whole_models.py, which take it through every form.

@@ -24,7 +24,7 @@ from lib.files.paths import PICKLE_ENDINGS
 from lib.files.safetensors_file import TYPES, open_weights, raw_header
 from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
 from lib.models.families import FAMILIES, Pocket, config_folder, family_of, family_of_width
-from lib.models.layer_names import attended_blocks, full_name
+from lib.models.layer_names import full_name
 from lib.models.single_file import Places, check_complete, read_single_file, stated_prediction
 
 # The VAE's attention by its older names, which Stable Diffusion's own folders still have.
@@ -73,7 +73,8 @@ class BaseWeights:
     @property
     def attended(self) -> list[int]:
         """The numbers of the up blocks that have attention."""
-        return attended_blocks(self.shapes["unet"])
+        hits = (re.match(r"up_blocks\.(\d+)\.attentions\.", name) for name in self.shapes["unet"])
+        return sorted({int(hit[1]) for hit in hits if hit})
 
     @property
     def architecture(self) -> tuple[str | None, str | None]:

@@ -9,7 +9,8 @@ openaimodel.py) with block numbers. Everywhere else in the project a layer is (p
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
+from functools import cache
 
 from lib.models.base_files import TRAINABLE_PARTS
 
@@ -44,19 +45,19 @@ DOTTED = re.compile(
     r"lora_magnitude_vector(?:\.weight)?|alpha)"
 )
 
-# How a U-Net's layers begin in the original layout.
-ORIGINAL = re.compile("(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)[.]")
-
+# What an adapter's key says of a tensor's role; the first word that is in it counts.
 ROLES = {
-    "lora_down": "down",
     "lora_A": "down",
-    "lora_up": "up",
     "lora_B": "up",
-    "lora_mid": "mid",
+    "down": "down",
+    "up": "up",
+    "mid": "mid",
     "alpha": "alpha",
     "dora_scale": "dora_scale",
-    "lora_magnitude_vector": "magnitude",
+    "magnitude": "magnitude",
 }
+
+LEVELS = 8  # more than any model has blocks, or resnets in one
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -75,6 +76,7 @@ OUTSIDE = {
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "mid_block.attentions.0": "middle_block.1",
 }
 
 
@@ -86,7 +88,7 @@ def parse(key: str, part: str | None = None, layers: int = 2) -> tuple[str, str,
     """
     if hit := KOHYA.fullmatch(key):
         part, name, role = PREFIXES[hit[1]], ".".join(SPLIT.findall(hit[2])), hit[3]
-        if part == "unet" and ORIGINAL.match(name):
+        if part == "unet":
             name = from_original(name, layers)
     elif hit := DOTTED.fullmatch(key):
         part, name, role = hit[1] or part, hit[2].replace(".processor.", "."), hit[3]
@@ -95,13 +97,8 @@ def parse(key: str, part: str | None = None, layers: int = 2) -> tuple[str, str,
         return None
     if part is None or part not in TRAINABLE_PARTS:
         return None
-    return part, full_name(part, name), _role(role)
-
-
-def _role(word: str) -> str:
-    if ".down." in word:
-        return "down"
-    return "up" if ".up." in word else ROLES[word.split(".")[0]]
+    found = next(meaning for word, meaning in ROLES.items() if word in role)
+    return part, full_name(part, name), found
 
 
 def full_name(part: str, name: str) -> str:
@@ -142,60 +139,50 @@ def to_original(name: str, layers: int = 2, attended: Sequence[int] = ()) -> str
     `layers`: resnets of a down block. `attended`: the up blocks (numbers) that have attention,
     after which the upsampler comes third. Raises ValueError for what has no place there.
     """
-    for ours, theirs in OUTSIDE.items():
-        if name == ours or name.startswith(f"{ours}."):
-            return theirs + name[len(ours) :]
-    if hit := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", name):
-        down, resnet = hit[1] == "down", hit[3] == "resnets"
-        at = int(hit[2]) * (layers + 1) + int(hit[4]) + down
-        inside = f"0.{_resnet(hit[5])}" if resnet else f"1.{hit[5]}"
-        return f"{'input' if down else 'output'}_blocks.{at}.{inside}"
-    if hit := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
-        if hit[1] == "resnets":
-            return f"middle_block.{2 * int(hit[2])}.{_resnet(hit[3])}"
-        return f"middle_block.1.{hit[3]}"
-    if hit := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv(.*)", name):
-        return f"input_blocks.{(int(hit[1]) + 1) * (layers + 1)}.0.op{hit[2]}"
-    if hit := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv(.*)", name):
-        block = int(hit[1])
-        at, third = block * (layers + 1) + layers, block in attended
-        return f"output_blocks.{at}.{2 if third else 1}.conv{hit[2]}"
-    raise ValueError(f"{name} has no place in the original layout")
+    table = original_names(layers, tuple(attended))
+    head = beginning(name, table)
+    if not head:
+        raise ValueError(f"{name} has no place in the original layout")
+    return table[head] + name[len(head) :]
 
 
 def from_original(name: str, layers: int = 2) -> str:
     """The inverse of `to_original`; a name that has no place in the layout comes back as it is."""
-    for ours, theirs in OUTSIDE.items():
-        if name == theirs or name.startswith(f"{theirs}."):
-            return ours + name[len(theirs) :]
-    if hit := re.fullmatch(r"input_blocks\.(\d+)\.0\.op(.*)", name):
-        return f"down_blocks.{int(hit[1]) // (layers + 1) - 1}.downsamplers.0.conv{hit[2]}"
-    if hit := re.fullmatch(r"output_blocks\.(\d+)\.[12]\.conv(|\..*)", name):
-        return f"up_blocks.{int(hit[1]) // (layers + 1)}.upsamplers.0.conv{hit[2]}"
-    if hit := re.fullmatch(r"(in|out)put_blocks\.(\d+)\.([01])\.(.+)", name):
-        way, at = ("down", int(hit[2]) - 1) if hit[1] == "in" else ("up", int(hit[2]))
-        block, k = divmod(at, layers + 1)
-        if hit[3] == "1":
-            return f"{way}_blocks.{block}.attentions.{k}.{hit[4]}"
-        return f"{way}_blocks.{block}.resnets.{k}.{_resnet(hit[4], back=True)}"
-    if hit := re.fullmatch(r"middle_block\.([012])\.(.+)", name):
-        at = int(hit[1])
-        if at == 1:
-            return f"mid_block.attentions.0.{hit[2]}"
-        return f"mid_block.resnets.{at // 2}.{_resnet(hit[2], back=True)}"
+    table = diffusers_names(layers)
+    head = beginning(name, table)
+    return table.get(head, "") + name[len(head) :]
+
+
+def beginning(name: str, table: Container[str]) -> str:
+    """The longest beginning of `name`, up to a dot or its end, that is in `table`; or ""."""
+    while name and name not in table:
+        name = name.rpartition(".")[0]
     return name
 
 
-def attended_blocks(names: Iterable[str]) -> list[int]:
-    """The numbers of the up blocks that have attention, from a list of U-Net names."""
-    hits = [re.match(r"up_blocks\.(\d+)\.attentions\.", name) for name in names]
-    return sorted({int(hit[1]) for hit in hits if hit})
+@cache
+def original_names(layers: int, attended: tuple[int, ...]) -> dict[str, str]:
+    """{how the U-Net's names begin: how they do in the original layout}; see `to_original`."""
+    found, level = dict(OUTSIDE), layers + 1
+    resnets = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
+    for block in range(LEVELS):
+        first = block * level
+        for k in range(level):
+            down, up = f"input_blocks.{first + k + 1}", f"output_blocks.{first + k}"
+            resnets[f"down_blocks.{block}.resnets.{k}"] = f"{down}.0"
+            resnets[f"up_blocks.{block}.resnets.{k}"] = f"{up}.0"
+            found[f"down_blocks.{block}.attentions.{k}"] = f"{down}.1"
+            found[f"up_blocks.{block}.attentions.{k}"] = f"{up}.1"
+        found[f"down_blocks.{block}.downsamplers.0.conv"] = f"input_blocks.{first + level}.0.op"
+        place = f"output_blocks.{first + layers}.{2 if block in attended else 1}"
+        found[f"up_blocks.{block}.upsamplers.0.conv"] = f"{place}.conv"
+    for ours, theirs in resnets.items():
+        found |= {f"{ours}.{name}": f"{theirs}.{original}" for name, original in RESNET.items()}
+    return found
 
 
-def _resnet(name: str, back: bool = False) -> str:
-    """The original layout's name of a layer within a resnet, or with `back` diffusers'."""
-    for ours, theirs in RESNET.items():
-        old, new = (theirs, ours) if back else (ours, theirs)
-        if name == old or name.startswith(f"{old}."):
-            return new + name[len(old) :]
-    return name
+@cache
+def diffusers_names(layers: int) -> dict[str, str]:
+    """The inverse of `original_names`, whichever blocks have attention."""
+    tables = (original_names(layers, ()), original_names(layers, tuple(range(LEVELS))))
+    return {theirs: ours for table in tables for ours, theirs in table.items()}

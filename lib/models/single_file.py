@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,34 @@ import torch
 from lib.files import BadInput, listed, read_json, say
 from lib.files.safetensors_file import open_weights
 from lib.models.base_files import Shapes
-from lib.models.layer_names import from_original, to_original
+from lib.models.layer_names import LEVELS, beginning, diffusers_names, original_names
 
 # Tensor name -> (file, key in it, how): "" as it is, "flat" a 1 x 1 convolution as a matrix,
 # "transpose", or "0", "1", "2" that third of stacked query, key and value.
 Places = dict[str, tuple[Path, str, str]]
 
-# OpenCLIP's names of a text encoder's layers, by transformers': within a block, and outside.
-OPENCLIP = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
+# How the keys of each part begin; `layout` says which of the text encoders' a model has.
+UNET = "model.diffusion_model."
+PREFIXES = {
+    UNET: "unet",
+    "first_stage_model.": "vae",
+    "cond_stage_model.transformer.": "text_encoder",
+    "cond_stage_model.model.": "text_encoder",
+    "conditioner.embedders.0.transformer.": "text_encoder",
+    "conditioner.embedders.1.model.": "text_encoder_2",
 }
-OUTSIDE = {
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.weight": "ln_final.weight",
-    "text_model.final_layer_norm.bias": "ln_final.bias",
-}
-OPENCLIP_BACK = {theirs: ours for ours, theirs in OPENCLIP.items()}
-OUTSIDE_BACK = {theirs: ours for ours, theirs in OUTSIDE.items()}
 
+# Where the text encoders of a family stand, if not where Stable Diffusion 1.x has its own.
+TEXTS = {
+    "Stable Diffusion 2.x": ("cond_stage_model.model.",),
+    "SDXL": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+}
+
+# The other tables hold how names begin, by diffusers' or transformers' names.
 VAE = {
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
     "conv_norm_out": "norm_out",
-    "conv_shortcut": "nin_shortcut",
     "mid_block.attentions.0.group_norm": "mid.attn_1.norm",
     "mid_block.attentions.0.to_q": "mid.attn_1.q",
     "mid_block.attentions.0.to_k": "mid.attn_1.k",
@@ -61,32 +64,31 @@ VAE = {
     "mid_block.resnets.1": "mid.block_2",
 }
 
-# Where text encoders stand: those of CLIP's names, and those of OpenCLIP's by part.
-CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-OPEN = {
-    "cond_stage_model.model.": "text_encoder",
-    "conditioner.embedders.1.model.": "text_encoder_2",
-}
+CLIP = ("text_model.embeddings", "text_model.encoder.layers", "text_model.final_layer_norm")
 
-# The names that a part has in diffusers; what is called otherwise is none of its weights.
-KNOWN = {
-    "unet": re.compile(
-        r"(conv_in|conv_norm_out|conv_out|(time|add)_embedding\.linear_[12]"
-        r"|mid_block|down_blocks|up_blocks)\."
-    ),
-    "vae": re.compile(
-        r"(encoder|decoder)\.(conv_in|conv_norm_out|conv_out|mid_block|down_blocks|up_blocks)\."
-        r"|(post_)?quant_conv\."
-    ),
-    "text_encoder": re.compile(
-        r"text_model\.(embeddings|encoder\.layers\.\d+|final_layer_norm)\.|text_projection\."
-    ),
+# OpenCLIP's names: of a block's layers, and outside. Of stacked query, key and value the first
+# stands for all three.
+OPENCLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    "self_attn.q_proj.weight": "attn.in_proj_weight",
+    "self_attn.q_proj.bias": "attn.in_proj_bias",
 }
+OUTSIDE = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
+}
+TEXT_BLOCKS = 48  # more than any text encoder has
 
 # What such files hold beside weights: running averages, the noise schedule, the VAE's training,
 # counters, marks.
 BESIDE = re.compile(
-    r"model_ema\..+|(.+\.)?(position_ids|logit_scale|attn_mask)|betas"
+    r"model_ema\..+|(.+\.)?(position_ids|logit_scale|attn_mask)|betas|.+\.text_projection\.weight"
     r"|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|lvlb_weights|scale_factor|global_step"
     r"|first_stage_model\.loss\..+|denoiser\.sigmas|v_pred|ztsnr"
 )
@@ -117,70 +119,63 @@ Entries = dict[str, Entry]
 
 def layout(base: Any) -> Entries:
     """{original key: Entry} of every tensor of a base model, given as its `BaseWeights`."""
+    ups = len({name.split(".")[2] for name in base.shapes.get("vae", ()) if ".up_blocks." in name})
+    texts = TEXTS.get(base.family, ("cond_stage_model.transformer.",))
     found: Entries = {}
-    for name, shape in base.shapes["unet"].items():
-        key = f"model.diffusion_model.{to_original(name, base.layers, base.attended)}"
-        found[key] = Entry(shape, (("unet", name),))
-    vae = base.shapes.get("vae", {})
-    ups = len({name.split(".")[2] for name in vae if name.startswith("decoder.up_blocks.")})
-    for name, shape in vae.items():
-        flat = ".attentions." in name and name.endswith("weight") and len(shape) == 2
-        key = f"first_stage_model.{vae_name(name, ups)}"
-        found[key] = Entry((*shape, 1, 1) if flat else shape, (("vae", name),))
-    if base.sdxl:
-        found |= _clip("text_encoder", base, "conditioner.embedders.0.transformer.")
-        found |= _openclip("text_encoder_2", base, "conditioner.embedders.1.model.")
-    elif base.family == "Stable Diffusion 2.x":
-        found |= _openclip("text_encoder", base, "cond_stage_model.model.")
-    else:
-        found |= _clip("text_encoder", base, "cond_stage_model.transformer.")
+    for prefix in (UNET, "first_stage_model.", *texts):
+        part, table = PREFIXES[prefix], _names(prefix, ups)
+        if prefix == UNET:
+            table = original_names(base.layers, tuple(base.attended))
+        for name, shape in base.shapes.get(part, {}).items():
+            if head := beginning(name, table):
+                key = prefix + table[head] + name[len(head) :]
+                found[key] = _entry(key, part, name, shape)
     return found
 
 
-def vae_name(name: str, ups: int) -> str:
-    """A VAE tensor's original name.
+def _entry(key: str, part: str, name: str, shape: tuple[int, ...]) -> Entry:
+    if ".in_proj_" in key:
+        sources = tuple((part, each) for each in _query_key_value(name))
+        return Entry((3 * shape[0], *shape[1:]), sources, "stack")
+    if name == "text_projection.weight":
+        return Entry(shape[::-1], ((part, name),), "transpose")
+    flat = part == "vae" and ".attentions." in name and len(shape) == 2
+    return Entry((*shape, 1, 1) if flat else shape, ((part, name),))
 
-    `ups`: number of the decoder's up blocks, which are counted from the other end there.
+
+def _query_key_value(name: str) -> list[str]:
+    return [name.replace(".q_proj.", f".{each}_proj.") for each in "qkv"]
+
+
+@cache
+def _names(prefix: str, ups: int) -> dict[str, str]:
+    """{how names of the VAE or a text encoder begin: how they do in the original layout}.
+
+    `ups`: number of the VAE's up blocks, which the original layout counts from the other end.
     """
-    name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
-    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", r"down.\1.downsample.conv", name)
-    name = re.sub(
-        r"up_blocks\.(\d+)\.resnets\.", lambda hit: f"up.{ups - 1 - int(hit[1])}.block.", name
-    )
-    name = re.sub(
-        r"up_blocks\.(\d+)\.upsamplers\.0\.conv",
-        lambda hit: f"up.{ups - 1 - int(hit[1])}.upsample.conv",
-        name,
-    )
-    for ours, theirs in VAE.items():
-        name = re.sub(rf"(^|\.){re.escape(ours)}(?=\.)", rf"\g<1>{theirs}", name)
-    return name
-
-
-def _clip(part: str, base: Any, prefix: str) -> Entries:
-    return {
-        prefix + name: Entry(shape, ((part, name),))
-        for name, shape in base.shapes[part].items()
-        if not name.startswith("text_projection")
+    if prefix == "first_stage_model.":
+        return _vae_names(ups)
+    if prefix.endswith("transformer."):
+        return {name: name for name in CLIP}
+    return OUTSIDE | {
+        f"text_model.encoder.layers.{k}.{ours}": f"transformer.resblocks.{k}.{theirs}"
+        for k in range(TEXT_BLOCKS)
+        for ours, theirs in OPENCLIP.items()
     }
 
 
-def _openclip(part: str, base: Any, prefix: str) -> Entries:
-    found: Entries = {}
-    for name, shape in base.shapes[part].items():
-        if name in OUTSIDE:
-            found[prefix + OUTSIDE[name]] = Entry(shape, ((part, name),))
-        elif name == "text_projection.weight":
-            found[prefix + "text_projection"] = Entry(shape[::-1], ((part, name),), "transpose")
-        elif hit := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
-            block, layer, kind = f"{prefix}transformer.resblocks.{hit[1]}.", hit[2], hit[3]
-            if layer == "self_attn.q_proj":
-                names = [name.replace("q_proj", each) for each in ("q_proj", "k_proj", "v_proj")]
-                found[f"{block}attn.in_proj_{kind}"] = Entry(
-                    (3 * shape[0], *shape[1:]), tuple((part, each) for each in names), "stack"
-                )
-            elif layer in OPENCLIP:
-                found[f"{block}{OPENCLIP[layer]}.{kind}"] = Entry(shape, ((part, name),))
+def _vae_names(ups: int) -> dict[str, str]:
+    found = {name: name for name in ("quant_conv", "post_quant_conv")}
+    for side in ("encoder", "decoder"):
+        found |= {f"{side}.{ours}": f"{side}.{theirs}" for ours, theirs in VAE.items()}
+    for block in range(ups):
+        down, up = f"encoder.down.{block}", f"decoder.up.{ups - 1 - block}"
+        blocks = {f"encoder.down_blocks.{block}": down, f"decoder.up_blocks.{block}": up}
+        for (ours, theirs), k in product(blocks.items(), range(LEVELS)):
+            found[f"{ours}.resnets.{k}"] = f"{theirs}.block.{k}"
+            found[f"{ours}.resnets.{k}.conv_shortcut"] = f"{theirs}.block.{k}.nin_shortcut"
+        found[f"encoder.down_blocks.{block}.downsamplers.0.conv"] = f"{down}.downsample.conv"
+        found[f"decoder.up_blocks.{block}.upsamplers.0.conv"] = f"{up}.upsample.conv"
     return found
 
 
@@ -194,9 +189,9 @@ def read_single_file(path: Path) -> tuple[dict[str, Shapes], dict[str, Places]]:
     places: dict[str, Places] = {}
     unknown = []
     with open_weights(path) as file:
-        ups, layers = _count_up_blocks(file.names), _count_resnets(file.names)
+        tables = _names_back(file.names)
         for key in file.names:
-            found = _places(key, ups, layers)
+            found = _places(key, tables)
             if not found and not BESIDE.fullmatch(key):
                 unknown.append(key)
             for part, name, how in found:
@@ -220,17 +215,19 @@ def read_single_file(path: Path) -> tuple[dict[str, Shapes], dict[str, Places]]:
     return shapes, places
 
 
-def _count_up_blocks(keys: list[str]) -> int:
-    """Up blocks of the VAE's decoder."""
+def _names_back(keys: list[str]) -> dict[str, dict[str, str]]:
+    """{prefix: {how keys go on behind it: how diffusers' names begin}}, for a file's keys."""
     start = "first_stage_model.decoder.up."
-    return len({key.split(".")[3] for key in keys if key.startswith(start)})
-
-
-def _count_resnets(keys: list[str]) -> int:
-    """Resnets of a level of the U-Net, by the number of the downsampler that ends the first."""
-    downsampler = re.compile(r"model\.diffusion_model\.input_blocks\.(\d+)\.0\.op\.weight")
-    hits = (downsampler.fullmatch(key) for key in keys)
-    return min((int(hit[1]) for hit in hits if hit), default=3) - 1
+    ups = len({key.split(".")[3] for key in keys if key.startswith(start)})
+    # The number of the downsampler that ends the first level.
+    hits = (re.fullmatch(rf"{UNET}input_blocks\.(\d+)\.0\.op\.weight", key) for key in keys)
+    layers = min((int(hit[1]) for hit in hits if hit), default=3) - 1
+    tables = {
+        prefix: {theirs: ours for ours, theirs in _names(prefix, ups).items()}
+        for prefix in PREFIXES
+        if prefix != UNET
+    }
+    return tables | {UNET: diffusers_names(layers)}
 
 
 def _shape(shape: tuple[int, ...], how: str) -> tuple[int, ...]:
@@ -253,17 +250,13 @@ def stated_prediction(path: Path) -> dict[str, str | bool]:
     arXiv 2305.08891, section 3.3). Else the header's word is taken (`modelspec.prediction_type`,
     ComfyUI's `modelspec.predict_key`), which many tools write without knowing.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        names, header = set(file.keys()), file.metadata() or {}
+    file = open_weights(path)
+    header = file.metadata
     stated = header.get("modelspec.prediction_type") or header.get("modelspec.predict_key")
-    if "v_pred" not in names and stated not in ("v", "epsilon"):
-        return {}
-    if "v_pred" not in names and stated == "epsilon":
-        return {"prediction_type": "epsilon"}
+    if "v_pred" not in file.names and stated != "v":
+        return {"prediction_type": "epsilon"} if stated == "epsilon" else {}
     settings: dict[str, str | bool] = {"prediction_type": "v_prediction"}
-    if "ztsnr" in names:
+    if "ztsnr" in file.names:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return settings
 
@@ -295,60 +288,22 @@ def _described(part: str, config: str) -> Shapes:
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
-def _places(key: str, ups: int, layers: int) -> list[tuple[str, str, str]]:
-    """[(part, diffusers name, how)] of an original key.
+def _places(key: str, tables: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
+    """[(part, diffusers name, how)] of an original key, by `_names_back`.
 
     Three where query, key and value are stacked, none where nothing here knows it.
     """
-    if key.startswith("model.diffusion_model."):
-        name = from_original(key.removeprefix("model.diffusion_model."), layers)
-        return _if_known("unet", name)
-    if key.startswith("first_stage_model."):
-        name = _from_vae(key.removeprefix("first_stage_model."), ups)
-        flat = ".attentions." in name and name.endswith("weight") and "group_norm" not in name
-        return _if_known("vae", name, "flat" if flat else "")
-    for prefix in CLIP:
-        if key.startswith(prefix):
-            return _if_known("text_encoder", key.removeprefix(prefix))
-    for prefix, part in OPEN.items():
-        if key.startswith(prefix):
-            return [(part, name, how) for name, how in _from_openclip(key.removeprefix(prefix))]
-    return []
-
-
-def _if_known(part: str, name: str, how: str = "") -> list[tuple[str, str, str]]:
-    return [(part, name, how)] if KNOWN[part].match(name) else []
-
-
-def _from_openclip(name: str) -> list[tuple[str, str]]:
-    """[(transformers' name, how)] of a name of OpenCLIP's."""
-    if name in OUTSIDE_BACK:
-        return [(OUTSIDE_BACK[name], "")]
-    if name == "text_projection":
-        return [("text_projection.weight", "transpose")]
-    if hit := re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name):
-        attention = f"text_model.encoder.layers.{hit[1]}.self_attn"
-        return [(f"{attention}.{each}_proj.{hit[2]}", str(k)) for k, each in enumerate("qkv")]
-    hit = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)", name)
-    if not hit or hit[2] not in OPENCLIP_BACK:
+    prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+    if not prefix:
         return []
-    return [(f"text_model.encoder.layers.{hit[1]}.{OPENCLIP_BACK[hit[2]]}.{hit[3]}", "")]
-
-
-def _from_vae(name: str, ups: int) -> str:
-    for ours, theirs in VAE.items():
-        name = re.sub(rf"(^|\.){re.escape(theirs)}(?=\.)", rf"\g<1>{ours}", name)
-    name = re.sub(r"(?<=encoder\.)down\.(\d+)\.block\.", r"down_blocks.\1.resnets.", name)
-    name = re.sub(
-        r"(?<=encoder\.)down\.(\d+)\.downsample\.conv", r"down_blocks.\1.downsamplers.0.conv", name
-    )
-    name = re.sub(
-        r"(?<=decoder\.)up\.(\d+)\.block\.",
-        lambda hit: f"up_blocks.{ups - 1 - int(hit[1])}.resnets.",
-        name,
-    )
-    return re.sub(
-        r"(?<=decoder\.)up\.(\d+)\.upsample\.conv",
-        lambda hit: f"up_blocks.{ups - 1 - int(hit[1])}.upsamplers.0.conv",
-        name,
-    )
+    part, rest, table = PREFIXES[prefix], key.removeprefix(prefix), tables[prefix]
+    head = beginning(rest, table)
+    if not head:
+        return []
+    name = table[head] + rest[len(head) :]
+    if ".in_proj_" in key:
+        return [(part, each, str(k)) for k, each in enumerate(_query_key_value(name))]
+    if name == "text_projection.weight":
+        return [(part, name, "transpose")]
+    matrix = part == "vae" and ".attentions." in name and name.endswith("weight")
+    return [(part, name, "flat" if matrix and "group_norm" not in name else "")]
