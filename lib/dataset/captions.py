@@ -4,8 +4,8 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,7 @@ FORMS = {
     "lighting": "a {class_noun} {place} in {identifier} light",
 }
 
-
-PLAIN = "a {class_noun} {place}"
-
-
 KINDS = tuple(FORMS)
-
 
 LONGEST_CAPTION = 300  # characters; a text encoder of 77 tokens drops what is behind that anyway
 
@@ -56,9 +51,8 @@ def prompts(subject: Subject, place: str | None = None, with_identifier: bool = 
     Without the identifier it is the prompt of the class, for class images and for text scores ("a
     robot in the forest").
     """
-    form = FORMS[subject.kind] if with_identifier else PLAIN
-    words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
-    return " ".join(form.format(**words, place=place or "").split())
+    form = FORMS[subject.kind] if with_identifier else "a {class_noun} {place}"
+    return " ".join(form.format(**vars(subject), place=place or "").split())
 
 
 def class_caption(subject: Subject, caption: str) -> str:
@@ -87,26 +81,18 @@ def read_subject(
     path = Path(folder).expanduser() / "subject.json"
     found = _read(path) if path.is_file() else {}
     words = {"kind": kind, "class_noun": class_noun, "identifier": identifier}
-    given = {key: value for key, value in words.items() if value is not None}
-    merged = {"kind": "character", **found, **given}
+    merged: dict[str, Any] = {"kind": "character"} | found
+    merged |= {key: value for key, value in words.items() if value is not None}
     _check_words(merged)
-    merged["class_noun"] = merged["class_noun"].strip()
-    merged["identifier"] = merged["identifier"].strip()
-    if merged["identifier"].lower() in merged["class_noun"].lower().split():
-        raise BadInput(
-            f"identifier {merged['identifier']!r} is in the class noun too; give a rare word, such"
-            " as zwx"
-        )
-    subject = Subject(**{**merged, "held_out": tuple(merged.get("held_out", ()))})
-    renamed = [
-        (str(found[key]).strip(), getattr(subject, key))
-        for key in ("class_noun", "identifier")
-        if found.get(key)
-    ]
-    captions = {
-        name: check_caption(name, _rename(text, renamed)) for name, text in subject.captions.items()
+    own = ("class_noun", "identifier")
+    merged |= {key: merged[key].strip() for key in own}
+    renamed = {str(found[key]).strip(): merged[key] for key in own if found.get(key)}
+    merged["held_out"] = tuple(merged.get("held_out", ()))
+    merged["captions"] = {
+        name: check_caption(name, _rename(text, renamed))
+        for name, text in merged.get("captions", {}).items()
     }
-    return replace(subject, captions=captions)
+    return Subject(**merged)
 
 
 def _check_words(merged: dict[str, Any]) -> None:
@@ -122,12 +108,17 @@ def _check_words(merged: dict[str, Any]) -> None:
             f"kind {merged['kind']!r} is unknown; choose one of"
             f" {', '.join(KINDS)}{_meant(merged['kind'], KINDS)}"
         )
-    check_word("class_noun", merged["class_noun"])
-    check_word("identifier", merged["identifier"])
-    if " " in merged["identifier"].strip():
+    for key in ("class_noun", "identifier"):
+        check_word(key, merged[key])
+    identifier = merged["identifier"].strip()
+    if " " in identifier:
         raise BadInput(
             f"identifier {merged['identifier']!r} is more than one word; give one rare word, such"
             " as zwx"
+        )
+    if identifier.lower() in merged["class_noun"].lower().split():
+        raise BadInput(
+            f"identifier {identifier!r} is in the class noun too; give a rare word, such as zwx"
         )
 
 
@@ -135,18 +126,24 @@ def check_word(setting: str, value: Any) -> None:
     """Raise `BadInput`, naming the setting, unless `value` can be in prompts and file names."""
     if not isinstance(value, str) or not value.strip():
         raise BadInput(f"{setting} is empty or no text ({value!r}); give a word")
-    bad = sorted({character for character in value if not _is_plain(character)})
+    # A category of M is an accent or a vowel sign.
+    bad = sorted(
+        {
+            character
+            for character in value
+            if not (
+                character.isalnum()
+                or character in " '-_"
+                or unicodedata.category(character).startswith("M")
+            )
+        }
+    )
     if bad:
         raise BadInput(
             f"{setting} {value!r} holds {' '.join(map(repr, bad))}; use letters and digits only"
         )
     if len(value) > 40:
         raise BadInput(f"{setting} is {len(value)} characters long; give at most 40")
-
-
-def _is_plain(character: str) -> bool:
-    marks = unicodedata.category(character).startswith("M")  # accents, vowel signs
-    return character.isalnum() or character in " '-_" or marks
 
 
 def check_caption(name: str, text: Any) -> str:
@@ -173,12 +170,6 @@ def check_caption(name: str, text: Any) -> str:
     return text
 
 
-def as_dict(subject: Subject) -> dict[str, Any]:
-    """`subject` for JSON, without what goes by file name: a data set records that by picture."""
-    by_file = ("held_out", "captions")
-    return {key: value for key, value in asdict(subject).items() if key not in by_file}
-
-
 def _read(path: Path) -> dict[str, Any]:
     """What a subject.json says. Raises `BadInput` if it is not as documented."""
     names = [f.name for f in fields(Subject)]
@@ -194,11 +185,11 @@ def _read(path: Path) -> dict[str, Any]:
             f'{where} is no JSON object; it should look like {{"class_noun": "toy", "identifier":'
             ' "zwx"}'
         )
-    for key in found:
-        if key not in names:
-            raise BadInput(
-                f"{where} has an unknown key {key!r}; use {', '.join(names)}{_meant(key, names)}"
-            )
+    if unknown := [key for key in found if key not in names]:
+        raise BadInput(
+            f"{where} has an unknown key {unknown[0]!r}; use"
+            f" {', '.join(names)}{_meant(unknown[0], names)}"
+        )
     held_out, captions = found.get("held_out", []), found.get("captions", {})
     if not isinstance(held_out, list) or not all(isinstance(name, str) for name in held_out):
         raise BadInput(
@@ -214,11 +205,9 @@ def _meant(word: Any, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _rename(text: Any, renamed: Sequence[tuple[str, str]]) -> Any:
+def _rename(text: Any, renamed: dict[str, str]) -> Any:
     """`text` with words replaced, all at once, so that no replacement is replaced again."""
-    table = {old: new for old, new in renamed if old != new}
-    if not table or not isinstance(text, str):
+    if not renamed or not isinstance(text, str):
         return text
-    return re.sub(
-        "|".join(rf"\b{re.escape(old)}\b" for old in table), lambda hit: table[hit.group()], text
-    )
+    words = "|".join(rf"\b{re.escape(old)}\b" for old in renamed)
+    return re.sub(words, lambda hit: renamed[hit.group()], text)

@@ -29,8 +29,7 @@ Pixels = np.ndarray
 
 def thumbnail(picture: Image.Image) -> Image.Image:
     """A small copy of an RGB picture, its longer side 2 * SIDE: what the functions here compare."""
-    scale = 2 * SIDE / max(picture.size)
-    return _resized(picture, scale, 8)
+    return _resized(picture, 2 * SIDE / max(picture.size), 8)
 
 
 def _resized(picture: Image.Image, scale: float, least: int) -> Image.Image:
@@ -45,8 +44,8 @@ def _soft(picture: Image.Image) -> Pixels:
 
 def _detail(picture: Image.Image) -> Pixels:
     grey = picture.convert("L")
-    blurred = grey.filter(ImageFilter.GaussianBlur(2))
-    return np.asarray(grey, np.float32) - np.asarray(blurred, np.float32)
+    blurred = np.asarray(grey.filter(ImageFilter.GaussianBlur(2)), np.float32)
+    return np.asarray(grey, np.float32) - blurred
 
 
 def _spectrum(values: Pixels) -> Pixels:
@@ -148,13 +147,11 @@ def same_pictures(thumbs: Sequence[Image.Image]) -> list[tuple[int, int, bool]]:
     found = []
     for j, second in enumerate(prepared):
         for i, first in enumerate(prepared[:j]):
-            if np.minimum(first.histogram, second.histogram).sum() < 0.3:
-                # A re-crop keeps most of its colours; this saves most of the work in big folders.
-                continue
-            for agreement, mirrored in (first.find(second), second.find(first)):
-                if agreement > AGREE:
-                    found.append((i, j, mirrored))
-                    break
+            # A re-crop keeps most of its colours; this saves most of the work in big folders.
+            if np.minimum(first.histogram, second.histogram).sum() >= 0.3:
+                finds = first.find(second), second.find(first)
+                ways = [mirrored for agreement, mirrored in finds if agreement > AGREE]
+                found += [(i, j, mirrored) for mirrored in ways[:1]]
     return found
 
 

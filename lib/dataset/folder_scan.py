@@ -1,10 +1,10 @@
 """Look at every photo of a folder: can it be used, and what about it would hurt training?"""
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, open_photo
 from lib.files import BadInput, listed, printable
+from lib.files.whole_writes import file_hash
 
 LOOK = 256  # pixels of the shorter side at which sharpness, exposure and bars are judged
 
@@ -24,7 +25,7 @@ SOFT, DARK, BRIGHT, FLAT = 0.7, 70, 190, 16
 BAR = 16  # grey levels: black padding, with what JPEG adds to it, stays below
 
 
-@dataclass(frozen=True)
+@dataclass
 class Photo:
     """One photo as found.
 
@@ -32,6 +33,7 @@ class Photo:
     - format, mode: as `open_photo` has them; sha256: of the file
     - findings: short sentences, each with what to do
     - error: why it cannot be used, or None
+    - thumb: a small copy of what is inside any bars; None with an error
     - group: photos of one group show the same picture (copies, mirror images, re-crops) and must
       stay on one side of the held-out split
     - copy_of: the photo of which this one is an exact copy
@@ -46,6 +48,7 @@ class Photo:
     findings: tuple[str, ...] = ()
     error: str | None = None
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    thumb: Any = None
     group: int = -1
     copy_of: str | None = None
 
@@ -79,29 +82,25 @@ def scan(
     """
     folder = Path(folder).expanduser()
     _check_folder(folder)
-    photos, thumbs, ignored = Photos(), [], []
+    photos = Photos()
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if _is_candidate(path):
-            photo, thumb = _look(path, resolution, aspect)
-            photos.append(photo)
-            thumbs.append(thumb)
+            photos.append(_look(path, resolution, aspect))
         elif path.name != "subject.json":
-            ignored.append(printable(path.name) + ("/" if path.is_dir() else ""))
+            photos.ignored += (printable(path.name) + ("/" if path.is_dir() else ""),)
     if not photos:
         raise BadInput(f"photo folder {folder} holds no photos; {_where_photos_are(folder)}")
-    usable = [i for i, photo in enumerate(photos) if not photo.error]
-    _compare(photos, thumbs, usable)
-    alike = same_background([thumbs[i] for i in usable])
+    usable = [photo for photo in photos if not photo.error]
+    _compare(usable)
+    alike = same_background([photo.thumb for photo in usable])
     if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
-        names = listed(photos[usable[i]].name for i in alike)
-        finding = (
+        names = listed(usable[i].name for i in alike)
+        photos.findings += (
             f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}),"
-            " which will be learnt as part of the subject; add photos taken in other places"
+            " which will be learnt as part of the subject; add photos taken in other places",
         )
-        photos.findings += (finding,)
-    if ignored:
-        photos.findings += (f"ignored what is no photo: {listed(ignored)}; nothing to do",)
-    photos.ignored = tuple(ignored)
+    if photos.ignored:
+        photos.findings += (f"ignored what is no photo: {listed(photos.ignored)}; nothing to do",)
     return photos
 
 
@@ -148,15 +147,12 @@ def _is_candidate(path: Path) -> bool:
     )
 
 
-def _look(path: Path, resolution: int, aspect: str) -> tuple[Photo, Image.Image | None]:
-    """One photo as a `Photo` not yet compared with others, and its thumbnail.
-
-    The thumbnail is None when the photo cannot be used.
-    """
+def _look(path: Path, resolution: int, aspect: str) -> Photo:
+    """One photo, not yet compared with others."""
     try:
         picture, (width, height), kind, mode, said = open_photo(path, size=LOOK)
     except BadInput as error:
-        return Photo(path, error=str(error).removeprefix(printable(path.name) + ": ")), None
+        return Photo(path, error=str(error).removeprefix(printable(path.name) + ": "))
     findings, scale = list(said), width / picture.width
     box = _without_bars(np.asarray(picture.convert("L")))
     if box != (0, 0, *picture.size):
@@ -180,22 +176,17 @@ def _look(path: Path, resolution: int, aspect: str) -> tuple[Photo, Image.Image 
             f"is {width} x {height} pixels, so the square crop loses most of it; check that it"
             " holds the subject"
         )
-    photo = Photo(
+    return Photo(
         path,
         width=width,
         height=height,
         format=kind,
         mode=mode,
-        sha256=_sha256(path),
+        sha256=file_hash(path),
         findings=(*findings, *_looks(content)),
         crop=(left, top, left + wide, top + high),
+        thumb=thumbnail(content),
     )
-    return photo, thumbnail(content)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_bars(grey: np.ndarray) -> tuple[int, int, int, int]:
@@ -230,16 +221,14 @@ def _square(
     detail = np.maximum(np.abs(grey - blurred) - 4, 0)  # noise has no say
     x, y = width / 2, height / 2
     if width != height and detail.sum():
-        x, y = _centre(detail, 0, width), _centre(detail, 1, height)
+        x, y = (
+            float((detail.sum(axis) * (np.arange(length) + 0.5)).sum() / detail.sum())
+            for axis, length in enumerate((width, height))
+        )
     side = min(width, height)
     left = box[0] + min(max(x - side / 2, 0), width - side)
     top = box[1] + min(max(y - side / 2, 0), height - side)
     return left, top, left + side, top + side
-
-
-def _centre(detail: np.ndarray, axis: int, length: int) -> float:
-    """The centre of mass along one side, in pixels."""
-    return float((detail.sum(axis=axis) * (np.arange(length) + 0.5)).sum() / detail.sum())
 
 
 def softness(picture: Image.Image) -> float:
@@ -276,40 +265,27 @@ def _looks(content: Image.Image) -> list[str]:
     return findings
 
 
-def _compare(photos: Photos, thumbs: Sequence[Image.Image], usable: Sequence[int]) -> None:
-    """Give each usable photo its group and say which show the same picture.
-
-    Changes the list in place; `usable` are the numbers of the photos that have a thumbnail.
-    """
-    first: dict[str, int] = {}
-    group = {i: i for i in usable}
-    for i in usable:
-        original = first.setdefault(photos[i].sha256, i)
-        if original != i:
-            group[i] = original
-            _add_finding(
-                photos,
-                i,
-                f"is an exact copy of {photos[original].name} and is left out; nothing to do",
+def _compare(photos: Sequence[Photo]) -> None:
+    """Give each usable photo its group and say which show the same picture."""
+    first: dict[str, Photo] = {}
+    for number, photo in enumerate(photos):
+        photo.group = number
+        original = first.setdefault(photo.sha256, photo)
+        if original is not photo:
+            photo.group, photo.copy_of = original.group, original.path.name
+            photo.findings += (
+                f"is an exact copy of {original.name} and is left out; nothing to do",
             )
-            photos[i] = replace(photos[i], copy_of=photos[original].path.name)
-    distinct = [i for i in usable if photos[i].copy_of is None]
-    for a, b, mirrored in same_pictures([thumbs[i] for i in distinct]):
-        i, j = distinct[a], distinct[b]
-        both, joined = (group[i], group[j]), min(group[i], group[j])
-        group = {k: joined if g in both else g for k, g in group.items()}
-        _add_finding(
-            photos,
-            j,
-            f"shows the same picture as {photos[i].name}{', mirrored' if mirrored else ''}, so both"
+    distinct = list(first.values())
+    for i, j, mirrored in same_pictures([photo.thumb for photo in distinct]):
+        one, other = distinct[i], distinct[j]
+        joined = {one.group, other.group}
+        for photo in photos:
+            photo.group = min(joined) if photo.group in joined else photo.group
+        other.findings += (
+            f"shows the same picture as {one.name}{', mirrored' if mirrored else ''}, so both"
             " stay on one side of the held-out split; leave one out, it teaches nothing new",
         )
-    for i in usable:
-        photos[i] = replace(photos[i], group=group[i])
-
-
-def _add_finding(photos: Photos, i: int, finding: str) -> None:
-    photos[i] = replace(photos[i], findings=(*photos[i].findings, finding))
 
 
 def report(photos: Photos) -> str:

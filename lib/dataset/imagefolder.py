@@ -10,7 +10,6 @@ Written whole or not at all, checked when loaded:
              dataset.json  subject, plan, notes, and the SHA-256 of every other file
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -21,8 +20,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lib.dataset.captions import Subject, check_caption
-from lib.files import BadInput, whole_folder
-from lib.files.whole_writes import unwritable_refused
+from lib.files import BadInput, read_json, whole_folder
+from lib.files.whole_writes import file_hash, unwritable_refused
 
 FORMAT, VERSION = "lora-dreambooth-workbench data set", 1
 
@@ -96,13 +95,16 @@ def load_dataset(folder: str | Path) -> Dataset:
                 f"data set {folder} is incomplete: {name} is missing; prepare it again with"
                 " notebook 01"
             )
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if file_hash(path) != digest:
             raise BadInput(
                 f"data set {folder} is damaged or was edited: {name} is not as it was written;"
                 " prepare it again"
             )
         if path.name == "metadata.jsonl":
-            items[path.parent.name] = _items(path)
+            items[path.parent.name] = [
+                Item(path.with_name(line["file_name"]), line["text"], tuple(line.get("shown", ())))
+                for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            ]
     return Dataset(
         root=folder,
         subject=Subject(**record["subject"]),
@@ -112,14 +114,6 @@ def load_dataset(folder: str | Path) -> Dataset:
         resolution=record["resolution"],
         notes=tuple(record["notes"]),
     )
-
-
-def _items(metadata: Path) -> list[Item]:
-    lines = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
-    return [
-        Item(metadata.parent / line["file_name"], line["text"], tuple(line.get("shown", ())))
-        for line in lines
-    ]
 
 
 def add_class_images(
@@ -137,7 +131,7 @@ def add_class_images(
             f"{len(images)} class images came with {len(captions)} captions; give one caption for"
             " each, and at least one"
         )
-    sizes = list(dict.fromkeys(dataset.sizes))
+    sizes = dict.fromkeys(dataset.sizes)
     for i, image in enumerate(images):
         if image.size not in sizes:
             fit = " or ".join(f"{width} x {height}" for width, height in sizes)
@@ -196,14 +190,10 @@ def check_output(folder: Path, output: Path) -> None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The dict in `folder`/dataset.json, or None when there is none or it is not this project's."""
     try:
-        record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / "dataset.json")
+    except BadInput:
         return None
-    ours = (
-        isinstance(record, dict)
-        and record.get("format") == FORMAT
-        and record.get("version") == VERSION
-    )
+    ours = (record.get("format"), record.get("version")) == (FORMAT, VERSION)
     return record if ours and isinstance(record.get("files"), dict) else None
 
 
@@ -220,10 +210,7 @@ def write_split(root: Path, split: str, pictures: Iterable[NewPicture]) -> dict[
     for i, (make, caption, metadata) in enumerate(pictures):
         name = f"{i:03d}.png"
         make().convert("RGB").save(folder / name)
-        line = {"file_name": name, "text": caption} | metadata
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        said = {"file_name": name, "text": caption} | metadata
+        lines.append(json.dumps(said, ensure_ascii=False) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
-    return {
-        f"{split}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-    }
+    return {f"{split}/{path.name}": file_hash(path) for path in sorted(folder.iterdir())}

@@ -90,28 +90,40 @@ def from_kohya(
         )
     own = folder / "subject.json"
     known = read_json(own) if own.is_file() else {}
-    captions, held_out = {}, []
+    captions = {}
     with tempfile.TemporaryDirectory() as scratch:
         for split, folders in (("train", train), ("held_out", _folders(folder / "held_out"))):
-            for k, (_, words, path) in enumerate(folders):
-                for picture in _pictures(path):
+            for k, each in enumerate(folders):
+                for picture in each.pictures():
                     file = f"{split}_{k}_{picture.name}"
                     shutil.copyfile(picture, Path(scratch) / file)
-                    captions[file] = _caption(picture) or words
-                    if split == "held_out":
-                        held_out.append(file)
-        subject = {
+                    captions[file] = _caption(picture) or each.words
+        words = {
             "kind": kind or known.get("kind", KINDS[0]),
             "class_noun": class_noun,
             "identifier": identifier,
-            "held_out": held_out,
+            "held_out": [file for file in captions if file.startswith("held_out_")],
             "captions": captions,
             "license": known.get("license", ""),
         }
-        write_json(Path(scratch) / "subject.json", subject)
+        write_json(Path(scratch) / "subject.json", words)
         dataset = prepare(scratch, out, **options)
-    dataset = _with_class_images(dataset, folder / "reg")
-    return dataset, [*_repeats_note(train), *dataset.notes]
+    regularisation = {
+        picture: _caption(picture) or f"a {each.words}"
+        for each in _folders(folder / "reg")
+        for picture in each.pictures()
+    }
+    if regularisation:
+        images = [_fitted(picture, dataset.sizes) for picture in regularisation]
+        dataset = add_class_images(dataset, images, regularisation.values())
+    notes = []
+    if any(each.repeats > 1 for each in train):
+        repeats = ", ".join(str(each.repeats) for each in train)
+        notes.append(
+            f"repeats ({repeats}) lengthen an epoch for Kohya's trainer; here `steps` says how long"
+            " to train"
+        )
+    return dataset, [*notes, *dataset.notes]
 
 
 class _KohyaFolder(NamedTuple):
@@ -120,6 +132,14 @@ class _KohyaFolder(NamedTuple):
     repeats: int
     words: str
     path: Path
+
+    def pictures(self) -> list[Path]:
+        """The pictures in it, in the order of their names."""
+        return [
+            path
+            for path in sorted(self.path.iterdir())
+            if not path.name.startswith(".") and path.suffix.lower() in PICTURES
+        ]
 
 
 def _words(folder: Path, train: list[_KohyaFolder]) -> tuple[str, str]:
@@ -139,42 +159,15 @@ def _words(folder: Path, train: list[_KohyaFolder]) -> tuple[str, str]:
     return identifier, class_noun
 
 
-def _repeats_note(train: list[_KohyaFolder]) -> list[str]:
-    if all(each.repeats <= 1 for each in train):
-        return []
-    repeats = ", ".join(str(each.repeats) for each in train)
-    return [
-        f"repeats ({repeats}) lengthen an epoch for Kohya's trainer; here `steps` says how long to"
-        " train"
-    ]
-
-
-def _with_class_images(dataset: Dataset, regularisation: Path) -> Dataset:
-    """The data set with the regularisation pictures, if there are any, as class images."""
-    found = [
-        (picture, words)
-        for _, words, path in _folders(regularisation)
-        for picture in _pictures(path)
-    ]
-    if not found:
-        return dataset
-    images = [_fitted(picture, dataset.sizes) for picture, _ in found]
-    captions = [_caption(picture) or f"a {words}" for picture, words in found]
-    return add_class_images(dataset, images, captions)
-
-
 def _folders(folder: Path) -> list[_KohyaFolder]:
     """The folders in `folder` that are named as Kohya names them."""
     if not folder.is_dir():
         return []
-    paths = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    hits = [(FOLDER.fullmatch(path.name), path) for path in paths]
-    return [_KohyaFolder(int(hit[1]), hit[2].strip(), path) for hit, path in hits if hit]
-
-
-def _pictures(folder: Path) -> list[Path]:
-    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return [path for path in paths if path.suffix.lower() in PICTURES]
+    return [
+        _KohyaFolder(int(named[1]), named[2].strip(), path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and (named := FOLDER.fullmatch(path.name))
+    ]
 
 
 def _caption(picture: Path) -> str:

@@ -20,20 +20,20 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, features
 
 from lib.files import BadInput, printable
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-HEIC_ENDINGS = (".heic", ".heif", ".hif")
-READABLE = (*PICTURE_ENDINGS, *HEIC_ENDINGS, ".avif")
+READABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+READABLE += (".heic", ".heif", ".hif", ".avif")
 
-_EXPORT_RAW = "export it as JPEG from your camera's program"
 _EXPORT_HEIC = (
     "on an iPhone choose Settings > Camera > Formats > Most Compatible, or export it as JPEG"
 )
-_RAW_ENDINGS = (".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 
 # Files that their owner takes for photos and that cannot be read, each with the way out.
 # Everything else is a stray.
 REFUSED = {
-    **dict.fromkeys(_RAW_ENDINGS, _EXPORT_RAW),
+    **dict.fromkeys(
+        (".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+        "export it as JPEG from your camera's program",
+    ),
     ".jxl": _EXPORT_HEIC,
     ".psd": "export it as PNG",
     ".svg": "export it as PNG",
@@ -43,8 +43,12 @@ DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 # How a file of each format begins; HEIC and AVIF are told apart by the brands behind "ftyp".
 BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"II", b"MM", b"GIF8")
-AVIF_BRANDS = {b"avif", b"avis"}
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+BRANDS = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
+}
+
+RENAMED = {"MPO": "JPEG", "HEIF": "HEIC"}  # Pillow's names of formats, where not ours
 
 # A JPEG is decoded at an eighth of its size, so even a 200 megapixel phone photo is cheap.
 MOST_PIXELS_JPEG, MOST_PIXELS = 250_000_000, 100_000_000
@@ -90,7 +94,8 @@ def open_photo(path: str | Path, size: int | None = None, side: int | None = Non
     try:
         container = _check_format(path, name)
         with _trusting_nothing(), _open_image(path, container) as image:
-            kind, mode = _format_name(image), image.mode
+            kind, mode = image.format or "", image.mode
+            kind = RENAMED.get(kind, kind)
             _check_size(name, image, kind)
             turn, findings = _metadata(image, kind)
             full = image.size
@@ -164,8 +169,17 @@ def _check_format(path: Path, name: str) -> str:
     with open(path, "rb") as file:
         head = file.read(64)
     container = _container(head)
+    if container == "AVIF" and not features.check("avif"):
+        raise BadInput(
+            f"{name}: is an AVIF file, which this Pillow was built without; run `pip install"
+            " --upgrade pillow`, or export it as JPEG"
+        )
+    if container == "HEIC" and not find_spec("pillow_heif"):
+        raise BadInput(
+            f"{name}: is a HEIC file, and the package that reads those is not installed; run `pip"
+            f" install pillow-heif`, or {_EXPORT_HEIC}"
+        )
     if container:
-        _check_decoder(container, name)
         return container
     kind = path.suffix.lower()
     if kind in REFUSED:
@@ -187,23 +201,7 @@ def _container(head: bytes) -> str:
     length = int.from_bytes(head[:4], "big")
     # The major brand, its version in four bytes, and the brands that the file is compatible with.
     brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(length, len(head)), 4))}
-    if brands & AVIF_BRANDS:
-        return "AVIF"
-    return "HEIC" if brands & HEIC_BRANDS else ""
-
-
-def _check_decoder(container: str, name: str) -> None:
-    """BadInput, with the remedy, where what decodes this format is not installed."""
-    if container == "AVIF" and not features.check("avif"):
-        raise BadInput(
-            f"{name}: is an AVIF file, which this Pillow was built without; run `pip install"
-            " --upgrade pillow`, or export it as JPEG"
-        )
-    if container == "HEIC" and not find_spec("pillow_heif"):
-        raise BadInput(
-            f"{name}: is a HEIC file, and the package that reads those is not installed; run `pip"
-            f" install pillow-heif`, or {_EXPORT_HEIC}"
-        )
+    return next((container for container, ours in BRANDS.items() if brands & ours), "")
 
 
 def _open_image(path: Path, container: str) -> ImageFile.ImageFile | Image.Image:
@@ -212,11 +210,6 @@ def _open_image(path: Path, container: str) -> ImageFile.ImageFile | Image.Image
 
         return HeifImageFile(path)
     return Image.open(path, formats=DECODERS)
-
-
-def _format_name(image: Image.Image) -> str:
-    kind = image.format or ""
-    return {"MPO": "JPEG", "HEIF": "HEIC"}.get(kind, kind)
 
 
 def _check_size(name: str, image: Image.Image, kind: str) -> None:
@@ -323,7 +316,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     # Phones save Display P3, presses their own CMYK: read as plain RGB the colours would be off.
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB") or image
+        to = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, own, to, outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError):
         return image  # a damaged profile, or one for another mode

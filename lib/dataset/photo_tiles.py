@@ -22,30 +22,27 @@ def contact_sheet(
     Solid frame trained on, dashed held out, crossed left out. Its table has the findings.
     """
     tiles, rows = [], []
-    for entry in plan:
+    for number, entry in enumerate(plan, 1):
         try:
             photo, *_ = open_photo(Path(folder) / entry["file"], size=2 * side)
         except BadInput:
             photo = Image.new("RGB", (side, side), "#dddddd")
         tile = framed(photo, entry, side)
-        at, outline = (side // 2, side - 9), {"stroke_width": 4, "stroke_fill": "white"}
         ImageDraw.Draw(tile).text(
-            at, str(len(rows) + 1), "black", _font(20), anchor="ms", **outline
+            (side // 2, side - 9),
+            str(number),
+            "black",
+            _font(20),
+            anchor="ms",
+            stroke_width=4,
+            stroke_fill="white",
         )
         tiles.append(tile)
-        rows.append(
-            [
-                len(rows) + 1,
-                entry["file"],
-                USES[entry["use"]],
-                entry["caption"],
-                "; ".join(entry["findings"]) or "nothing",
-            ]
-        )
-    tiles += [None] * (-len(tiles) % min(wide, len(tiles) or 1))
-    lines = [tiles[i : i + wide] for i in range(0, len(tiles), wide)]
+        findings = "; ".join(entry["findings"]) or "nothing"
+        rows.append([number, entry["file"], USES[entry["use"]], entry["caption"], findings])
     return grid(
-        lines,
+        tiles,
+        columns=min(wide, len(tiles)),
         scale=1,
         caption=(
             "The photos with their crops: solid frame trained on, dashed held out, crossed out"
@@ -71,27 +68,10 @@ def framed(photo: Image.Image, entry: Mapping[str, Any], side: int) -> Image.Ima
     x1, y1 = x + max(right, left + 1) - 1, y + max(bottom, top + 1) - 1
     a, b, c, d = (x0, y0), (x1, y0), (x1, y1), (x0, y1)
     lines = [(a, c), (b, d)] if out else [(a, b), (b, c), (c, d), (d, a)]
-    dashed = entry["use"] == "test"
+    dashes = [(k / 9, (k + 1) / 9) for k in range(0, 9, 2)] if entry["use"] == "test" else [(0, 1)]
     for color, thick in (("white", 6), ("black", 2)):  # black on white shows on any photo
-        for start, end in lines:
-            _line(tile, start, end, dashed, color, thick)
+        for (x0, y0), (x1, y1) in lines:
+            for begin, stop in dashes:
+                ends = [(x0 + (x1 - x0) * at, y0 + (y1 - y0) * at) for at in (begin, stop)]
+                ImageDraw.Draw(tile).line(ends, color, thick)
     return tile
-
-
-Point = tuple[float, float]
-
-
-def _line(
-    tile: Image.Image, start: Point, end: Point, dashed: bool, color: str, thick: int
-) -> None:
-    """Draw a line, in one or in five dashes."""
-    (x0, y0), (x1, y1) = start, end
-    dashes = [(k / 9, (k + 1) / 9) for k in range(0, 9, 2)] if dashed else [(0, 1)]
-    for begin, stop in dashes:
-        ends = [
-            x0 + (x1 - x0) * begin,
-            y0 + (y1 - y0) * begin,
-            x0 + (x1 - x0) * stop,
-            y0 + (y1 - y0) * stop,
-        ]
-        ImageDraw.Draw(tile).line(ends, color, thick)

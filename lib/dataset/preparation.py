@@ -9,14 +9,15 @@ What comes out is in the Hugging Face imagefolder form (`lib/dataset/imagefolder
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.config import bucket
 from lib.config.picture_sizes import ASPECTS, trimmed
-from lib.dataset.captions import Subject, as_dict, check_caption, prompts, read_subject
+from lib.dataset.captions import Subject, check_caption, prompts, read_subject
 from lib.dataset.class_images import CLASS_IMAGES, draw_class_images
 from lib.dataset.folder_scan import Photo, Photos, scan
 from lib.dataset.imagefolder import (
@@ -46,7 +47,7 @@ Entry = dict[str, Any]  # one photo of a plan
 
 @dataclass(frozen=True)
 class PreparationOptions:
-    """How photos become pictures.
+    """How photos become pictures. Raises `BadInput` for a value that cannot be used.
 
     - resolution: side of the pictures in pixels
     - held_out: photos to hold out, drawn by `seed`, where the subject names none
@@ -59,8 +60,7 @@ class PreparationOptions:
     seed: int = 0
     aspect: str = "square"
 
-    def check(self) -> None:
-        """Raise `BadInput` if a value cannot be used."""
+    def __post_init__(self) -> None:
         limits = {"resolution": (32, 2048), "held_out": (0, 1000), "seed": (0, 2**63)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -90,18 +90,21 @@ def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> 
     _check_named(photos, subject)
     chosen = _held_out_groups(photos, subject, held_out, seed)
     captions = {_same(name): text for name, text in subject.captions.items()}
-    return [
-        {
-            "file": photo.path.name,
-            "use": _use(photo, chosen),
-            "crop": list(photo.crop),
-            "width": photo.width,
-            "height": photo.height,
-            "caption": captions.get(_same(photo.path.name), prompts(subject)),
-            "findings": [photo.error] if photo.error else list(photo.findings),
-        }
-        for photo in photos
-    ]
+    entries = []
+    for photo in photos:
+        use = "test" if photo.group in chosen else "train"
+        entries.append(
+            {
+                "file": photo.path.name,
+                "use": "out" if photo.error or photo.copy_of else use,
+                "crop": list(photo.crop),
+                "width": photo.width,
+                "height": photo.height,
+                "caption": captions.get(_same(photo.path.name), prompts(subject)),
+                "findings": [photo.error] if photo.error else list(photo.findings),
+            }
+        )
+    return entries
 
 
 def _check_named(photos: Photos, subject: Subject) -> None:
@@ -124,24 +127,16 @@ def _held_out_groups(photos: Photos, subject: Subject, held_out: int, seed: int)
     if subject.held_out and held_out:
         named = {_same(name) for name in subject.held_out}
         return {photo.group for photo in photos if _same(photo.path.name) in named}
-    groups: dict[int, list[Photo]] = {}
-    for photo in photos:
-        if not photo.error and not photo.copy_of:
-            groups.setdefault(photo.group, []).append(photo)
+    usable = [photo for photo in photos if not photo.error and not photo.copy_of]
+    counts = Counter(photo.group for photo in usable)
+    first = {photo.group: f"{seed} {photo.sha256}" for photo in reversed(usable)}
 
     # By content, so that neither renaming a photo nor another version of Python changes the choice;
     # lone pictures before twins.
     def order(group: int) -> tuple[int, str]:
-        first = f"{seed} {groups[group][0].sha256}"
-        return len(groups[group]), hashlib.sha256(first.encode()).hexdigest()
+        return counts[group], hashlib.sha256(first[group].encode()).hexdigest()
 
-    return set(sorted(groups, key=order)[: max(0, min(held_out, len(groups) - 3))])
-
-
-def _use(photo: Photo, held_out: set[int]) -> str:
-    if photo.error or photo.copy_of:
-        return "out"
-    return "test" if photo.group in held_out else "train"
+    return set(sorted(counts, key=order)[: max(0, min(held_out, len(counts) - 3))])
 
 
 def prepare(
@@ -166,7 +161,6 @@ def prepare(
     """
     subject = read_subject(folder, kind, class_noun, identifier)
     how = PreparationOptions(**options)
-    how.check()
     folder, output = Path(folder).expanduser().resolve(), Path(output).expanduser().resolve()
     check_output(folder, output)
     photos = scan(folder, how.resolution, subject.kind, how.aspect)
@@ -176,7 +170,8 @@ def prepare(
     record = {
         "format": FORMAT,
         "version": VERSION,
-        "subject": as_dict(subject),
+        # What goes by file name is recorded by picture.
+        "subject": {k: v for k, v in asdict(subject).items() if k not in ("held_out", "captions")},
         "resolution": how.resolution,
         "notes": _notes(photos, entries, how.resolution),
         "photos": [
@@ -198,13 +193,14 @@ def prepare(
 
 def _new_picture(folder: Path, entry: Entry, how: PreparationOptions) -> NewPicture:
     """The picture that a photo's crop becomes, made when it is written."""
-    crop, side = entry["crop"], how.resolution
-    size, metadata = (side, side), {}
+    crop, size = entry["crop"], (how.resolution, how.resolution)
+    metadata = {}
     if how.aspect == "photo":
-        crop = trimmed(crop, side)
-        width, height = bucket((crop[2] - crop[0], crop[3] - crop[1]), side)
-        size = width, height
-        metadata = {"shown": _shown(entry, crop, size)}
+        left, top, right, bottom = crop = trimmed(crop, how.resolution)
+        size = bucket((right - left, bottom - top), how.resolution)
+        scale = size[0] / (right - left)
+        corner = [round(top * scale), round(left * scale)]
+        metadata = {"shown": [entry["height"], entry["width"], *corner]}  # see `Item`
     return NewPicture(
         lambda: crop_photo(folder / entry["file"], crop, size), entry["caption"], metadata
     )
@@ -218,9 +214,9 @@ def read_words(
     The words given here come first, then those of its subject.json, then a proposed identifier.
     """
     own = Path(subject).expanduser() / "subject.json"
-    named = own.is_file() and read_json(own).get("identifier")
-    proposed = None if named else propose_identifier(base)
-    found = read_subject(subject, kind or None, class_noun or None, identifier or proposed)
+    if not identifier and not (own.is_file() and read_json(own).get("identifier")):
+        identifier = propose_identifier(base)
+    found = read_subject(subject, kind or None, class_noun or None, identifier or None)
     base.check_words(found.class_noun, found.identifier)
     return found
 
@@ -279,12 +275,6 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _shown(entry: Entry, crop: Sequence[int], size: tuple[int, int]) -> list[int]:
-    """What `Item.shown` says of a crop that becomes a picture of `size`."""
-    scale = size[0] / (crop[2] - crop[0])
-    return [entry["height"], entry["width"], round(crop[1] * scale), round(crop[0] * scale)]
-
-
 def _apply(edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str) -> None:
     """Change the entries of a plan as a user wants. Raises `BadInput` for what cannot be done."""
     by_name = {entry["file"]: entry for entry in entries}
@@ -307,14 +297,13 @@ def _apply(edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str
             if not entry["width"]:
                 raise BadInput(f"{shown}: {entry['findings'][0]}")
             entry["caption"] = check_caption(shown, edit.get("caption", entry["caption"]))
-            photo_size = entry["width"], entry["height"]
-            entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), photo_size, aspect)
+            entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), entry, aspect)
         entry["use"] = use
 
 
-def _check_crop(name: str, crop: Any, photo_size: tuple[int, int], aspect: str) -> list[int]:
+def _check_crop(name: str, crop: Any, photo: Entry, aspect: str) -> list[int]:
     """The crop in whole pixels. Raises `BadInput` if it is none within the photo, or too small."""
-    width, height = photo_size
+    width, height = photo["width"], photo["height"]
     try:
         left, top, right, bottom = (round(v) for v in crop)
     except (TypeError, ValueError) as error:

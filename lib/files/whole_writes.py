@@ -8,6 +8,7 @@ one moment. A process that is killed leaves a hidden folder `.NAME.*.part`, and 
 was.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,12 @@ def may_be_replaced(folder: Path, names: Iterable[str]) -> bool:
         return False
     found = {path.name for path in folder.iterdir()}
     return not found or MARK in found and found <= {*names, MARK}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; a large one is never in memory as a whole."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(path: Path) -> int:

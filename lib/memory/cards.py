@@ -15,9 +15,11 @@ the step's weights: where there is no memory for them, they are left out, and th
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from lib.config import METHOD_NAMES, METHODS, Settings, described
 from lib.dataset.imagefolder import load_dataset
@@ -98,14 +100,11 @@ def recipe_key(settings: Settings) -> dict[str, Any]:
 
     Settings that bytes depend on and that are not the default.
     """
-    values = {
-        f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in WITHOUT_BYTES
-    }
-    values["base"] = known_shape(settings.base)
+    values = asdict(settings) | {"base": known_shape(settings.base)}
     given = {
         f.name: values[f.name]
         for f in fields(settings)
-        if f.name in values and values[f.name] != f.default
+        if f.name not in WITHOUT_BYTES and values[f.name] != f.default
     }
     width, height = largest_size(settings)
     return given | {
@@ -114,6 +113,7 @@ def recipe_key(settings: Settings) -> dict[str, Any]:
     }
 
 
+@cache
 def stored_forecasts() -> list[dict[str, Any]]:
     """The rows of data/results/forecast.json.
 
@@ -132,29 +132,26 @@ def expects_fast_bf16(device: str) -> bool:
 
 
 def forecast_recipe(
-    settings: Settings,
-    device: str = "cuda",
-    rows: Sequence[Mapping[str, Any]] | None = None,
-    bf16: bool | None = None,
+    settings: Settings, device: str = "cuda", bf16: bool | None = None
 ) -> dict[str, Any]:
     """The bytes that a recipe takes, from stored forecasts or a new one.
 
     - "bytes" of the step, and the same split in "by_category"
     - "caching_bytes" of what comes before the step
 
-    `rows` are those of data/results/forecast.json, which are of cards with fast bf16. `bf16`: as
-    `forecast` has it, if not as `expects_fast_bf16` says.
+    `bf16`: as `forecast` has it, if not as `expects_fast_bf16` says. Stored ones are of cards with
+    fast bf16.
     """
     bf16 = expects_fast_bf16(device) if bf16 is None else bf16
     recipe = recipe_key(settings)
     if device == "cuda" and bf16:
-        for row in stored_forecasts() if rows is None else rows:
+        for row in stored_forecasts():
             if row["recipe"] == recipe:
                 return {name: row[name] for name in ("bytes", "caching_bytes", "by_category")}
     key = json.dumps([recipe, device, bf16])
     if key not in _forecasts:
-        found = asdict(forecast(settings, device, bf16=bf16))
-        _forecasts[key] = found | {"caching_bytes": caching_bytes(settings, device, bf16=bf16)}
+        before = {"caching_bytes": caching_bytes(settings, device, bf16=bf16)}
+        _forecasts[key] = asdict(forecast(settings, device, bf16=bf16)) | before
     return _forecasts[key]
 
 
@@ -173,16 +170,12 @@ def choose_recipe_for(
 
     `held` bytes of weights are there already. Raises BadInput for none.
     """
-    rows = stored_forecasts()
-    if device.type == "cpu":
-        where = "this machine"
-    else:
-        where = f"this {torch.cuda.get_device_name(device)}"
+    machine = "machine" if device.type == "cpu" else torch.cuda.get_device_name(device)
     recipe, _, sentence = choose_rung(
         settings,
         usable_bytes_now(device, held),
-        lambda recipe: needed_bytes(forecast_recipe(recipe, device.type, rows)),
-        where,
+        lambda recipe: needed_bytes(forecast_recipe(recipe, device.type)),
+        f"this {machine}",
         device,
     )
     return recipe, sentence
@@ -195,10 +188,8 @@ def forecast_ladder(
 
     Each has "given_up" (a list of words), "settings", and what `forecast_recipe` gives.
     """
-    rows = stored_forecasts()
     return [
-        {"given_up": list(given_up), "settings": recipe}
-        | forecast_recipe(recipe, device, rows, bf16)
+        {"given_up": list(given_up), "settings": recipe} | forecast_recipe(recipe, device, bf16)
         for recipe, given_up in recipes(settings)
     ]
 
@@ -225,18 +216,14 @@ def which_fits(base: str = "sd15", **changes: Any) -> Table:
     for card in CARDS:
         row = [f"{card} GB", usable_bytes(card) / 2**30]
         for method in METHODS:
-            found = first_that_fits(ladders[method], card)
-            if found:
-                row += [recipe_name(found["given_up"]), needed_bytes(found) / 2**30]
-            else:
-                row += ["none", None]
+            found = _card_row(ladders[method], card)
+            row += [found["recipe"] or "none", found["bytes"] and found["bytes"] / 2**30]
         rows.append(row)
     columns = ["card", "to be had, GiB"]
     for method in METHODS:
         columns += [METHOD_NAMES[method], f"{METHOD_NAMES[method]} needs, GiB"]
-    side = square_side(settings["lora"])
-    title = f"Forecast for {base} at {side} pixels: the least slow recipe that fits"
-    return Table(rows, columns, title)
+    at = f"{base} at {square_side(settings['lora'])} pixels"
+    return Table(rows, columns, f"Forecast for {at}: the least slow recipe that fits")
 
 
 def published() -> Table:
@@ -282,16 +269,14 @@ def _read_change(text: str) -> tuple[str, Any]:
     known = described(Settings)
     kind = known[setting].kind if setting in known else str
     try:
-        if not equals:
-            raise ValueError
-        if kind is bool:
-            return setting, {"true": True, "false": False}[value.lower()]
-        return setting, kind(value)
-    except (ValueError, KeyError):
-        raise BadInput(
-            f"--set {text} is no setting with its value: write it as in --set rank=32 or"
-            " checkpointing=all."
-        ) from None
+        if equals:
+            return setting, TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        pass
+    raise BadInput(
+        f"--set {text} is no setting with its value: write it as in --set rank=32 or"
+        " checkpointing=all."
+    )
 
 
 def report(settings: Settings, card: float | None = None, device: str = "cuda") -> dict[str, Any]:
@@ -306,15 +291,19 @@ def report(settings: Settings, card: float | None = None, device: str = "cuda") 
         raise BadInput(f"--card is {card}: give the card's memory in GB, such as 8.")
     if device not in ("cuda", "cpu"):
         raise BadInput(f"--device is {device}: give cuda or cpu.")
-    card = card or _card_at_hand()
+    if card is None:
+        card = 8
+        if torch.cuda.is_available():
+            card = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
     ladder = forecast_ladder(settings, device)
     sizes = {one["settings"]: needed_bytes(one) for one in ladder}
     most = max(*CARDS, card)
     anywhere = f"any common card, {most:g} GB the largest"
     choose_rung(settings, usable_bytes(most), sizes.__getitem__, anywhere)
     try:
-        where = f"a card of {card:g} GB"
-        sentence = choose_rung(settings, usable_bytes(card), sizes.__getitem__, where)[2]
+        *_, sentence = choose_rung(
+            settings, usable_bytes(card), sizes.__getitem__, f"a card of {card:g} GB"
+        )
     except BadInput as error:
         sentence = str(error)
     return {
@@ -338,13 +327,6 @@ def report(settings: Settings, card: float | None = None, device: str = "cuda") 
     }
 
 
-def _card_at_hand() -> float:
-    """GB of the card in this machine, or 8."""
-    if not torch.cuda.is_available():
-        return 8
-    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
-
-
 def _card_row(ladder: Sequence[Mapping[str, Any]], card: float) -> dict[str, Any]:
     found = first_that_fits(ladder, card)
     return {
@@ -365,12 +347,10 @@ def print_forecast(
         return
     size = found["resolution"]
     pixels = size if isinstance(size, int) else f"{size[0]} x {size[1]}"
-    pictures = f"batch {found['batch_size']}"
-    if found["class_images"]:
-        pictures += " and as many class images"
+    more = " and as many class images" if found["class_images"] else ""
     title = (
-        f"{METHOD_NAMES[found['method']]} on {found['base']} at {pixels} pixels, {pictures}:"
-        " peak of the training step, GiB"
+        f"{METHOD_NAMES[found['method']]} on {found['base']} at {pixels} pixels, batch"
+        f" {found['batch_size']}{more}: peak of the training step, GiB"
     )
     kinds = list(found["recipes"][0]["by_category"])
     rows = [

@@ -61,12 +61,11 @@ def forecast(settings: Settings, device: str = "cuda", bf16: bool = True) -> For
     Raises BadInput.
     """
     with fake_device(device) as rules:
-        dtype = loading_dtype(device, bf16)
-        base = fake_base(settings.base, dtype, bf16, settings.text_encoder_rate > 0)
+        base = fake_base(settings.base, device, bf16, settings.text_encoder_rate > 0)
         inputs, cached = fake_inputs(base, settings)
         step = Step(base, settings, rules)
         _make_optimizer_state(step)
-        waiting = [cached, workspace(device)]
+        waiting = [cached, torch.empty(WORKSPACE[device], dtype=torch.uint8)]
         with PeakMemory(step.parts, step.optimizer, waiting, SCRATCH.get(device)) as peak:
             step(*inputs)
     return Forecast(peak.bytes, dict(peak.by_category))
@@ -124,8 +123,7 @@ def largest_size(settings: Settings) -> tuple[int, int]:
     if not record.is_file():
         return side, side
     sizes = _dataset_sizes(settings.data, record.stat().st_mtime_ns)
-    width, height = max((bucket(size, side) for size in sizes), key=math.prod)
-    return width, height
+    return max((bucket(size, side) for size in sizes), key=math.prod)
 
 
 @cache
@@ -142,8 +140,7 @@ def square_side(settings: Settings) -> int:
     if settings.resolution:
         return settings.resolution
     folder = folder_with_configs(settings.base)
-    unet = read_json(folder / "unet" / "config.json")
-    return unet["sample_size"] * vae_factor(folder)
+    return read_json(folder / "unet" / "config.json")["sample_size"] * vae_factor(folder)
 
 
 def vae_factor(folder: Path) -> int:
@@ -152,14 +149,12 @@ def vae_factor(folder: Path) -> int:
 
 
 def fake_base(
-    name: str,
-    dtype: torch.dtype = torch.bfloat16,
-    bf16: bool = True,
-    with_text_encoders: bool = False,
+    name: str, device: str = "cuda", bf16: bool = True, with_text_encoders: bool = False
 ) -> Base:
-    """A `Base` of fake tensors of `dtype` as `load_base` gives it: its denoiser and scheduler.
+    """A `Base` of fake tensors as `load_base` gives it: its denoiser and scheduler.
 
-    Call inside `fake_device`.
+    Its weights are in the precision in which `device` loads them (see
+    `lib.models.pipeline.read_pipeline`). Call inside `fake_device`.
     """
     import diffusers
     import transformers
@@ -174,16 +169,13 @@ def fake_base(
             config = read_json(folder / encoder / "config.json")
             architecture = getattr(transformers, config["architectures"][0])
             setattr(base.pipe, encoder, architecture(transformers.CLIPTextConfig(**config)))
+    dtype = torch.bfloat16 if device == "cuda" and bf16 else torch.float32
     for part, model in vars(base.pipe).items():
         setattr(base.pipe, part, model.to_empty(device="cpu").to(dtype))
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    base.pipe.scheduler = SimpleNamespace(config=scheduler)
+    base.pipe.scheduler = SimpleNamespace(
+        config=read_json(folder / "scheduler" / "scheduler_config.json")
+    )
     return base
-
-
-def workspace(device: str) -> torch.Tensor:
-    """What a device's libraries hold for themselves in the counted memory, as one tensor."""
-    return torch.empty(WORKSPACE[device], dtype=torch.uint8)
 
 
 def fake_inputs(base: Base, settings: Settings) -> tuple[StepInputs, list[tuple]]:
@@ -197,13 +189,12 @@ def fake_inputs(base: Base, settings: Settings) -> tuple[StepInputs, list[tuple]
         for n in CACHED_PICTURES[: 1 + (settings.prior_weight > 0)]
     ]
     rows = settings.batch_size * len(cached)
-    inputs = StepInputs(
+    return StepInputs(
         latents=torch.empty(rows, *shape),
         noise=torch.empty(rows, *shape),
         timesteps=torch.zeros(rows, dtype=torch.long),
         conditions=_fake_conditions(base, settings, rows),
-    )
-    return inputs, cached
+    ), cached
 
 
 def _fake_conditions(base: Base, settings: Settings, rows: int) -> dict[str, Any]:
@@ -236,11 +227,6 @@ def _make_optimizer_state(step: Step) -> None:
     step.optimizer.step()
 
 
-def loading_dtype(device: str, bf16: bool) -> torch.dtype:
-    """The precision in which weights are loaded (see `lib.models.pipeline.read_pipeline`)."""
-    return torch.bfloat16 if device == "cuda" and bf16 else torch.float32
-
-
 def caching_bytes(
     settings: Settings, device: str = "cuda", pictures_at_once: int | None = None, bf16: bool = True
 ) -> int:
@@ -259,18 +245,18 @@ def _caching_bytes(
 ) -> int:
     from diffusers import AutoencoderKL
 
-    dtype = loading_dtype(device, bf16)
     width, height = size
     count = pictures_at_once or pictures_per_pass(width * height)
     with fake_device(device), torch.no_grad():
-        base = fake_base(name, dtype, with_text_encoders=True)
+        base = fake_base(name, device, bf16, with_text_encoders=True)
         config = read_json(folder_with_configs(name) / "vae" / "config.json")
         with torch.device("meta"):
             vae: Any = AutoencoderKL.from_config(config)
-        vae = vae.to_empty(device="cpu").to(torch.float32 if base.family.vae_in_fp32 else dtype)
+        dtype = torch.float32 if base.family.vae_in_fp32 else base.stored_denoiser.dtype
+        vae = vae.to_empty(device="cpu").to(dtype)
         pictures = torch.empty(count, 3, height, width, dtype=vae.dtype)
         parts = torch.nn.ModuleList([vae, *base.text_encoders.values()])
-        waiting = [pictures, workspace(device)]
+        waiting = [pictures, torch.empty(WORKSPACE[device], dtype=torch.uint8)]
         with PeakMemory(parts, None, waiting, SCRATCH.get(device)) as peak:
             vae.encode(pictures)
     return peak.bytes

@@ -107,7 +107,7 @@ def norms_in_bf16(parts: Iterable[torch.nn.Module], on: bool) -> None:
     the bytes and keeps them; the CPU does not. Mean and variance are summed in fp32 by the kernels
     either way.
     """
-    for layer in (module for part in parts for module in part.modules()):
+    for layer in torch.nn.ModuleList(parts).modules():
         if isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm):
             vars(layer).pop("forward", None)
             if on:

@@ -44,10 +44,8 @@ class Optimizer:
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self.squared_norms: list[torch.Tensor] = []
         in_place = settings.optimizer == "adamw" and settings.weights == "fp32"
-        if in_place and not settings.fused_backward:
-            size = self.numel
-        else:
-            size = max(GROUP_SIZE, self.numel // MOST_GROUPS)
+        whole = in_place and not settings.fused_backward
+        size = self.numel if whole else max(GROUP_SIZE, self.numel // MOST_GROUPS)
         self.groups = [
             ParamGroup(indices, weights, share, settings, device, flat=not in_place)
             for indices, share in group_weights(weights, rate_shares, size)
@@ -88,8 +86,9 @@ class Optimizer:
             self.squared_norms.clear()
             return norm
         norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
+        divisor = (norm / self.settings.clip).clamp(min=1.0)
         for group in self.groups:
-            group.update(self.rate, self._divisor(norm, self.settings.clip), self.generator)
+            group.update(self.rate, divisor, self.generator)
         return norm
 
     def abandon_step(self) -> None:
@@ -107,11 +106,6 @@ class Optimizer:
         for hook in self.hooks:
             hook.remove()
 
-    @staticmethod
-    def _divisor(norm: torch.Tensor, clip: float) -> torch.Tensor:
-        """What gradients of `norm` are divided by, so that it is at most `clip`."""
-        return (norm / clip).clamp(min=1.0)
-
     def _gradient_arrived(self, k: int) -> None:
         group = self.groups[k]
         group.gradients_to_come -= 1
@@ -126,7 +120,7 @@ class Optimizer:
         norm = get_total_norm(group.gradients).float()
         self.squared_norms.append(norm.square())
         clip = self.settings.clip * (group.numel / self.numel) ** 0.5
-        group.update(self.rate, self._divisor(norm, clip), self.generator)
+        group.update(self.rate, (norm / clip).clamp(min=1.0), self.generator)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that `load_state_dict` needs: moments, counts, and the random state of rounding."""

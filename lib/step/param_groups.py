@@ -93,15 +93,14 @@ class ParamGroup:
     def _update_through_copy(self, divisor: torch.Tensor, generator: torch.Generator) -> None:
         have = [k for k, w in enumerate(self.weights) if w.grad is not None]
         empty = torch.empty if len(have) == len(self.weights) else torch.zeros
-        values = empty(self.numel, device=self.flat_copy.device)
-        gradient = empty(self.numel, device=self.flat_copy.device)
+        values, gradient = (empty(self.numel, device=self.flat_copy.device) for _ in range(2))
         weights = [in_memory_order(w).view(-1) for w in self.weights]
-        gradients = [in_memory_order(gradient).view(-1) for gradient in self.gradients]
-        value_parts = values.split(self.sizes)
-        gradient_parts = gradient.split(self.sizes)
+        value_parts, gradient_parts = values.split(self.sizes), gradient.split(self.sizes)
         torch._foreach_copy_(value_parts, weights)
-        torch._foreach_copy_([gradient_parts[k] for k in have], gradients)
-        del gradients
+        torch._foreach_copy_(
+            [gradient_parts[k] for k in have],
+            [in_memory_order(part).view(-1) for part in self.gradients],
+        )
         for weight in self.weights:
             weight.grad = None
         self.flat_copy.data = values
@@ -175,14 +174,13 @@ class ParamGroup:
 
     def _state_dict_8bit(self) -> dict[str, torch.Tensor]:
         state = self.adamw.state[self.flat_copy]
-        found = {
-            name: torch.as_tensor(value)
+        if state:
+            state = state | {"which": torch.tensor(self.indices), "sizes": torch.tensor(self.sizes)}
+        return {
+            f"{self.indices[0]}.{name}": torch.as_tensor(value)
             for name, value in state.items()
             if not name.startswith("qmap")  # the tables of codes are constants
         }
-        if found:
-            found |= {"which": torch.tensor(self.indices), "sizes": torch.tensor(self.sizes)}
-        return {f"{self.indices[0]}.{name}": tensor for name, tensor in found.items()}
 
     def load_state_dict(self, found: dict[str, torch.Tensor]) -> None:
         """Take its moments out of what the `state_dict` of all groups gave together.
@@ -200,16 +198,11 @@ class ParamGroup:
             self._load_flat(found, known)
 
     def _load_8bit(self, found: dict[str, torch.Tensor]) -> None:
-        prefix = f"{self.indices[0]}."
-        device = self.weights[0].device
-        mine = {
-            name.removeprefix(prefix): tensor.to(device, copy=True)
-            for name, tensor in found.items()
-            if name.startswith(prefix)
+        state = {
+            name: found[f"{self.indices[0]}.{name}"].to(self.flat_copy.device, copy=True)
+            for name in ("step", "state1", "state2", "absmax1", "absmax2")
         }
-        state = {"step": mine["step"].float()}
-        for name in ("state1", "state2", "absmax1", "absmax2"):
-            state[name] = mine[name]
+        state["step"] = state["step"].float()
         for n, table in enumerate(MOMENTS.values(), 1):
             state[f"qmap{n}"] = self._code_table(table)
         self.adamw.state[self.flat_copy] = state
@@ -224,26 +217,26 @@ class ParamGroup:
             self.adamw.state[weight] = state
 
     def _load_flat(self, found: dict[str, torch.Tensor], known: list[tuple[int, int]]) -> None:
-        device = self.weights[0].device
-        step = found[f"{known[0][1]}.step"].float().to(device, copy=True)
-        moments = {name: torch.zeros(self.numel, device=device) for name in MOMENTS}
-        for name, moment in moments.items():
+        device = self.flat_copy.device
+        state = {"step": found[f"{known[0][1]}.step"].float().to(device, copy=True)}
+        for number, (name, table) in enumerate(MOMENTS.items(), 1):
+            moment = torch.zeros(self.numel, device=device)
             parts = moment.split(self.sizes)
             for n, k in known:
                 parts[n].copy_(found[f"{k}.{name}"])
-        if self.eight_bit:
-            moments = self._quantize_moments(moments)
-        self.adamw.state[self.flat_copy] = {"step": step} | moments
+            state |= self._in_8_bits(moment, table, number) if self.eight_bit else {name: moment}
+        self.adamw.state[self.flat_copy] = state
 
-    def _quantize_moments(self, moments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _in_8_bits(self, moment: torch.Tensor, table: str, number: int) -> dict[str, torch.Tensor]:
         from bitsandbytes.functional import quantize_blockwise
 
-        state = {}
-        for n, (name, table) in enumerate(MOMENTS.items(), 1):
-            codes = self._code_table(table)
-            quantized, scales = quantize_blockwise(moments[name], code=codes, blocksize=BLOCK_SIZE)
-            state |= {f"state{n}": quantized, f"qmap{n}": codes, f"absmax{n}": scales.absmax}
-        return state
+        codes = self._code_table(table)
+        quantized, scales = quantize_blockwise(moment, code=codes, blocksize=BLOCK_SIZE)
+        return {
+            f"state{number}": quantized,
+            f"qmap{number}": codes,
+            f"absmax{number}": scales.absmax,
+        }
 
     def _code_table(self, name: str) -> torch.Tensor:
         tables = self.adamw.name2qmap

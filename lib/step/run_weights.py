@@ -109,7 +109,9 @@ def load_run(run: Path | str, base: Base | None = None) -> Base:
     base.side = settings.resolution
     try:
         if settings.method == "lora":
-            _load_adapter(base, settings, run)
+            if not (run / ADAPTER).is_file():
+                raise FileNotFoundError(f"there is no {ADAPTER}")
+            base.pipe.load_lora_weights(str(run), weight_name=ADAPTER, adapter_name=settings.method)
         else:
             _load_tuned_parts(base, settings, run)
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
@@ -118,12 +120,6 @@ def load_run(run: Path | str, base: Base | None = None) -> Base:
             " run again."
         ) from None
     return base
-
-
-def _load_adapter(base: Base, settings: Settings, run: Path) -> None:
-    if not (run / ADAPTER).is_file():
-        raise FileNotFoundError(f"there is no {ADAPTER}")
-    base.pipe.load_lora_weights(str(run), weight_name=ADAPTER, adapter_name=settings.method)
 
 
 def _load_tuned_parts(base: Base, settings: Settings, run: Path) -> None:

@@ -115,8 +115,9 @@ class Step:
         self.small_attention = fused_attention_layers(self.denoiser) if on_small else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._prepare_modules(training=True)
-        shares = rate_shares(base, self.weights, settings)
-        self.optimizer = Optimizer(self.weights, shares, settings, base.device)
+        self.optimizer = Optimizer(
+            self.weights, rate_shares(base, self.weights, settings), settings, base.device
+        )
         self.graphed = can_capture(settings, base.device)
         self.run: Callable[..., torch.Tensor] = self.take_step
         if self.graphed:

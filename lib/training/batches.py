@@ -86,22 +86,18 @@ def cache_latents(base: Base, items: Sequence[Item], encoded: bool = True) -> Ca
                 f"The VAE of '{base.name}' makes no finite latent of {item.path}: take that picture"
                 " out, or repair the base."
             )
-    said = [
-        (item.caption, _size_condition(item, image.size, base.resolution))
-        for item, image in zip(items, images)
-    ]
+    said = []
+    for item, image in zip(items, images):
+        width, height = bucket(image.size, base.resolution)
+        # What SDXL is told: the photo's size and its crop's corner, and the size that is drawn.
+        told = *(item.shown or (image.height, image.width, 0, 0)), height, width
+        said.append((item.caption, told))
     distinct = sorted(set(said))
     conditions = base.conditions(
         [text for text, _ in distinct], [size for _, size in distinct], encoded
     )
     rows = torch.tensor([distinct.index(one) for one in said], device=base.device)
     return Cached(means, deviations, conditions, rows)
-
-
-def _size_condition(item: Item, size: tuple[int, int], resolution: int) -> tuple[int, ...]:
-    """What SDXL is told: the photo's size and its crop's corner, and the size that is drawn."""
-    width, height = bucket(size, resolution)
-    return *(item.shown or (size[1], size[0], 0, 0)), height, width
 
 
 def gather(base: Base, sources: Sequence[Cached], draw: Draw, train_steps: int) -> StepInputs:
@@ -111,16 +107,13 @@ def gather(base: Base, sources: Sequence[Cached], draw: Draw, train_steps: int) 
     def on_device(tensor):
         return tensor.pin_memory().to(base.device, non_blocking=True) if pinned else tensor
 
-    rows = [on_device(indices) for indices in draw.indices]
-    posterior_noise = on_device(draw.posterior_noise)
-    noise = on_device(draw.noise)
-    moments = on_device(draw.moments)
+    indices, posterior_noise, noise, moments = tree_map(on_device, draw)
     chosen = [(source, i) for source, some in zip(sources, draw.indices) for i in some.tolist()]
     mean = torch.cat([source.means[i] for source, i in chosen])
     deviation = torch.cat([source.deviations[i] for source, i in chosen])
     conditions = [
         tree_map(lambda t, at=source.rows[row]: t[at], source.conditions)
-        for source, row in zip(sources, rows)
+        for source, row in zip(sources, indices)
     ]
     return StepInputs(
         latents=mean + deviation * posterior_noise,

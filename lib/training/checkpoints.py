@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from lib.config import Settings
 from lib.files import BadInput, listed, read_json, say, whole_folder, write_json
 from lib.files.text import rough_size
+from lib.files.whole_writes import file_hash, size_of
 from lib.models import Base
 from lib.step import Step
 from lib.training.run_folder import NO_EFFECT_ON_WEIGHTS
@@ -79,10 +80,8 @@ class Checkpoints:
         numbers = sum(w.numel() for w in step.weights)
         weights = sum(w.numel() * w.element_size() for w in step.weights)
         moments = numbers * (2 if step.settings.optimizer == "adamw8bit" else 8)
-        files = self.folder.rglob("*") if self.folder.is_dir() else ()
-        there = sum(f.stat().st_size for f in files if f.is_file())
         checkpoints = (HELD_AT_ONCE + 1) * (weights + moments) if self.every else 0
-        needed = checkpoints + shipped - there
+        needed = checkpoints + shipped - size_of(self.folder)
         free = shutil.disk_usage(self.folder.parent).free
         if needed > free:
             without = " with its checkpoints, which save_every 0 leaves out" if self.every else ""
@@ -187,16 +186,17 @@ class Checkpoints:
                 f"{interrupted}, and its base model has changed since: bring that back, or delete"
                 f" {self.folder} to begin anew."
             )
-        if changed := _changed_files(state["files"], mine["files"]):
+        old, new = state["files"], mine["files"]
+        if changed := [name for name in sorted(old | new) if old.get(name) != new.get(name)]:
+            words = (
+                f"{name} is {'gone' if name not in new else 'another' if name in old else 'new'}"
+                for name in changed
+            )
             raise BadInput(
                 f"{interrupted}, and its pictures have changed since"
-                f" ({listed(changed, 3)}): put them back, or delete {self.folder} to"
+                f" ({listed(words, 3)}): put them back, or delete {self.folder} to"
                 " begin anew."
             )
-
-    def clear(self) -> None:
-        """Delete them: the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def restore(step: Step, checkpoint: Checkpoint) -> None:
@@ -204,7 +204,7 @@ def restore(step: Step, checkpoint: Checkpoint) -> None:
 
     Raises BadInput if they are of other weights.
     """
-    weights, optimizer = checkpoint.weights, checkpoint.optimizer
+    _, weights, optimizer = checkpoint
     mine = dict(step.named_weights())
     if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in mine.items()}:
         raise BadInput(
@@ -218,14 +218,6 @@ def restore(step: Step, checkpoint: Checkpoint) -> None:
     torch.set_rng_state(optimizer["random.cpu"])
     if "random.cuda" in optimizer and torch.cuda.is_available():
         torch.cuda.set_rng_state(optimizer["random.cuda"])
-
-
-def random_states() -> dict[str, torch.Tensor]:
-    """torch's own random states; nothing else in a training draws from any other."""
-    states = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["random.cuda"] = torch.cuda.get_rng_state()
-    return states
 
 
 def digest(state: dict[str, Any]) -> str:
@@ -254,13 +246,14 @@ def _save_tensors(step: Step, folder: Path) -> dict[str, str]:
     """Write the two files of tensors. Returns the SHA-256 of each, by its name."""
     # To the CPU first: there, what is made contiguous takes nothing of the card.
     weights = {name: p.detach().cpu().contiguous() for name, p in step.named_weights()}
-    files = {
-        "weights.safetensors": weights,
-        "optimizer.safetensors": step.optimizer.state_dict() | random_states(),
-    }
-    for name, tensors in files.items():
-        save_file(tensors, folder / name)
-    return {name: _file_hash(folder / name) for name in files}
+    # torch's own random states: nothing else in a training draws from any other.
+    optimizer = step.optimizer.state_dict() | {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        optimizer["random.cuda"] = torch.cuda.get_rng_state()
+    save_file(weights, folder / "weights.safetensors")
+    save_file(optimizer, folder / "optimizer.safetensors")
+    files = "weights.safetensors", "optimizer.safetensors"
+    return {name: file_hash(folder / name) for name in files}
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -271,24 +264,10 @@ def _read(folder: Path) -> Checkpoint:
     if digest(state) != state["own"]:
         raise BadInput("state.json is not as it was written")
     for name, written in state["sha256"].items():
-        if _file_hash(folder / name) != written:
+        if file_hash(folder / name) != written:
             raise BadInput(f"{name} is not as it was written")
     return Checkpoint(
         state,
         load_file(folder / "weights.safetensors"),
         load_file(folder / "optimizer.safetensors"),
     )
-
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _changed_files(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """A few words for each file whose hash differs in two records of a data set."""
-    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    return [
-        f"{name} is {'gone' if name not in new else 'new' if name not in old else 'another'}"
-        for name in changed
-    ]

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,16 @@ from lib.training.run_folder import (
     lock_run_folder,
 )
 from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, State, metrics
-from lib.training.samples import draw_samples, memory_suffices, samples_until
+from lib.training.samples import draw_samples, memory_suffices, read_samples
+
+MEASURED = "what is measured along the way"  # said where memory does not suffice for a watcher
 
 Watcher = Callable[[State], object]
 
 # What an OSError says when a file cannot be written, and what helps.
 UNWRITABLE = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "free some space",
-    errno.EIO: "free some space",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES), "make it writable"),
 }
 
 
@@ -120,8 +119,7 @@ def prepare(
 
     Raises BadInput where memory runs out.
     """
-    record = read_record(dataset.root) or {}
-    checkpoints = Checkpoints(run, settings, record, base)
+    checkpoints = Checkpoints(run, settings, read_record(dataset.root) or {}, base)
     prior = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(prior)} class images")
     items = [some for some in (dataset.train, prior) if some]
@@ -188,7 +186,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
     stream = islice(batches(settings, shapes), step.taken, None)
     train_steps, watchers = step.scheduler.config.num_train_timesteps, training.watchers
     try:
-        with log:
+        with log.file:
             while step.taken < settings.steps and not state.stopping:
                 batch = next(stream)
                 with clock, meter.during(step, batch.noise.numel(), training.caches):
@@ -197,7 +195,12 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
-                watchers = watch(step, training, watchers)
+                if settings.sample_every and step.taken % settings.sample_every == 0:
+                    add_samples(step, training)
+                # Those that memory does not suffice for are left out from here on.
+                watchers = [
+                    w for w in watchers if memory_suffices(MEASURED, step, partial(w, state))
+                ]
                 base.offload(tuned)
                 # Last of all: what was drawn and measured until then is complete.
                 if checkpoints.due(step.taken, clock):
@@ -205,10 +208,8 @@ def run_steps(settings: Settings, training: Training) -> Path:
                     checkpoints.write(step, log, clock, meter.peak)
             log.flush()
             if step.taken < settings.steps:
-                written = settings.save_every > 0 and checkpoints.write(
-                    step, log, clock, meter.peak
-                )
-                say_stopped(step, training, written)
+                written = checkpoints.every and checkpoints.write(step, log, clock, meter.peak)
+                say_stopped(step, training, bool(written))
     except NotFinite as error:
         raise NotFinite(f"{error} {save_last_good(step, training)}") from None
     return finish(step, training, clock, meter)
@@ -225,7 +226,7 @@ def begin(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Log
     if checkpoint:
         restore(step, checkpoint)
         step.taken, rows = checkpoint.state["step"], checkpoint.state["rows"]
-        clock.resume(rows, checkpoint.state["peak_cuda"])
+        clock.ends, clock.peak = [row["seconds"] for row in rows], checkpoint.state["peak_cuda"]
         meter.resume(checkpoint.state["peak"])
         say(
             f"{step.settings.method}: going on after step {step.taken}, where the training was"
@@ -233,35 +234,23 @@ def begin(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Log
         )
     state.step, state.seconds = step.taken, clock.total
     state.losses = [row["loss"] for row in rows]
-    state.samples = samples_until(step.taken, training.run)
+    for path in (training.run / "samples").glob("step_*_*.png"):
+        if int(path.stem.split("_")[1]) > step.taken:
+            path.unlink()  # it will be drawn again
+    state.samples = read_samples(training.run)
     if state.stopping and not step.taken:  # Ctrl-C in the step for which memory did not suffice
         raise KeyboardInterrupt
     names = [[item.path.name for item in some] for some in training.items]
     return Log(training.run / "log.jsonl", step.settings, state, clock, names, rows)
 
 
-def watch(step: Step, training: Training, watchers: list[Watcher]) -> list[Watcher]:
-    """Draw samples where they are due, and call the watchers.
-
-    Returns those that memory sufficed for.
-    """
-    every = step.settings.sample_every
-    if every and step.taken % every == 0:
-        add_samples(step, training)
-    what = "what is measured along the way"
-    return [
-        watcher
-        for watcher in watchers
-        if memory_suffices(what, step, lambda watcher=watcher: watcher(training.state))
-    ]
-
-
 def add_samples(step: Step, training: Training) -> None:
     """Draw samples and add them to the state's, as long as memory suffices for that."""
-    state, subject = training.state, training.dataset.subject
+    state = training.state
 
     def draw() -> None:
-        state.samples.append((step.taken, draw_samples(step, subject, training.run)))
+        images = draw_samples(step, training.dataset.subject, training.run)
+        state.samples.append((step.taken, images))
 
     if state.drawing:
         state.drawing = memory_suffices("samples", step, draw)
@@ -296,7 +285,7 @@ def finish(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Pa
     measured |= metrics(settings, training.state, clock, meter.peak, base.device)
     write_json(run / "metrics.json", measured)
     if step.taken == settings.steps:
-        training.checkpoints.clear()
+        shutil.rmtree(training.checkpoints.folder, ignore_errors=True)
     return run
 
 

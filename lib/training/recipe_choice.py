@@ -49,9 +49,8 @@ def choose_recipe(recipe: Settings, base: Base) -> Settings:
 def is_small(recipe: Settings, base: Base) -> bool:
     """Whether a step takes far less than the free memory, by a rough count from above."""
     numbers = sum(p.numel() for p in base.stored_denoiser.parameters())
-    pictures = recipe.batch_size * (1 + (recipe.prior_weight > 0))
     width = max(1.0, max(base.stored_denoiser.config.block_out_channels) / 256)
-    pixels = pictures * base.resolution**2
+    pixels = recipe.batch_size * (1 + (recipe.prior_weight > 0)) * base.resolution**2
     needed = numbers * BYTES_PER_NUMBER + pixels * BYTES_PER_PIXEL * width
     return needed < SMALL_SHARE * free_memory()
 

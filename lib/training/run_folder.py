@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lib.config import Settings
 from lib.dataset.imagefolder import Dataset
 from lib.files import BadInput, read_json, say
+from lib.files.whole_writes import file_hash
 from lib.models.base_files import WEIGHT_PARTS
 from lib.step.run_weights import ADAPTER, weight_bytes
 from lib.training.batches import prior_items
@@ -45,8 +47,6 @@ RUN_FILES = (
     *WEIGHT_PARTS,
     ".weights.*",
 )
-
-RunState = Literal["new", "interrupted", "finished"]
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def _take_lock(run: Path, output: str | Path) -> "BaseFileLock":
     return elsewhere
 
 
-def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, RunState]:
+def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, str]:
     """The run folder of `settings`, and what they and the data set would find there.
 
     "finished": the same settings and data have been trained there to the end. "interrupted": they
@@ -146,11 +146,21 @@ def create_run_folder(run: Path, settings: Settings) -> None:
     """
     try:
         if _holds_results(run):
-            _set_aside(run)
-        for name in os.listdir(run) if run.is_dir() else ():
+            names = (run.with_name(f"{run.name}_before_{number}") for number in count(1))
+            aside = next(path for path in names if not path.exists())
+            os.replace(run, aside)
+            say(
+                f"{run} holds a run of other settings or data, or one without a checkpoint to go on"
+                f" from: it is kept as {aside}; delete that if you do not need it"
+            )
+        for path in list(run.iterdir()) if run.is_dir() else ():
             # The settings are replaced in one move: without them the folder would be no run's.
-            if name != "settings.json" and _is_run_file(name):
-                _delete(run / name)
+            if path.name == "settings.json" or not _is_run_file(path.name):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         run.mkdir(parents=True, exist_ok=True)
         settings.save(run / "settings.json")
         (run / "samples").mkdir(exist_ok=True)
@@ -163,12 +173,14 @@ def create_run_folder(run: Path, settings: Settings) -> None:
 
 def data_hash(dataset: Dataset) -> str:
     """SHA-256 of a data set: of its dataset.json, which holds that of every file in it."""
-    return hashlib.sha256((dataset.root / "dataset.json").read_bytes()).hexdigest()
+    return file_hash(dataset.root / "dataset.json")
 
 
 def _check_is_run_folder(run: Path) -> None:
     """Raise BadInput if `run` is a file, or a folder of something else than a training."""
-    names = _names(run)
+    names = sorted(os.listdir(run)) if run.is_dir() else []
+    # A process that was killed as it wrote settings left the second.
+    names = [name for name in names if not fnmatch(name, "*settings.json.*.part")]
     recorded = _read(run / "settings.json").keys()
     if run.exists() and not run.is_dir() or names and not {"method", "data", "output"} <= recorded:
         raise BadInput(f"Output {run} exists and is no run folder: choose another folder.")
@@ -177,12 +189,6 @@ def _check_is_run_folder(run: Path) -> None:
         raise BadInput(
             f"Output {run} holds {others[0]}, which no training makes: choose another folder."
         )
-
-
-def _names(run: Path) -> list[str]:
-    """The names in a folder, without what a process left that was killed as it wrote settings."""
-    names = sorted(os.listdir(run)) if run.is_dir() else []
-    return [name for name in names if not fnmatch(name, "*settings.json.*.part")]
 
 
 def _is_run_file(name: str) -> bool:
@@ -203,21 +209,3 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path)
     except BadInput:  # none, or a broken one
         return {}
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _set_aside(run: Path) -> None:
-    number = 1
-    while (aside := run.with_name(f"{run.name}_before_{number}")).exists():
-        number += 1
-    os.replace(run, aside)
-    say(
-        f"{run} holds a run of other settings or data, or one without a checkpoint to go on from:"
-        f" it is kept as {aside}; delete that if you do not need it"
-    )

@@ -4,9 +4,9 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -31,20 +31,20 @@ class NotFinite(RuntimeError):
     """
 
 
+@dataclass
 class State:
     """What a watcher sees after each step.
 
     `step` of `steps`; `losses` so far; `seconds` of training; `samples`: [(step, PIL images)].
     """
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.step = 0
-        self.seconds = 0.0
-        self.losses: list[float] = []
-        self.samples: list[tuple[int, list[Any]]] = []
-        self.stopping = False  # to end after this step
-        self.drawing = True  # samples, until memory does not suffice for them
+    steps: int
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    samples: list[tuple[int, list[Any]]] = field(default_factory=list)
+    stopping: bool = False  # to end after this step
+    drawing: bool = True  # samples, until memory does not suffice for them
 
     def stop(self) -> None:
         """End the training after this step; what was learnt is saved and usable."""
@@ -66,11 +66,6 @@ class Clock:
         self.waiting: list[tuple[Any, Any]] = []  # (start, end) of steps that are not in `ends` yet
         self.peak = 0
 
-    def resume(self, rows: Sequence[Row], peak: int) -> None:
-        """Go on from the `rows` of a log, whose steps had `peak`."""
-        self.ends = [row["seconds"] for row in rows]
-        self.peak = peak
-
     def _now(self) -> Any:
         if not self.cuda:
             return time.perf_counter()
@@ -83,12 +78,7 @@ class Clock:
             torch.cuda.reset_peak_memory_stats()
         self.start = self._now()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.waiting.append((self.start, self._now()))
         if self.cuda:
             self.peak = max(self.peak, torch.cuda.max_memory_allocated())
@@ -120,7 +110,7 @@ class Clock:
 
 
 class Log:
-    """The run's log.jsonl.
+    """The run's log.jsonl, whose `file` whoever made this closes.
 
     Losses stay on the device until `flush` reads them all at once, every `READ_EVERY` steps.
     `names` are the pictures of each source, `rows` those of the steps taken before an interruption,
@@ -142,17 +132,6 @@ class Log:
         self.file = open(path, "w", encoding="utf-8")
         self.file.write("".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.file.close()
-
     def add(self, numbers: torch.Tensor, chosen: Sequence[torch.Tensor]) -> None:
         """What a step returned, and which pictures of each source it saw."""
         self.waiting.append((numbers, chosen))
@@ -170,8 +149,13 @@ class Log:
             self._write(numbers, chosen)
         self.file.flush()
         self.waiting.clear()
-        if self.state.step % SAY_EVERY == 0 or self.state.step == self.state.steps:
-            self._say_progress()
+        state, recent = self.state, self.state.losses[-50:]
+        if state.step % SAY_EVERY == 0 or state.step == state.steps:
+            say(
+                f"{self.settings.method}: step {state.step} of {state.steps}, loss"
+                f" {sum(recent) / len(recent):.4f},"
+                f" {self.clock.per_step * (state.steps - state.step):.0f} s left"
+            )
 
     def _write(self, numbers: Sequence[float], chosen: Sequence[torch.Tensor]) -> None:
         instance, prior, norm, *each = numbers
@@ -191,14 +175,6 @@ class Log:
         }
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
-
-    def _say_progress(self) -> None:
-        state, recent = self.state, self.state.losses[-50:]
-        left = self.clock.per_step * (state.steps - state.step)
-        say(
-            f"{self.settings.method}: step {state.step} of {state.steps},"
-            f" loss {sum(recent) / len(recent):.4f}, {left:.0f} s left"
-        )
 
     def _diagnosis(
         self, loss: float, norm: float, each: Sequence[float], chosen: Sequence[torch.Tensor]
@@ -232,8 +208,16 @@ def metrics(
     peak_by_category: dict[str, int] | None,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What was measured, with units, versions and device: most of metrics.json."""
+    """What was measured, with units, versions and device: most of metrics.json.
+
+    The peak memory of a step is CUDA's own count, or on the CPU the sum of its categories.
+    """
     last = state.losses[-20:]
+    peak: int | None = clock.peak
+    how = "torch.cuda.max_memory_allocated within steps; categories by the forecast"
+    if not clock.cuda:
+        peak = sum(peak_by_category.values()) if peak_by_category else None
+        how = "bytes of all live tensors in step 2"
     return {
         "method": settings.method,
         "steps": state.step,
@@ -241,7 +225,9 @@ def metrics(
         "stopped_early": state.step < state.steps,
         "seconds_per_step": clock.per_step,
         "train_seconds": clock.total,
-        **_peak(clock, peak_by_category),
+        "peak_bytes": peak,
+        "peak_by_category": peak_by_category,
+        "peak_measured_by": how,
         "resident_bytes": resident_bytes(),
         "final_loss": sum(last) / max(1, len(last)),
         "units": {
@@ -254,14 +240,3 @@ def metrics(
         "versions": versions(),
         "device": device_name(device),
     }
-
-
-def _peak(clock: Clock, by_category: dict[str, int] | None) -> dict[str, Any]:
-    """The peak memory of a step: CUDA's own counter, or on the CPU the sum of its categories."""
-    if clock.cuda:
-        total: int | None = clock.peak
-        how = "torch.cuda.max_memory_allocated within steps; categories by the forecast"
-    else:
-        total = sum(by_category.values()) if by_category else None
-        how = "bytes of all live tensors in step 2"
-    return {"peak_bytes": total, "peak_by_category": by_category, "peak_measured_by": how}

@@ -55,20 +55,13 @@ def draw_samples(step: Step, subject: Subject, run: Path) -> list[Image.Image]:
     return images
 
 
-def samples_until(step: int, run: Path) -> Samples:
-    """The samples in a run folder until `step`.
-
-    Later ones are deleted, for they will be drawn again.
-    """
+def read_samples(run: Path) -> Samples:
+    """The samples in a run folder, without those that a killed process left half written."""
     found: dict[int, list[Image.Image]] = {}
-    for path in sorted((run / "samples").glob("step_[0-9]*_[0-9].png")):
-        drawn_at, image = int(path.stem.split("_")[1]), None
-        with suppress(BadInput):  # the process was killed while it wrote this one
-            image = upright(path) if drawn_at <= step else None
-        if image:
-            found.setdefault(drawn_at, []).append(image)
-        else:
-            path.unlink()
+    for path in sorted((run / "samples").glob("step_*_*.png")):
+        with suppress(BadInput):
+            image = upright(path)
+            found.setdefault(int(path.stem.split("_")[1]), []).append(image)
     return sorted(found.items())
 
 
@@ -85,7 +78,7 @@ def sample_progress(
     watcher sees it. `labels`: what each column shows, such as its prompt. Raises ValueError for a
     run without samples.
     """
-    samples = _read_samples(Path(run)) if isinstance(run, str | Path) else run
+    samples = read_samples(Path(run)) if isinstance(run, str | Path) else run
     if not samples:
         raise ValueError(
             "The run has no samples: set sample_every to a number of steps and train again"
@@ -100,14 +93,3 @@ def sample_progress(
         "Samples along the training",
         scale,
     )
-
-
-def _read_samples(run: Path) -> Samples:
-    files: dict[int, dict[int, Path]] = {}
-    for path in sorted((run / "samples").glob("step_*_*.png")):
-        _, step, k = path.stem.split("_")
-        files.setdefault(int(step), {})[int(k)] = path
-    return [
-        (step, [Image.open(path).convert("RGB") for _, path in sorted(paths.items())])
-        for step, paths in sorted(files.items())
-    ]
