@@ -14,8 +14,7 @@ import typer
 from lib.files.errors import BadInput
 
 if TYPE_CHECKING:
-    from lib.convert.exporting import Exported
-    from lib.convert.merging import Merged
+    from lib.convert.readers import Written
 
 app = typer.Typer(
     help="LoRA and DreamBooth side by side: the course, trainings, and files for other tools.",
@@ -236,12 +235,11 @@ def merge(
         --to checkpoint --out both.safetensors
     """
     from lib.convert.exporting import base_of
-    from lib.convert.merging import check_model_output, whole_model, write_model
+    from lib.convert.merging import whole_model, write_model
     from lib.convert.verification import check_pictures
 
     paths, weights = _with_weights(sources)
-    path = check_model_output(to, out)
-    done = write_model(whole_model(paths, weights, base, other_base), to, path, title)
+    done = write_model(whole_model(paths, weights, base, other_base), to, out, title)
     print(*done.lines(), sep="\n")
     if weights == [1.0]:
         print(check_pictures(paths[0], done.path, base_of(paths[0], base)))
@@ -263,10 +261,10 @@ def extract(
     \b
     python -m lib extract runs/course/dreambooth --rank 16 --to kohya --out robot_r16.safetensors
     """
-    from lib.convert.exporting import check_lora_output, export_lora
+    from lib.convert.exporting import ADAPTER_FORMS, check_output, export_lora
     from lib.convert.extraction import extract as extract_adapter
 
-    check_lora_output(to, out)  # before what takes minutes
+    check_output(to, out, ADAPTER_FORMS)  # before what takes minutes
     adapter, retained = extract_adapter(source, rank, base, other_base=other_base)
     done = export_lora(adapter, to, out, base, title)
     print(
@@ -416,7 +414,7 @@ def card(source: Source, out: Out) -> None:
     print(f"written: {write_card(source, out)}")
 
 
-def _print_written(done: "Exported | Merged") -> None:
+def _print_written(done: "Written") -> None:
     """Say where a file or folder is, its size, and how long it took."""
     print(f"written: {done.path}, {done.bytes:,} bytes, in {done.seconds:.1f} s")
 

@@ -15,7 +15,7 @@ alpha's place, so that an adapter whose alpha is another would be drawn at anoth
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from lib.files import BadInput, listed, read_json
-from lib.files.safetensors_file import open_weights
+from lib.files import BadInput, listed, read_json, write_json
+from lib.files.safetensors_file import open_weights, save_weights_file
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.layer_names import kohya_name, parse, short_name
 
@@ -102,9 +102,9 @@ def read_adapter(source: Source, layers: int = 2) -> Adapter:
         return source
     source = Path(source).expanduser()
     if not source.is_dir():
-        return _from_files([_File(source)], source, layers)
+        return _from_files({source: None}, source, layers)
     if (source / "adapter.safetensors").is_file():
-        return _from_files([_File(source / "adapter.safetensors")], source, layers)
+        return _from_files({source / "adapter.safetensors": None}, source, layers)
     folders = {part: source / part for part in TRAINABLE_PARTS}
     folders = {p: f for p, f in folders.items() if (f / "adapter_config.json").is_file()}
     if not folders and (source / "adapter_config.json").is_file():
@@ -120,74 +120,50 @@ def read_adapter(source: Source, layers: int = 2) -> Adapter:
             f"{source} holds no LoRA (no adapter.safetensors, no adapter_config.json): name a run,"
             " a file or a PEFT folder."
         )
-    files = [
-        _File(folder / "adapter_model.safetensors", part, read_json(folder / "adapter_config.json"))
-        for part, folder in folders.items()
-    ]
+    files = {folder / "adapter_model.safetensors": part for part, folder in folders.items()}
     return _from_files(files, source, layers)
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file of weights; of PEFT's folders, the part of the model and the configuration too."""
-
-    path: Path
-    part: str | None = None
-    config: Config | None = None
-
-
-@dataclass
-class _Found:
-    """What files hold: {(part, layer name): {role: tensor}}, keys of no LoRA, headers, settings."""
-
-    layers: dict[tuple[str, str], Tensors] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    metadata: Header = field(default_factory=dict)
-    configs: dict[str, Config] = field(default_factory=dict)
-
-    def add(self, part: str, name: str, role: str, tensor: torch.Tensor) -> bool:
-        """Whether a tensor could be added: there was none in its place."""
-        roles = self.layers.setdefault((part, name), {})
-        return roles.setdefault(role, tensor) is tensor
-
-
-def _from_files(files: Iterable[_File], source: Path, layers: int) -> Adapter:
-    found = _Found()
-    for file in files:
-        _collect(file, layers, found)
-    _check_complete(found, source)
+def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> Adapter:
+    """The `Adapter` in files: of a PEFT folder's the part of the model is known, else None."""
+    found: dict[tuple[str, str], Tensors] = {}  # (part, layer name) -> {role: tensor}
+    unknown: list[str] = []
+    texts: Header = {}
+    configs: dict[str, Config] = {}
+    for path, known_part in files.items():
+        with open_weights(path) as weights:
+            texts |= weights.metadata
+            if known_part:
+                configs[known_part] = read_json(path.with_name("adapter_config.json"))
+            else:
+                configs |= _header_configs(weights.metadata, path)
+            for key in weights.names:
+                part, name, role = parse(key, known_part, layers) or ("", "", "")
+                if not role:
+                    unknown.append(key)
+                elif role in found.setdefault((part, name), {}):
+                    unknown.append(f"{key}, which is there twice")
+                else:
+                    found[part, name][role] = weights.read(key)
+    _check_complete(found, unknown, source)
     made: dict[str, dict[str, Layer]] = {part: {} for part in TRAINABLE_PARTS}
-    for (part, name), roles in found.layers.items():
-        made[part][name] = _layer(source, part, name, roles, found.configs.get(part, {}))
-    metadata = {key: value for key, value in found.metadata.items() if key not in OF_THE_FILE}
+    for (part, name), roles in found.items():
+        made[part][name] = _layer(source, part, name, roles, configs.get(part, {}))
+    metadata = {key: value for key, value in texts.items() if key not in OF_THE_FILE}
     return Adapter({part: some for part, some in made.items() if some}, metadata, str(source))
 
 
-def _collect(file: _File, layers: int, found: _Found) -> None:
-    with open_weights(file.path) as weights:
-        found.metadata |= weights.metadata
-        if file.part and file.config is not None:
-            found.configs[file.part] = file.config
-        else:
-            found.configs |= _header_configs(weights.metadata, file.path)
-        for key in weights.names:
-            where = parse(key, file.part, layers)
-            if where is None:
-                found.unknown.append(key)
-            elif not found.add(*where, weights.read(key)):
-                found.unknown.append(f"{key}, which is there twice")
-
-
-def _check_complete(found: _Found, source: Path) -> None:
+def _check_complete(
+    found: Mapping[tuple[str, str], Tensors], unknown: list[str], source: Path
+) -> None:
     """Raise BadInput if something of the files would be lost: keys, halves, DoRA of Kohya's."""
-    unknown = found.unknown
-    if not found.layers:
+    if not found:
         raise BadInput(
             f"{source} holds no LoRA: none of its {len(unknown)} keys"
             f" ({listed(sorted(unknown), 2)}) is one of diffusers', PEFT's or Kohya's LoRA; name"
             " another file."
         )
-    dora = [name for (_, name), roles in found.layers.items() if "dora_scale" in roles]
+    dora = [name for (_, name), roles in found.items() if "dora_scale" in roles]
     if dora:
         raise BadInput(
             f"{source} is a DoRA of Kohya's kind ({len(dora)} layers), whose magnitudes go with a"
@@ -196,7 +172,7 @@ def _check_complete(found: _Found, source: Path) -> None:
         )
     halved = [
         f"{part}.{name} ({', '.join(sorted(roles))})"
-        for (part, name), roles in found.layers.items()
+        for (part, name), roles in found.items()
         if not {"down", "up"} <= set(roles)
     ]
     lost = [
@@ -222,10 +198,8 @@ def _layer(source: Path, part: str, name: str, roles: Tensors, config: Config) -
             f" {tuple(up.shape)}, which do not fit together; get the file again."
         )
     try:
-        if "alpha" in roles:
-            alpha = float(roles["alpha"])
-        else:
-            alpha = _configured_alpha(config, part, name, down.shape[0])
+        own = roles.get("alpha")
+        alpha = _configured_alpha(config, part, name, len(down)) if own is None else float(own)
     except (TypeError, ValueError, AttributeError, RuntimeError, re.error) as error:
         raise BadInput(
             f"{source} has no readable alpha at {where} ({error}): the file is damaged; get it"
@@ -255,12 +229,8 @@ def _configured_alpha(config: Config, part: str, name: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key  # late: PEFT takes seconds to import
 
     patterns: Any = config.get("alpha_pattern") or {}
-    alpha = config["lora_alpha"]
-    for known in (name, short_name(part, name)):
-        key = get_pattern_key(patterns, known)
-        if key in patterns:
-            alpha = patterns[key]
-            break
+    keys = [get_pattern_key(patterns, known) for known in (name, short_name(part, name))]
+    alpha = next((patterns[key] for key in keys if key in patterns), config["lora_alpha"])
     return float(alpha * rank**0.5 if config.get("use_rslora") else alpha)
 
 
@@ -333,16 +303,15 @@ def diffusers_tensors(adapter: Adapter) -> tuple[Tensors, Header]:
     return tensors, adapter.metadata | {CONFIG_KEY: json.dumps(configs, sort_keys=True)}
 
 
-def peft_tensors(adapter: Adapter) -> dict[str, tuple[Tensors, Header, Config]]:
-    """{part: (tensors, header, configuration)}: the files of one PEFT folder each."""
-    made = {}
-    for part, layers in adapter.layers.items():
-        tensors: Tensors = {}
-        for name, layer in layers.items():
-            tensors |= _peft_layer(f"base_model.model.{name_in_memory(part, name)}", layer)
-        config = peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
-        made[part] = (tensors, dict(adapter.metadata), config)
-    return made
+def write_peft(folder: Path, part: str, layers: dict[str, Layer], texts: Header) -> list[str]:
+    """Write the PEFT folder of one part, with `texts` in the header. Returns the keys in it."""
+    tensors: Tensors = {}
+    for name, layer in layers.items():
+        tensors |= _peft_layer(f"base_model.model.{name_in_memory(part, name)}", layer)
+    save_weights_file(folder / "adapter_model.safetensors", tensors, texts, check=True)
+    config = peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
+    write_json(folder / "adapter_config.json", config)
+    return list(tensors)
 
 
 def name_in_memory(part: str, name: str) -> str:

@@ -6,7 +6,6 @@ load_adapters(base, adapters, {"robot": 1.0, "light": 0.7})
 base.generate(["a zwx robot in vqx light"], [0])
 """
 
-import json
 import re
 import tempfile
 import time
@@ -25,12 +24,11 @@ from lib.convert.adapter import (
     Source,
     diffusers_tensors,
     peft_config,
-    peft_tensors,
     read_adapter,
+    write_peft,
 )
 from lib.convert.readers import unfilled_model
 from lib.files import BadInput
-from lib.files.safetensors_file import save_weights_file
 from lib.models import Base, BaseWeights, open_base_weights
 from lib.models.compatibility import check_compatible
 from lib.models.layer_names import full_name
@@ -187,7 +185,7 @@ def _mix_part(
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for name, layers in adapters.items():
-            _write_peft_folder(Path(folder) / name, part, layers)
+            write_peft(Path(folder) / name, part, layers, {"format": "pt"})
         model: Any = PeftModel.from_pretrained(
             unfilled_model(part, base_weights), f"{folder}/{first}", first
         )
@@ -206,12 +204,6 @@ def _mix_part(
             for name, module in model.base_model.model.named_modules()
             if hasattr(module, "lora_A") and "mixed" in module.lora_A
         }
-
-
-def _write_peft_folder(folder: Path, part: str, layers: dict[str, Layer]) -> None:
-    tensors, _, config = peft_tensors(Adapter({part: layers}))[part]
-    save_weights_file(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
 
 
 def _mixed_layer(module: Any) -> Layer:

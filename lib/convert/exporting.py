@@ -9,8 +9,8 @@ are left out, never guessed.
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,24 @@ from lib.convert.adapter import (
     Source,
     diffusers_tensors,
     kohya_tensors,
-    peft_tensors,
     read_adapter,
     with_one_alpha,
+    write_peft,
 )
 from lib.convert.readers import (
-    Readers,
+    Written,
     adapter_readers,
     check_loaded_back,
     load_back,
-    reader_lines,
 )
-from lib.files import BadInput, read_json, whole_folder, write_json
+from lib.files import BadInput, read_json, whole_folder
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
 from lib.models import BaseWeights, open_base_weights
 from lib.models.compatibility import check_compatible
 
-ADAPTER_FORMS = ("kohya", "diffusers", "peft")
+# What a LoRA can be written as, and whether that is a folder.
+ADAPTER_FORMS = {"kohya": False, "diffusers": False, "peft": True}
 
 # What a header says of its own file. Content hashes as the tools compute them: of all bytes behind
 # the header (modelspec, Kohya).
@@ -79,31 +79,6 @@ KOHYA_SETTINGS = {
 Facts = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written: `path`, `form`, `bytes`, and `seconds` of writing.
-
-    `readers`: {tool: (keys that load, keys that do not)}; `read_back`: whether diffusers or PEFT
-    read it back.
-    """
-
-    path: Path
-    form: str
-    bytes: int
-    seconds: float
-    readers: Readers
-    read_back: bool
-
-    def lines(self) -> Iterator[str]:
-        """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI"."""
-        yield from reader_lines(self.readers)
-        if not self.read_back:
-            yield (
-                "not read back by diffusers: the base is a single file, and this machine has no"
-                " configuration to build a model by"
-            )
-
-
 def export_lora(
     source: Source,
     to: str,
@@ -111,7 +86,7 @@ def export_lora(
     base: str | None = None,
     title: str | None = None,
     other_base: bool = False,
-) -> Exported:
+) -> Written:
     """Write the LoRA in `source` (a run, a file, a PEFT folder, an `Adapter`) as `to` to `out`.
 
     `to`: "kohya", "diffusers" or "peft", which is a folder with a folder for each part. `base`: the
@@ -123,7 +98,7 @@ def export_lora(
     (`other_base` allows another of its family), and if the file, read back by diffusers or PEFT, is
     not the adapter.
     """
-    path = check_lora_output(to, out)
+    path = check_output(to, out, ADAPTER_FORMS)
     facts = run_facts(source)
     adapter, base_weights = read_with_base(source, base, facts)
     check_compatible(adapter, base_weights, other_base)
@@ -144,18 +119,15 @@ def export_lora(
         if base_weights.folder:
             meant = with_one_alpha(adapter) if to == "kohya" else adapter
             check_loaded_back(meant, load_back(part, to, base_weights), path)
-    return Exported(path, to, size_of(path), seconds, found, bool(base_weights.folder))
+    return Written(path, size_of(path), seconds, found, bool(base_weights.folder))
 
 
 def _write(adapter: Adapter, to: str, path: Path, base_weights: BaseWeights) -> list[str]:
     """Write the files of one form, each read back as it is written. Returns the keys in them."""
     if to == "peft":
         keys: list[str] = []
-        for part, (tensors, texts, config) in peft_tensors(adapter).items():
-            file = path / part / "adapter_model.safetensors"
-            save_weights_file(file, tensors, texts | CONTENT_HASHES, check=True)
-            write_json(path / part / "adapter_config.json", config)
-            keys += tensors
+        for part, layers in adapter.layers.items():
+            keys += write_peft(path / part, part, layers, adapter.metadata | CONTENT_HASHES)
         return keys
     if to == "kohya":
         tensors, texts = kohya_tensors(
@@ -185,20 +157,15 @@ def base_of(source: Source, base: str | None = None, facts: Facts | None = None)
     return named or read_adapter(source).metadata.get("workbench.base", "pocket")
 
 
-def check_lora_output(to: str, out: str | Path) -> Path:
-    """`out` as a path for a LoRA in the form `to`. Raises BadInput if either can't be."""
-    if to not in ADAPTER_FORMS:
-        forms = ", ".join(ADAPTER_FORMS)
-        raise BadInput(f"There is no form '{to}' for a LoRA: choose one of {forms}.")
-    return check_output_path(out, folder=to == "peft")
+def check_output(to: str, out: str | Path, forms: Mapping[str, bool]) -> Path:
+    """`out` as a path that may be written as `to`; `forms`: whether each is a folder.
 
-
-def check_output_path(out: str | Path, folder: bool = False) -> Path:
-    """`out` as a path that may be written.
-
-    Raises BadInput if something else of the user's is there, or its ending is another form's.
+    Raises BadInput if there is no such form, something else of the user's is there, or its ending
+    is another form's.
     """
-    out = Path(out).expanduser()
+    if to not in forms:
+        raise BadInput(f"There is no form '{to}': choose one of {', '.join(forms)}.")
+    out, folder = Path(out).expanduser(), forms[to]
     if not folder and out.suffix != ".safetensors":
         raise BadInput(
             f"The output {out} does not end in .safetensors, by which the tools know such files:"

@@ -8,7 +8,6 @@ from lib.config import Settings, described
 from lib.convert.adapter import Adapter, Source, diffusers_tensors
 from lib.convert.composition import mix
 from lib.convert.exporting import (
-    Exported,
     base_of,
     export_lora,
     read_with_base,
@@ -16,11 +15,10 @@ from lib.convert.exporting import (
 )
 from lib.convert.merging import (
     MODEL_FORMS,
-    Merged,
-    check_model_output,
     whole_model,
     write_model,
 )
+from lib.convert.readers import Written
 from lib.files import BadInput
 from lib.files.safetensors_file import save_weights_file
 from lib.models import preset
@@ -34,7 +32,7 @@ def export(
     base: str | None = None,
     title: str | None = None,
     other_base: bool = False,
-) -> Exported | Merged:
+) -> Written:
     """Write a run or an adapter for other tools, as `export_lora` or `merge` does.
 
     `to`: "kohya", "diffusers" or "peft" for a LoRA, and "checkpoint" for one merged into its base;
@@ -47,8 +45,7 @@ def export(
             f" {' or '.join(MODEL_FORMS)}, or extract a LoRA from it."
         )
     if tuned or to == "checkpoint":
-        path = check_model_output(to, out)
-        return write_model(whole_model([source], None, base, other_base), to, path, title)
+        return write_model(whole_model([source], None, base, other_base), to, out, title)
     return export_lora(source, to, out, base, title, other_base)
 
 

@@ -10,7 +10,7 @@ is in memory, so that a checkpoint of any size passes.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from lib.convert.exporting import (
     CONTENT_HASHES,
     Facts,
     base_of,
-    check_output_path,
+    check_output,
     model_texts,
     run_facts,
 )
-from lib.convert.readers import Readers, checkpoint_readers, folder_readers, reader_lines
+from lib.convert.readers import Readers, Written, checkpoint_readers, folder_readers
 from lib.files import BadInput, read_json, whole_folder, write_json
 from lib.files.safetensors_file import write_weights
 from lib.files.whole_writes import size_of, unwritable_refused
@@ -34,37 +34,13 @@ from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.compatibility import check_base, check_compatible
 from lib.models.single_file import layout
 
-MODEL_FORMS = ("checkpoint", "diffusers")
+# What a whole model can be written as, and whether that is a folder.
+MODEL_FORMS = {"checkpoint": False, "diffusers": True}
 
 # What is copied from the base's folder beside the weights: its JSON and text files.
 CONFIGURED = (*TRAINABLE_PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
 
 Reader = Callable[[str, str], torch.Tensor]  # (part, name) -> the tensor
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What was written: `path`, `form`, `bytes`, `seconds`, and the number of `tensors`.
-
-    `changed`: how many of them are not the base's. `readers`: {tool: (keys that load, keys that do
-    not)}. Every tensor was read back.
-    """
-
-    path: Path
-    form: str
-    bytes: int
-    seconds: float
-    tensors: int
-    changed: int
-    readers: Readers
-
-    def lines(self) -> Iterator[str]:
-        """What can be said of it, in sentences."""
-        yield (
-            f"{self.tensors} tensors in fp16, {self.changed} of them not the base's, all read back"
-            " and the same"
-        )
-        yield from reader_lines(self.readers)
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,7 @@ def merge(
     base: str | None = None,
     weights: Sequence[float] | None = None,
     other_base: bool = False,
-) -> Merged:
+) -> Written:
     """Write the base with `sources` in it, all in fp16, to `out`.
 
     `sources`: a DreamBooth run, or one or several LoRAs (runs, files, PEFT folders), each with its
@@ -105,17 +81,8 @@ def merge(
     for values that fp16 cannot hold; and if a key would not load, or a tensor, read back, is not
     what was meant.
     """
-    path = check_model_output(to, out)
     sources = [sources] if isinstance(sources, Source) else list(sources)
-    return write_model(whole_model(sources, weights, base, other_base), to, path)
-
-
-def check_model_output(to: str, out: str | Path) -> Path:
-    """`out` as a path for a whole model in the form `to`. Raises BadInput if either can't be."""
-    if to not in MODEL_FORMS:
-        forms = ", ".join(MODEL_FORMS)
-        raise BadInput(f"There is no form '{to}' for a whole model: choose one of {forms}.")
-    return check_output_path(out, folder=to == "diffusers")
+    return write_model(whole_model(sources, weights, base, other_base), to, out)
 
 
 def whole_model(
@@ -173,12 +140,12 @@ def _name(source: Source) -> str:
     return Path(source.source if isinstance(source, Adapter) else source).name
 
 
-def write_model(model: Model, to: str, out: Path, title: str | None = None) -> Merged:
-    """Write a `Model` as `to` to `out`, checked by `check_model_output`.
+def write_model(model: Model, to: str, out: str | Path, title: str | None = None) -> Written:
+    """Write a `Model` as `to` to `out`.
 
     `title`: the name that tools show, by default the file's. Raises BadInput as `merge` does.
     """
-    started = time.perf_counter()
+    out, started = check_output(to, out, MODEL_FORMS), time.perf_counter()
     base_weights = model.base_weights
     # The header is of the base itself: a tuned base_weights has other weights.
     texts = model_texts(open_base_weights(base_weights.name), model.facts, title or out.stem)
@@ -189,7 +156,7 @@ def write_model(model: Model, to: str, out: Path, title: str | None = None) -> M
     readers = write(out, base_weights, merged_reader(base_weights, model.adapters), texts)
     seconds = time.perf_counter() - started
     count = len(next(iter(readers.values()))[0])
-    return Merged(out, to, size_of(out), seconds, count, model.changed, readers)
+    return Written(out, size_of(out), seconds, readers, tensors=count, changed=model.changed)
 
 
 def merged_reader(
@@ -288,14 +255,14 @@ def _check_all_load(readers: Readers, out: Path) -> Readers:
 
 def _copy_configurations(folder: Path, path: Path) -> None:
     """Copy the JSON and text files of each part of a pipeline, but for indices of its weights."""
-    for source in sorted(folder.iterdir()):
-        if not source.is_dir() or source.name not in CONFIGURED:
-            continue
-        (path / source.name).mkdir(parents=True)
-        for file in sorted(source.iterdir()):
-            index = file.name == "diffusion_pytorch_model.safetensors.index.json"
-            if file.suffix in (".json", ".txt") and not index:
-                shutil.copyfile(file, path / source.name / file.name)
+
+    def others(inside: str, names: list[str]) -> list[str]:
+        if Path(inside) == folder:
+            return [name for name in names if name not in CONFIGURED or (folder / name).is_file()]
+        index = "diffusion_pytorch_model.safetensors.index.json"
+        return [name for name in names if not name.endswith((".json", ".txt")) or name == index]
+
+    shutil.copytree(folder, path, ignore=others, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 def _write_prediction(path: Path, base_weights: BaseWeights) -> None:

@@ -13,6 +13,7 @@ written (`lib.files.safetensors_file.check_written`).
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -62,15 +63,44 @@ def adapter_readers(names: Iterable[str], form: str, base_weights: BaseWeights) 
     return readers
 
 
-def reader_lines(readers: Readers) -> Iterator[str]:
-    """A sentence a tool, such as "256 of 256 keys will load in ComfyUI".
+@dataclass(frozen=True)
+class Written:
+    """What was written: `path`, `bytes`, and `seconds` of writing.
 
-    With the layers that it leaves aside.
+    - readers: {tool: (keys that load, keys that do not)}
+    - read_back: whether a library read it back and it was the same
+    - tensors, changed: of a whole model, how many it has and how many of them are not the base's
     """
-    for tool, (good, bad) in readers.items():
-        line = f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}"
-        layers = dict.fromkeys(re.sub(r"\.(lora_\w+(\.weight)?|alpha)$", "", key) for key in bad)
-        yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
+
+    path: Path
+    bytes: int
+    seconds: float
+    readers: Readers
+    read_back: bool = True
+    tensors: int = 0
+    changed: int = 0
+
+    def lines(self) -> Iterator[str]:
+        """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI".
+
+        With the layers that a tool leaves aside.
+        """
+        if self.tensors:
+            yield (
+                f"{self.tensors} tensors in fp16, {self.changed} of them not the base's, all read"
+                " back and the same"
+            )
+        for tool, (good, bad) in self.readers.items():
+            line = f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}"
+            layers = dict.fromkeys(
+                re.sub(r"\.(lora_\w+(\.weight)?|alpha)$", "", key) for key in bad
+            )
+            yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
+        if not self.read_back:
+            yield (
+                "not read back by diffusers: the base is a single file, and this machine has no"
+                " configuration to build a model by"
+            )
 
 
 def known_keys(tool: str, base_weights: BaseWeights) -> set[str]:
