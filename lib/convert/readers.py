@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lib.convert.adapter import Adapter
-from lib.files import BadInput, listed, read_json
+from lib.files import BadInput, listed
 from lib.models import BaseWeights
+from lib.models.base_weights import class_shapes, skeleton
 from lib.models.layer_names import full_name, kohya_name, short_name, to_original
 
 # {tool: (keys that will load, keys that will not)}
@@ -31,6 +32,8 @@ Readers = dict[str, tuple[list[str], list[str]]]
 # The ends of a layer's keys, in PEFT's names and in Kohya's.
 PEFT_ENDS = ("lora_A.weight", "lora_B.weight")
 KOHYA_ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
+
+LAYER_END = re.compile(r"\.(lora_\w+(\.weight)?|alpha)$")
 
 # Where sd-scripts wraps layers when it loads a LoRA: in Transformer2DModel, ResnetBlock2D,
 # Downsample2D and Upsample2D, in CLIPAttention and CLIPMLP. Keys of others, which a full fine-tune
@@ -92,9 +95,7 @@ class Written:
             )
         for tool, (good, bad) in self.readers.items():
             line = f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}"
-            layers = dict.fromkeys(
-                re.sub(r"\.(lora_\w+(\.weight)?|alpha)$", "", key) for key in bad
-            )
+            layers = dict.fromkeys(LAYER_END.sub("", key) for key in bad)
             yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
         if not self.read_back:
             yield (
@@ -235,24 +236,7 @@ def unfilled_model(part: str, base_weights: BaseWeights) -> Any:
 
     For looking at an adapter's weights alone.
     """
-    from diffusers import UNet2DConditionModel  # late: takes seconds
-
-    folder = base_weights.configurations()  # of a single file there may be none
-    with torch.device("meta"):
-        if part == "unet":
-            model: Any = UNet2DConditionModel.from_config(base_weights.config)
-        else:
-            model = _text_encoder(folder / part)
-    return model.half().to_empty(device="cpu")
-
-
-def _text_encoder(folder: Path) -> Any:
-    """A text encoder by its configuration, on the default device."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig.from_pretrained(folder)
-    projects = "CLIPTextModelWithProjection" in (config.architectures or ())
-    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
+    return skeleton(base_weights.configurations(), part).half().to_empty(device="cpu")
 
 
 def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
@@ -383,7 +367,7 @@ def folder_readers(base_weights: BaseWeights) -> Readers:
     good, bad = [], []
     for part, names in base_weights.shapes.items():
         spare = base_weights.unread_names(part)
-        known = _class_shapes(part, base_weights)
+        known = class_shapes(base_weights.configurations(), part)
         for name, shape in names.items():
             if name in spare:
                 continue
@@ -396,16 +380,3 @@ def folder_readers(base_weights: BaseWeights) -> Readers:
             if not name.endswith("position_ids")
         ]
     return {"diffusers": (good, bad)}
-
-
-def _class_shapes(part: str, base_weights: BaseWeights) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the weights that the class of a part has."""
-    from diffusers import AutoencoderKL  # late: takes seconds
-
-    if part == "vae":
-        config = read_json(base_weights.configurations() / "vae" / "config.json")
-        with torch.device("meta"):
-            model: Any = AutoencoderKL.from_config(config)
-    else:
-        model = unfilled_model(part, base_weights)
-    return {full_name(part, n): tuple(t.shape) for n, t in model.state_dict().items()}

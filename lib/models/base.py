@@ -8,8 +8,8 @@ From a folder, a file or the hub:
 To add a family, write one subclass of `Family` in lib/models/families.py and name it in FAMILIES
 there. It says
 
-- which diffusers pipeline loads it, and how its files are told from others': `is_pipeline` (class
-  name and the denoiser's configuration) and `is_file` (keys and shapes of a single file);
+- which diffusers pipeline loads it, and how its files are told from others': `configured` (what the
+  denoiser's configuration has) and `key` (one of a single file's);
 - which part of the pipeline predicts (`denoiser`), how that is called (`predict`), and which noise
   schedules it trains and draws with (`training_scheduler`, `sampling_scheduler`); what the loss
   compares with, noise or velocity, is the schedule's `prediction_type` (lib/step/loss.py);

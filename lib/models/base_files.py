@@ -48,11 +48,7 @@ def locate(name: str) -> Path:
         return path
     if path.is_dir():
         return check_folder(path)
-    if (
-        name.count("/") == 1
-        and not name.startswith((".", "~", "/"))
-        and path.suffix.lower() != ".safetensors"
-    ):
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")) and ending != ".safetensors":
         return hub_folder(name)
     raise BadInput(
         f"There is no base model '{name}': use 'pocket', a diffusers folder, a .safetensors file,"
@@ -148,8 +144,7 @@ def hub_folder(name: str, weights: bool = True) -> Path:
     Raises BadInput where it is not there: absent, gated, no network.
     """
     try:
-        allowed = os.environ.get("WORKBENCH_DOWNLOAD") == "1"
-        folder = _download(name, weights) if allowed else _cached(name)
+        folder = _snapshot(name, weights)
         return check_folder(folder) if weights else folder
     except BadInput as error:
         raise BadInput(
@@ -161,16 +156,12 @@ def hub_folder(name: str, weights: bool = True) -> Path:
     raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): {remedy}.")
 
 
-def _cached(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
-
-
-def _download(name: str, weights: bool) -> Path:
-    """The cache folder of a hub model, with what is missing downloaded, which is said before."""
+def _snapshot(name: str, weights: bool) -> Path:
+    """The cache folder of a hub model, what is missing downloaded if allowed, and said before."""
     from huggingface_hub import HfApi, snapshot_download
 
+    if os.environ.get("WORKBENCH_DOWNLOAD") != "1":
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
     about = HfApi().model_info(name, files_metadata=True, timeout=30)
     files = chosen_files([file.rfilename for file in about.siblings or ()], weights)
     planned = snapshot_download(name, allow_patterns=files, dry_run=True)
@@ -235,19 +226,14 @@ def chosen_files(names: list[str], weights: bool = True) -> list[str]:
 
     Configurations, tokenizers, and one set of safetensors a part.
     """
-    chosen = []
-    for part in ("", *PIPELINE_PARTS):
+    chosen = [name for name in names if name == "model_index.json"]
+    for part in PIPELINE_PARTS:
         inside = [name for name in names if name.rpartition("/")[0] == part]
-        chosen += [name for name in inside if _is_configuration(name, part)]
+        texts = (name for name in inside if name.endswith((".json", ".txt")))
+        chosen += [name for name in texts if ".index." not in name]
         if weights and part in WEIGHT_PARTS:
             chosen += _one_set(name for name in inside if ".safetensors" in name)
     return chosen
-
-
-def _is_configuration(name: str, part: str) -> bool:
-    if not part:
-        return name == "model_index.json"
-    return name.endswith((".json", ".txt")) and ".index." not in name
 
 
 def _short(error: Exception) -> str:

@@ -25,7 +25,7 @@ from lib.files.safetensors_file import TYPES, open_weights, raw_header
 from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
 from lib.models.families import FAMILIES, Pocket, config_folder, family_of, family_of_width
 from lib.models.layer_names import full_name
-from lib.models.single_file import Places, check_complete, read_single_file, stated_prediction
+from lib.models.single_file import Places, read_single_file, stated_prediction
 
 # The VAE's attention by its older names, which Stable Diffusion's own folders still have.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -41,7 +41,6 @@ class BaseWeights:
     - folder: where its configurations and tokenizers are; None where this machine has none for a
       single file
     - family: in words
-    - config: the U-Net's, empty without a folder
     - scheduler: what is known of its settings, with `prediction_type` None where only the model
       itself could tell
     - shapes: part -> {tensor name: shape}
@@ -53,7 +52,6 @@ class BaseWeights:
     path: Path
     folder: Path | None
     family: str
-    config: dict[str, Any]
     scheduler: dict[str, Any]
     shapes: dict[str, Shapes]
     places: dict[str, Places]
@@ -230,7 +228,6 @@ def _from_folder(name: str, folder: Path) -> BaseWeights:
         path=folder,
         folder=folder,
         family=family_in_words(shapes, name),
-        config=read_json(folder / "unet" / "config.json"),
         scheduler=_scheduler(folder),
         shapes=shapes,
         places=places,
@@ -249,7 +246,7 @@ def _from_single_file(name: str, path: Path) -> BaseWeights:
     except BadInput:  # it can be described all the same, and `configurations` says what is missing
         kind = folder = None
     if folder:
-        check_complete(path, shapes, folder)
+        _check_complete(path, shapes, folder)
     scheduler = _scheduler(folder) if folder else {}
     # What the configuration says of the prediction is of one model of the family; of a kind that
     # has both, this may be the other.
@@ -260,11 +257,52 @@ def _from_single_file(name: str, path: Path) -> BaseWeights:
         path=path,
         folder=folder,
         family=family_in_words(shapes, name),
-        config=read_json(folder / "unet" / "config.json") if folder else {},
         scheduler=scheduler | stated_prediction(path),
         shapes=shapes,
         places=places,
     )
+
+
+def _check_complete(path: Path, shapes: Mapping[str, Shapes], folder: Path) -> None:
+    """Raise BadInput unless U-Net and VAE of the file are what the folder's configurations say."""
+    for part in ("unet", "vae"):
+        wanted = class_shapes(folder, part)
+        missing = sorted(wanted.keys() - shapes[part].keys())
+        other = sorted(name for name, shape in shapes[part].items() if wanted.get(name) != shape)
+        if missing or other:
+            raise BadInput(
+                f"{path} is not what {folder} describes: of its {part} {len(missing)} weights are"
+                f" missing and {len(other)} of another shape or unknown"
+                f" ({listed(sorted(missing or other), 2)}); get the whole file, or put the"
+                f" configurations that it was made with into {path.with_suffix('')}/."
+            )
+
+
+def class_shapes(folder: Path, part: str) -> Shapes:
+    """{name: shape} of the weights that the class of a part has, by its configuration."""
+    return _described(folder, part, (folder / part / "config.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _described(folder: Path, part: str, changed: int) -> Shapes:
+    weights = skeleton(folder, part).state_dict()
+    return {full_name(part, name): tuple(weight.shape) for name, weight in weights.items()}
+
+
+def skeleton(folder: Path, part: str) -> Any:
+    """The U-Net, the VAE or a text encoder of a folder's configurations, on the meta device."""
+    # Late: these take seconds.
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    with torch.device("meta"):
+        if part in kinds:
+            return kinds[part].from_config(read_json(folder / part / "config.json"))
+        config = CLIPTextConfig.from_pretrained(folder / part)
+        projects = "CLIPTextModelWithProjection" in (config.architectures or ())
+        return (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:

