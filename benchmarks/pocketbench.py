@@ -26,6 +26,7 @@ from statistics import mean, stdev
 import torch
 
 from benchmarks import learning_rates
+from benchmarks.csv_rows import read_table
 from benchmarks.studies import SELDOM, WORDS, studies
 from benchmarks.studies import job as preset_job
 from lib.course.sweeping import run_name, sweep
@@ -38,7 +39,7 @@ from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache
 from lib.evaluation.fidelity import EvaluationPlan, evaluate, prior_similarity, real_row, score
 from lib.evaluation.judge import FOLDER as JUDGE
 from lib.evaluation.judge import load_judge
-from lib.files.csv_table import read_table, write_table
+from lib.files.csv_table import write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT

@@ -1,7 +1,6 @@
 """The race (`benchmarks/race.py`) as Markdown."""
 
 from lib.config.names import METHOD_NAMES
-from lib.files.text import mib_cell
 
 from .sections import spread
 
@@ -18,6 +17,11 @@ WHO = {
     "workers": "theirs, inductor, data workers",
 }
 PHOTOS = {"small": "64 pixels", "large": "2.1 megapixels"}
+
+
+def mib_cell(size: float | None) -> str:
+    """Bytes as whole MiB, for a table's cell; a dash for what was not measured."""
+    return f"{size / 2**20:.0f}" if size else "-"
 
 
 def who(cell):

@@ -22,6 +22,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.csv_rows import read_table
 from benchmarks.pocketbench import bench_prompts, hashes, judge
 from benchmarks.shipping_runs import (
     OTHERS,
@@ -40,7 +41,7 @@ from lib.course.sweeping import run_name, sweep
 from lib.dataset.imagefolder import load_dataset
 from lib.evaluation.concepts import Concept, likeness, likeness_of, shares, together
 from lib.evaluation.fidelity import EvaluationPlan, evaluate
-from lib.files.csv_table import read_table, write_table
+from lib.files.csv_table import write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT

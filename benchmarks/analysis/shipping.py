@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.analysis.effects import COST, ENOUGH, Rows, interval
+from benchmarks.csv_rows import read_table
 from lib.evaluation.results import CLEAR
-from lib.files.csv_table import read_table
 from lib.files.paths import ROOT
 from lib.plots.charts import Axis, points
 from lib.plots.figure import Figure, Table

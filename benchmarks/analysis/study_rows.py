@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.analysis.effects import BASE, BENCH, Columns, Rows
-from lib.files.csv_table import read_table
+from benchmarks.csv_rows import read_table
 
 # a run whose step took so many times the median of its like shared the machine with other work
 BUSY = 1.5

@@ -8,7 +8,6 @@ nothing else. What each setting means, and what it may be, stands at the setting
 it to panels, command lines and the docs.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -254,11 +253,6 @@ class Settings:
                 " and the clipping of their norm would be lost: set fused_backward to False."
             )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Settings from a mapping. Raises BadInput, as making them does."""
-        return cls(**values)
-
     def rate(self, step: int) -> float:
         """The learning rate of `step`, counted from 0: it rises, stays, and falls.
 
@@ -279,7 +273,7 @@ class Settings:
 
     def replace(self, **changes: Any) -> Self:
         """The same settings with changes, checked."""
-        return self.from_dict(asdict(self) | changes)
+        return type(self)(**asdict(self) | changes)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -291,4 +285,4 @@ class Settings:
 
         Raises BadInput if the file is absent, broken or holds unknown names.
         """
-        return cls.from_dict(read_json(path))
+        return cls(**read_json(path))

@@ -53,8 +53,3 @@ def rough_size(size: float) -> str:
 def gib_cell(size: float | None) -> str:
     """Bytes as GiB with two digits, for a table's cell; a dash for what is not known."""
     return "-" if size is None else f"{size / 2**30:.2f}"
-
-
-def mib_cell(size: float | None) -> str:
-    """Bytes as whole MiB, for a table's cell; a dash for what was not measured."""
-    return f"{size / 2**20:.0f}" if size else "-"

@@ -81,7 +81,7 @@ def plan(method: str, base: str, **changes: Any) -> Settings:
         raise BadInput(f"Setting 'method' is {method!r}: it must be one of {', '.join(METHODS)}.")
     values = {"method": method, "base": base, "data": "-", "output": "-"} | PRESETS[method, family]
     given = {name: value for name, value in changes.items() if value is not None}
-    return Settings.from_dict(values | given)
+    return Settings(**values | given)
 
 
 def folder_with_configs(base: str) -> Path:

@@ -10,10 +10,10 @@ from conftest import ROOT
 from benchmarks import file_sizes
 from benchmarks import learning_rates as rates
 from benchmarks.__main__ import RESULTS, RESULTS_PAGE, figures, middle
+from benchmarks.csv_rows import read_table
 from benchmarks.pocketbench import RESULTS as BENCH
 from benchmarks.sections import OWN_README, section
 from lib.config.presets import PRESETS
-from lib.files.csv_table import read_table
 from lib.files.json_file import read_json
 
 

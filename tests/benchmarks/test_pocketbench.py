@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks import pocketbench as bench
 from benchmarks import studies as plans
+from benchmarks.csv_rows import read_table
 from lib.course.sweeping import run_name
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
-from lib.files.csv_table import read_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.step import quantization as recipes

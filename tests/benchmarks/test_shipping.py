@@ -8,8 +8,9 @@ from PIL import Image
 from benchmarks import sections, shipping_bench, shipping_runs
 from benchmarks.analysis.results_page import shipping_section
 from benchmarks.analysis.shipping import claim_rows, extraction, summary_rows
+from benchmarks.csv_rows import read_table
 from lib.evaluation.results import RESULTS
-from lib.files.csv_table import read_table, write_table
+from lib.files.csv_table import write_table
 from lib.models.base import load_base
 from lib.models.base_weights import open_base_weights
 

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from benchmarks.csv_rows import read_table
 from lib.__main__ import main
 from lib.course.sweeping import NotebookWork, grid, run_name, sweep
-from lib.files.csv_table import compact, read_table, write_table
+from lib.files.csv_table import compact, write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 

@@ -2,10 +2,12 @@ import os
 
 import pytest
 
-from lib.files.csv_table import read_table, write_table
+from benchmarks.csv_rows import read_table
+from benchmarks.racetable import mib_cell
+from lib.files.csv_table import write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
-from lib.files.text import gib_cell, listed, mib_cell, rough_size, size_text
+from lib.files.text import gib_cell, listed, rough_size, size_text
 from lib.files.whole_writes import (
     MARK,
     may_be_replaced,
