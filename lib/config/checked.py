@@ -101,19 +101,17 @@ def _bad_input(error, record, what):
         own = mistake.get("ctx", {}).get("error")
         if isinstance(own, BadInput):  # raised by the record's own __post_init__
             return own
-    for kinds in FIRST_TOLD:
-        for mistake in mistakes:
-            if mistake["type"] in kinds:
-                return BadInput(_sentence(mistake, record, what))
-    return error
+    told = (each for kinds in FIRST_TOLD for each in mistakes if each["type"] in kinds)
+    first = next(told, None)
+    return BadInput(_sentence(first, record, what)) if first else error
 
 
 def _sentence(mistake, record, what):
     kind, place, value = mistake["type"], mistake["loc"][0], mistake["input"]
-    name = list(described(record))[place] if isinstance(place, int) else place
+    known = list(described(record))
+    name = known[place] if isinstance(place, int) else place
     if kind in UNKNOWN:
         word = what.lower()
-        known = list(described(record))
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known {word}s are {', '.join(known)}."
         return f"There is no {word} '{name}': {hint}"

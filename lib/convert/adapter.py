@@ -91,6 +91,11 @@ class Adapter:
 Source = str | Path | Adapter  # what a LoRA is read from; one in memory is taken as it is
 
 
+def path_of(source: Source) -> Path:
+    """Where a LoRA lies, or came from."""
+    return Path(source.source if isinstance(source, Adapter) else source)
+
+
 def read_adapter(source: Source, layers: int = 2) -> Adapter:
     """The `Adapter` in a run folder, a .safetensors file or a PEFT folder.
 

@@ -35,7 +35,7 @@ from lib.files import BadInput, read_json, whole_folder
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
 from lib.models import BaseWeights, open_base_weights
-from lib.models.compatibility import check_compatible
+from lib.models.compatibility import check_base, check_compatible
 
 # What a LoRA can be written as, and whether that is a folder.
 ADAPTER_FORMS = {"kohya": False, "diffusers": False, "peft": True}
@@ -155,6 +155,25 @@ def base_of(source: Source, base: str | None = None, facts: Facts | None = None)
     facts = run_facts(source) if facts is None else facts
     named = base or facts.get("settings", {}).get("base")
     return named or read_adapter(source).metadata.get("workbench.base", "pocket")
+
+
+def tuned_weights(
+    run: str | Path, facts: Facts, base: str | None = None, other_base: bool = False
+) -> BaseWeights:
+    """The base of a DreamBooth run with its tuned weights over it.
+
+    Raises BadInput if it has none, or, unless `other_base`, if it was trained on another base.
+    """
+    name: str = base or facts.get("settings", {}).get("base", "pocket")
+    base_weights = open_base_weights(name, run)
+    if not base_weights.tuned:
+        raise BadInput(
+            f"{run} has no tuned weights (no folder unet): name a DreamBooth run, or train it again"
+            " if its training did not finish."
+        )
+    if not other_base:
+        check_base(run, open_base_weights(name))
+    return base_weights
 
 
 def check_output(to: str, out: str | Path, forms: Mapping[str, bool]) -> Path:

@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 
 from lib.convert.adapter import Adapter, Layer
-from lib.convert.exporting import lora_texts, run_facts
+from lib.convert.exporting import lora_texts, run_facts, tuned_weights
 from lib.files import BadInput
 from lib.models import open_base_weights
-from lib.models.compatibility import check_base
 
 # Of the randomised SVD: directions beyond the rank, and power iterations. Enough for a spectrum
 # that falls slowly.
@@ -58,12 +57,8 @@ def extract(
     if not 1 <= rank <= 1024:
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
     facts = run_facts(run)
-    base_name: str = base or facts.get("settings", {}).get("base", "pocket")
-    tuned, plain = open_base_weights(base_name, run), open_base_weights(base_name)
-    if not tuned.tuned:
-        raise BadInput(f"{run} has no tuned weights (no folder unet): name a DreamBooth run.")
-    if not other_base:
-        check_base(run, plain)
+    tuned = tuned_weights(run, facts, base, other_base)
+    plain = open_base_weights(tuned.name)
     layers: dict[str, dict[str, Layer]] = {}
     shares: dict[str, float] = {}
     retained = in_layers = in_all = 0.0
@@ -82,7 +77,7 @@ def extract(
             progress(done, len(names))
     if not in_layers:
         raise BadInput(
-            f"{run} has the weights of '{base_name}' unchanged: there is nothing to extract; check"
+            f"{run} has the weights of '{plain.name}' unchanged: there is nothing to extract; check"
             " both names."
         )
     adapter = Adapter(layers, source=str(run))

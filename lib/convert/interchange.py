@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.config import Settings, described
-from lib.convert.adapter import Adapter, Source, diffusers_tensors
+from lib.convert.adapter import Adapter, Source, diffusers_tensors, path_of
 from lib.convert.composition import mix
 from lib.convert.exporting import (
     base_of,
@@ -60,15 +60,10 @@ def compose(
     `how`: one of `lib.convert.composition.MIXES`. `base`: by default that of the first. Raises
     BadInput as `mix` does.
     """
-    names = [f"{k}_{_plain_name(source)}"[:40] for k, source in enumerate(sources, 1)]
+    stems = [re.sub("[^A-Za-z0-9_-]", "_", path_of(source).stem) for source in sources]
+    names = [f"{k}_{stem}"[:40] for k, stem in enumerate(stems, 1)]
     strengths = dict(zip(names, weights)) if weights else None
     return mix(dict(zip(names, sources)), how, strengths, base_of(sources[0], base))
-
-
-def _plain_name(source: Source) -> str:
-    """A name for an adapter, of letters that PEFT allows, from where it lies."""
-    path = Path(source.source if isinstance(source, Adapter) else source)
-    return re.sub("[^A-Za-z0-9_-]", "_", path.stem)
 
 
 def import_lora(

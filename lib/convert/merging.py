@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lib.convert.adapter import Adapter, Header, Layer, Source, read_adapter
+from lib.convert.adapter import Adapter, Header, Layer, Source, path_of, read_adapter
 from lib.convert.exporting import (
     CONTENT_HASHES,
     Facts,
@@ -24,6 +24,7 @@ from lib.convert.exporting import (
     check_output,
     model_texts,
     run_facts,
+    tuned_weights,
 )
 from lib.convert.readers import Readers, Written, checkpoint_readers, folder_readers
 from lib.files import BadInput, read_json, whole_folder, write_json
@@ -31,7 +32,7 @@ from lib.files.safetensors_file import write_weights
 from lib.files.whole_writes import size_of, unwritable_refused
 from lib.models import BaseWeights, open_base_weights
 from lib.models.base_files import TRAINABLE_PARTS
-from lib.models.compatibility import check_base, check_compatible
+from lib.models.compatibility import check_compatible
 from lib.models.single_file import layout
 
 # What a whole model can be written as, and whether that is a folder.
@@ -108,7 +109,7 @@ def whole_model(
                 f"{first} is a DreamBooth run, a whole model of its own: give it alone, or merge"
                 " LoRAs."
             )
-        base_weights = _tuned_weights(first, facts, base, other_base)
+        base_weights = tuned_weights(first, facts, base, other_base)
         adapters = []
     else:
         base_weights = open_base_weights(base_of(first, base, facts))
@@ -117,27 +118,8 @@ def whole_model(
         ]
         for adapter, _ in adapters:
             check_compatible(adapter, base_weights, other_base)
-    merged_from = ", ".join([base_weights.name, *map(_name, sources)])
+    merged_from = ", ".join([base_weights.name, *(path_of(source).name for source in sources)])
     return Model(base_weights, adapters, facts, merged_from)
-
-
-def _tuned_weights(
-    run: str | Path, facts: Facts, base: str | None, other_base: bool
-) -> BaseWeights:
-    """The base of a DreamBooth run with its tuned weights over it."""
-    base_weights = open_base_weights(base or facts["settings"].get("base", "pocket"), run)
-    if not base_weights.tuned:
-        raise BadInput(
-            f"{run} has no tuned weights (no folder unet): its training did not finish;"
-            " train it again."
-        )
-    if not other_base:
-        check_base(run, open_base_weights(base_weights.name))
-    return base_weights
-
-
-def _name(source: Source) -> str:
-    return Path(source.source if isinstance(source, Adapter) else source).name
 
 
 def write_model(model: Model, to: str, out: str | Path, title: str | None = None) -> Written:

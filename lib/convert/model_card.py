@@ -5,9 +5,7 @@ What it is, pictures, settings, measurements, how to use it, licence and consent
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lib.config import MEASURE_NAMES, METHOD_NAMES
 from lib.convert.exporting import Facts, run_facts
@@ -60,14 +58,6 @@ USE = {
 }
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What the course measured of a run, and by which judge; empty where it did not."""
-
-    values: dict[str, Any]
-    judge: str | None
-
-
 def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = ()) -> Path:
     """Write `out`/README.md and `out`/pictures for a run folder. Returns the path of the card.
 
@@ -84,9 +74,14 @@ def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = (
     card = out / "README.md"
     if card.is_file() and CONSENT not in card.read_text("utf-8", "replace"):
         raise BadInput(f"{card} exists and is no card made here: choose another folder.")
-    method = facts["settings"]["method"]
+    settings = facts["settings"]
+    method = settings["method"]
+    licence = facts.get("subject", {}).get("license") or (
+        "not given by the photos' owner: ask before you share this"
+    )
     pictures = _copy_last_samples(run, out / "pictures")
-    scores = _read_scores(run, method)
+    summary = run.parent / "summary.json"  # of the course's own two runs
+    scores = read_json(summary) if run.name == method and summary.is_file() else {}
     lines = [
         *_heading(facts, run.name),
         *(f"![A sample at the end of training](pictures/{name})" for name in pictures),
@@ -94,19 +89,17 @@ def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = (
         *["", "## Use", ""],
         *(f"- `{Path(file).name}`" for file in files),
         *USE[method],
-        *_training(facts),
-        *_measurements(facts.get("metrics", {}), scores),
-        *_licence(facts.get("subject", {})),
+        *["", "## Trained with", "", "| setting | value |", "| --- | --- |"],
+        *(f"| {key} | {settings[key]} |" for key in SHOWN if key in settings),
+        f"| photos | {facts.get('images', 'unknown')} |",
+        f"| class images | {facts.get('class_images', 'unknown')} |",
+        *_measurements(facts.get("metrics", {}), scores.get(method, {}), scores.get("about", {})),
+        *["", "## Licence and consent", ""],
+        f"Licence: {licence}. The base model's licence holds as well. {CONSENT}",
+        "",
     ]
     card.write_text("\n".join(lines), "utf-8")
     return card
-
-
-def _read_scores(run: Path, method: str) -> Scores:
-    """The scores of a run in the summary beside it, which is of the course's own two runs."""
-    path = run.parent / "summary.json"
-    found = read_json(path) if run.name == method and path.is_file() else {}
-    return Scores(found.get(method, {}), found.get("about", {}).get("judge"))
 
 
 def _copy_last_samples(run: Path, folder: Path) -> list[str]:
@@ -141,19 +134,9 @@ def _heading(facts: Facts, name: str) -> list[str]:
     ]
 
 
-def _training(facts: Facts) -> list[str]:
-    settings = facts["settings"]
-    return [
-        *["", "## Trained with", "", "| setting | value |", "| --- | --- |"],
-        *(f"| {key} | {settings[key]} |" for key in SHOWN if key in settings),
-        f"| photos | {facts.get('images', 'unknown')} |",
-        f"| class images | {facts.get('class_images', 'unknown')} |",
-    ]
-
-
-def _measurements(metrics: dict[str, Any], scores: Scores) -> list[str]:
-    found = metrics | scores.values
-    judged = f"Scores by the judge `{scores.judge}`, one subject and one seed."
+def _measurements(metrics: Facts, scores: Facts, about: Facts) -> list[str]:
+    found = metrics | scores
+    judged = f"Scores by the judge `{about.get('judge')}`, one subject and one seed."
     return [
         *["", "## Measured", "", "| measure | value |", "| --- | ---: |"],
         *(
@@ -162,15 +145,6 @@ def _measurements(metrics: dict[str, Any], scores: Scores) -> list[str]:
             if found.get(key) is not None
         ),
         "",
-        judged if scores.values else "*Fidelity was not measured.*",
+        judged if scores else "*Fidelity was not measured.*",
         f"On {metrics['device']}." if metrics.get("device") else "",
-    ]
-
-
-def _licence(subject: dict[str, Any]) -> list[str]:
-    licence = subject.get("license") or "not given by the photos' owner: ask before you share this"
-    return [
-        *["", "## Licence and consent", ""],
-        f"Licence: {licence}. The base model's licence holds as well. {CONSENT}",
-        "",
     ]

@@ -187,18 +187,17 @@ def load_back(path: Path, form: str, base_weights: BaseWeights) -> Loaded:
     loaded: Loaded = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own calls of what it deprecates
-        if any(key.startswith("unet.") for key in tensors):
-            pipe.load_lora_into_unet(
-                tensors, alphas, unet, "check", metadata=metadata, low_cpu_mem_usage=True
-            )
-            loaded |= _loaded_layers("unet", unet)
-        for part in ("text_encoder", "text_encoder_2"):
-            if any(key.startswith(f"{part}.") for key in tensors):
-                encoder = unfilled_model(part, base_weights)
-                pipe.load_lora_into_text_encoder(
-                    tensors, alphas, encoder, prefix=part, adapter_name="check", metadata=metadata
+        for part in sorted({key.partition(".")[0] for key in tensors}):
+            model = unet if part == "unet" else unfilled_model(part, base_weights)
+            if part == "unet":
+                pipe.load_lora_into_unet(
+                    tensors, alphas, unet, "check", metadata=metadata, low_cpu_mem_usage=True
                 )
-                loaded |= _loaded_layers(part, encoder)
+            else:
+                pipe.load_lora_into_text_encoder(
+                    tensors, alphas, model, prefix=part, adapter_name="check", metadata=metadata
+                )
+            loaded |= _loaded_layers(part, model)
     return loaded
 
 

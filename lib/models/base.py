@@ -284,23 +284,20 @@ class Base:
 
         Training does without what is cached.
         """
-        for name in {"vae", *self.family.text_encoders} - set(keep):
-            if not self._is_offloaded(name):
-                getattr(self.pipe, name).to("meta")
+        for name in {"vae", *self.family.text_encoders}.difference(keep, self._offloaded()):
+            getattr(self.pipe, name).to("meta")
 
-    def _is_offloaded(self, name: str) -> bool:
-        part = getattr(self.pipe, name)
+    def _offloaded(self) -> list[str]:
+        parts = {"vae": self.pipe.vae} | self.text_encoders
         # None where memory ran out while it was loaded.
-        return part is None or next(part.parameters()).is_meta
+        return [n for n, part in parts.items() if part is None or next(part.parameters()).is_meta]
 
     def reload(self) -> None:
         """Load again from disk what `offload` freed, if it did.
 
         Whatever encodes or draws calls this first.
         """
-        parts = ("vae", *self.family.text_encoders)
-        offloaded = [name for name in parts if self._is_offloaded(name)]
-        if offloaded:
+        if offloaded := self._offloaded():
             self.read_again(offloaded)
 
     def read_again(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:

@@ -113,23 +113,14 @@ def missing_weights(path: Path, parts: Mapping[str, torch.nn.Module]) -> list[st
 
     diffusers leaves them without memory, transformers makes up a folder's.
     """
-    missing = [
-        f"{name}.{key}"
-        for name, part in parts.items()
-        for key, value in part.state_dict(keep_vars=True).items()
-        if value.is_meta
-    ]
-    if not path.is_dir():
-        return missing
+    missing = []
     for name, part in parts.items():
-        if name.startswith("text_encoder"):
-            in_files = {
-                full_name(name, key)
-                for file in weight_files(path / name, variant(path))
-                for key in open_weights(file).names
-            }
-            keys = part.state_dict(keep_vars=True)
-            missing += [f"{name}.{key}" for key in keys if full_name(name, key) not in in_files]
+        weights = part.state_dict(keep_vars=True)
+        missing += [f"{name}.{key}" for key, value in weights.items() if value.is_meta]
+        if path.is_dir() and name.startswith("text_encoder"):
+            files = weight_files(path / name, variant(path))
+            there = {full_name(name, key) for file in files for key in open_weights(file).names}
+            missing += [f"{name}.{key}" for key in weights if full_name(name, key) not in there]
     return missing
 
 
