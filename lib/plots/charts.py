@@ -6,6 +6,7 @@ import io
 import json
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lib.config.names import MEASURE_NAMES, METHOD_NAMES
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.plots.figure import Figure, Table, number
 from lib.plots.labels import label_ends, label_points
 
@@ -71,7 +72,7 @@ def curves(
     over the faint raw ones. mark: name -> x of a point to ring, such as the best. Raises ValueError
     for a series without values, or with another number of x than of y.
     """
-    axis = _as_axis(x)
+    axis = x if isinstance(x, Axis) else Axis(x)
     lines = [_line(name, values, smooth) for name, values in series.items()]
     chart, axes = _chart(axis.name, y)
     for k, line in enumerate(lines):
@@ -93,7 +94,7 @@ def curves(
         _make_logarithmic(axes)
     ends = [(line.xs[-1], line.ys[-1], line.name, _color(k)) for k, line in enumerate(lines)]
     label_ends(chart, axes, ends)
-    words = "; ".join(_line_in_words(line) for line in lines)
+    words = "; ".join(map(_line_in_words, lines))
     title = f"{y}, mean of the last {smooth} values" if smooth > 1 else y
     return _finish(
         chart,
@@ -140,9 +141,10 @@ def losses(
 
     part: "loss", "instance_loss" or "prior_loss". Raises BadInput for a log that cannot be read.
     """
-    found = {}
-    for name, run in runs.items():
-        found[name] = _read_log(Path(run), part) if isinstance(run, str | Path) else run
+    found = {
+        name: _read_log(Path(run), part) if isinstance(run, str | Path) else run
+        for name, run in runs.items()
+    }
     return curves(found, "step", part.replace("_", " "), smooth, caption)
 
 
@@ -162,16 +164,21 @@ def along(
     tracks: name -> what a run's curve.json holds (see `lib.evaluation.curve`). x: "step" or
     "seconds" of training. A point where the measure is None is left out, and a track without any.
     """
-    lines, mark = {}, {}
-    for name, track in tracks.items():
-        found = [p for p in track["points"] if p[measure] is not None]
-        if found:
-            lines[name] = [p[x] for p in found], [p[measure] for p in found]
-            mark |= {name: p[x] for p in found if p["step"] == track["best_step"]}
-    if not lines:
+    measured = _measured(tracks, measure)
+    if not measured:
         return None
-    words = "seconds of training" if x == "seconds" else x
-    return curves(lines, words, AXIS_NAMES.get(measure, measure), 1, caption, mark)
+    return curves(
+        {name: ([p[x] for p in found], [p[measure] for p in found]) for name, found in measured},
+        "seconds of training" if x == "seconds" else x,
+        AXIS_NAMES.get(measure, measure),
+        caption=caption,
+        mark={
+            name: p[x]
+            for name, found in measured
+            for p in found
+            if p["step"] == tracks[name]["best_step"]
+        },
+    )
 
 
 def trade(tracks: Mapping[str, Mapping], x: str, y: str, caption: str = "") -> Figure | None:
@@ -179,15 +186,25 @@ def trade(tracks: Mapping[str, Mapping], x: str, y: str, caption: str = "") -> F
 
     Points are labelled by step. None where the two were not measured.
     """
-    lines = {}
-    for name, track in tracks.items():
-        found = [p for p in track["points"] if None not in (p[x], p[y])]
-        if found:
-            lines[name] = [(p["step"], p[x], p[y]) for p in found]
-    if not lines:
+    measured = _measured(tracks, x, y)
+    if not measured:
         return None
-    mark = {name: tracks[name]["best_step"] for name in lines}
-    return points(lines, AXIS_NAMES.get(x, x), AXIS_NAMES.get(y, y), caption, mark)
+    return points(
+        {name: [(p["step"], p[x], p[y]) for p in found] for name, found in measured},
+        AXIS_NAMES.get(x, x),
+        AXIS_NAMES.get(y, y),
+        caption,
+        mark={name: tracks[name]["best_step"] for name, _ in measured},
+    )
+
+
+def _measured(tracks, *measures):
+    """[(name, its points that have all of `measures`)], without tracks that have no such point."""
+    found = {
+        name: [p for p in track["points"] if None not in [p[measure] for measure in measures]]
+        for name, track in tracks.items()
+    }
+    return [(name, points) for name, points in found.items() if points]
 
 
 def learning_rate_curve(sweep: Mapping[str, Any], y: str = "dino", caption: str = "") -> Figure:
@@ -228,10 +245,10 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
     chart, axes = _chart(unit, "", height=0.9 + 0.3 * len(groups) * (len(series) + 0.6))
     thickness = 0.8 / len(series)
     for k, name in enumerate(series):
+        middle = thickness * (k - (len(series) - 1) / 2)
         for at, group in enumerate(groups.values()):
             if group.get(name) is not None:
-                place = at + thickness * (k - (len(series) - 1) / 2)
-                _bar(axes, place, group[name], name, thickness * 0.92, k)
+                _bar(axes, at + middle, group[name], name, thickness * 0.92, k)
     _bar_limits(axes, [v for group in groups.values() for v in group.values()], log)
     axes.set_yticks(range(len(groups)), [textwrap.fill(name, 22) for name in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -240,14 +257,13 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
         f"{name}: " + ", ".join(f"{s} {number(group.get(s))}".strip() for s in series)
         for name, group in groups.items()
     )
-    rows = [[name, *(group.get(s) for s in series)] for name, group in groups.items()]
-    columns = ["", *(s or unit or "value" for s in series)]
-    return _finish(
-        chart,
-        f"{caption or 'Bar chart'} ({unit or 'no unit'}): {words}.",
-        Table(rows, columns, unit if series != [""] else ""),
-        caption,
+    numbers = Table(
+        [[name, *(group.get(s) for s in series)] for name, group in groups.items()],
+        ["", *(s or unit or "value" for s in series)],
+        unit if series != [""] else "",
     )
+    alt = f"{caption or 'Bar chart'} ({unit or 'no unit'}): {words}."
+    return _finish(chart, alt, numbers, caption)
 
 
 def _bar(axes, place, value, name, thickness, k):
@@ -296,7 +312,7 @@ def points(
     of a point to ring. aside: labels, or names of series, that are not drawn, for they lie so far
     off that the others would run together; the table has them.
     """
-    axis = _as_axis(x)
+    axis = x if isinstance(x, Axis) else Axis(x)
     given = {name: [Point(*point) for point in found] for name, found in series.items()}
     chart, axes = _chart(axis.name, y, height=4.2)
     labels = []
@@ -345,15 +361,21 @@ def _draw_points(axes, name, drawn, k, ringed):
 
 
 def _point_table(series, x, y):
-    rows = []
-    for name, found in series.items():
-        for p in found:
-            told = str(p.label) not in ("", number(p.x))  # a label that is x is said once
-            title = f"{name}, {p.label}" if told else name
-            rows.append([title, p.x, _ends(p.across), p.y, _ends(p.up)])
-    shown = [c for c in range(5) if c not in (2, 4) or any(row[c] for row in rows)]
-    columns = ["", x, "95 %", y, "95 % "]
-    return Table([[row[c] for c in shown] for row in rows], [columns[c] for c in shown])
+    # A label that is x is said once; a column of intervals is there where there is one.
+    rows = [
+        [
+            name if str(p.label) in ("", number(p.x)) else f"{name}, {p.label}",
+            p.x,
+            _ends(p.across),
+            p.y,
+            _ends(p.up),
+        ]
+        for name, found in series.items()
+        for p in found
+    ]
+    shown = [True, True, any(row[2] for row in rows), True, any(row[4] for row in rows)]
+    columns = compress(["", x, "95 %", y, "95 % "], shown)
+    return Table([compress(row, shown) for row in rows], columns)
 
 
 def intervals(
@@ -418,10 +440,6 @@ def _draw_interval(axes, k, value, low, high):
 def _ends(pair):
     """An interval as text, or None."""
     return f"{number(pair[0])} to {number(pair[1])}" if pair and pair[0] is not None else None
-
-
-def _as_axis(given: str | Axis) -> Axis:
-    return given if isinstance(given, Axis) else Axis(given)
 
 
 def _color(k):
