@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lib.files.errors import BadInput
+from lib.files import BadInput
 
 if TYPE_CHECKING:
     from lib.convert.readers import Written
@@ -108,9 +108,9 @@ def train(
     \b
     python -m lib train runs/course/lora/settings.json
     """
-    from lib.config.settings import Settings
+    from lib.config import Settings
+    from lib.training import train as run_training
     from lib.training.loop import NotFinite
-    from lib.training.loop import train as run_training
 
     stopped = (
         "Stopped; the same command goes on from the last checkpoint, or begins anew where there"
@@ -186,8 +186,8 @@ def export(
     python -m lib export runs/course/dreambooth --to checkpoint --out robot.safetensors
         # one file; diffusers is a folder
     """
+    from lib.convert import export as export_for_tools
     from lib.convert.exporting import base_of
-    from lib.convert.interchange import export as export_for_tools
     from lib.convert.verification import check_pictures
 
     done = export_for_tools(source, to, out, base, title, other_base)
@@ -409,7 +409,7 @@ def card(source: Source, out: Out) -> None:
     \b
     python -m lib card runs/course/lora --out card
     """
-    from lib.convert.model_card import write_card
+    from lib.convert import write_card
 
     print(f"written: {write_card(source, out)}")
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lib.config.names import CONTESTANT_NAMES
+from lib.config import CONTESTANT_NAMES
 from lib.evaluation import comparison_table as tables
-from lib.plots.figure import Table
+from lib.plots import Table
 
 PICTURE = """<div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/KIND;base64,{{ output.data['image/KIND'] | escape_html }}"

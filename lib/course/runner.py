@@ -16,9 +16,7 @@ from typing import Any, TextIO
 
 from lib.course.progress import Progress
 from lib.course.report import report, table
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
-from lib.files.paths import ROOT
+from lib.files import ROOT, BadInput, read_json, write_json
 from lib.files.text import clock
 from lib.files.whole_writes import whole_file
 
@@ -187,8 +185,7 @@ def check_subject(
     """Refuse a subject that notebook 01 would refuse, before any Python is started for it
     (`BadInput`).
     """
-    from lib.dataset.folder_scan import scan
-    from lib.dataset.preparation import prepare
+    from lib.dataset import prepare, scan
 
     if not Path(folder).expanduser().is_dir():
         scan(folder)  # says what is wrong with it, before anything is said about words

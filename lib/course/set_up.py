@@ -12,12 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.files.errors import BadInput
-from lib.files.paths import ROOT
+from lib.files import ROOT, BadInput
 
 if TYPE_CHECKING:
     from lib.dataset.captions import Subject
-    from lib.models.base import Base
+    from lib.models import Base
 
 # What the notebooks import beside torch and numpy. Files on disk and settings depend on the version
 # of the first; of the others any version will do.

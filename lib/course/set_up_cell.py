@@ -7,7 +7,7 @@ so the cell cannot be imported. After a change here, `make notebooks` writes it 
 import json
 from pathlib import Path
 
-from lib.files.paths import ROOT
+from lib.files import ROOT
 
 CELL = """\
 import os

@@ -26,9 +26,8 @@ from typing import Any, Protocol
 
 from lib.course.progress import Progress
 from lib.course.runner import GUESS, NOTEBOOKS, run_notebook
+from lib.files import BadInput, read_json, write_json
 from lib.files.csv_table import compact, flat, spread, write_table
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
 from lib.files.text import clock
 
 Job = dict[str, Any]

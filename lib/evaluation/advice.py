@@ -14,14 +14,12 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
+from lib.config import METHOD_NAMES, METHODS, PRESETS
 from lib.config.checked import checked
-from lib.config.names import METHOD_NAMES
-from lib.config.presets import PRESETS
-from lib.config.settings import METHODS
 from lib.evaluation.results import NOT_MEASURED, read_result
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.files.text import size_text
-from lib.plots.figure import Table
+from lib.plots import Table
 
 Fidelity = Literal["likeness first", "small files first", "either"]
 FIDELITY: tuple[str, ...] = get_args(Fidelity)

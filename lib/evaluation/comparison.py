@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lib.config.names import CONTESTANT_NAMES
+from lib.config import CONTESTANT_NAMES
 from lib.convert.adapter import Adapter, read_adapter
 from lib.convert.composition import load_adapters
 from lib.dataset.captions import Subject
@@ -37,13 +37,11 @@ from lib.evaluation.fidelity import (
     real_row,
 )
 from lib.evaluation.judge import Judge, load_judge
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
+from lib.files import BadInput, read_json
 from lib.files.whole_writes import size_of
-from lib.models.base import Base, load_base
-from lib.models.base_weights import open_base_weights
+from lib.models import Base, load_base, open_base_weights
 from lib.models.compatibility import check_compatible
-from lib.step.run_weights import load_run
+from lib.step import load_run
 
 WEIGHTS = {"lora": "adapter.safetensors", "dreambooth": "unet/diffusion_pytorch_model.safetensors"}
 

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from lib.config.names import CONTESTANT_NAMES, METHOD_NAMES
-from lib.files.json_file import read_json, write_json
-from lib.files.paths import ROOT
-from lib.plots.figure import Table
+from lib.config import CONTESTANT_NAMES, METHOD_NAMES
+from lib.files import ROOT, read_json, write_json
+from lib.plots import Table
 
 CERTIFICATE = ROOT / "data" / "judge" / "identity" / "certificate.json"
 

@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image
 
 from lib.convert.composition import check_name
+from lib.dataset import prepare
 from lib.dataset.captions import prompts
 from lib.dataset.imagefolder import Dataset
-from lib.dataset.preparation import prepare
 from lib.evaluation.fidelity import protocol, similarity
 from lib.evaluation.judge import Judge
 from lib.evaluation.results import CLEAR
-from lib.files.paths import ROOT
-from lib.models.base import Base
+from lib.files import ROOT
+from lib.models import Base
 
 # Kinds of subject that say how a picture looks, not what is in it.
 MANNERS = ("style", "lighting", "pose")

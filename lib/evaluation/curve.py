@@ -20,10 +20,9 @@ from lib.dataset.imagefolder import Dataset
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from lib.evaluation.fidelity import EvaluationPlan, evaluate, evaluation_prompts, similarity
 from lib.evaluation.judge import Judge
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json, write_json
+from lib.files import BadInput, read_json, write_json
 from lib.models.base import Base, evaluation_mode
-from lib.training.samples import SAMPLE_PLACES
+from lib.training import SAMPLE_PLACES
 
 FILE = "curve.json"
 HELD_OUT = "held-out photos"

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from lib.dataset.photo_file import upright
 from lib.evaluation.fidelity import finite
 from lib.evaluation.judge import Picture
-from lib.files.errors import BadInput
+from lib.files import BadInput
 from lib.models.base import LARGEST_BATCH, Base, evaluation_mode
 from lib.step.loss import at_steps, diffusion_loss
 

@@ -22,10 +22,8 @@ from lib.dataset.class_images import PLACES
 from lib.dataset.imagefolder import Dataset
 from lib.dataset.photo_file import upright
 from lib.evaluation.judge import Judge, Picture
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.paths import ROOT
-from lib.models.base import Base
+from lib.files import ROOT, BadInput, read_json
+from lib.models import Base
 
 PROMPTS = ROOT / "data" / "prompts"
 GREY = (127, 127, 127)  # stands in for the background of a masked photo

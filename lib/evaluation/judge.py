@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.dataset.photo_file import upright
-from lib.files.errors import BadInput
-from lib.files.paths import ROOT
+from lib.files import ROOT, BadInput
 from lib.models.pipeline import silence_libraries
 
 FOLDER = ROOT / "data" / "judge"

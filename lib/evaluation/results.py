@@ -10,13 +10,11 @@ bench's rows. Nothing is computed again, so notebooks show them at once:
 import math
 from typing import Any
 
-from lib.config.settings import METHODS
+from lib.config import METHODS
 from lib.evaluation.comparison_table import Comparison
-from lib.files.errors import BadInput
-from lib.files.json_file import read_json
-from lib.files.paths import ROOT
+from lib.files import ROOT, BadInput, read_json
 from lib.files.text import amount
-from lib.plots.figure import Figure, Table
+from lib.plots import Figure, Table
 
 RESULTS = ROOT / "data" / "results"
 # The difference of DINO that matters to people, by the tables of DreamBooth's paper (Ruiz et al.

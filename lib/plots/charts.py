@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lib.config.names import MEASURE_NAMES, METHOD_NAMES
+from lib.config import MEASURE_NAMES, METHOD_NAMES
 from lib.files import BadInput
 from lib.plots.figure import Figure, Table, number
 from lib.plots.labels import label_ends, label_points

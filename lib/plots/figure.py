@@ -170,8 +170,3 @@ def _encode(image):
         image = image.resize(
             (image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS
         )
-
-
-def sentence_html(text: str) -> str:
-    """A sentence as HTML for a widget, or nothing for none."""
-    return f"<p>{html.escape(text)}</p>" if text else ""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.config.settings import Settings
+from lib.config import Settings
 from lib.widgets.photo_panel import PhotosPanel
 from lib.widgets.picture_explorer import Explorer, Models
 from lib.widgets.training_controls import TrainingPanel, headless, show

@@ -12,9 +12,8 @@ from PIL import ImageOps
 from lib.dataset.captions import check_caption
 from lib.dataset.photo_file import SMALLEST, open_photo
 from lib.dataset.photo_tiles import USES, framed
-from lib.files.errors import BadInput
-from lib.files.text import printable
-from lib.plots.image_grid import grid
+from lib.files import BadInput, printable
+from lib.plots import grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image

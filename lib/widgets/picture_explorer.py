@@ -4,21 +4,20 @@
 
 import threading
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.config.names import METHOD_NAMES
-from lib.config.settings import Settings
+from lib.config import METHOD_NAMES, Settings
 from lib.dataset.captions import prompts
 from lib.dataset.imagefolder import load_dataset
-from lib.files.errors import BadInput
-from lib.plots.figure import Figure, sentence_html
-from lib.plots.image_grid import grid
+from lib.files import BadInput
+from lib.plots import Figure, grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lib.models.base import Base
+    from lib.models import Base
 
 
 class Models:
@@ -92,8 +91,8 @@ class Models:
 
     def model(self, name: str) -> "Base":
         """The `Base` that draws for `name`, loaded once."""
-        from lib.models.base import load_base
-        from lib.step.run_weights import load_run
+        from lib.models import load_base
+        from lib.step import load_run
 
         source = self.source(name)
         if source not in self.loaded:
@@ -155,6 +154,6 @@ class Explorer:
             try:
                 self.picture.value = self.models.draw(**self.choices)._repr_html_()
             except BadInput as error:
-                self.picture.value = sentence_html(str(error))
+                self.picture.value = f"<p>{escape(str(error))}</p>"
             finally:
                 self.button.disabled, self.button.description = False, "Draw"

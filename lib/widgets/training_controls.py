@@ -5,12 +5,11 @@ import time
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from lib.config.checked import described
-from lib.config.settings import Settings
-from lib.files.errors import BadInput
+from lib.config import Settings, described
+from lib.files import BadInput
 from lib.plots import charts
 from lib.plots.figure import number
-from lib.training.samples import SAMPLE_PLACES, sample_progress
+from lib.training import SAMPLE_PLACES, sample_progress
 
 if TYPE_CHECKING:
     from lib.training.loop import State
