@@ -18,10 +18,6 @@ WIDEST = 1600  # pixels, of all pictures in a row
 ROW_LABEL = 150  # pixels, the width at which a row's label is broken into lines
 
 
-class Pixelated(float):
-    """A `scale` of `grid` that keeps each pixel visible as a square, in place of smoothing."""
-
-
 def grid(
     images: Sequence[Any],
     rows: Sequence[str] | None = None,
@@ -33,22 +29,25 @@ def grid(
     """PIL images as a list of rows (lists; None leaves a gap), or as a flat list.
 
     rows, columns: labels; for a flat list, their number lays it out, and `columns` may be that
-    number. scale: enlargement, LANCZOS, or as `Pixelated`. alt: what is to be seen, put before the
-    layout in words; `caption`, if not given. Raises ValueError when labels don't match.
+    number. scale: enlargement, by LANCZOS. alt: what is to be seen, put before the layout in words;
+    `caption`, if not given. Raises ValueError when labels don't match.
     """
     if not len(images):
         raise ValueError("There is no image to show: give at least one")
     lines = _laid_out(images, rows, columns)
     columns = None if isinstance(columns, int) else columns
     width = max(map(len, lines))
-    _check_labels("row", rows, len(lines))
-    _check_labels("column", columns, width)
     count = sum(image is not None for line in lines for image in line)
     shown = f"{count} pictures in {len(lines)} rows and {width} columns"
     said = [f"{(alt or caption).rstrip('.')}: {shown}" if alt or caption else shown]
-    for what, labels in (("rows", rows), ("columns", columns)):
+    for what, labels, wanted in (("row", rows, len(lines)), ("column", columns, width)):
+        if labels is not None and len(labels) != wanted:
+            raise ValueError(
+                f"There are {len(labels)} {what} labels and {wanted} {what}s of images: give one"
+                " for each"
+            )
         if labels:
-            said.append(f"{what} {', '.join(map(str, labels))}")
+            said.append(f"{what}s {', '.join(map(str, labels))}")
     return Figure(_sheet(lines, rows, columns, scale), "; ".join(said) + ".", None, caption)
 
 
@@ -65,14 +64,6 @@ def _laid_out(images, rows, columns):
     else:
         width = 8
     return [images[i : i + width] for i in range(0, len(images), width)]
-
-
-def _check_labels(what, labels, count):
-    if labels is not None and len(labels) != count:
-        raise ValueError(
-            f"There are {len(labels)} {what} labels and {count} {what}s of images: give one for"
-            " each"
-        )
 
 
 def _sheet(lines, rows, columns, scale):
@@ -98,26 +89,19 @@ def _sheet(lines, rows, columns, scale):
     for y, line in enumerate(lines):
         for x, image in enumerate(line):
             if image is not None:
-                tile = _enlarged(image, cell, isinstance(scale, Pixelated))
+                factor = cell / max(image.size)  # the longer side as long as the cell
+                size = [max(1, round(side * factor)) for side in image.size]
+                tile = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
                 across, down = ((cell - side) // 2 for side in tile.size)
                 sheet.paste(tile, (left + x * step + across, top + y * step + down))
     return sheet
 
 
-def _enlarged(image, cell, pixelated):
-    """The image with its longer side as long as the cell."""
-    factor = cell / max(image.size)
-    size = [max(1, round(side * factor)) for side in image.size]
-    hard = pixelated and factor >= 1
-    how = Image.Resampling.NEAREST if hard else Image.Resampling.LANCZOS
-    return image.convert("RGB").resize(size, how)
-
-
 def _font(size):
     import matplotlib  # late: it takes a second to start
 
-    folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
-    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
+    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size)
 
 
 def _wrap(labels, width, font):
