@@ -17,7 +17,7 @@ def advice_facts(rows: Rows) -> dict[str, Any]:
     Raises BadInput as `effect` does.
     """
     rows = _with_main_ranks(rows)
-    measures = [cost.measure for cost in COSTS.values()]
+    measures = [measure for measure, _ in COSTS.values()]
     effects = {measure: _record(effect(rows, measure)) for measure in ("dino", *measures)}
     best, ranks = _ranks(rows)
     return {

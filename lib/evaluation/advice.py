@@ -30,18 +30,11 @@ PUBLISHED = (
 )
 
 
-class Cost(NamedTuple):
-    """What a limit is set on: the bench's measure, its name in a sentence, its unit."""
-
-    measure: str
-    words: str
-    unit: str
-
-
+# What a limit is set on -> the bench's measure of it, and its name in a sentence
 COSTS = {
-    "memory": Cost("peak_bytes", "memory of training", "bytes"),
-    "disk": Cost("file_bytes", "the file as shipped", "bytes"),
-    "time": Cost("train_seconds", "time of training", "s"),
+    "memory": ("peak_bytes", "memory of training"),
+    "disk": ("file_bytes", "the file as shipped"),
+    "time": ("train_seconds", "time of training"),
 }
 
 # (base, method) -> bytes at the peak of the smallest recipe
@@ -101,12 +94,6 @@ class Needs:
     base: Annotated[
         str, Field(description="Base model: pocket, or one that the forecast knows.")
     ] = "pocket"
-
-    def limit(self, what: str) -> float:
-        """The most of a cost that is to be had, in bytes or seconds."""
-        if what == "time":
-            return self.minutes * 60
-        return 2**30 * (self.memory_gib if what == "memory" else self.disk_gib)
 
 
 @dataclass(frozen=True)
@@ -183,7 +170,7 @@ def advise(
 def _check(needs: Needs, measured: dict[str, Any], forecast: Forecast) -> None:
     """Raise BadInput for a forecast that is no number above 0, or a base without any figure."""
     for (base, method), value in forecast.items():
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise BadInput(
                 f"The forecast for {method} on {base} is {value!r}: give bytes, a number above 0."
             )
@@ -230,31 +217,23 @@ def _cost(
     forecast: Forecast,
     rank: int,
 ) -> Estimate | None:
-    """What one training by a method, or its file, costs; None where nobody knows."""
-    if needs.base != "pocket":
-        return _cost_elsewhere(what, method, needs.base, measured, forecast, rank)
-    measure, _, unit = COSTS[what]
-    levels = measured["costs"][measure][method]
-    found = levels.get(f"rank {rank}", levels.get("main"))
-    if found is None:
-        return None
-    if unit == "s":
-        source = f"{measure}, mean of {found['runs']} runs on {found['devices']}"
-        return Estimate(found["mean"], source)
-    note = " (tensors, without Python and its libraries)" if what == "memory" else ""
-    # What has to fit has to fit at its largest.
-    return Estimate(found["largest"], f"{measure}, largest of {found['runs']} runs{note}")
+    """What one training by a method, or its file, costs; None where nobody knows.
 
-
-def _cost_elsewhere(
-    what: str,
-    method: str,
-    base: str,
-    measured: dict[str, Any],
-    forecast: Forecast,
-    rank: int,
-) -> Estimate | None:
-    """The same on another base than pocket: memory by forecast, a file's bytes computed."""
+    It was measured on the pocket base. On another, memory is forecast and a file's bytes computed.
+    """
+    base = needs.base
+    measure, _ = COSTS[what]
+    if base == "pocket":
+        levels = measured["costs"][measure][method]
+        found = levels.get(f"rank {rank}", levels.get("main"))
+        if found and what == "time":
+            source = f"{measure}, mean of {found['runs']} runs on {found['devices']}"
+            return Estimate(found["mean"], source)
+        note = " (tensors, without Python and its libraries)" if what == "memory" else ""
+        # What has to fit has to fit at its largest.
+        return found and Estimate(
+            found["largest"], f"{measure}, largest of {found['runs']} runs{note}"
+        )
     if what == "memory" and (base, method) in forecast:
         return Estimate(forecast[base, method], f"forecast for {base}")
     if what == "disk" and base in measured["files"]:
@@ -268,11 +247,12 @@ def _limit(
     what: str, figures: dict[str, Estimate | None], needs: Needs
 ) -> tuple[set[str], Sentence]:
     """The methods that are not known to keep a limit that matters, and a sentence on it."""
-    times, unit, most = (
-        1 if what == "memory" else needs.concepts,
-        COSTS[what].unit,
-        needs.limit(what),
-    )
+    times = 1 if what == "memory" else needs.concepts
+    most = {
+        "memory": needs.memory_gib * 2**30,
+        "disk": needs.disk_gib * 2**30,
+        "time": needs.minutes * 60,
+    }[what]
     known = {m: Estimate(f.amount * times, f.source) for m, f in figures.items() if f}
     if not known:
         return set(), Sentence(
@@ -281,7 +261,7 @@ def _limit(
         )
     broken = {m for m, figure in known.items() if figure.amount > most}
     each = [
-        f"{METHOD_NAMES[m]} takes {_amount(figure.amount, unit)}, which"
+        f"{METHOD_NAMES[m]} takes {_amount(figure.amount, what)}, which"
         f" {'does not fit' if m in broken else 'fits'}"
         for m, figure in known.items()
     ]
@@ -290,7 +270,7 @@ def _limit(
     broken |= {m for m in METHODS if m not in known} if broken else set()
     many = f" for {times} concepts" if times > 1 else ""
     return broken, Sentence(
-        f"{what.capitalize()}{many}, of your {_amount(most, unit)}: {'; '.join(each)}.",
+        f"{what.capitalize()}{many}, of your {_amount(most, what)}: {'; '.join(each)}.",
         "; ".join(f"{METHOD_NAMES[m]}: {figure.source}" for m, figure in known.items()),
     )
 
@@ -299,8 +279,8 @@ def _unmeasured(needs: Needs) -> str:
     return NOT_MEASURED if needs.base == "pocket" else "none"
 
 
-def _amount(value: float, unit: str) -> str:
-    return f"{value / 60:,.1f} minutes" if unit == "s" else size_text(value)
+def _amount(value: float, what: str) -> str:
+    return f"{value / 60:,.1f} minutes" if what == "time" else size_text(value)
 
 
 def _wanted(needs: Needs, measured: dict[str, Any], costs: Costs) -> tuple[str, list[Sentence]]:
@@ -342,7 +322,7 @@ def _cheaper(
     what: str, needs: Needs, measured: dict[str, Any], costs: Costs
 ) -> tuple[str | None, Sentence]:
     """The method that takes less, or None where that is not known, and a sentence on it."""
-    measure, words, _ = COSTS[what]
+    measure, words = COSTS[what]
     effect = measured["effects"][measure]
     lora, full = (costs[what][m] for m in METHODS)
     if needs.base == "pocket":

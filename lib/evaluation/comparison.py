@@ -12,9 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -26,10 +24,9 @@ from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset, load_dataset
 from lib.evaluation.comparison_table import Comparison, Run
 from lib.evaluation.curve import FILE, costs_along, read_curve
-from lib.evaluation.drift import Predictions, prediction_cache, prediction_drift
+from lib.evaluation.drift import prediction_cache, prediction_drift
 from lib.evaluation.fidelity import (
     EvaluationPlan,
-    Masks,
     Row,
     evaluate,
     prior_similarity,
@@ -76,12 +73,7 @@ def read_run(folder: str | Path) -> Run:
         )
     for key in MEASURED:
         value = metrics.get(key)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value < 0
-        ):
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise BadInput(
                 f"{folder / 'metrics.json'} has {key} = {value!r} where a number belongs: the run"
                 " is damaged or had a single step; train it again."
@@ -177,42 +169,6 @@ def choose_judge(name: str | None = "", base: str = "pocket") -> Judge:
         return load_judge("pocket")
 
 
-@dataclass(frozen=True)
-class _Contestant:
-    """A row of the table before it is scored: its name there, and a base model with its weights in.
-
-    run: the run that it comes from, None for the base model and for a LoRA from elsewhere.
-    """
-
-    key: str
-    base: Base
-    run: Run | None = None
-
-
-@dataclass
-class _Scorer:
-    """Scores every contestant in the same way.
-
-    plan: with prompts. predictions: the untouched base's on class pictures, None without any.
-    """
-
-    dataset: Dataset
-    judge: Judge
-    plan: EvaluationPlan
-    masks: Masks | None
-    predictions: Predictions | None
-
-    def row(self, base: Base) -> Row:
-        """`evaluate`'s dict, with PRES and drift where the plan has class pictures."""
-        row = evaluate(base.cast_for_sampling(), self.dataset, self.judge, self.plan, self.masks)
-        if self.predictions is None:
-            return row
-        seeds = range(CLASS_SEEDS, CLASS_SEEDS + self.plan.class_pictures)
-        prompt = prompt_of(self.dataset.subject, with_identifier=False)
-        pres = prior_similarity(base, self.dataset, self.judge, prompt, seeds, **self.plan.sampling)
-        return row | {"pres": pres, "drift": prediction_drift(base, self.predictions)["mean"]}
-
-
 def compare(
     folders: Sequence[str | Path],
     judge: Judge | str | None = None,
@@ -237,47 +193,64 @@ def compare(
     `read_curve` do.
     """
     say = progress or (lambda line: None)
-    runs = _one_of_each_method(folders)
-    dataset = same_ground(runs)
-    adapter = _read_other(other, runs[0].settings["base"]) if other else None
-    if judge is None or isinstance(judge, str):
-        judge = choose_judge(judge, runs[0].settings["base"])
-    mask_files = _mask_files(masks) if masks else None
-    result, scorer, reference = Comparison({}, {}, runs=runs), None, ""
-    for contestant in _contestants(runs, adapter, dataset.subject, say):
-        if scorer is None:  # the first is the base model, untouched
-            scorer = _scorer(contestant.base, dataset, judge, plan, mask_files)
-        pairs, seeds = scorer.plan.prompts or (), scorer.plan.seeds
-        count = f"{len(pairs) * len(seeds)} pictures of {len(pairs)} prompts"
-        say(f"{CONTESTANT_NAMES[contestant.key]}: {count}")
-        row = scorer.row(contestant.base)
-        result.images[contestant.key] = row.pop("images")
-        result.scores[contestant.key] = row.pop("pictures")
-        reference = row.pop("reference")
-        if contestant.run:
-            ceiling = result.rows["real_photos"]["dino"]
-            row |= _costs(contestant.run, judge, ceiling, say)
-        elif contestant.key == "kohya_lora" and other:
-            row["file_bytes"] = size_of(Path(other).expanduser())
-        result.rows[contestant.key] = row
-        if contestant.key == "base_model":
-            result.rows["real_photos"] = real_row(judge, dataset, mask_files)
-            plan = scorer.plan
-    result.asked = [(s["asked"], s["seed"]) for s in result.scores["base_model"]]
-    add_shares(result.rows)
-    result.about = _about(runs, dataset, judge, plan, reference)
-    return result
-
-
-def _one_of_each_method(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in the folders; raises BadInput for two of one method, or none."""
     runs = [read_run(folder) for folder in folders]
     if not runs or len({run.method for run in runs}) < len(runs):
         raise BadInput(
             "The comparison takes one run folder for each method: give one of LoRA, one of"
             " DreamBooth."
         )
-    return runs
+    dataset = same_ground(runs)
+    subject, base_name = dataset.subject, runs[0].settings["base"]
+    adapter = _read_other(other, base_name) if other else None
+    if judge is None or isinstance(judge, str):
+        judge = choose_judge(judge, base_name)
+    mask_files = _mask_files(masks) if masks else None
+    rows = {"base_model": {}, "real_photos": real_row(judge, dataset, mask_files)}
+    result = Comparison(rows, {}, runs=runs)
+    class_prompt = prompt_of(subject, with_identifier=False)
+    predictions, reference = None, ""
+    if adapter is not None:
+        say(_words(adapter, subject))
+    for key, base in _contestants(runs, adapter):
+        if key == "base_model":  # the first, and untouched: drift is measured from it
+            plan = plan if plan.prompts else plan.asking(protocol(subject, base))
+            if plan.class_pictures:
+                texts = [class_prompt] * plan.class_pictures
+                predictions = prediction_cache(base, texts, **plan.sampling)
+        pairs = plan.prompts or ()
+        count = f"{len(pairs) * len(plan.seeds)} pictures of {len(pairs)} prompts"
+        say(f"{CONTESTANT_NAMES[key]}: {count}")
+        row = evaluate(base.cast_for_sampling(), dataset, judge, plan, mask_files)
+        if predictions is not None:
+            seeds = range(CLASS_SEEDS, CLASS_SEEDS + plan.class_pictures)
+            row["pres"] = prior_similarity(
+                base, dataset, judge, class_prompt, seeds, **plan.sampling
+            )
+            row["drift"] = prediction_drift(base, predictions)["mean"]
+        result.images[key] = row.pop("images")
+        result.scores[key] = row.pop("pictures")
+        reference = row.pop("reference")
+        rows[key] = row
+    for run in runs:
+        rows[run.method] |= _costs(run, judge, rows["real_photos"]["dino"], say)
+    if other:
+        rows["kohya_lora"]["file_bytes"] = size_of(Path(other).expanduser())
+    result.asked = [(s["asked"], s["seed"]) for s in result.scores["base_model"]]
+    add_shares(rows)
+    result.about = {
+        "class_noun": subject.class_noun,
+        "identifier": subject.identifier,
+        "kind": subject.kind,
+        "base": base_name,
+        "reference": reference,
+        "photos": {"train": len(dataset.train), "held_out": len(dataset.test)},
+        **judge.describe(),
+        "prompts": [asked for asked, _ in plan.prompts or ()],
+        "seeds": list(plan.seeds),
+        **plan.sampling,
+        "unlike": unlike(runs),
+    }
+    return result
 
 
 def _read_other(other: str | Path, base: str) -> Adapter:
@@ -299,10 +272,9 @@ def _mask_files(folder: str | Path) -> dict[str, Path]:
     return masks
 
 
-def _contestants(
-    runs: list[Run], adapter: Adapter | None, subject: Subject, say: Callable[[str], None]
-) -> Iterator[_Contestant]:
-    """The base model, each run, and the LoRA from elsewhere, one after another.
+def _contestants(runs: list[Run], adapter: Adapter | None) -> Iterator[tuple[str, Base]]:
+    """(its name in the table, a base model with its weights in) of the base model, each run, and
+    the LoRA from elsewhere.
 
     Each is loaded afresh, so that nothing of one can stay in the next, and only when the one before
     has been scored.
@@ -314,29 +286,13 @@ def _contestants(
         base.side = settings.get("resolution", 0)
         return base
 
-    yield _Contestant("base_model", load())
+    yield "base_model", load()
     for run in runs:
-        yield _Contestant(run.method, load_run(run.folder, load()), run)
+        yield run.method, load_run(run.folder, load())
     if adapter is not None:
         base = load()
         load_adapters(base, {"kohya_lora": adapter})
-        say(_words(adapter, subject))
-        yield _Contestant("kohya_lora", base)
-
-
-def _scorer(
-    base: Base, dataset: Dataset, judge: Judge, plan: EvaluationPlan, masks: Masks | None
-) -> _Scorer:
-    """The scorer of all contestants; `base` is untouched, and its predictions are what drift is
-    measured from.
-    """
-    if not plan.prompts:
-        plan = plan.asking(protocol(dataset.subject, base))
-    predictions = None
-    if plan.class_pictures:
-        texts = [prompt_of(dataset.subject, with_identifier=False)] * plan.class_pictures
-        predictions = prediction_cache(base, texts, **plan.sampling)
-    return _Scorer(dataset, judge, plan, masks, predictions)
+        yield "kohya_lora", base
 
 
 def _costs(run: Run, judge: Judge, ceiling: float, say: Callable[[str], None]) -> Row:
@@ -354,26 +310,6 @@ def _costs(run: Run, judge: Judge, ceiling: float, say: Callable[[str], None]) -
         )
         return costs
     return costs | costs_along(curve["points"], ceiling)
-
-
-def _about(
-    runs: list[Run], dataset: Dataset, judge: Judge, plan: EvaluationPlan, reference: str
-) -> dict[str, Any]:
-    """What was compared, on which subject, by which judge, with which prompts and seeds."""
-    subject = dataset.subject
-    return {
-        "class_noun": subject.class_noun,
-        "identifier": subject.identifier,
-        "kind": subject.kind,
-        "base": runs[0].settings["base"],
-        "reference": reference,
-        "photos": {"train": len(dataset.train), "held_out": len(dataset.test)},
-        **judge.describe(),
-        "prompts": [asked for asked, _ in plan.prompts or ()],
-        "seeds": list(plan.seeds),
-        **plan.sampling,
-        "unlike": unlike(runs),
-    }
 
 
 def _words(adapter: Adapter, subject: Subject) -> str:

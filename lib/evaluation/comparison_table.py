@@ -14,8 +14,6 @@ from lib.config import CONTESTANT_NAMES, METHOD_NAMES
 from lib.files import ROOT, read_json, write_json
 from lib.plots import Table
 
-CERTIFICATE = ROOT / "data" / "judge" / "identity" / "certificate.json"
-
 Row = dict[str, Any]
 
 
@@ -173,11 +171,11 @@ COLUMNS = {
 }
 
 
-def certificate_rows(path: Path = CERTIFICATE) -> list[list[Any]]:
+def certificate_rows() -> list[list[Any]]:
     """The pocket judge's certificate as rows: test, measured, wanted, what published encoders
     manage (NearID, arXiv 2604.01973).
     """
-    found = read_json(path)["held_out"]
+    found = read_json(ROOT / "data/judge/identity/certificate.json")["held_out"]
     return [
         ["verification AUC: the same subject against any other", found["auc"], "0.98 or more", "-"],
         ["AUC against look-alikes alone", found["auc_lookalikes"], "-", "-"],
@@ -210,29 +208,22 @@ def certificate_rows(path: Path = CERTIFICATE) -> list[list[Any]]:
 
 def table(comparison: Comparison) -> Table:
     """The comparison as a table of texts, without the columns that nothing was measured for."""
-    rows = comparison.rows
+    rows, about = comparison.rows, comparison.about
     measured = {
         name: column
         for name, column in COLUMNS.items()
         if any(row.get(name) is not None for row in rows.values())
     }
-    cells = [
-        [CONTESTANT_NAMES[key], *(column.cell(row.get(name)) for name, column in measured.items())]
-        for key, row in rows.items()
-    ]
     return Table(
-        cells, ["", *(column.heading for column in measured.values())], caption(comparison)
-    )
-
-
-def caption(comparison: Comparison) -> str:
-    """What the scores are, in one line: reference, prompts, seeds, encoders."""
-    about = comparison.about
-    return (
+        [
+            [CONTESTANT_NAMES[key], *(col.cell(row.get(name)) for name, col in measured.items())]
+            for key, row in rows.items()
+        ],
+        ["", *(column.heading for column in measured.values())],
         f"Fidelity against {about['reference']};"
         f" {len(about['prompts'])} prompts x {len(about['seeds'])} seeds;"
         f" DINO by {about['dino']['encoder']} ({about['dino']['resize']}),"
-        f" CLIP by {about['clip']['encoder']} ({about['clip']['resize']})"
+        f" CLIP by {about['clip']['encoder']} ({about['clip']['resize']})",
     )
 
 

@@ -71,12 +71,6 @@ def together(concepts: Sequence[Concept], place: str = "") -> str:
     return " ".join(["a " + " in a ".join(things or ["picture"]), *filter(None, [place]), *manners])
 
 
-def asked(concept: Concept, base: Base, count: int = 4) -> list[str]:
-    """`count` prompts that ask for one concept, with its identifier."""
-    pairs = protocol(concept.dataset.subject, base, "course")
-    return [with_identifier for with_identifier, _ in pairs[:count]]
-
-
 def likeness(
     base: Base,
     concepts: Sequence[Concept],
@@ -92,7 +86,10 @@ def likeness(
     `Base.generate`.
     """
     texts = [
-        (c.name, text, seed) for c in concepts for text in asked(c, base, count) for seed in seeds
+        (c.name, asked, seed)
+        for c in concepts
+        for asked, _ in protocol(c.dataset.subject, base, "course")[:count]
+        for seed in seeds
     ]
     images = base.generate([t for _, t, _ in texts], [s for *_, s in texts], **sampling)
     return {

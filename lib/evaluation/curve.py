@@ -69,8 +69,7 @@ class Curve:
         self.plan = plan.asking(self.prompts)
         self.points: list[Point] = []
         self.images: dict[int, list[Image.Image]] = {}
-        class_prompt = prompt_of(dataset.subject, with_identifier=False)
-        self.class_texts = [class_prompt] * plan.class_pictures
+        self.class_texts = [prompt_of(dataset.subject, with_identifier=False)] * plan.class_pictures
         self.photos = {
             name: fixed_noise(base, [i.path for i in items], [i.caption for i in items])
             for name, items in (("loss_train", dataset.train), ("loss_held_out", dataset.test))
@@ -79,8 +78,7 @@ class Curve:
         start = time.perf_counter()
         self.prior, self.cache = 0.0, None
         if self.class_texts:
-            drawn = self._class_pictures()
-            self.prior = self._likeness(drawn)
+            drawn, self.prior = self._class_pictures()
             self.cache = prediction_cache(base, self.class_texts, drawn)
         self._measure(0, 0.0, start)
 
@@ -122,14 +120,12 @@ class Curve:
             },
         }
 
-    def _class_pictures(self) -> list[Image.Image]:
+    def _class_pictures(self) -> tuple[list[Image.Image], float]:
+        """Pictures of the class, and PRES: how alike they are to the photos trained on."""
         seeds = range(CLASS_SEEDS, CLASS_SEEDS + len(self.class_texts))
-        return self.base.generate(self.class_texts, seeds, **self.plan.sampling)
-
-    def _likeness(self, pictures: Sequence[Image.Image]) -> float:
-        """PRES: how alike class pictures are to the photos trained on."""
+        drawn = self.base.generate(self.class_texts, seeds, **self.plan.sampling)
         photos = self.judge.identity([i.path for i in self.dataset.train])
-        return similarity(self.judge.identity(pictures), photos)
+        return drawn, similarity(self.judge.identity(drawn), photos)
 
     def _measure(self, step: int, seconds: float, start: float) -> None:
         """Add a point; `start`: when measuring it began, by `time.perf_counter`."""
@@ -140,7 +136,7 @@ class Curve:
             del point["pictures"]
             point |= {"pres": None, "drift": None, "loss_train": None, "loss_held_out": None}
             if self.cache is not None:  # at step 0 the base is compared with itself
-                point["pres"] = self._likeness(self._class_pictures()) - self.prior if step else 0.0
+                point["pres"] = self._class_pictures()[1] - self.prior if step else 0.0
                 point["drift"] = prediction_drift(self.base, self.cache)["mean"] if step else 0.0
             for name, fixed in self.photos.items():
                 loss = fixed_noise_loss(self.base, fixed)
@@ -199,15 +195,12 @@ def read_curves(runs: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:
     Raises BadInput as `read_curve` does, and where two curves were measured with different
     encoders, prompts or seeds.
     """
-    found = {}
-    for name, run in runs.items():
-        if (Path(run) / FILE).is_file():
-            found[name] = read_curve(run)
-        else:
-            print(
-                f"The run {run} was not measured along the way (it has no {FILE}): notebooks 02 and"
-                " 03 do that."
-            )
+    found = {name: read_curve(run) for name, run in runs.items() if (Path(run) / FILE).is_file()}
+    for run in (run for name, run in runs.items() if name not in found):
+        print(
+            f"The run {run} was not measured along the way (it has no {FILE}): notebooks 02"
+            " and 03 do that."
+        )
     for key in ("dino", "clip", "prompts", "seeds", "class_pictures", "steps", "guidance"):
         if len({repr(record.get(key)) for record in found.values()}) > 1:
             raise BadInput(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch.utils._pytree import tree_map
 
 from lib.dataset.photo_file import upright
@@ -68,7 +68,9 @@ def fixed_noise(
         )
     generator = torch.Generator().manual_seed(seed)
     with evaluation_mode(base):
-        mean, std = base.encode_images([_middle(upright(p)) for p in pictures])
+        mean, std = base.encode_images(
+            [ImageOps.fit(image, [min(image.size)] * 2) for image in map(upright, pictures)]
+        )
     n, rounds = len(pictures), bins * draws
     shape = (rounds * n, *mean.shape[1:])
     wobble, noise = (torch.randn(shape, generator=generator).to(base.device) for _ in range(2))
@@ -83,12 +85,6 @@ def fixed_noise(
     return FixedNoise(latents, noise, timesteps, list(texts) * rounds, bins)
 
 
-def _middle(image: Image.Image) -> Image.Image:
-    """The largest square in the middle of a picture."""
-    side = min(image.size)
-    return image if image.width == image.height else ImageOps.fit(image, (side, side))
-
-
 def _measure(base: Base, fixed: FixedNoise, function: Callable[..., torch.Tensor]) -> torch.Tensor:
     """`function(scheduler, latents, noise, timesteps, conditions)` over `fixed` in batches, its
     results joined in order.
@@ -101,8 +97,7 @@ def _measure(base: Base, fixed: FixedNoise, function: Callable[..., torch.Tensor
         with base.autocast():  # around all batches, so that fp32 weights are cast once
             for part in torch.arange(len(fixed.texts), device=base.device).split(LARGEST_BATCH):
                 chosen = [words.index(fixed.texts[k]) for k in part.tolist()]
-                at = torch.tensor(chosen, device=base.device)
-                asked = tree_map(lambda t, at=at: t[at], conditions)
+                asked = tree_map(lambda t, chosen=chosen: t[chosen], conditions)
                 latents, noise = fixed.latents[part], fixed.noise[part]
                 found.append(function(scheduler, latents, noise, fixed.timesteps[part], asked))
         return torch.cat(found)
@@ -174,11 +169,10 @@ def prediction_cache(
             f"The base model '{base.name}' holds an adapter or weights that train: load it afresh"
             " and keep its predictions first."
         )
-    drawn = pictures
-    if drawn is None:
+    if pictures is None:
         with evaluation_mode(base):
-            drawn = base.generate(texts, range(3000, 3000 + len(texts)), **sampling)
-    fixed = fixed_noise(base, drawn or [], texts, bins, draws)
+            pictures = base.generate(texts, range(3000, 3000 + len(texts)), **sampling)
+    fixed = fixed_noise(base, pictures, texts, bins, draws)
     return Predictions(fixed, predict(base, fixed), base.name)
 
 

@@ -71,11 +71,8 @@ def _folder(name: str | Path) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    return (
-        Path(name)
-        if Path(name).is_dir()
-        else Path(snapshot_download(str(name), local_files_only=True))
-    )
+    folder = Path(name)
+    return folder if folder.is_dir() else Path(snapshot_download(str(name), local_files_only=True))
 
 
 @dataclass
@@ -190,18 +187,15 @@ class Judge:
     tokenizer: Any
     texts: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    @property
-    def image_size(self) -> int:
-        """Pixels of a side of the square that the identity encoder sees."""
-        return self.identity.crop
-
     def describe(self) -> dict[str, Any]:
         """What a result must name: both encoders, image size and resize rule. Scores of two judges
         never share a column.
         """
         parts = {"dino": self.identity, "clip": self.clip_images}
         found: dict[str, dict[str, Any]] = {
-            part: {"encoder": _short(e.name), "resize": e.rule} for part, e in parts.items()
+            # The encoders that ship by their path in the project, which is the same everywhere.
+            part: {"encoder": encoder.name.removeprefix(f"{ROOT}{os.sep}"), "resize": encoder.rule}
+            for part, encoder in parts.items()
         }
         patch = getattr(self.identity.model.config, "patch_size", None)
         if patch:  # ViT-S/8 and S/16 lie in folders of any name
@@ -239,11 +233,6 @@ class Judge:
             ).cpu()  # transformers 4 returns the tensor itself
             self.texts.update(zip(new[start : start + 256], rows))
         return torch.stack([self.texts[t] for t in texts])
-
-
-def _short(name: str) -> str:
-    path = Path(name)
-    return str(path.relative_to(FOLDER.parents[1])) if path.is_relative_to(FOLDER) else str(name)
 
 
 def load_judge(

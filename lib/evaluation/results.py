@@ -21,7 +21,6 @@ RESULTS = ROOT / "data" / "results"
 # 2022, arXiv 2208.12242). A concept's share of a smaller distance from the base is mostly noise.
 CLEAR = 0.1
 NOT_MEASURED = "not measured yet: make pocketbench"
-OWN = "your own run"
 
 
 def verdict_table(own: Comparison | None = None, found: dict[str, Any] | None = None) -> Table:
@@ -31,21 +30,20 @@ def verdict_table(own: Comparison | None = None, found: dict[str, Any] | None = 
     verdicts.json holds. Raises BadInput for a number of `own` that is none.
     """
     found = found or read_result("verdicts")
-    mine = own and {method: _with_derived(own, method, found) for method in METHODS}
-    rows = []
-    for claim in found["claims"]:
-        texts = [_own_text(part, own, mine) for part in claim["parts"]] if own and mine else []
-        rows.append(
-            [
-                str(claim["claim"]),
-                claim["words"],
-                claim["measurement"],
-                claim["effect"],
-                claim["verdict"],
-                "; ".join(filter(None, texts)) or "-",
-            ]
-        )
-    return Table(rows, [*found["columns"], OWN], found["caption"])
+    own = own or Comparison({}, {})
+    mine = {method: _with_derived(own, method, found) for method in METHODS}
+    rows = [
+        [
+            str(claim["claim"]),
+            claim["words"],
+            claim["measurement"],
+            claim["effect"],
+            claim["verdict"],
+            "; ".join(filter(None, (_own_text(part, own, mine) for part in claim["parts"]))) or "-",
+        ]
+        for claim in found["claims"]
+    ]
+    return Table(rows, [*found["columns"], "your own run"], found["caption"])
 
 
 def _with_derived(own: Comparison, method: str, found: dict[str, Any]) -> dict[str, Any]:

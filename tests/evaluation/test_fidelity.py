@@ -277,7 +277,7 @@ def test_results_name_their_encoders(judge):
         "encoder": "data/judge/identity",
         "resize": "short side 64 bicubic, centre crop 64",
     }
-    assert about["clip"]["encoder"] == "data/judge/clip" and judge.image_size == 64
+    assert about["clip"]["encoder"] == "data/judge/clip" and judge.identity.crop == 64
 
 
 def test_vits_of_other_patches_are_told_apart_in_folders_of_one_name(judge, tmp_path):
