@@ -8,13 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from contextlib import suppress
+from typing import Any, Self, TextIO
+
+import psutil
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from lib.files.text import clock
-
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.text import Text
 
 TICK = 0.25  # seconds between two looks at memory and clock
 QUIET = 10.0  # a log gets a line at least this often, so that nobody wonders whether it still runs
@@ -27,7 +29,7 @@ def headings(cells: Sequence[Any]) -> list[str]:
     for cell in cells:
         if cell.cell_type == "markdown":
             titles = HEADING.findall(re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL))
-            current = titles[-1] if titles else current
+            current = [current, *titles][-1]
         found.append(current)
     return found
 
@@ -56,14 +58,17 @@ class Progress:
         self._unfinished_line = ""
         self._said: tuple[str | None, str] | None = None
         self._said_at = 0.0
-        self._live: "Live | None" = None
+        self._live: Live | None = None
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
         if self.stream.isatty():
-            self._live = _live_line(self.stream)
+            # A line that is drawn again in place; what others print meanwhile goes above it.
+            width = shutil.get_terminal_size().columns - 1
+            console = Console(file=self.stream, force_terminal=True, width=width)
+            self._live = Live(console=console, auto_refresh=False, transient=True)
             self._live.start()
         self._thread.start()
         return self
@@ -77,8 +82,7 @@ class Progress:
     def begin(self, notebook: str) -> None:
         """A notebook starts; its kernel is not there yet."""
         with self._lock:
-            self.notebook = notebook
-            self.stage = "starting Python"
+            self.notebook, self.stage = notebook, "starting Python"
             self.cell, self.cells = None, 0
             self._unfinished_line = ""
             self.began = time.monotonic()
@@ -143,10 +147,9 @@ class Progress:
             f"[{names.index(self.notebook) + 1}/{len(names)}] " if self.notebook in names else ""
         )
         cell = f"cell {self.cell + 1}/{self.cells}, " if self.cell is not None else ""
+        remaining = "longer than expected" if over else "last notebook done"
         if left:
             remaining = f"{'at least' if over else 'about'} {clock(left)} left"
-        else:
-            remaining = "longer than expected" if over else "last notebook done"
         elapsed = clock(time.monotonic() - self.started)
         return f"{number}{self.notebook}: {cell}{elapsed} elapsed, {remaining}: {self.stage}"
 
@@ -155,45 +158,23 @@ class Progress:
         with self._lock:
             self._said, self._said_at = (self.notebook, self.stage), time.monotonic()
             if not self._live:
-                self.stream.write(self.line() + "\n")
-                self.stream.flush()
-            elif stays:
-                self._live.update("", refresh=True)
-                self._live.console.print(_text(self.line()), no_wrap=True, overflow="ellipsis")
-            else:
-                self._live.update(_text(self.line()), refresh=True)
+                print(self.line(), file=self.stream, flush=True)
+                return
+            line = Text(self.line(), no_wrap=True, overflow="ellipsis")
+            self._live.update("" if stays else line, refresh=True)
+            if stays:
+                self._live.console.print(line)
 
     def _watch(self) -> None:
-        import psutil
-
         me = psutil.Process()
         while not self._over.wait(TICK):
             resident = 0
             for process in [me, *me.children(recursive=True)]:
-                try:
+                with suppress(psutil.Error):  # it has just ended
                     resident += process.memory_info().rss
-                except psutil.Error:  # it has just ended
-                    pass
             self.peak = max(self.peak, resident)
             with self._lock:
                 waited = time.monotonic() - self._said_at
                 news = self._said != (self.notebook, self.stage) and waited > 1
                 if self.notebook and (self._live or news or waited > QUIET):
                     self.say()
-
-
-def _live_line(stream: TextIO) -> "Live":
-    """rich's line that is drawn again in place; what others print meanwhile goes above it."""
-    from rich.console import Console
-    from rich.live import Live
-
-    width = shutil.get_terminal_size().columns - 1
-    console = Console(file=stream, force_terminal=True, width=width)
-    return Live(console=console, auto_refresh=False, transient=True)
-
-
-def _text(line: str) -> "Text":
-    """`line` as rich shows it: cut off where the terminal ends."""
-    from rich.text import Text
-
-    return Text(line, no_wrap=True, overflow="ellipsis")

@@ -5,7 +5,7 @@ that needs nothing beside it.
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lib.config import CONTESTANT_NAMES
 from lib.evaluation import comparison_table as tables
@@ -32,23 +32,15 @@ TEMPLATE = f"""{{%- extends 'lab/index.html.j2' -%}}
 {{% block data_jpg scoped %}}{PICTURE.replace("KIND", "jpeg")}{{% endblock %}}"""
 
 
-class Picture(NamedTuple):
-    """A picture in a notebook: its MIME type, its bytes in base64, its alternative text."""
-
-    kind: str
-    data: str
-    alt: str
-
-
 def table(summary: Mapping[str, Any]) -> Table:
     """The comparison in `summary` (what `tables.write_summary` wrote) as a table."""
     rows = {name: values for name, values in summary.items() if name in CONTESTANT_NAMES}
     return tables.table(tables.Comparison(rows, summary["about"]))
 
 
-def key_picture(notebooks: Sequence[Any]) -> Picture | None:
-    """The picture for the top: the last of cells tagged `key-picture`, else the last notebook's
-    largest. None if there is neither.
+def _key_picture(notebooks: Sequence[Any]) -> str:
+    """The picture for the top, in HTML: the last of cells tagged `key-picture`, else the last
+    notebook's largest; nothing if there is neither.
     """
     tagged = [
         picture
@@ -60,18 +52,18 @@ def key_picture(notebooks: Sequence[Any]) -> Picture | None:
     if tagged:
         return tagged[-1]
     drawn = [picture for cell in notebooks[-1].cells for picture in _pictures(cell)]
-    return max(drawn, key=lambda picture: len(picture.data), default=None)
+    return max(drawn, key=len, default="")
 
 
-def _pictures(cell: Any) -> Iterator[Picture]:
-    """The pictures that a cell shows."""
+def _pictures(cell: Any) -> Iterator[str]:
+    """The pictures that a cell shows, in HTML with their alternative texts."""
     for output in cell.get("outputs", ()):
         shown = output.get("data", {})
-        for kind in ("image/png", "image/jpeg"):
-            if kind in shown:
-                own = output.metadata.get(kind, {}).get("alt")
-                yield Picture(kind, shown[kind].strip(), own or output.metadata.get("alt") or "")
-                break
+        kind = next((kind for kind in ("image/png", "image/jpeg") if kind in shown), None)
+        if kind:
+            own = output.metadata.get(kind, {}).get("alt")
+            alt = html.escape(own or output.metadata.get("alt") or "")
+            yield f'<img src="data:{kind};base64,{shown[kind].strip()}" alt="{alt}">'
 
 
 def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foot: str = "") -> str:
@@ -93,22 +85,20 @@ def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foo
             if cell.cell_type == "markdown":
                 cell.source = _headings(cell.source, number, contents)
             cells.append(cell)
-    parts = [
-        f"# {title}",
-        table(summary)._repr_html_(),
-        html.escape(summary.get("verdict", "")),
-        html.escape(foot),
-    ]
-    picture = key_picture(notebooks)
-    if picture:
-        source = f"data:{picture.kind};base64,{picture.data}"
-        parts.append(f'<img src="{source}" alt="{html.escape(picture.alt)}">')
     lines = [
         "  " * (level - 2) + f"- [{text}](#{anchor})"
         for level, text, anchor in contents
         if level <= 3
     ]
-    parts += ["## Contents", "\n".join(lines)]
+    parts = [
+        f"# {title}",
+        table(summary)._repr_html_(),
+        html.escape(summary.get("verdict", "")),
+        html.escape(foot),
+        _key_picture(notebooks),
+        "## Contents",
+        "\n".join(lines),
+    ]
     top = nbformat.v4.new_markdown_cell("\n\n".join(parts), id="top")
     page = nbformat.v4.new_notebook(cells=[top, *cells])
     page.metadata = nbformat.from_dict(
