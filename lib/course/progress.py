@@ -163,7 +163,7 @@ class Progress:
             line = Text(self.line(), no_wrap=True, overflow="ellipsis")
             self._live.update("" if stays else line, refresh=True)
             if stays:
-                self._live.console.print(line)
+                self._live.console.print(line, no_wrap=True, overflow="ellipsis")
 
     def _watch(self) -> None:
         me = psutil.Process()
