@@ -109,16 +109,17 @@ class Settings:
         Field(
             ge=0.0,
             le=10.0,
-            description="Lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2); 0 leaves"
-            " it out.",
+            description="Lambda of the prior-preservation loss (Ruiz et al. 2022, eq. 2), or the"
+            " strength of the anchor; 0 leaves it out.",
         ),
     ] = 1.0
     prior: Annotated[
-        Literal["images", "teacher"],
+        Literal["images", "teacher", "anchor"],
         Field(
-            description="What prior preservation holds on to: images (class images) or teacher"
-            " (what the model predicts without its adapter, on the photos noised and with class"
-            " prompts; LoRA alone)."
+            description="What prior preservation holds on to: images (class images), teacher (what"
+            " the model predicts without its adapter, on the photos noised and with class prompts;"
+            " LoRA alone) or anchor (the base's weights, towards which a step pulls back what it"
+            " changed, arXiv 2505.19519)."
         ),
     ] = "images"
     snr_gamma: Annotated[
@@ -235,6 +236,12 @@ class Settings:
                 "Setting 'prior' is 'teacher', which is the model without its adapter, and"
                 " DreamBooth has none: use 'images'."
             )
+        if self.prior == "anchor" and self.dora:
+            raise BadInput(
+                "Settings 'prior' anchor and 'dora' exclude each other, as a magnitude that trains"
+                " changes the weights beside what the anchor pulls back: use 'images', or set dora"
+                " to False."
+            )
         if self.quantize != "none" and self.method != "lora":
             raise BadInput(
                 f"Setting 'quantize' is '{self.quantize}', but {self.method} trains every weight,"
@@ -252,6 +259,22 @@ class Settings:
                 "Setting 'fused_backward' frees gradients early, but a LoRA's are a few megabytes,"
                 " and the clipping of their norm would be lost: set fused_backward to False."
             )
+
+    @property
+    def prior_pictures(self) -> bool:
+        """Whether each batch holds pictures of prior preservation behind the instance images."""
+        return self.prior_weight > 0 and self.prior != "anchor"
+
+    @property
+    def pull(self) -> float:
+        """Share of its change that a weight loses at a step, over the learning rate; 0: no anchor.
+
+        Over a whole training at the peak rate a change that nothing renews shrinks by
+        exp(-prior_weight), whatever the rate and the number of steps.
+        """
+        if self.prior != "anchor":
+            return 0.0
+        return min(self.prior_weight / self.steps, 1.0) / self.learning_rate
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`, counted from 0: it rises, stays, and falls.

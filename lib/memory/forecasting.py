@@ -186,7 +186,7 @@ def fake_inputs(base: Base, settings: Settings) -> tuple[StepInputs, list[tuple]
     shape = (config.in_channels, height // factor, width // factor)
     cached = [
         (torch.empty(n, *shape), torch.empty(n, *shape), _fake_conditions(base, settings, n))
-        for n in CACHED_PICTURES[: 1 + (settings.prior_weight > 0)]
+        for n in CACHED_PICTURES[: 1 + settings.prior_pictures]
     ]
     rows = settings.batch_size * len(cached)
     return StepInputs(

@@ -13,6 +13,7 @@ import torch
 
 from lib.config import Settings
 from lib.models import Base
+from lib.step.param_groups import in_memory_order
 from lib.step.quantization import quantize_layer, quantize_linear_layers
 
 if TYPE_CHECKING:
@@ -115,6 +116,24 @@ def rate_shares(
     denoiser = {id(p) for p in base.denoiser.parameters()}
     text = settings.text_encoder_rate / settings.learning_rate
     return [1.0 if id(p) in denoiser else text for p in weights]
+
+
+def anchors(
+    named_weights: Sequence[tuple[str, torch.nn.Parameter]], settings: Settings
+) -> list[torch.Tensor | None]:
+    """What the anchor pulls each of the weights towards, before anything is trained: one row each.
+
+    - DreamBooth: the base's weight, in the order of its memory; in fp16, as bases are shipped
+    - LoRA: zero for each B, since with B its change (alpha / rank) B A shrinks by the same share;
+      nothing for A
+
+    Empty without an anchor.
+    """
+    if not settings.pull:
+        return []
+    if settings.method == "lora":
+        return [w.new_zeros(1) if "lora_B" in name else None for name, w in named_weights]
+    return [in_memory_order(w).reshape(-1).half() for _, w in named_weights]
 
 
 @contextmanager

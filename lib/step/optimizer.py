@@ -28,6 +28,7 @@ class Optimizer:
     """AdamW on `weights` as `settings` say.
 
     rate: the learning rate that `step` uses, times each weight's own factor in `rate_shares`.
+    anchors: what each weight is pulled towards, as `lib.step.methods.anchors` gives it.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Optimizer:
         rate_shares: Sequence[float],
         settings: Settings,
         device: torch.device,
+        anchors: Sequence[torch.Tensor | None] = (),
     ):
         self.weights = weights
+        self.anchors = anchors
         self.settings = settings
         self.rate: float | torch.Tensor = settings.learning_rate
         self.numel = sum(w.numel() for w in weights)
@@ -47,7 +50,7 @@ class Optimizer:
         whole = in_place and not settings.fused_backward
         size = self.numel if whole else max(GROUP_SIZE, self.numel // MOST_GROUPS)
         self.groups = [
-            ParamGroup(indices, weights, share, settings, device, flat=not in_place)
+            ParamGroup(indices, weights, share, settings, device, anchors, flat=not in_place)
             for indices, share in group_weights(weights, rate_shares, size)
         ]
         self.hooks = self._update_in_backward() if settings.fused_backward else []
@@ -68,10 +71,14 @@ class Optimizer:
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
-        """{weight, or the flat copy of a group: its moments}, as torch's optimisers have it."""
-        return {
+        """{weight, or the flat copy of a group: its moments}, as torch's optimisers have it.
+
+        Anchors stand there under themselves.
+        """
+        found = {
             weight: state for group in self.groups for weight, state in group.adamw.state.items()
         }
+        return found | {a: {"anchor": a} for a in self.anchors if a is not None}
 
     def step(self) -> torch.Tensor:
         """Clip, update, free the gradients.

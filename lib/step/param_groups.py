@@ -29,8 +29,9 @@ MOMENTS = {"exp_avg": "dynamic", "exp_avg_sq": "udynamic"}
 class ParamGroup:
     """Some of all trainable weights, updated together, at `rate_share` times the learning rate.
 
-    indices: places of its weights in `all_weights`. flat: whether they are updated through an fp32
-    copy in one row, `flat_copy`, which is empty but during an update.
+    indices: places of its weights in `all_weights`. anchors: for each of all weights what
+    `lib.step.methods.anchors` gives. flat: whether they are updated through an fp32 copy in one
+    row, `flat_copy`, which is empty but during an update.
     """
 
     def __init__(
@@ -40,9 +41,12 @@ class ParamGroup:
         rate_share: float,
         settings: Settings,
         device: torch.device,
+        anchors: Sequence[torch.Tensor | None],
         flat: bool,
     ):
         self.indices = indices
+        self.pull = settings.pull
+        self.anchors = [anchors[k] for k in indices] if settings.pull else []
         self.weights = [all_weights[k] for k in indices]
         self.rate_share = rate_share
         self.sizes = [w.numel() for w in self.weights]
@@ -87,10 +91,27 @@ class ParamGroup:
             self.adamw.grad_scale = divisor  # the fused kernel divides by it as it reads
             self.adamw.step()
             self.adamw.zero_grad()
+            self._pull_back([in_memory_order(w).view(-1) for w in self.weights], rate)
         else:
-            self._update_through_copy(divisor, generator)
+            self._update_through_copy(rate, divisor, generator)
 
-    def _update_through_copy(self, divisor: torch.Tensor, generator: torch.Generator) -> None:
+    def _pull_back(self, weights: Sequence[torch.Tensor], rate: float | torch.Tensor) -> None:
+        """Take `rate` * pull of its change back from each weight, given as one row of numbers.
+
+        Beside the gradient, not in it, as AdamW's weight decay is (Loshchilov & Hutter 2019, arXiv
+        1711.05101).
+        """
+        share = rate * self.pull
+        for weight, anchor in zip(weights, self.anchors):
+            if anchor is not None:
+                weight.lerp_(anchor.to(weight.dtype), share)
+
+    def _update_through_copy(
+        self,
+        rate: float | torch.Tensor,
+        divisor: torch.Tensor,
+        generator: torch.Generator,
+    ) -> None:
         have = [k for k, w in enumerate(self.weights) if w.grad is not None]
         empty = torch.empty if len(have) == len(self.weights) else torch.zeros
         values, gradient = (empty(self.numel, device=self.flat_copy.device) for _ in range(2))
@@ -109,6 +130,7 @@ class ParamGroup:
             self._update_8bit()
         else:
             self.adamw.step()
+        self._pull_back(value_parts, rate)
         if weights[0].dtype == torch.bfloat16:
             round_stochastically(values, generator)
         torch._foreach_copy_([weights[k] for k in have], [value_parts[k] for k in have])

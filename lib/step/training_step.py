@@ -23,7 +23,7 @@ from lib.models import Base
 from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16
 from lib.step.gradient_checkpointing import set_checkpointing
 from lib.step.loss import diffusion_loss
-from lib.step.methods import adapter_off, rate_shares, trainable, tuned_parts
+from lib.step.methods import adapter_off, anchors, rate_shares, trainable, tuned_parts
 from lib.step.optimizer import Optimizer
 from lib.step.quantization import quantize_layer
 
@@ -115,9 +115,9 @@ class Step:
         self.small_attention = fused_attention_layers(self.denoiser) if on_small else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
         self._prepare_modules(training=True)
-        self.optimizer = Optimizer(
-            self.weights, rate_shares(base, self.weights, settings), settings, base.device
-        )
+        shares = rate_shares(base, self.weights, settings)
+        pulled = anchors(self.named_weights(), settings)
+        self.optimizer = Optimizer(self.weights, shares, settings, base.device, pulled)
         self.graphed = can_capture(settings, base.device)
         self.run: Callable[..., torch.Tensor] = self.take_step
         if self.graphed:

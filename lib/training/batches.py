@@ -53,9 +53,9 @@ class Draw(NamedTuple):
 def prior_items(settings: Settings, dataset: Dataset) -> list[Item]:
     """The pictures of prior preservation: class images.
 
-    For a teacher, the photos under captions without the identifier.
+    For a teacher, the photos under captions without the identifier; for an anchor, none.
     """
-    if settings.prior_weight == 0:
+    if not settings.prior_pictures:
         return []
     if settings.prior == "images":
         return dataset.class_images

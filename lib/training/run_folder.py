@@ -117,7 +117,7 @@ def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, str]
 
 def check_class_images(settings: Settings, dataset: Dataset) -> None:
     """Raise BadInput if prior preservation lacks class images, or some of a photo's size."""
-    if settings.prior_weight == 0:
+    if not settings.prior_pictures:
         return
     if not prior_items(settings, dataset):
         raise BadInput(
