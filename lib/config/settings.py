@@ -208,57 +208,55 @@ class Settings:
 
     def __post_init__(self):
         """Check the rules that no single setting can hold by itself. Raises BadInput."""
-        self._check_places()
-        self._check_method()
-        if self.resolution % 8 or 0 < self.resolution < 32:
-            raise BadInput(
-                f"Setting 'resolution' is {self.resolution}: it must be 0 (the base's own) or a"
-                " multiple of 8 from 32 on."
-            )
-        if self.weights == "bf16" and self.precision == "fp32":
-            raise BadInput(
-                "Settings 'weights' bf16 and 'precision' fp32 exclude each other, as each layer's"
-                " weights would be copied to fp32 for its arithmetic: set precision to 'auto', or"
-                " weights to 'fp32'."
-            )
-
-    def _check_places(self):
         for name in ("base", "data", "output"):
             if not getattr(self, name).strip():
-                raise BadInput(
-                    f"Setting '{name}' is empty: name a"
-                    f" folder{' or a model' if name == 'base' else ''}."
-                )
-
-    def _check_method(self):
-        if self.prior == "teacher" and self.method != "lora":
-            raise BadInput(
+                what = "folder or a model" if name == "base" else "folder"
+                raise BadInput(f"Setting '{name}' is empty: name a {what}.")
+        lora = self.method == "lora"
+        rules = (
+            (
+                self.prior == "teacher" and not lora,
                 "Setting 'prior' is 'teacher', which is the model without its adapter, and"
-                " DreamBooth has none: use 'images'."
-            )
-        if self.prior == "anchor" and self.dora:
-            raise BadInput(
+                " DreamBooth has none: use 'images'.",
+            ),
+            (
+                self.prior == "anchor" and self.dora,
                 "Settings 'prior' anchor and 'dora' exclude each other, as a magnitude that trains"
                 " changes the weights beside what the anchor pulls back: use 'images', or set dora"
-                " to False."
-            )
-        if self.quantize != "none" and self.method != "lora":
-            raise BadInput(
+                " to False.",
+            ),
+            (
+                self.quantize != "none" and not lora,
                 f"Setting 'quantize' is '{self.quantize}', but {self.method} trains every weight,"
                 " and one of 4 or 8 bits cannot take small steps: set quantize to 'none', or train"
-                " a LoRA."
-            )
-        if self.quantize == "int8" and self.dora:
-            raise BadInput(
+                " a LoRA.",
+            ),
+            (
+                self.quantize == "int8" and self.dora,
                 "Settings 'quantize' int8 and 'dora' exclude each other, as bitsandbytes keeps no"
                 " scale of an int8 weight that a magnitude could be taken from: set quantize to"
-                " 'nf4' or 'none', or dora to False."
-            )
-        if self.fused_backward and self.method == "lora":
-            raise BadInput(
+                " 'nf4' or 'none', or dora to False.",
+            ),
+            (
+                self.fused_backward and lora,
                 "Setting 'fused_backward' frees gradients early, but a LoRA's are a few megabytes,"
-                " and the clipping of their norm would be lost: set fused_backward to False."
-            )
+                " and the clipping of their norm would be lost: set fused_backward to False.",
+            ),
+            (
+                self.resolution % 8 or 0 < self.resolution < 32,
+                f"Setting 'resolution' is {self.resolution}: it must be 0 (the base's own) or a"
+                " multiple of 8 from 32 on.",
+            ),
+            (
+                self.weights == "bf16" and self.precision == "fp32",
+                "Settings 'weights' bf16 and 'precision' fp32 exclude each other, as each layer's"
+                " weights would be copied to fp32 for its arithmetic: set precision to 'auto', or"
+                " weights to 'fp32'.",
+            ),
+        )
+        for broken, sentence in rules:
+            if broken:
+                raise BadInput(sentence)
 
     @property
     def prior_pictures(self) -> bool:

@@ -310,23 +310,18 @@ def diffusers_tensors(adapter: Adapter) -> tuple[Tensors, Header]:
 
 def write_peft(folder: Path, part: str, layers: dict[str, Layer], texts: Header) -> list[str]:
     """Write the PEFT folder of one part, with `texts` in the header. Returns the keys in it."""
+    # PEFT looks layers up by their names in memory: from transformers 5.6 on a CLIPTextModel has no
+    # `text_model.` in them, and a CLIPTextModelWithProjection (SDXL's second encoder) still has.
+    release = tuple(map(int, version("transformers").split(".")[:2]))
+    short = part == "text_encoder" and release >= (5, 6)
     tensors: Tensors = {}
     for name, layer in layers.items():
-        tensors |= _peft_layer(f"base_model.model.{name_in_memory(part, name)}", layer)
+        in_memory = short_name(part, name) if short else name
+        tensors |= _peft_layer(f"base_model.model.{in_memory}", layer)
     save_weights_file(folder / "adapter_model.safetensors", tensors, texts, check=True)
     config = peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
     write_json(folder / "adapter_config.json", config)
     return list(tensors)
-
-
-def name_in_memory(part: str, name: str) -> str:
-    """A layer's name in the installed transformers' model, by which PEFT looks it up.
-
-    From 5.6 on a CLIPTextModel has no `text_model.` in it, and a CLIPTextModelWithProjection
-    (SDXL's second encoder) still has.
-    """
-    release = tuple(map(int, version("transformers").split(".")[:2]))
-    return short_name(part, name) if part == "text_encoder" and release >= (5, 6) else name
 
 
 def _peft_layer(name: str, layer: Layer) -> Tensors:

@@ -27,11 +27,10 @@ from lib.convert.adapter import (
     read_adapter,
     write_peft,
 )
-from lib.convert.readers import unfilled_model
+from lib.convert.readers import loaded_layers, unfilled_model
 from lib.files import BadInput
 from lib.models import Base, BaseWeights, open_base_weights
 from lib.models.compatibility import check_compatible
-from lib.models.layer_names import full_name
 from lib.step import load_run
 
 # PEFT's ways of mixing (peft.tuners.lora.model.LoraModel.add_weighted_adapter), and what each does,
@@ -199,17 +198,13 @@ def _mix_part(
                 f"These adapters cannot be mixed by '{options['combination_type']}'"
                 f" ({str(error).splitlines()[0]}): choose another way."
             ) from None
-        return {
-            full_name(part, name): _mixed_layer(module)
-            for name, module in model.base_model.model.named_modules()
-            if hasattr(module, "lora_A") and "mixed" in module.lora_A
-        }
+        mixed = loaded_layers(part, model.base_model.model, "mixed")
+    return {name: _in_half(layer) for (_, name), layer in mixed.items()}
 
 
-def _mixed_layer(module: Any) -> Layer:
-    down = module.lora_A["mixed"].weight.detach().half().contiguous()
-    up = module.lora_B["mixed"].weight.detach().half().contiguous()
-    return Layer(down, up, module.scaling["mixed"] * len(down))
+def _in_half(layer: Layer) -> Layer:
+    """The layer in fp16, without a magnitude, which a mix does not have."""
+    return Layer(layer.down.half().contiguous(), layer.up.half().contiguous(), layer.alpha)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.config import Settings, described
 from lib.convert.adapter import Adapter, Source, diffusers_tensors, path_of
@@ -99,13 +100,11 @@ def import_lora(
     return out
 
 
-def _setting(name: str, text: str | float | None) -> float | None:
+def _setting(name: str, text: Any) -> float | None:
     """What a header says of a setting, brought into its limits; None for what is no number."""
     setting = described(Settings)[name]
     low, high = setting.limits
-    if text is None:
-        return None
     try:
         return setting.kind(min(max(float(text), low), high))
-    except ValueError:
+    except (TypeError, ValueError):
         return None

@@ -56,13 +56,6 @@ class Model:
     facts: Facts
     merged_from: str
 
-    @property
-    def changed(self) -> int:
-        """How many weights are not the base's."""
-        if self.base_weights.tuned:
-            return sum(len(self.base_weights.shapes[part]) for part in self.base_weights.tuned)
-        return len({(part, name) for adapter, _ in self.adapters for part, name, _ in adapter})
-
 
 def merge(
     sources: Source | Sequence[Source],
@@ -138,7 +131,9 @@ def write_model(model: Model, to: str, out: str | Path, title: str | None = None
     readers = write(out, base_weights, merged_reader(base_weights, model.adapters), texts)
     seconds = time.perf_counter() - started
     count = len(next(iter(readers.values()))[0])
-    return Written(out, size_of(out), seconds, readers, tensors=count, changed=model.changed)
+    changed = {(part, name) for part in base_weights.tuned for name in base_weights.shapes[part]}
+    changed |= {(part, name) for adapter, _ in model.adapters for part, name, _ in adapter}
+    return Written(out, size_of(out), seconds, readers, tensors=count, changed=len(changed))
 
 
 def merged_reader(
@@ -214,8 +209,9 @@ def _write_folder(out: Path, base_weights: BaseWeights, read: Reader, texts: Hea
                 for name, shape in names.items()
                 if name not in spare
             }
+            file = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
             write_weights(
-                path / part / _weight_file(part),
+                path / part / f"{file}.safetensors",
                 shapes,
                 lambda name, part=part: read(part, name),
                 texts if part == "unet" else {"format": "pt"},
@@ -273,12 +269,6 @@ def _model_index(folder: Path, path: Path) -> dict[str, object]:
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     return index
-
-
-def _weight_file(part: str) -> str:
-    """The name of a part's file of weights, as diffusers and transformers write it."""
-    diffusers = part in ("unet", "vae")
-    return "diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors"
 
 
 def _stored_type(base_weights: BaseWeights, part: str, name: str) -> str:

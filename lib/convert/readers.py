@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from lib.convert.adapter import Adapter
+from lib.convert.adapter import Adapter, Layer
 from lib.files import BadInput, listed
 from lib.models import BaseWeights
 from lib.models.base_weights import class_shapes, skeleton
@@ -154,16 +154,7 @@ def _dotted_keys(tool: str, part: str, name: str) -> set[str]:
     return set()
 
 
-class LoadedLayer(NamedTuple):
-    """A layer's update as diffusers or PEFT read it; `scale` is alpha / rank."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float
-    magnitude: torch.Tensor | None
-
-
-Loaded = dict[tuple[str, str], LoadedLayer]  # by (part, layer name)
+Loaded = dict[tuple[str, str], Layer]  # by (part, layer name), as diffusers or PEFT read it
 
 
 def load_back(path: Path, form: str, base_weights: BaseWeights) -> Loaded:
@@ -197,7 +188,7 @@ def load_back(path: Path, form: str, base_weights: BaseWeights) -> Loaded:
                 pipe.load_lora_into_text_encoder(
                     tensors, alphas, model, prefix=part, adapter_name="check", metadata=metadata
                 )
-            loaded |= _loaded_layers(part, model)
+            loaded |= loaded_layers(part, model)
     return loaded
 
 
@@ -209,25 +200,22 @@ def _load_back_peft(path: Path, unet: Any, base_weights: BaseWeights) -> Loaded:
         part = folder.name
         plain = unet if part == "unet" else unfilled_model(part, base_weights)
         model = PeftModel.from_pretrained(plain, folder, "check", low_cpu_mem_usage=True)
-        loaded |= _loaded_layers(part, model.base_model.model)
+        loaded |= loaded_layers(part, model.base_model.model)
     return loaded
 
 
-def _loaded_layers(part: str, model: Any) -> Loaded:
-    return {
-        (part, full_name(part, name)): LoadedLayer(
-            module.lora_A["check"].weight.detach(),
-            module.lora_B["check"].weight.detach(),
-            module.scaling["check"],
-            (
-                module.lora_magnitude_vector["check"].weight.detach()
-                if "check" in module.lora_magnitude_vector
-                else None
-            ),
-        )
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A") and "check" in module.lora_A
-    }
+def loaded_layers(part: str, model: Any, adapter: str = "check") -> Loaded:
+    """The layers of an adapter that PEFT has put into a model."""
+    loaded: Loaded = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and adapter in module.lora_A:
+            down = module.lora_A[adapter].weight.detach()
+            up = module.lora_B[adapter].weight.detach()
+            dora = adapter in module.lora_magnitude_vector
+            magnitude = module.lora_magnitude_vector[adapter].weight.detach() if dora else None
+            alpha = module.scaling[adapter] * len(down)
+            loaded[part, full_name(part, name)] = Layer(down, up, alpha, magnitude)
+    return loaded
 
 
 def unfilled_model(part: str, base_weights: BaseWeights) -> Any:
@@ -243,12 +231,11 @@ def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
     loaded, wrong = dict(loaded), []
     for part, name, layer in adapter:
         theirs = loaded.pop((part, name), None)
-        scale = layer.alpha / layer.rank
         if theirs is None or not (
             _same(theirs.down, layer.down)
             and _same(theirs.up, layer.up)
             and _same(theirs.magnitude, layer.magnitude)
-            and abs(theirs.scale - scale) <= 1e-6 * abs(scale)
+            and abs(theirs.alpha - layer.alpha) <= 1e-6 * abs(layer.alpha)
         ):
             wrong.append(f"{part}.{name}")
     wrong += [".".join(where) for where in loaded]

@@ -14,7 +14,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 
@@ -68,8 +68,9 @@ class open_weights:
             self.metadata: dict[str, str] = dict(self._file.metadata() or {})
             self.names: list[str] = list(self._file.keys())
             self._infos = {name: self._file.get_slice(name) for name in self.names}
-            raw, self._start, self._header = raw_header(path)
-            raw.close()
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                self._start, self._header = 8 + size, json.loads(file.read(size))
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInput(
                 f"{path} is no whole safetensors file ({_first_line(error)}): it is cut off, too"
@@ -109,23 +110,21 @@ class open_weights:
         return tensor
 
     def _read(self, name):
+        if 0 in self.shape(name) or self.dtype(name) not in TYPES:
+            return self._file.get_tensor(name)
+        return self.first(name).reshape(self.shape(name))
+
+    def first(self, name: str, most: int | None = None) -> torch.Tensor:
+        """The first numbers of a tensor, at most so many, in one row on the CPU."""
         # By reading: of a file mapped into memory, as safetensors does, all pages that were read
         # count as this process's memory.
         begin, end = self._header[name]["data_offsets"]
-        if begin == end or self.dtype(name) not in TYPES:
-            return self._file.get_tensor(name)
-        data = bytearray(end - begin)
+        kind = TYPES[self.dtype(name)]
+        data = bytearray(min(end - begin, most * kind.itemsize) if most else end - begin)
         with open(self.path, "rb") as file:
             file.seek(self._start + begin)
             file.readinto(data)
-        return torch.frombuffer(data, dtype=TYPES[self.dtype(name)]).reshape(self.shape(name))
-
-
-def raw_header(path: str | Path) -> tuple[BinaryIO, int, dict[str, Any]]:
-    """(the open file, where its tensors begin, the header as JSON) of a safetensors file."""
-    file = open(path, "rb")
-    size = int.from_bytes(file.read(8), "little")
-    return file, 8 + size, json.loads(file.read(size))
+        return torch.frombuffer(data, dtype=kind)
 
 
 def refuse_pickle(path: str | Path) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from lib.files import BadInput, listed, read_json
 from lib.files.paths import PICKLE_ENDINGS
-from lib.files.safetensors_file import TYPES, open_weights, raw_header
+from lib.files.safetensors_file import open_weights
 from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
 from lib.models.families import FAMILIES, Pocket, config_folder, family_of, family_of_width
 from lib.models.layer_names import full_name
@@ -140,7 +140,7 @@ class BaseWeights:
     def read(self, part: str, name: str) -> torch.Tensor:
         """A tensor, from disk. Raises BadInput as `open_weights` does."""
         path, key, how = self.places[part][name]
-        tensor = _opened(path, path.stat().st_mtime_ns).read(key)
+        tensor = _opened(path).read(key)
         if how in ("0", "1", "2"):
             return tensor.chunk(3)[int(how)]
         if how == "transpose":
@@ -150,7 +150,7 @@ class BaseWeights:
     def dtype(self, part: str, name: str) -> str:
         """The safetensors name of a tensor's type, such as "F16"."""
         path, key, _ = self.places[part][name]
-        return _opened(path, path.stat().st_mtime_ns).dtype(key)
+        return _opened(path).dtype(key)
 
     def fingerprint(self) -> str:
         """16 hex digits by which a base model is known: a hash of its U-Net.
@@ -159,17 +159,11 @@ class BaseWeights:
         numbers count as fp16 has them, so that a model in fp32 and its copy in fp16 are the same,
         as a folder or as one file. A copy in bf16 is another: its numbers are rounded more.
         """
-        digest, files = hashlib.sha256(), {}
+        digest = hashlib.sha256()
         for name, (path, key, _) in sorted(self.places["unet"].items()):
-            files[path] = files.get(path) or raw_header(path)
-            file, start, header = files[path]
-            kind, (begin, end) = TYPES[header[key]["dtype"]], header[key]["data_offsets"]
-            file.seek(start + begin)
-            data = file.read(min(end - begin, FINGERPRINTED * kind.itemsize))
-            first = torch.frombuffer(bytearray(data), dtype=kind).half()
-            digest.update(f"{name}{header[key]['shape']}".encode() + first.numpy().tobytes())
-        for file, *_ in files.values():
-            file.close()
+            file = _opened(path)
+            first = file.first(key, FINGERPRINTED).half()
+            digest.update(f"{name}{list(file.shape(key))}".encode() + first.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -323,8 +317,12 @@ def family_in_words(shapes: Mapping[str, Shapes], name: str = "") -> str:
     return f"{own} (text width {width})"
 
 
+def _opened(path: Path) -> open_weights:
+    return _opened_at(path, path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=16)
-def _opened(path: Path, changed: int) -> open_weights:
+def _opened_at(path: Path, changed: int) -> open_weights:
     return open_weights(path)
 
 
