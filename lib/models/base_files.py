@@ -212,13 +212,12 @@ def _hub_reason(name: str, error: Exception) -> tuple[str, str]:
             "set WORKBENCH_DOWNLOAD=1 to download it, size and licence are shown first",
         ),
     )
-    for kind, reason, remedy in known:
-        if isinstance(error, kind):
-            return reason, remedy
-    return (
+    unreached = (
         f"the hub cannot be reached: {_short(error)}",
         "try again online, files that have arrived are kept",
     )
+    told = ((reason, remedy) for kind, reason, remedy in known if isinstance(error, kind))
+    return next(told, unreached)
 
 
 def chosen_files(names: list[str], weights: bool = True) -> list[str]:

@@ -23,7 +23,7 @@ from lib.files import BadInput, listed, read_json
 from lib.files.paths import PICKLE_ENDINGS
 from lib.files.safetensors_file import open_weights
 from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
-from lib.models.families import FAMILIES, Pocket, config_folder, family_of, family_of_width
+from lib.models.families import FAMILIES, Pocket, config_folder, family_of, known_label
 from lib.models.layer_names import full_name
 from lib.models.single_file import Places, read_single_file, stated_prediction
 
@@ -306,15 +306,10 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 
 def family_in_words(shapes: Mapping[str, Shapes], name: str = "") -> str:
     """A base model's family as sentences name it, from its weights' shapes."""
-    if "text_encoder_2" in shapes:
-        return "SDXL"
     widths = (s[1] for key, s in shapes["unet"].items() if key.endswith("attn2.to_k.weight"))
     width = next(widths, None)
-    known = family_of_width(width)
-    if known:
-        return known.label
     own = "the pocket base" if name == "pocket" else "a base of its own kind"
-    return f"{own} (text width {width})"
+    return known_label(shapes, width) or f"{own} (text width {width})"
 
 
 def _opened(path: Path) -> open_weights:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.files import BadInput, read_json
 from lib.models.base_weights import BaseWeights
-from lib.models.families import family_of_width
+from lib.models.families import known_label
 
 FINGERPRINT, BASE = "workbench.base_fingerprint", "workbench.base"  # in headers of adapters
 
@@ -23,14 +23,10 @@ def adapter_family(adapter: Any) -> str | None:
 
     Read from its parts and the text width of its cross-attention; None if it has none.
     """
-    if "text_encoder_2" in adapter.layers:
-        return "SDXL"
-    for part, name, layer in adapter:
-        if part == "unet" and name.endswith(("attn2.to_k", "attn2.to_v")):
-            width = layer.down.shape[1]
-            known = family_of_width(width)
-            return known.label if known else f"a base of text width {width}"
-    return None
+    ends = ("attn2.to_k", "attn2.to_v")
+    widths = (y.down.shape[1] for part, n, y in adapter if part == "unet" and n.endswith(ends))
+    width = next(widths, None)
+    return known_label(adapter.layers, width) or (width and f"a base of text width {width}")
 
 
 def check_compatible(adapter: Any, base: BaseWeights, other_base: bool = False) -> None:

@@ -5,7 +5,7 @@ configurations of a diffusers folder, or from keys and shapes of a single file. 
 which family a base is of: what differs is an attribute or a method here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +192,12 @@ def family_named(name: str) -> type[Family]:
     return next(family for family in FAMILIES if family.name == name)
 
 
-def family_of_width(text_width: int | None) -> type[Family] | None:
-    """The family whose denoiser attends to text embeddings of this width, if one does."""
-    found = [family for family in FAMILIES if family.text_width == text_width is not None]
-    return found[0] if found else None
+def known_label(parts: Container[str], text_width: int | None) -> str | None:
+    """What sentences call the family with these parts, or whose denoiser attends to such texts."""
+    if "text_encoder_2" in parts:
+        return StableDiffusionXL.label
+    known = (family.label for family in FAMILIES if family.text_width == text_width is not None)
+    return next(known, None)
 
 
 def family_of(name: str | Path) -> type[Family]:
