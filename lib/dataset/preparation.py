@@ -211,19 +211,15 @@ def read_words(
 ) -> Subject:
     """The `Subject` in the photo folder `subject`, its words checked against a base's tokenizer.
 
-    The words given here come first, then those of its subject.json, then a proposed identifier.
+    The words given here come first, then those of its subject.json, then of `IDENTIFIERS` the one
+    that the tokenizer keeps in fewest tokens: a rare word, short to learn.
     """
     own = Path(subject).expanduser() / "subject.json"
     if not identifier and not (own.is_file() and read_json(own).get("identifier")):
-        identifier = propose_identifier(base)
+        identifier = min(IDENTIFIERS, key=lambda word: len(base.tokens(word)))
     found = read_subject(subject, kind or None, class_noun or None, identifier or None)
     base.check_words(found.class_noun, found.identifier)
     return found
-
-
-def propose_identifier(base: "Base", candidates: Sequence[str] = IDENTIFIERS) -> str:
-    """The candidate that a base's tokenizer keeps in fewest tokens: a rare word, short to learn."""
-    return min(candidates, key=lambda word: len(base.tokens(word)))
 
 
 def open_or_prepare(

@@ -155,11 +155,6 @@ class Step:
         self._prepare_modules(training=False)
         self.parts.eval()
 
-    @property
-    def rate(self) -> float:
-        """Learning rate of the next step."""
-        return self.settings.rate(self.taken)
-
     def loss(
         self,
         latents: torch.Tensor,
@@ -205,8 +200,9 @@ class Step:
         Returns a tensor [3 + B] on the device: instance loss (mean), prior loss (mean, 0 without
         class images), norm of the gradient before clipping, and the loss of each picture.
         """
-        # A replayed step reads its rate, as all that changes, from a tensor.
-        rate = torch.full((), self.rate, device=self.base.device) if self.graphed else self.rate
+        rate: float | torch.Tensor = self.settings.rate(self.taken)
+        if self.graphed:  # a replayed step reads its rate, as all that changes, from a tensor
+            rate = torch.full((), rate, device=self.base.device)
         numbers = self.run(rate, latents, noise, timesteps, conditions)
         self.taken += 1
         return numbers

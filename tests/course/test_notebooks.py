@@ -28,9 +28,10 @@ from lib.course.progress import Progress
 from lib.course.runner import run_notebook
 from lib.course.set_up import unmet
 from lib.course.set_up_cell import CELL, set_up_cells, write_set_up_cell
+from lib.dataset import preparation
 from lib.dataset.class_images import PLACES, class_prompts
 from lib.dataset.imagefolder import load_dataset
-from lib.dataset.preparation import prepare, propose_identifier
+from lib.dataset.preparation import prepare, read_words
 from lib.evaluation.curve import read_curve
 from lib.evaluation.fidelity import protocol
 from lib.files.errors import BadInput
@@ -598,6 +599,7 @@ def test_every_kind_has_its_prompts(kind, model, tmp_path):
         assert {place for place in PLACES for text in others if text.endswith(place)} == set(PLACES)
 
 
-def test_the_proposed_identifier_is_one_piece(model):
-    assert len(model.tokens(propose_identifier(model))) == 1
-    assert propose_identifier(model, ("pipbot", "zwx", "sunflower")) == "zwx"
+def test_the_proposed_identifier_is_one_piece(model, tmp_path, monkeypatch):
+    assert len(model.tokens(read_words(tmp_path, model, "robot").identifier)) == 1
+    monkeypatch.setattr(preparation, "IDENTIFIERS", ("pipbot", "zwx", "sunflower"))
+    assert read_words(tmp_path, model, "robot").identifier == "zwx"
