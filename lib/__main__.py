@@ -109,15 +109,14 @@ def train(
     python -m lib train runs/course/lora/settings.json
     """
     from lib.config import Settings
-    from lib.training import train as run_training
-    from lib.training.loop import NotFinite
+    from lib.training import loop
 
     stopped = (
         "Stopped; the same command goes on from the last checkpoint, or begins anew where there"
         " was none."
     )
-    with ending(NotFinite, stopped=stopped):
-        print(run_training(Settings.load(settings)))
+    with ending(loop.NotFinite, stopped=stopped):
+        print(loop.train(Settings.load(settings)))
 
 
 @app.command()
@@ -186,13 +185,11 @@ def export(
     python -m lib export runs/course/dreambooth --to checkpoint --out robot.safetensors
         # one file; diffusers is a folder
     """
-    from lib.convert import export as export_for_tools
-    from lib.convert.exporting import base_of
-    from lib.convert.verification import check_pictures
+    from lib.convert import exporting, interchange, verification
 
-    done = export_for_tools(source, to, out, base, title, other_base)
+    done = interchange.export(source, to, out, base, title, other_base)
     print(*done.lines(), sep="\n")
-    print(check_pictures(source, done.path, base_of(source, base)))
+    print(verification.check_pictures(source, done.path, exporting.base_of(source, base)))
     _print_written(done)
 
 
@@ -234,15 +231,15 @@ def merge(
     python -m lib merge runs/course/lora other.safetensors=0.6 \\
         --to checkpoint --out both.safetensors
     """
-    from lib.convert.exporting import base_of
-    from lib.convert.merging import whole_model, write_model
-    from lib.convert.verification import check_pictures
+    from lib.convert import exporting, merging, verification
 
     paths, weights = _with_weights(sources)
-    done = write_model(whole_model(paths, weights, base, other_base), to, out, title)
+    model = merging.whole_model(paths, weights, base, other_base)
+    done = merging.write_model(model, to, out, title)
     print(*done.lines(), sep="\n")
     if weights == [1.0]:
-        print(check_pictures(paths[0], done.path, base_of(paths[0], base)))
+        base_name = exporting.base_of(paths[0], base)
+        print(verification.check_pictures(paths[0], done.path, base_name))
     _print_written(done)
 
 
@@ -261,17 +258,17 @@ def extract(
     \b
     python -m lib extract runs/course/dreambooth --rank 16 --to kohya --out robot_r16.safetensors
     """
-    from lib.convert.exporting import ADAPTER_FORMS, check_output, export_lora
-    from lib.convert.extraction import extract as extract_adapter
+    from lib.convert import exporting, extraction
 
-    check_output(to, out, ADAPTER_FORMS)  # before what takes minutes
-    adapter, retained = extract_adapter(source, rank, base, other_base=other_base)
-    done = export_lora(adapter, to, out, base, title)
+    exporting.check_output(to, out, exporting.ADAPTER_FORMS)  # before what takes minutes
+    adapter, retained = extraction.extract(source, rank, base, other_base=other_base)
+    done = exporting.export_lora(adapter, to, out, base, title)
     print(
         f"rank {rank} keeps {retained.of_layers:.1%} of the layers' change (sum of S^2),"
-        f" {retained.of_all:.1%} of all weights'"
+        f" {retained.of_all:.1%} of all weights'",
+        *done.lines(),
+        sep="\n",
     )
-    print(*done.lines(), sep="\n")
     _print_written(done)
 
 
@@ -297,13 +294,12 @@ def compose(
     python -m lib compose runs/course/lora data/adapters/lighting.safetensors=0.7 \\
         --to kohya --out both.safetensors
     """
-    from lib.convert.exporting import export_lora
-    from lib.convert.interchange import compose as compose_adapters
+    from lib.convert import exporting, interchange
 
-    adapter = compose_adapters(*_with_weights(sources), how, base)
-    done = export_lora(adapter, to, out, title=title)
-    print(f"{adapter.source}: rank {', '.join(map(str, adapter.ranks))}")
-    print(*done.lines(), sep="\n")
+    adapter = interchange.compose(*_with_weights(sources), how, base)
+    done = exporting.export_lora(adapter, to, out, title=title)
+    ranks = ", ".join(map(str, adapter.ranks))
+    print(f"{adapter.source}: rank {ranks}", *done.lines(), sep="\n")
     _print_written(done)
 
 
@@ -353,11 +349,10 @@ def compare(
     \b
     python -m lib compare runs/course/lora runs/course/dreambooth
     """
-    from lib.evaluation.comparison import compare as compare_runs
-    from lib.evaluation.comparison_table import table, verdict
+    from lib.evaluation import comparison, comparison_table
 
-    outcome = compare_runs(runs, progress=print)
-    print(table(outcome), verdict(outcome), sep="\n\n")
+    outcome = comparison.compare(runs, progress=print)
+    print(comparison_table.table(outcome), comparison_table.verdict(outcome), sep="\n\n")
 
 
 @app.command("to-kohya")
@@ -391,13 +386,13 @@ def from_kohya(
     from lib.dataset.kohya_folders import from_kohya as read_folders
 
     dataset, notes = read_folders(source, out, resolution=resolution, aspect=aspect)
-    for note in notes:
-        print(note)
     print(
+        *notes,
         f"{len(dataset.train)} pictures to train on, {len(dataset.test)} held out,"
-        f" {len(dataset.class_images)} of the class"
+        f" {len(dataset.class_images)} of the class",
+        f"written: {dataset.root}",
+        sep="\n",
     )
-    print(f"written: {dataset.root}")
 
 
 @app.command()

@@ -50,6 +50,8 @@ def run_notebook(
     """
     import papermill
 
+    from lib.course.notebook_engine import ENGINE
+
     known = papermill.inspect_notebook(str(source))
     unknown = sorted(set(parameters) - set(known))
     if unknown:
@@ -61,7 +63,18 @@ def run_notebook(
     for last_attempt in (False, True):
         progress.begin(source.stem)
         try:
-            _execute(source, executed, parameters, progress)
+            papermill.execute_notebook(
+                str(source),
+                str(executed),
+                dict(parameters),
+                engine_name=ENGINE,
+                kernel_name="python3",
+                start_timeout=180,
+                cwd=str(source.parent),
+                progress_bar=False,
+                stdout_file=progress,
+                progress=progress,
+            )
             return progress.done()
         except papermill.PapermillExecutionError as error:
             raise _cell_error(error, source, executed, progress) from None
@@ -78,27 +91,6 @@ def run_notebook(
                     f"no Python started for notebook {source.name} ({error}): run `make clean` and"
                     " again"
                 ) from error
-
-
-def _execute(
-    source: Path, executed: Path, parameters: Mapping[str, Any], progress: Progress
-) -> None:
-    import papermill
-
-    from lib.course.notebook_engine import ENGINE
-
-    papermill.execute_notebook(
-        str(source),
-        str(executed),
-        dict(parameters),
-        engine_name=ENGINE,
-        kernel_name="python3",
-        start_timeout=180,
-        cwd=str(source.parent),
-        progress_bar=False,
-        stdout_file=progress,
-        progress=progress,
-    )
 
 
 def _cell_error(error: Any, source: Path, executed: Path, progress: Progress) -> Exception:
@@ -127,6 +119,8 @@ def course(
     "seconds" and "peak_rss_bytes" (resident memory of all processes together). Raises `BadInput`
     for settings that no notebook knows, or that are no good, and `CourseFailed`.
     """
+    import nbformat
+
     started, output = time.time(), Path(output).resolve()
     notebooks = notebooks or [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     sources = [Path(path).resolve() for path in notebooks]
@@ -148,24 +142,23 @@ def course(
         for source, values in zip(sources, parameters):
             run_notebook(source, output / source.name, values, progress)
             write_json(timings, progress.expected | progress.seconds)
-    summary = _summary(output, started)
+    path = output / "summary.json"
+    if not path.exists() or path.stat().st_mtime < started - 1:
+        raise CourseFailed(
+            f"the last notebook ran through but wrote no {path}: see its executed copy in {output}"
+        )
+    summary = read_json(path)
     summary["course"] = {
         "seconds": round(time.time() - started, 1),
         "peak_rss_bytes": progress.peak,
     }
     summary.setdefault("units", {}).update(seconds="s", peak_rss_bytes="B")
-    write_json(output / "summary.json", summary)
-    _write_report(output, sources, summary)
-    return summary
-
-
-def _write_report(output: Path, sources: Sequence[Path], summary: dict[str, Any]) -> None:
-    import nbformat
-
+    write_json(path, summary)
     executed = [nbformat.read(output / source.name, as_version=4) for source in sources]
     page = report(executed, summary, "LoRA and DreamBooth, side by side", closing(summary))
-    with whole_file(output / "report.html") as path:
-        path.write_text(page, encoding="utf-8")
+    with whole_file(output / "report.html") as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return summary
 
 
 def closing(summary: Mapping[str, Any]) -> str:
@@ -229,16 +222,6 @@ def _expected(timings: Path, sources: Sequence[Path]) -> dict[str, float]:
         return {name: float(last.get(name, guess)) for name, guess in expected.items()}
     except (ValueError, TypeError):  # none yet, or a damaged one
         return expected
-
-
-def _summary(output: Path, started: float) -> dict[str, Any]:
-    """What the last notebook wrote in this run."""
-    path = output / "summary.json"
-    if not path.exists() or path.stat().st_mtime < started - 1:
-        raise CourseFailed(
-            f"the last notebook ran through but wrote no {path}: see its executed copy in {output}"
-        )
-    return read_json(path)
 
 
 def _whole_number(name: str, text: str | None, least: int) -> int | None:

@@ -56,11 +56,10 @@ def unmet(requirements: str | Path) -> list[str]:
         if name not in WITH_VERSION + ANY_VERSION:
             continue
         try:
-            found = version(name)
+            old = name in WITH_VERSION and _numbers(version(name)) < _numbers(floor)
         except PackageNotFoundError:
-            absent.append(f"{name}>={floor}")
-            continue
-        if name in WITH_VERSION and _numbers(found) < _numbers(floor):
+            old = True
+        if old:
             absent.append(f"{name}>={floor}")
     return absent
 

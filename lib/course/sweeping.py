@@ -18,10 +18,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from lib.course.progress import Progress
@@ -46,22 +48,8 @@ class Executor(Protocol):
 class RunsHere:
     """The executor that is no other process: a job runs when its result is asked for."""
 
-    def submit(self, function: Callable[..., Row], /, *values: Any) -> "Future[Row]":
-        return _RunsWhenAsked(partial(function, *values))
-
-
-class _RunsWhenAsked(Future[Row]):
-    def __init__(self, call: Callable[[], Row]):
-        super().__init__()
-        self.call = call
-
-    def result(self, timeout: float | None = None) -> Row:
-        if not self.done():
-            try:
-                self.set_result(self.call())
-            except Exception as error:
-                self.set_exception(error)
-        return super().result(timeout)
+    def submit(self, function: Callable[..., Row], /, *values: Any) -> Any:
+        return SimpleNamespace(result=partial(function, *values))
 
 
 def grid(**lists: Sequence[Any]) -> list[Job]:
@@ -159,9 +147,8 @@ class _Sweep:
     def run(self) -> list[Row]:
         """The rows of all jobs that are finished in the end."""
         for key in self.jobs:
-            row = _finished(self.folder / key / "row.json")
-            if row is not None:
-                self.rows[key] = row
+            with suppress(ValueError):  # none yet, or a damaged one
+                self.rows[key] = flat(read_json(self.folder / key / "row.json"))
         before = len(self.rows)
         self.say(f"{len(self.jobs)} jobs, {before} of them finished before")
         try:
@@ -232,13 +219,6 @@ def _run(work: Work, job: Job, folder: Path, attempt: int) -> Row:
     row = job | flat(work(dict(job), folder))
     write_json(folder / "row.json", row)
     return row
-
-
-def _finished(path: Path) -> Row | None:
-    try:
-        return flat(read_json(path))
-    except ValueError:  # none yet, or a damaged one
-        return None
 
 
 class NotebookWork:

@@ -57,6 +57,8 @@ class PhotosPanel:
             for d in ("left", "top", "side")
         )
         self.picture, self.found, self.message, self.count = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+        # Of fixed widths, so that nothing moves under the pointer; controls go below the picture
+        # where both have no room.
         controls = w.VBox(
             [
                 self.use,
@@ -68,11 +70,9 @@ class PhotosPanel:
                 self.reset,
                 self.found,
                 self.count,
-            ]
+            ],
+            layout={"width": "34em"},
         )
-        # Of fixed widths, so that nothing moves under the pointer; controls go below the picture
-        # where both have no room.
-        controls.layout = {"width": "34em"}
         self.picture.layout = {"min_width": f"{2 * TILE + 24}px"}
         pair = w.HBox([self.picture, controls], layout={"flex_flow": "row wrap"})
         self.box = w.VBox([w.HBox([self.previous, self.choose, self.next]), pair])
@@ -191,13 +191,8 @@ class PhotosPanel:
         tiles, labels = [framed(photo, entry, TILE)], ["the photo with its crop"]
         across, down = photo.width / max(1, entry["width"]), photo.height / max(1, entry["height"])
         left, top, right, bottom = entry["crop"]
-        corners = (
-            round(left * across),
-            round(top * down),
-            round(right * across),
-            round(bottom * down),
-        )
-        crop = photo.crop(corners)
+        edges = (left * across, top * down, right * across, bottom * down)
+        crop = photo.crop(tuple(map(round, edges)))
         if entry["use"] != "out" and min(crop.size):
             tiles.append(crop)
             labels.append("the crop")

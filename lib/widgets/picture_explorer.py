@@ -59,16 +59,14 @@ class Models:
                 f"The prompt falls into {pieces} pieces and '{base.name}' reads {most}: make it"
                 " shorter."
             )
-        images = [self.picture("base", prompt, seed, guidance, 0.0, steps)]
-        labels = ["base model"]
+        pictures = {"base model": self.picture("base", prompt, seed, guidance, 0.0, steps)}
         for name in self.runs:
-            adapted = name == "lora"
-            weight = adapter_weight if adapted else None
-            images.append(self.picture(name, prompt, seed, guidance, weight, steps))
-            labels.append(METHOD_NAMES[name] + (f", weight {adapter_weight:g}" if adapted else ""))
+            weight = adapter_weight if name == "lora" else None
+            label = METHOD_NAMES[name] + ("" if weight is None else f", weight {weight:g}")
+            pictures[label] = self.picture(name, prompt, seed, guidance, weight, steps)
         return grid(
-            [images],
-            columns=labels,
+            [list(pictures.values())],
+            columns=list(pictures),
             caption=f"“{prompt}”, seed {seed}, guidance {guidance:g}",
             scale=4,
         )

@@ -125,8 +125,8 @@ class TrainingPanel:
         over, new = state.stopping or state.step >= state.steps, len(state.samples) > self.shown
         if over or new or time.monotonic() - self.drawn > self.pause:
             self.draw(over)
-        if over:
-            self.end()
+        if over:  # nothing to press any more
+            self.stop_button.disabled, self.bar.bar_style = True, "success"
 
     def begin(self, state: "State") -> None:
         """Show the live figure below the cell that trains."""
@@ -183,7 +183,3 @@ class TrainingPanel:
             )._repr_html_()
         self.drawn = time.monotonic()
         self.pause = max(1.0, 9 * (self.drawn - began))
-
-    def end(self) -> None:
-        """The training is over: nothing to press any more."""
-        self.stop_button.disabled, self.bar.bar_style = True, "success"
