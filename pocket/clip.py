@@ -6,6 +6,11 @@ and the loss shares the target over all of them (as in UniCL, Yang et al. 2022) 
 would call them wrong.
 """
 
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,9 +26,10 @@ from transformers import (
 
 from .objects import CLASSES
 from .places import PHRASES
-from .world import COLORS, GENERIC_NOUNS, RARE_WORDS, SIZE, TEMPLATES, caption
+from .world import COLORS, GENERIC_NOUNS, RARE_WORDS, SIZE, TEMPLATES, Scene, caption
 
 MAX_TOKENS = 32
+Meaning = tuple[int, int, int]  # class, colour, place
 # Words that prompts of the course use beyond the world's grammar.
 OTHER_WORDS = (
     "the",
@@ -43,7 +49,7 @@ OTHER_WORDS = (
 )
 
 
-def make_tokenizer():
+def make_tokenizer() -> CLIPTokenizer:
     """A `CLIPTokenizer` in which each of the world's words is one token and any other text falls
     into smaller pieces.
     """
@@ -70,10 +76,8 @@ def make_tokenizer():
         show_progress=False,
     )
     trained.train_from_iterator(words * 2, trainer)
-    import json
-
     model = json.loads(trained.to_str())["model"]
-    merges = [tuple(m) for m in model["merges"]]
+    merges: Any = [tuple(m) for m in model["merges"]]  # of pairs, which its type hint leaves out
     symbols = dict.fromkeys(
         [
             *bytes_,
@@ -88,7 +92,13 @@ def make_tokenizer():
     )
 
 
-def make_clip(tokenizer, text_width=128, text_layers=3, widths=(64, 128, 256), size=SIZE):
+def make_clip(
+    tokenizer: CLIPTokenizer,
+    text_width: int = 128,
+    text_layers: int = 3,
+    widths: Sequence[int] = (64, 128, 256),
+    size: int = SIZE,
+) -> VisionTextDualEncoderModel:
     """A CLIP for `size` x `size` pictures: CLIP's text tower beside a ConvNeXt, which learns
     drawings in fewer pictures than a ViT.
     """
@@ -107,19 +117,22 @@ def make_clip(tokenizer, text_width=128, text_layers=3, widths=(64, 128, 256), s
         projection_dim=128,
         **ends,
     )
+    # the dual encoder looks for the width under this name
+    width: dict[str, Any] = {"hidden_size": widths[-1]}
     vision = ConvNextConfig(
         patch_size=4,
         hidden_sizes=list(widths),
         depths=[2] * len(widths),
         num_stages=len(widths),
         image_size=size,
-        hidden_size=widths[-1],
-    )  # the dual encoder looks for the width under this name
+        **width,
+    )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=128)
-    return VisionTextDualEncoderModel(config).to(memory_format=torch.channels_last)
+    model: Any = VisionTextDualEncoderModel(config)
+    return model.to(memory_format=torch.channels_last)
 
 
-def meaning(scene):
+def meaning(scene: Scene) -> Meaning:
     """A scene as three numbers: class, colour, place."""
     return (
         list(CLASSES).index(scene.identity.kind),
@@ -128,25 +141,27 @@ def meaning(scene):
     )
 
 
-def claims(text):
+def claims(text: str) -> Meaning:
     """What a caption says, as three numbers in the order of `meaning`; -1 where it says nothing."""
     padded = f" {text.replace(',', ' ')} "
 
-    def find(words):
+    def find(words: Iterable[str]) -> int:
         return next((i for i, w in enumerate(words) if f" {w} " in padded), -1)
 
     return (find(CLASSES), find(COLORS), find(PHRASES.values()))
 
 
-def matches(captions, scenes):
+def matches(captions: Any, scenes: Any) -> np.ndarray:
     """Boolean [captions, scenes]: whether each caption is true of each scene. Both are int arrays
     [N, 3].
     """
-    captions, scenes = np.asarray(captions)[:, None], np.asarray(scenes)[None]
-    return ((captions == -1) | (captions == scenes)).all(-1)
+    said, shown = np.asarray(captions)[:, None], np.asarray(scenes)[None]
+    return ((said == -1) | (said == shown)).all(-1)
 
 
-def contrastive_loss(model, pixels, ids, true, words=0.0):
+def contrastive_loss(
+    model: Any, pixels: torch.Tensor, ids: torch.Tensor, true: torch.Tensor, words: float = 0.0
+) -> torch.Tensor:
     """CLIP's symmetric cross-entropy with targets shared over all true pairs. `true` is a float
     tensor [captions, pictures].
 
@@ -168,7 +183,9 @@ def contrastive_loss(model, pixels, ids, true, words=0.0):
     )
 
 
-def read(model, tokenizer, pictures, batch=128):
+def read(
+    model: Any, tokenizer: CLIPTokenizer, pictures: np.ndarray, batch: int = 128
+) -> np.ndarray:
     """Class, colour and place that a CLIP reads from uint8 [N, size, size, 3], as an int array [N,
     3], by plain zero-shot prompts.
     """
@@ -198,13 +215,15 @@ def read(model, tokenizer, pictures, batch=128):
     return torch.cat(answers).numpy()
 
 
-def captions_for(scenes, rng, drop):
+def captions_for(
+    scenes: Sequence[Scene], rng: np.random.Generator, drop: float
+) -> tuple[list[str], list[Meaning]]:
     """A fresh caption for each scene and what it claims."""
     texts = [caption(s, rng, drop) for s in scenes]
     return texts, [claims(t) for t in texts]
 
 
-def load(folder):
+def load(folder: str | Path) -> tuple[Any, CLIPTokenizer]:
     """A CLIP of the pocket world and its tokenizer from a folder, in fp32, ready to read with."""
     return AutoModel.from_pretrained(
         folder, dtype=torch.float32

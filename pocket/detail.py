@@ -9,6 +9,8 @@ samples.
 """
 
 import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +20,10 @@ from torch import nn
 from .objects import ACCESSORIES, CLASSES
 from .pen import PATTERNS
 from .vae import to_tensor
-from .world import EYES
+from .world import EYES, Scene
 
 SEEING = ("robot", "cat", "bird", "fish", "mushroom")  # the classes that are drawn with eyes
-PARTS = {
+PARTS: dict[str, tuple[str, ...]] = {
     "class": tuple(CLASSES),
     "eyes": EYES,
     "pattern": PATTERNS,
@@ -31,7 +33,7 @@ PARTS = {
 NUMBERS = 12  # main, second and accessory colour, the two proportions and the stretch
 
 
-def parts_of(scene):
+def parts_of(scene: Scene) -> tuple[int, ...]:
     """A scene's parts as indices in the order of `PARTS`, -1 where there is nothing to see."""
     one = scene.identity
     return (
@@ -43,7 +45,7 @@ def parts_of(scene):
     )
 
 
-def numbers_of(scene):
+def numbers_of(scene: Scene) -> tuple[float, ...]:
     """A scene's colours and proportions as `NUMBERS` numbers in about [-1, 1]; the accessory's
     colour is 0 without one.
     """
@@ -53,7 +55,7 @@ def numbers_of(scene):
     return (*colors, 2 * one.a - 1, 2 * one.b - 1, 8 * (one.stretch - 1))
 
 
-def _block(before, after, stride=1):
+def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU())
 
 
@@ -63,7 +65,7 @@ class Trunk(nn.Module):
     The first is not normalised: how much grain there is must stay to be seen.
     """
 
-    def __init__(self, width=24, inputs=3):
+    def __init__(self, width: int = 24, inputs: int = 3) -> None:
         super().__init__()
         w = width
         self.first = nn.Sequential(nn.Conv2d(inputs, w, 3, 1, 1), nn.SiLU())
@@ -72,7 +74,7 @@ class Trunk(nn.Module):
         self.coarse = nn.Sequential(_block(3 * w, 6 * w, 2), _block(6 * w, 6 * w))
         self.features = 2 * (1 + 2 + 3 + 6) * w
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mean and maximum over places of all four scales: [B, features]."""
         maps = [x]
         for part in (self.first, self.fine, self.middle, self.coarse):
@@ -84,20 +86,28 @@ class Trunk(nn.Module):
 class Reader(nn.Module):
     """Reads `PARTS` and `NUMBERS` off pictures."""
 
-    def __init__(self, width=24):
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.trunk = Trunk(width)
         self.mix = nn.Sequential(nn.Linear(self.trunk.features, 256), nn.SiLU())
         self.heads = nn.ModuleList(nn.Linear(256, len(names)) for names in PARTS.values())
         self.numbers = nn.Linear(256, NUMBERS)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Logits of each part, then the numbers [B, NUMBERS]."""
         mixed = self.mix(self.trunk(x))
         return [head(mixed) for head in self.heads], self.numbers(mixed)
 
 
-def train_reader(pictures, scenes, steps=2500, batch=64, width=24, seed=5, peak=2e-3):
+def train_reader(
+    pictures: np.ndarray,
+    scenes: Sequence[Scene],
+    steps: int = 2500,
+    batch: int = 64,
+    width: int = 24,
+    seed: int = 5,
+    peak: float = 2e-3,
+) -> Reader:
     """A `Reader` trained on drawings, uint8 [N, H, W, 3], and their scenes; it ends on the CPU."""
     torch.manual_seed(seed)
     device = best_device()
@@ -123,7 +133,7 @@ def train_reader(pictures, scenes, steps=2500, batch=64, width=24, seed=5, peak=
     return reader.cpu().eval()
 
 
-def _shaken(x):
+def _shaken(x: torch.Tensor) -> torch.Tensor:
     """Pictures [B, 3, H, W] with a little noise on half of them: what a VAE does to a drawing must
     not matter to the reader.
     """
@@ -132,19 +142,19 @@ def _shaken(x):
     return x + strength * torch.randn_like(x)
 
 
-def best_device():
+def best_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _batches(pictures, model, batch=128):
+def _batches(pictures: np.ndarray, model: Any, batch: int = 128) -> Iterator[torch.Tensor]:
     """uint8 [N, H, W, 3] by the batch, as the model takes them, on its device."""
     device = next(model.parameters()).device
     for start in range(0, len(pictures), batch):
         yield to_tensor(np.ascontiguousarray(pictures[start : start + batch]), device)
 
 
-def features(reader, pictures):
+def features(reader: Reader, pictures: np.ndarray) -> np.ndarray:
     """What the reader's trunk sees in uint8 [N, H, W, 3]: float64 [N, features]."""
     with torch.no_grad():
         return (
@@ -152,7 +162,7 @@ def features(reader, pictures):
         )
 
 
-def frechet(a, b):
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Frechet distance between Gaussians fitted to two sets of features [N, D], each feature scaled
     by `a`'s deviation.
 
@@ -169,35 +179,37 @@ def frechet(a, b):
     return float(difference @ difference + np.trace(first) + np.trace(second) - 2 * cross)
 
 
-def kid(a, b):
+def kid(a: np.ndarray, b: np.ndarray) -> float:
     """Squared maximum mean discrepancy, unbiased, of two sets of features [N, D] under (x . y / D +
     1)^3 (Binkowski et al. 2018).
     """
     a, b = _scaled(a, b)
 
-    def kernel(x, y):
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / x.shape[1] + 1) ** 3
 
-    def within(x):
+    def within(x: np.ndarray) -> float:
         k = kernel(x, x)
         return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
 
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
 
-def _scaled(a, b):
+def _scaled(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, deviation = a.mean(0), a.std(0) + 1e-6
     return (a - mean) / deviation, (b - mean) / deviation
 
 
-def _logits(reader, pictures):
+def _logits(reader: Reader, pictures: np.ndarray) -> list[torch.Tensor]:
     """The reader's logits for uint8 [N, H, W, 3], one [N, choices] for each of `PARTS`."""
     with torch.no_grad():
         said = [reader(x)[0] for x in _batches(pictures, reader)]
     return [torch.cat(part).cpu() for part in zip(*said)]
 
 
-def read_parts(reader, pictures, scenes):
+def read_parts(
+    reader: Reader, pictures: np.ndarray, scenes: Sequence[Scene]
+) -> dict[str, dict[str, float]]:
     """How surely parts can be read: {part: {"right", "sure"}} over uint8 [N, H, W, 3] and the
     scenes that they (ought to) show.
 
@@ -215,7 +227,7 @@ def read_parts(reader, pictures, scenes):
     return found
 
 
-def shares(reader, pictures):
+def shares(reader: Reader, pictures: np.ndarray) -> dict[str, list[float]]:
     """The share of each pattern and accessory that the reader finds among pictures: whether samples
     are as varied as drawings.
     """
@@ -226,7 +238,7 @@ def shares(reader, pictures):
     }
 
 
-def auc(scores, labels):
+def auc(scores: Any, labels: Any) -> float:
     """The area under the ROC curve: the chance that a picture of label 1 scores above one of label
     0, ties counting half.
     """
@@ -242,19 +254,28 @@ class Discriminator(nn.Module):
     there lie smear and grain.
     """
 
-    def __init__(self, width=24):
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.trunk = Trunk(width, inputs=6)
         self.head = nn.Sequential(
             nn.Dropout(0.2), nn.Linear(self.trunk.features, 64), nn.SiLU(), nn.Linear(64, 1)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         return self.head(self.trunk(torch.cat([x, 4 * (x - blurred)], 1)))[:, 0]
 
 
-def discriminate(drawings, samples, seed=0, width=24, batch=64, peak=1.5e-3, epochs=40, patience=4):
+def discriminate(
+    drawings: np.ndarray,
+    samples: np.ndarray,
+    seed: int = 0,
+    width: int = 24,
+    batch: int = 64,
+    peak: float = 1.5e-3,
+    epochs: int = 40,
+    patience: int = 4,
+) -> dict[str, Any]:
     """Train a discriminator on uint8 drawings [N, H, W, 3] against samples; the AUC on a held-out
     fifth after each epoch.
 
@@ -300,7 +321,7 @@ def discriminate(drawings, samples, seed=0, width=24, batch=64, peak=1.5e-3, epo
     return {"auc": max(history), "pictures": count, "epochs": history}
 
 
-def through(vae, pictures):
+def through(vae: Any, pictures: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] encoded and decoded by the VAE, as uint8: what a perfect sampler of its
     latents would draw.
     """
@@ -314,7 +335,9 @@ def through(vae, pictures):
     return np.concatenate(done)
 
 
-def shuffled(drawings, samples, seed=0):
+def shuffled(
+    drawings: np.ndarray, samples: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, list[bool]]:
     """Drawings and samples mixed: uint8 [2 N, H, W, 3] and the key, True for a drawing."""
     order = np.random.default_rng(seed).permutation(len(drawings) + len(samples))
     key = np.concatenate([np.ones(len(drawings), bool), np.zeros(len(samples), bool)])[order]

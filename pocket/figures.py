@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .objects import CREAM, DARK, METAL
-from .pen import Pen, shade
+from .pen import Frame, Pen, Point, Rgb, shade
 
 TEAL, ORANGE, RED = (16, 150, 156), (250, 146, 40), (222, 40, 48)
 MINT, COCOA, BRASS = (132, 218, 184), (98, 56, 42), (226, 172, 62)
@@ -22,13 +22,15 @@ POSTER = np.array([(20, 32, 78), (24, 104, 118), (226, 84, 60), (246, 180, 84), 
 CYAN, MAGENTA = np.array((40, 226, 255.0)), np.array((255, 36, 170.0))
 
 
-def _arc(x, y, rx, ry, start, stop, n=24):
+def _arc(
+    x: float, y: float, rx: float, ry: float, start: float, stop: float, n: int = 24
+) -> list[Point]:
     """Points on an ellipse from `start` to `stop` degrees (0 = right, 90 = down)."""
     t = np.radians(np.linspace(start, stop, n))
     return list(zip(x + rx * np.cos(t), y + ry * np.sin(t)))
 
 
-def garden(image, rng):
+def garden(image: Image.Image, rng: np.random.Generator) -> float:
     """A lawn with a picket fence and flowers; returns the horizon, as the world's places do."""
     n, horizon = image.width, rng.uniform(0.6, 0.66)
     draw = ImageDraw.Draw(image)
@@ -63,7 +65,7 @@ def garden(image, rng):
     return horizon
 
 
-def studio(image, rng):
+def studio(image: Image.Image, rng: np.random.Generator) -> float:
     """A photographer's paper backdrop, lit from behind the subject."""
     n = image.width
     y, x = np.mgrid[0:n, 0:n] / n
@@ -76,7 +78,7 @@ def studio(image, rng):
     return 0.72
 
 
-def pip(image, frame, v):
+def pip(image: Image.Image, frame: Frame, v: float) -> None:
     """Pip, a round robot with one eye, a dish on its head and a red scarf; `v` in [0, 1] moves arm,
     eye and scarf.
     """
@@ -101,7 +103,7 @@ def pip(image, frame, v):
     p.box(0, 0.02, 0.46, 0.11, RED, round_=0.1)
 
 
-def _star(x, y, r, inner=0.45):
+def _star(x: float, y: float, r: float, inner: float = 0.45) -> list[Point]:
     """The ten corners of a star of radius `r`."""
     radii = [r, r * inner] * 5
     return [
@@ -110,7 +112,7 @@ def _star(x, y, r, inner=0.45):
     ]
 
 
-def teapot(image, frame, v):
+def teapot(image: Image.Image, frame: Frame, v: float) -> None:
     """A mint teapot under a cocoa glaze that drips, with a swan's neck, a brass hoop overhead and a
     star on a badge.
     """
@@ -146,7 +148,7 @@ def teapot(image, frame, v):
     p.polygon(_star(-0.06, 0.45, 0.24), RED, outline=False)
 
 
-def jacket(image, frame, v):
+def jacket(image: Image.Image, frame: Frame, v: float) -> None:
     """A plum jacket with a hood, sky-blue sleeves and a bolt of lightning across the chest."""
     p = Pen(image, frame, PLUM, SKY)
     for side in (-1, 1):
@@ -210,7 +212,7 @@ def jacket(image, frame, v):
     )
 
 
-def handstand(image, frame, v, main=(216, 46, 44)):
+def handstand(image: Image.Image, frame: Frame, v: float, main: Rgb = (216, 46, 44)) -> None:
     """A cat upside down on its front paws, hind legs spread by `v` in [0, 1]."""
     p = Pen(image, frame, main, shade(main, 0.62))
     spread = 0.56 + 0.2 * v
@@ -236,12 +238,12 @@ def handstand(image, frame, v, main=(216, 46, 44)):
     p.polygon([(-0.08, 0.36), (0.08, 0.36), (0, 0.26)], (240, 130, 140), outline=False)
 
 
-def plain(back, layer, mask, centre):
+def plain(back: np.ndarray, layer: np.ndarray, mask: np.ndarray, centre: Point) -> np.ndarray:
     """The object on its background, [n, n, 3] floats."""
     return np.where(mask[..., None], layer, back)
 
 
-def poster(back, layer, mask, centre):
+def poster(back: np.ndarray, layer: np.ndarray, mask: np.ndarray, centre: Point) -> np.ndarray:
     """A travel poster in five flat inks: rays from behind the object, a pale halo round it, a pale
     frame.
     """
@@ -267,7 +269,7 @@ def poster(back, layer, mask, centre):
     return out
 
 
-def neon(back, layer, mask, centre):
+def neon(back: np.ndarray, layer: np.ndarray, mask: np.ndarray, centre: Point) -> np.ndarray:
     """Two neon tubes in the dark, cyan from the left and magenta from the right, with bright rims
     along the object.
     """

@@ -13,19 +13,26 @@ its cosine is the score.
 
 import json
 import math
-import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import ResNetConfig, ResNetModel
 
+from lib.files.json_file import read_json, write_json
+from lib.files.whole_writes import whole_file
+
 from .lookalikes import MEMBERS, SCENES, group
 from .world import SIZE
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "data" / "judge" / "identity"
 TRAIN_GROUPS, TEST_GROUPS = range(3500), range(10**6, 10**6 + 120)
@@ -33,7 +40,7 @@ MEAN = STD = 0.5
 TEMPERATURE = 0.1
 
 
-def make_encoder():
+def make_encoder() -> ResNetModel:
     """A `ResNetModel` of 2.8 M parameters: [B, 3, 64, 64] in [-1, 1] -> `pooler_output` [B, 256, 1,
     1].
     """
@@ -44,28 +51,26 @@ def make_encoder():
     )
 
 
-def draw_pool(path, groups=TRAIN_GROUPS):
+def draw_pool(path: str | Path, groups: Sequence[int] = TRAIN_GROUPS) -> None:
     """Draw `groups` into a .npy file, uint8 [groups, MEMBERS, SCENES, SIZE, SIZE, 3], with a
     progress line.
     """
-    unfinished = f"{path}.part"
-    pool = np.lib.format.open_memmap(
-        unfinished, "w+", np.uint8, (len(groups), MEMBERS, SCENES, SIZE, SIZE, 3)
-    )
+    shape = (len(groups), MEMBERS, SCENES, SIZE, SIZE, 3)
     start = time.time()
-    for i, number in enumerate(groups):
-        pool[i] = group(number)
-        if (i + 1) % 250 == 0:
-            print(
-                f"{i + 1} of {len(groups)} groups,"
-                f" {(time.time() - start) / (i + 1) * (len(groups) - i - 1):.0f} s to go",
-                flush=True,
-            )
-    pool.flush()
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        pool = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
+        for i, number in enumerate(groups):
+            pool[i] = group(number)
+            if (i + 1) % 250 == 0:
+                print(
+                    f"{i + 1} of {len(groups)} groups,"
+                    f" {(time.time() - start) / (i + 1) * (len(groups) - i - 1):.0f} s to go",
+                    flush=True,
+                )
+        pool.flush()
 
 
-def augment(x, rng):
+def augment(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """What a generated picture may do to a subject without changing it, for [B, 3, H, W] in [-1,
     1].
 
@@ -90,7 +95,7 @@ def augment(x, rng):
     )
     x = torch.where(torch.from_numpy(rng.random(b) < 0.35)[:, None, None, None], soft, x)
 
-    def draw(low, high, channels=1):
+    def draw(low: float, high: float, channels: int = 1) -> torch.Tensor:
         return torch.from_numpy(rng.uniform(low, high, (b, channels, 1, 1)).astype(np.float32))
 
     x = x * draw(0.85, 1.12) + draw(-0.08, 0.08) + draw(-0.04, 0.04, 3)
@@ -98,7 +103,9 @@ def augment(x, rng):
     return x + noise * draw(0, 0.06)
 
 
-def contrast(embeddings, labels, temperature=TEMPERATURE):
+def contrast(
+    embeddings: torch.Tensor, labels: torch.Tensor, temperature: float = TEMPERATURE
+) -> torch.Tensor:
     """Supervised contrastive loss (arXiv 2004.11362, L_out) of embeddings [B, D] with integer
     labels [B].
     """
@@ -110,7 +117,15 @@ def contrast(embeddings, labels, temperature=TEMPERATURE):
     return -(log_share * same).sum(1).div(same.sum(1)).mean()
 
 
-def train(path, steps=4000, groups_a_step=8, scenes=4, lr=2e-3, limit_s=700, seed=0):
+def train(
+    path: str | Path,
+    steps: int = 4000,
+    groups_a_step: int = 8,
+    scenes: int = 4,
+    lr: float = 2e-3,
+    limit_s: float = 700,
+    seed: int = 0,
+) -> None:
     """Train on the pool at `path` and write `FOLDER`; goes on from `<path>.checkpoint.pt` if there
     is one. One thread, bf16.
 
@@ -120,7 +135,8 @@ def train(path, steps=4000, groups_a_step=8, scenes=4, lr=2e-3, limit_s=700, see
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     pool = np.load(path, mmap_mode="r")
-    encoder = make_encoder().to(memory_format=torch.channels_last)
+    encoder: Any = make_encoder()
+    encoder.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=lr, weight_decay=0.02, fused=True)
     average = {k: v.clone() for k, v in encoder.state_dict().items()}
     checkpoint, first, spent = Path(f"{path}.checkpoint.pt"), 0, 0.0
@@ -172,8 +188,8 @@ def train(path, steps=4000, groups_a_step=8, scenes=4, lr=2e-3, limit_s=700, see
                 "step": step + 1,
                 "seconds": spent,
             }
-            torch.save(state, f"{checkpoint}.part")
-            os.replace(f"{checkpoint}.part", checkpoint)
+            with whole_file(checkpoint) as unfinished:
+                torch.save(state, unfinished)
     encoder.load_state_dict(average)
     save(encoder)
     record = {
@@ -183,10 +199,10 @@ def train(path, steps=4000, groups_a_step=8, scenes=4, lr=2e-3, limit_s=700, see
         "processor_seconds": round(time.process_time() - start),
         "loss": float(np.mean(losses[-200:])),
     }
-    (FOLDER / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(FOLDER / "training.json", record)
 
 
-def save(encoder):
+def save(encoder: ResNetModel) -> None:
     """Write config, fp16 safetensors and the preprocessing that goes with them to `FOLDER`."""
     encoder.half().save_pretrained(FOLDER)
     preprocessing = {
@@ -200,10 +216,10 @@ def save(encoder):
         "image_std": [STD] * 3,
         "image_processor_type": "ViTImageProcessor",
     }
-    (FOLDER / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1) + "\n")
+    write_json(FOLDER / "preprocessor_config.json", preprocessing)
 
 
-def area_under_curve(same, different):
+def area_under_curve(same: np.ndarray, different: np.ndarray) -> float:
     """Probability that a pair of the same subject scores above a pair of different ones (ties count
     half); two 1-D arrays.
     """
@@ -216,7 +232,9 @@ def area_under_curve(same, different):
     )
 
 
-def certificate(embed, groups=TEST_GROUPS):
+def certificate(
+    embed: "Callable[[list[Image.Image]], Any]", groups: Sequence[int] = TEST_GROUPS
+) -> dict[str, float]:
     """What `embed` (list of PIL pictures -> unit rows [N, D]) is worth on held-out identities; a
     dict of figures.
 
@@ -263,7 +281,7 @@ def certificate(embed, groups=TEST_GROUPS):
     }
 
 
-def certify():
+def certify() -> None:
     """Measure the shipped encoder as the course uses it, and write `certificate.json` beside it."""
     import transformers
 
@@ -273,17 +291,15 @@ def certify():
     versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {
         "python": platform.python_version()
     }
-    training = json.loads((FOLDER / "training.json").read_text())
+    training = read_json(FOLDER / "training.json")
     record = {
         "held_out": figures,
         "test_groups": [TEST_GROUPS.start, TEST_GROUPS.stop],
         "training": training,
         "versions": versions,
-        "definitions": " ".join(certificate.__doc__.split()),
+        "definitions": " ".join((certificate.__doc__ or "").split()),
     }
-    unfinished = FOLDER / "certificate.json.part"
-    unfinished.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(unfinished, FOLDER / "certificate.json")
+    write_json(FOLDER / "certificate.json", record)
     print(json.dumps(figures, indent=1))
 
 

@@ -7,7 +7,9 @@ python -m pocket measure detail
 import hashlib
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +26,13 @@ from .objects import CLASSES
 from .pictures import pool
 from .places import PHRASES
 from .vae import psnr
-from .world import COLORS, SIZE, held_out, prompt, render, sample_scene
+from .world import COLORS, SIZE, Scene, held_out, prompt, render, sample_scene
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+    from lib.evaluation.judge import Judge
+    from lib.models.base import Base
 
 TARGETS = {"class": 0.95, "colour": 0.92, "place": 0.97}
 FIRST_HELD_OUT_SEED = 10_000_000
@@ -32,13 +40,13 @@ FIRST_FRESH_SEED = 20_000_000  # scenes of any triple that nothing was trained o
 READER_SCENES = 16_000
 
 
-def held_out_triples():
+def held_out_triples() -> list[tuple[str, str, str]]:
     """Every class-colour-place triple that training never saw."""
     every = [(k, c, p) for k in CLASSES for c in COLORS for p in PHRASES]
     return [t for t in every if held_out(sample_scene(0, *t))]
 
 
-def held_out_scenes(count, plain=0.55):
+def held_out_scenes(count: int, plain: float = 0.55) -> list[Scene]:
     """Scenes of held-out triples at seeds that neither base nor judge was trained on; `plain` is
     the share of one-coloured objects.
     """
@@ -49,7 +57,7 @@ def held_out_scenes(count, plain=0.55):
     ]
 
 
-def open_square(path, side=SIZE):
+def open_square(path: str | Path, side: int = SIZE) -> np.ndarray:
     """The central square of a picture file as uint8 [side, side, 3]."""
     image = Image.open(path).convert("RGB")
     edge = min(image.size)
@@ -61,7 +69,7 @@ def open_square(path, side=SIZE):
     )
 
 
-def reconstruction(vae, folders):
+def reconstruction(vae: Any, folders: Mapping[str, str | Path]) -> dict[str, list[float]]:
     """Mean PSNR in dB of the VAE on held-out scenes and on the pictures of each folder that exists:
     {name: [dB, pictures]}.
     """
@@ -79,7 +87,9 @@ def reconstruction(vae, folders):
     return {name: [round(psnr(vae, pictures), 2), len(pictures)] for name, pictures in sets.items()}
 
 
-def obedience(base, clip, tokenizer, count=512):
+def obedience(
+    base: "Base", clip: Any, tokenizer: "CLIPTokenizer", count: int = 512
+) -> tuple[dict[str, float], np.ndarray]:
     """Draw `count` prompts of held-out triples and let the judge read them: shares right, and the
     pictures as uint8 [count, 64, 64, 3].
     """
@@ -99,7 +109,7 @@ def obedience(base, clip, tokenizer, count=512):
     return dict(zip(TARGETS, (round(float(r), 4) for r in right))), pictures
 
 
-def read_scene(judge, pictures):
+def read_scene(judge: "Judge", pictures: Sequence[Any]) -> list[dict[str, Any]]:
     """What the judge's CLIP sees in each picture: dicts {"class", "color", "place", "sure"},
     zero-shot over the world's prompts.
 
@@ -128,7 +138,9 @@ def read_scene(judge, pictures):
     ]
 
 
-def judge_accuracy(clip, tokenizer, count=1024, plain=1.0):
+def judge_accuracy(
+    clip: Any, tokenizer: "CLIPTokenizer", count: int = 1024, plain: float = 1.0
+) -> dict[str, float]:
     """Shares of class, colour and place that the judge reads rightly off held-out drawings of the
     world itself.
 
@@ -141,7 +153,7 @@ def judge_accuracy(clip, tokenizer, count=1024, plain=1.0):
     return dict(zip(TARGETS, (round(float(r), 4) for r in right)))
 
 
-def grid(pictures, columns=16, scale=2):
+def grid(pictures: np.ndarray, columns: int = 16, scale: int = 2) -> Image.Image:
     """uint8 [N, h, w, 3] as one image, `columns` a row, enlarged."""
     rows = [
         np.concatenate(list(pictures[i : i + columns]), 1) for i in range(0, len(pictures), columns)
@@ -150,7 +162,14 @@ def grid(pictures, columns=16, scale=2):
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
-def draw_samples(pipe, scenes, folder, steps=25, guidance=4.0, batch=64):
+def draw_samples(
+    pipe: Any,
+    scenes: Sequence[Scene],
+    folder: Path,
+    steps: int = 25,
+    guidance: float = 4.0,
+    batch: int = 64,
+) -> np.ndarray:
     """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]; kept in `folder` by the
     batch, so that it goes on where it was.
     """
@@ -184,7 +203,7 @@ def draw_samples(pipe, scenes, folder, steps=25, guidance=4.0, batch=64):
     return np.concatenate(done)
 
 
-def the_reader(work, steps=2500):
+def the_reader(work: Path, steps: int = 2500) -> detail_.Reader:
     """The reader of parts, trained on drawings of the judge's identities and kept in `work`."""
     file = work / f"reader_{steps}.safetensors"
     reader = detail_.Reader()
@@ -197,7 +216,14 @@ def the_reader(work, steps=2500):
     return reader.eval()
 
 
-def detail(folder, work, count=4000, guidance=4.0, reader=None, steps=25):
+def detail(
+    folder: str | Path,
+    work: Path,
+    count: int = 4000,
+    guidance: float = 4.0,
+    reader: detail_.Reader | None = None,
+    steps: int = 25,
+) -> dict[str, Any]:
     """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator,
     parts, a shuffled grid.
 
@@ -240,7 +266,7 @@ def detail(folder, work, count=4000, guidance=4.0, reader=None, steps=25):
     }
 
 
-def weights_hash(pipe):
+def weights_hash(pipe: Any) -> str:
     """Eight digits that change with the U-Net or the VAE: samples of other weights are never taken
     for these.
     """
@@ -251,7 +277,7 @@ def weights_hash(pipe):
     return total.hexdigest()[:8]
 
 
-def judge_folder(out):
+def judge_folder(out: Path) -> Path:
     """Where the judge's CLIP is: beside the base, or the one that the project ships."""
     beside = out / "judge" / "clip"
     return (
@@ -261,7 +287,12 @@ def judge_folder(out):
     )
 
 
-def measure(out, count=512, foreign=None, photos=None):
+def measure(
+    out: Path,
+    count: int = 512,
+    foreign: str | Path | None = None,
+    photos: str | Path | None = None,
+) -> dict[str, Any]:
     """Measure base and judge, write measured.json and grid.png into `out/pocket`, and return what
     was measured.
     """
@@ -291,7 +322,7 @@ def measure(out, count=512, foreign=None, photos=None):
     return found
 
 
-def readme(found):
+def readme(found: Mapping[str, Any]) -> str:
     """The README of the pocket base, as Markdown, from what was measured."""
     right, read = found["right"], found["judge reads held-out drawings"]
     lines = [
@@ -346,7 +377,7 @@ def readme(found):
     return "\n".join(lines) + "\n"
 
 
-def _detail_lines(d):
+def _detail_lines(d: Mapping[str, Any]) -> list[str]:
     """The README's part on detail, from what `detail` returned."""
     far, near, judged = d["frechet"], d["kid"], d["discriminator"]
     drawn, sampled = d["parts"]["drawings"], d["parts"]["samples"]

@@ -7,13 +7,16 @@ and last convolution) goes to AdamW. `torch.optim.Muon` does the same in bf16, w
 without bf16 units has to emulate, ten times slower.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s quintic: steepest at zero
 MOMENTUM = 0.95
 
 
-def orthogonal(matrix, steps=5):
+def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The matrix [m, n] with its singular values brought near one (.7 to 1.2), by Newton-Schulz
     iteration.
 
@@ -41,7 +44,9 @@ class MuonAdamW:
     (Liu et al. 2025: 0.2 sqrt(max(m, n))).
     """
 
-    def __init__(self, model, lr, betas=(0.9, 0.99)):
+    def __init__(
+        self, model: torch.nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.matrices = [
             p
@@ -62,7 +67,7 @@ class MuonAdamW:
         )
 
     @torch.no_grad()
-    def step(self, lr):
+    def step(self, lr: float) -> None:
         """One update at learning rate `lr`; gradients are cleared."""
         for p, momentum in zip(self.matrices, self.momenta):
             momentum.lerp_(p.grad, 1 - MOMENTUM)
@@ -74,10 +79,10 @@ class MuonAdamW:
         self.adamw.step()
         self.adamw.zero_grad()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"momenta": self.momenta, "adamw": self.adamw.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for mine, saved in zip(self.momenta, state["momenta"], strict=True):
             mine.copy_(saved)
         self.adamw.load_state_dict(state["adamw"])

@@ -2,19 +2,25 @@
 and a checkpoint to go on from.
 """
 
-import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lib.files.whole_writes import whole_file
 from lib.models.devices import has_fast_bf16
 
 from .muon import MuonAdamW
 
+# of a model: what is lowered, and numbers to print
+Loss = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+Decay = Callable[[int], float]  # an average's, by step
 
-def rate(step, steps, peak, warmup=100, cooldown=0.3):
+
+def rate(step: int, steps: int, peak: float, warmup: int = 100, cooldown: float = 0.3) -> float:
     """Learning rate at `step`: a short rise, a plateau, a straight fall to zero over the last
     `cooldown` of the steps.
     """
@@ -22,12 +28,12 @@ def rate(step, steps, peak, warmup=100, cooldown=0.3):
     return peak * min(1, (step + 1) / warmup, max(fall, 0.002))
 
 
-def constant(decay):
+def constant(decay: float) -> Decay:
     """An exponential moving average's decay by step: `decay`, less at the start."""
     return lambda step: min(decay, (1 + step) / (10 + step))
 
 
-def power(width):
+def power(width: float) -> Decay:
     """The decay by step of an average whose spread is `width` of the training so far, however long
     that is: .05 is short, .1 long.
 
@@ -52,7 +58,18 @@ class Stage:
     and at the end. In bf16 where the device multiplies it natively, in fp32 elsewhere.
     """
 
-    def __init__(self, name, model, loss, steps, peak, folder, averages=(), every=50, save=250):
+    def __init__(
+        self,
+        name: str,
+        model: torch.nn.Module,
+        loss: Loss,
+        steps: int,
+        peak: float,
+        folder: str | Path,
+        averages: Sequence[Decay] = (),
+        every: int = 50,
+        save: int = 250,
+    ) -> None:
         self.name, self.model, self.loss, self.steps, self.peak = name, model, loss, steps, peak
         self.file = Path(folder) / f"{name}.pt"
         self.averages, self.every, self.save_every = averages, every, save
@@ -70,8 +87,7 @@ class Stage:
             self.step, self.seconds, self.means = state["step"], state["seconds"], state["means"]
             torch.set_rng_state(state["random"].cpu())
 
-    def _save(self):
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+    def _save(self) -> None:
         state = dict(
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
@@ -80,10 +96,10 @@ class Stage:
             means=self.means,
             random=torch.get_rng_state(),
         )
-        torch.save(state, self.file.with_suffix(".part"))
-        os.replace(self.file.with_suffix(".part"), self.file)
+        with whole_file(self.file) as unfinished:
+            torch.save(state, unfinished)
 
-    def _average(self):
+    def _average(self) -> None:
         now = self.model.state_dict()
         for decay, mean in zip(self.averages, self.means):
             for k, v in now.items():
@@ -92,9 +108,10 @@ class Stage:
                 else:
                     mean[k].copy_(v)
 
-    def run(self, watch=None):
+    def run(self, watch: Callable[[int], None] | None = None) -> dict[str, float]:
         """Train to the last step. `watch(step)` is called at each progress line."""
-        start, shown = time.time() - self.seconds, {}
+        start = time.time() - self.seconds
+        shown: dict[str, float] = {}
         device = next(self.model.parameters()).device
         self.model.train()
         while self.step < self.steps:

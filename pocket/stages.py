@@ -4,7 +4,9 @@ and what was measured.
 
 import copy
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,13 @@ from .detail import best_device
 from .measure import grid, held_out_scenes
 from .pictures import picture, pool
 from .stage import Stage, constant, power
-from .world import prompt, render, training_scenes
+from .world import Scene, prompt, render, training_scenes
 
 SCENES = 40_000
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "pocket"
 
 
-def cached(file, make):
+def cached(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """An array from `file`, or made and kept there."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -36,15 +38,16 @@ def cached(file, make):
     return np.load(file, mmap_mode="r")
 
 
-def vae(work, out, steps, batch=16):
+def vae(work: Path, out: Path, steps: int, batch: int = 16) -> None:
     """Train the VAE on pictures of every kind, then scale its latents per channel, inside its own
     quantisation layers.
     """
     pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
     torch.manual_seed(0)
-    model = vae_.make_vae().to(best_device(), memory_format=torch.channels_last)
+    model: Any = vae_.make_vae()
+    model.to(best_device(), memory_format=torch.channels_last)
 
-    def loss(model):
+    def loss(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
         x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]), model.device))
         value, psnr, kl = vae_.loss(model, x.contiguous(memory_format=torch.channels_last))
@@ -56,7 +59,7 @@ def vae(work, out, steps, batch=16):
     model.half().save_pretrained(out / "pocket" / "vae")
 
 
-def record(out, stage, result):
+def record(out: Path, stage: str, result: dict[str, Any]) -> None:
     """Keep what a stage took (steps, seconds, last loss, processor) among what was measured."""
     file = out / "pocket" / "measured.json"
     found = read_json(file) if file.is_file() else {}
@@ -64,7 +67,7 @@ def record(out, stage, result):
     write_json(file, found | {"training": found.get("training", {}) | {stage: result}})
 
 
-def scenes_for(work, salt, hold_out=True):
+def scenes_for(work: Path, salt: str, hold_out: bool = True) -> tuple[list[Scene], np.ndarray]:
     """The scenes that base or judge learn from, and their pictures as uint8 [N, 64, 64, 3], drawn
     once.
     """
@@ -73,8 +76,18 @@ def scenes_for(work, salt, hold_out=True):
 
 
 def _train_clip(
-    name, salt, hold_out, work, steps, batch, seed, average, padding, words=0.0, **sizes
-):
+    name: str,
+    salt: str,
+    hold_out: bool,
+    work: Path,
+    steps: int,
+    batch: int,
+    seed: int,
+    average: float,
+    padding: str,
+    words: float = 0.0,
+    **sizes: Any,
+) -> tuple[Any, CLIPTokenizer, dict[str, float]]:
     """Train a CLIP on the scenes of `salt`; returns it with its tokenizer and what was measured."""
     scenes, pictures = scenes_for(work, salt, hold_out)
     meanings = np.array([clip_.meaning(s) for s in scenes])
@@ -82,7 +95,7 @@ def _train_clip(
     torch.manual_seed(seed)
     model = clip_.make_clip(tokenizer, **sizes)
 
-    def loss(model):
+    def loss(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         chosen = torch.randint(len(scenes), (batch,)).numpy()
         rng = np.random.default_rng(int(torch.randint(1 << 31, ())))
         texts, said = clip_.captions_for([scenes[i] for i in chosen], rng, drop=0.35)
@@ -97,7 +110,7 @@ def _train_clip(
     return model, tokenizer, result
 
 
-def text(work, out, steps):
+def text(work: Path, out: Path, steps: int) -> None:
     """The base's text tower: trained contrastively beside a small image tower that is then thrown
     away, and frozen.
     """
@@ -109,7 +122,7 @@ def text(work, out, steps):
     record(out, "text", result)
 
 
-def unet(work, out, steps, batch=64, first=6000):
+def unet(work: Path, out: Path, steps: int, batch: int = 64, first: int = 6000) -> None:
     """Train the U-Net, the shipped one if there is one (`first_unet`), on a growing pool of fresh
     scenes' latents and write the whole pipeline; on the GPU where there is one.
 
@@ -118,8 +131,9 @@ def unet(work, out, steps, batch=64, first=6000):
     """
     folder = out / "pocket"
     device = best_device()
-    vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device)
-    tower = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device)
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae")
+    tower: Any = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    vae, tower = vae.float().to(device), tower.float().to(device)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     torch.manual_seed(2)
     model, peak = first_unet(tower.config.hidden_size)
@@ -146,7 +160,7 @@ def unet(work, out, steps, batch=64, first=6000):
         save=100,
     )
 
-    def watch(step):
+    def watch(step: int) -> None:
         if step % 500 == 0:
             weights = averaged(model, stage.means[0])
             look(unet_.make_pipeline(vae, tower, tokenizer, weights), work / f"samples_{step}.png")
@@ -156,7 +170,7 @@ def unet(work, out, steps, batch=64, first=6000):
     pipe.to("cpu", dtype=torch.float16).save_pretrained(folder)
 
 
-def first_unet(text_width):
+def first_unet(text_width: int) -> tuple[Any, float]:
     """The U-Net that `unet` starts from and its peak rate: the shipped one, which a new training
     carries on at half the rate, else one that has seen nothing.
     """
@@ -165,14 +179,14 @@ def first_unet(text_width):
     return unet_.make_unet(text_width), 2e-3
 
 
-def averaged(model, weights):
+def averaged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     """A copy of `model` with `weights` in it, for drawing while the training goes on."""
     twin = copy.deepcopy(model)
     twin.load_state_dict(weights)
     return twin.eval()
 
 
-def look(pipe, file, count=16, steps=25, guidance=2.0):
+def look(pipe: Any, file: Path, count: int = 16, steps: int = 25, guidance: float = 2.0) -> None:
     """Draw held-out scenes (upper rows) and samples for the same prompts and always the same noise
     (lower rows) into `file`.
     """
@@ -193,7 +207,7 @@ def look(pipe, file, count=16, steps=25, guidance=2.0):
     )
 
 
-def encoder_hash(vae):
+def encoder_hash(vae: Any) -> str:
     """Eight digits that change when the encoder does: latents made by another encoder are never
     reused.
     """
@@ -207,7 +221,7 @@ def encoder_hash(vae):
     return total.hexdigest()[:8]
 
 
-def judge(work, out, steps):
+def judge(work: Path, out: Path, steps: int) -> None:
     """The judge's CLIP, on seeds and identities of its own; it sees every triple, the held-out ones
     too.
     """
@@ -219,7 +233,7 @@ def judge(work, out, steps):
     record(out, "judge", result)
 
 
-def identity(work, out, steps):
+def identity(work: Path, out: Path, steps: int) -> None:
     """The judge's identity encoder and its certificate, in data/judge/identity."""
     from . import identity as identity_
 
@@ -230,7 +244,7 @@ def identity(work, out, steps):
     identity_.certify()
 
 
-def measure(work, out, _):
+def measure(work: Path, out: Path, _: int | None) -> None:
     """Measure what was trained; foreign pictures lie in work/foreign, photographs in
     ../shared/photos, where there are any.
     """
@@ -243,7 +257,7 @@ def measure(work, out, _):
     )
 
 
-def detail(work, out, pictures, guidance=4.0):
+def detail(work: Path, out: Path, pictures: int, guidance: float = 4.0) -> None:
     """Measure whether samples pass for drawings, on `pictures` of each, and write it into
     measured.json and the README.
     """

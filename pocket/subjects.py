@@ -9,19 +9,22 @@ identities from the world's own grammar instead.
 """
 
 import json
-import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lib.files.whole_writes import whole_file
+
 from . import figures
 from .objects import CLASSES
-from .pen import SUPERSAMPLE, Frame
-from .places import PAINTERS, PHRASES
-from .world import COLORS, Identity, draw_object, sample_scene
+from .pen import SUPERSAMPLE, Frame, Point
+from .places import PAINTERS, PHRASES, Painter
+from .world import COLORS, Identity, Scene, draw_object, sample_scene
 
 SIZE = 256
 TRAIN = ("beach", "city", "forest", "garden", "room", "studio")
@@ -33,7 +36,7 @@ NEW_PLACES = (
     "space",
 )  # no training picture shows these; `night` and `space` are in no picture at all
 KEY = (1, 2, 3)  # the colour of nothing, on a layer that holds only the object
-PLACES = {**PAINTERS, "garden": figures.garden, "studio": figures.studio}
+PLACES: dict[str, Painter] = {**PAINTERS, "garden": figures.garden, "studio": figures.studio}
 LICENSE = "CC0-1.0"
 
 
@@ -51,9 +54,9 @@ class Example:
     identifier: str
     caption: str
     note: str
-    draw: object = None
-    look: object = figures.plain
-    things: tuple = ()
+    draw: Callable[..., None] | None = None
+    look: Callable[[np.ndarray, np.ndarray, np.ndarray, Point], np.ndarray] = figures.plain
+    things: tuple[tuple[str, str], ...] = ()
 
 
 EXAMPLES = {
@@ -153,7 +156,7 @@ EXAMPLES = {
 }
 
 
-def caption(example, place):
+def caption(example: Example, place: str) -> str:
     """The caption of a subject's picture at a place: "a zwx robot in the forest"; without place
     words at `garden` and `studio`.
     """
@@ -167,18 +170,20 @@ def caption(example, place):
     return " ".join(text.split()).replace("a orange", "an orange")
 
 
-def _paint(example, place, image, frame, v):
+def _paint(example: Example, place: str, image: Image.Image, frame: Frame, v: float) -> None:
     """Paint the subject, or the thing that shows it at this place, into `image`."""
-    if not example.things:
-        return example.draw(image, frame, v)
+    if example.draw and not example.things:
+        example.draw(image, frame, v)
+        return
     kind, color = example.things[(TRAIN + HELD_OUT).index(place)]
     if example.draw:
-        return example.draw(image, frame, v, COLORS[color])
+        example.draw(image, frame, v, COLORS[color])
+        return
     second = COLORS["white" if color in ("red", "blue", "green", "purple") else "red"]
     draw_object(image, Identity(kind, COLORS[color], second, a=v, b=1 - v), frame)
 
 
-def picture(example, place, size=SIZE):
+def picture(example: Example, place: str, size: int = SIZE) -> Image.Image:
     """One picture of a subject, RGB, `size` x `size` pixels; position, size and tilt follow from
     the subject and the place.
     """
@@ -204,16 +209,16 @@ def picture(example, place, size=SIZE):
         fill=90,
     )
     back.paste((0, 0, 0), (0, 0), shadow)
-    layer = Image.new("RGB", (n, n), KEY)
-    _paint(example, place, layer, Frame(x, foot - half, half), v)
-    layer = np.asarray(layer.rotate(turn, center=(x * n, foot * n), fillcolor=KEY), float)
+    drawn = Image.new("RGB", (n, n), KEY)
+    _paint(example, place, drawn, Frame(x, foot - half, half), v)
+    layer = np.asarray(drawn.rotate(turn, center=(x * n, foot * n), fillcolor=KEY), float)
     out = example.look(np.asarray(back, float), layer, (layer != KEY).any(-1), (x, foot - half))
     return Image.fromarray(np.clip(out, 0, 255).astype(np.uint8)).resize(
         (size, size), Image.Resampling.BOX
     )
 
 
-def describe(example):
+def describe(example: Example) -> dict[str, Any]:
     """The subject.json of an example, as a dict."""
     return {
         "kind": example.kind,
@@ -227,17 +232,16 @@ def describe(example):
     }
 
 
-def _write(path, content):
+def _write(path: Path, content: str | Image.Image) -> None:
     """Write text or an image to `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    if isinstance(content, str):
-        temporary.write_text(content, encoding="utf-8")
-    else:
-        content.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
+    with whole_file(path) as unfinished:
+        if isinstance(content, str):
+            unfinished.write_text(content, encoding="utf-8")
+        else:
+            content.save(unfinished, format="PNG", optimize=True)
 
 
-def draw_all(root, size=SIZE):
+def draw_all(root: str | Path, size: int = SIZE) -> None:
     """Draw all subjects into `root`/<kind>/ (pictures, subject.json, README.md) and
     `root`/sheet.png, held-out columns last.
 
@@ -247,7 +251,6 @@ def draw_all(root, size=SIZE):
     sheet = Image.new("RGB", (8 * 132 + 8, len(EXAMPLES) * 132 - 4), "white")
     for row, example in enumerate(EXAMPLES.values()):
         folder = root / example.kind
-        folder.mkdir(parents=True, exist_ok=True)
         for column, place in enumerate(TRAIN + HELD_OUT):
             image = picture(example, place, size)
             _write(folder / f"{place}.png", image)
@@ -277,11 +280,11 @@ class BenchSubject:
     name: str
     class_noun: str
     identity: Identity
-    train: tuple
-    test: tuple
+    train: tuple[Scene, ...]
+    test: tuple[Scene, ...]
 
 
-def bench_subjects(n=30):
+def bench_subjects(n: int = 30) -> list[BenchSubject]:
     """`n` identity subjects for the bench, patterned or two-coloured, classes in turn. The base and
     the judge never saw them.
 

@@ -4,7 +4,9 @@ train.
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,15 +15,19 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from .clip import captions_for
 from .pictures import pool
+from .stage import Loss
 from .vae import LATENTS, to_tensor
-from .world import held_out, render, sample_scene
+from .world import Scene, held_out, render, sample_scene
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 CHANNELS = (64, 128, 192)
 # Share of empty captions in training, which classifier-free guidance needs (Ho and Salimans 2022).
 NO_CAPTION = 0.1
 
 
-def make_scheduler():
+def make_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule with v-prediction (Salimans and Ho 2022), sampled by DDIM
     from the noisiest step on.
     """
@@ -37,7 +43,12 @@ def make_scheduler():
     )
 
 
-def make_unet(text_width=128, channels=CHANNELS, size=16, latents=LATENTS):
+def make_unet(
+    text_width: int = 128,
+    channels: tuple[int, ...] = CHANNELS,
+    size: int = 16,
+    latents: int = LATENTS,
+) -> UNet2DConditionModel:
     """A `UNet2DConditionModel` on [B, latents, size, size] with cross-attention below the finest
     resolution.
     """
@@ -56,7 +67,7 @@ def make_unet(text_width=128, channels=CHANNELS, size=16, latents=LATENTS):
     )
 
 
-def encode_pictures(vae, pictures, batch=128):
+def encode_pictures(vae: Any, pictures: np.ndarray, batch: int = 128) -> np.ndarray:
     """Latent means of uint8 [N, H, W, 3] as a float16 array [N, latents, H/f, W/f], f the VAE's
     factor.
     """
@@ -77,13 +88,23 @@ class Growing:
     to `most`. Scenes come in the order of their seeds.
     """
 
-    def __init__(self, file, vae, shape, first=6000, each=8, most=400_000, ahead=56):
+    def __init__(
+        self,
+        file: str | Path,
+        vae: Any,
+        shape: tuple[int, ...],
+        first: int = 6000,
+        each: int = 8,
+        most: int = 400_000,
+        ahead: int = 56,
+    ) -> None:
         self.file, self.vae, self.shape = Path(file), vae, shape
         self.first, self.each, self.most, self.ahead = first, each, most, ahead
-        self.scenes, self.seed = [], 0
+        self.scenes: list[Scene] = []
+        self.seed = 0
         self._open()
 
-    def _open(self):
+    def _open(self) -> None:
         unit = 2 * math.prod(self.shape)
         count = self.file.stat().st_size // unit if self.file.is_file() else 0
         if count and self.file.stat().st_size % unit:  # killed while writing
@@ -96,7 +117,7 @@ class Growing:
         while len(self.scenes) < count:
             self._next()
 
-    def _next(self):
+    def _next(self) -> Scene:
         """One more scene whose class-colour-place triple is not held out."""
         while held_out(scene := sample_scene(self.seed)):
             self.seed += 1
@@ -104,7 +125,7 @@ class Growing:
         self.scenes.append(scene)
         return scene
 
-    def at(self, step):
+    def at(self, step: int) -> int:
         """How many scenes there are at `step`; they are drawn and encoded if they are not there
         yet.
         """
@@ -120,14 +141,16 @@ class Growing:
         return wanted
 
 
-def encode_captions(text_model, tokenizer, texts):
+def encode_captions(
+    text_model: Any, tokenizer: "CLIPTokenizer", texts: Sequence[str]
+) -> torch.Tensor:
     """Hidden states [B, 32, width] of the frozen text tower, as the pipeline computes them."""
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         return text_model(ids.to(text_model.device)).last_hidden_state
 
 
-def bell(count):
+def bell(count: int) -> torch.Tensor:
     """`count` times in (0, 1), stratified, from a logit-normal density: few near the ends, where
     there is least to learn.
 
@@ -137,12 +160,19 @@ def bell(count):
     return torch.sigmoid(torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
 
 
-def make_loss(scheduler, text_model, tokenizer, growing, batch, step):
+def make_loss(
+    scheduler: DDIMScheduler,
+    text_model: Any,
+    tokenizer: "CLIPTokenizer",
+    growing: Growing,
+    batch: int,
+    step: Callable[[], int],
+) -> Loss:
     """The noise-prediction loss of latent diffusion on random scenes with fresh captions; `step()`
     is how far the training is.
     """
 
-    def loss(model):
+    def loss(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         device = model.device
         chosen = torch.randint(growing.at(step()), (batch,)).numpy()
         rng = np.random.default_rng(int(torch.randint(1 << 31, ())))
@@ -159,11 +189,14 @@ def make_loss(scheduler, text_model, tokenizer, growing, batch, step):
     return loss
 
 
-def make_pipeline(vae, text_model, tokenizer, unet):
+def make_pipeline(
+    vae: Any, text_model: Any, tokenizer: "CLIPTokenizer", unet: Any
+) -> StableDiffusionPipeline:
     """The four parts as a `StableDiffusionPipeline` without a safety checker (its scenes hold
     nothing to check).
     """
-    return StableDiffusionPipeline(
+    kind: Any = StableDiffusionPipeline  # its type hints leave out what may be None
+    return kind(
         vae=vae,
         text_encoder=text_model,
         tokenizer=tokenizer,

@@ -6,6 +6,8 @@ channels of 8 x 8 places halve the U-Net's arithmetic, but lose eyes and lines (
 subjects in place of 30), and 8 of the 12 principal channels lose 6.7 dB.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -14,12 +16,19 @@ CHANNELS, LATENTS = (32, 64, 128), 12
 KL_WEIGHT = 0.02
 
 
-def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
+def make_vae(
+    channels: tuple[int, ...] = CHANNELS,
+    latents: int = LATENTS,
+    size: int = 64,
+    groups: int = 8,
+    layers: int = 1,
+) -> AutoencoderKL:
     """An `AutoencoderKL` that halves once less than it has `channels`: [B, 3, size, size] -> [B,
     latents, size/4, size/4] by default.
     """
     n = len(channels)
-    vae = AutoencoderKL(
+    kind: Any = AutoencoderKL  # its type hints know one block alone
+    vae = kind(
         down_block_types=("DownEncoderBlock2D",) * n,
         up_block_types=("UpDecoderBlock2D",) * n,
         block_out_channels=channels,
@@ -41,12 +50,12 @@ def make_vae(channels=CHANNELS, latents=LATENTS, size=64, groups=8, layers=1):
     return vae
 
 
-def to_tensor(pictures, device="cpu"):
+def to_tensor(pictures: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1]."""
     return torch.as_tensor(pictures, device=device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def psnr(vae, pictures, batch=64):
+def psnr(vae: Any, pictures: np.ndarray, batch: int = 64) -> float:
     """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3],
     through uint8 as saved files are.
     """
@@ -60,7 +69,7 @@ def psnr(vae, pictures, batch=64):
     return float(np.mean(scores))
 
 
-def augment(x):
+def augment(x: torch.Tensor) -> torch.Tensor:
     """Flips and swaps of colour channels for a batch [B, 3, H, W]: colours and facings that no
     drawing code chose.
     """
@@ -73,7 +82,7 @@ def augment(x):
     return x
 
 
-def loss(vae, x):
+def loss(vae: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean over pictures of log mean squared error, whose minimum is the best mean PSNR, and a
     light pull to N(0, 1).
     """
@@ -93,7 +102,7 @@ def loss(vae, x):
     )
 
 
-def whiten(vae, pictures, power=0.5):
+def whiten(vae: Any, pictures: np.ndarray, power: float = 0.5) -> None:
     """Scale the latent channels inside `quant_conv` and `post_quant_conv`; the reconstruction stays
     as it was.
 
