@@ -73,7 +73,11 @@ def read_run(folder: str | Path) -> Run:
         )
     for key in MEASURED:
         value = metrics.get(key)
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
+        if (
+            not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or not 0 <= value < math.inf
+        ):
             raise BadInput(
                 f"{folder / 'metrics.json'} has {key} = {value!r} where a number belongs: the run"
                 " is damaged or had a single step; train it again."

@@ -69,7 +69,10 @@ def fixed_noise(
     generator = torch.Generator().manual_seed(seed)
     with evaluation_mode(base):
         mean, std = base.encode_images(
-            [ImageOps.fit(image, [min(image.size)] * 2) for image in map(upright, pictures)]
+            [
+                ImageOps.fit(image, (min(image.size), min(image.size)))
+                for image in map(upright, pictures)
+            ]
         )
     n, rounds = len(pictures), bins * draws
     shape = (rounds * n, *mean.shape[1:])

@@ -79,9 +79,9 @@ def plan(method: str, base: str, **changes: Any) -> Settings:
     family = KNOWN_BASES[base] if base in KNOWN_BASES else family_of(base).name
     if (method, family) not in PRESETS:
         raise BadInput(f"Setting 'method' is {method!r}: it must be one of {', '.join(METHODS)}.")
-    values = {"method": method, "base": base, "data": "-", "output": "-"} | PRESETS[method, family]
+    start: dict[str, Any] = {"method": method, "base": base, "data": "-", "output": "-"}
     given = {name: value for name, value in changes.items() if value is not None}
-    return Settings(**values | given)
+    return Settings(**start | PRESETS[method, family] | given)
 
 
 def folder_with_configs(base: str) -> Path:

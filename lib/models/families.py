@@ -288,6 +288,6 @@ def preset(method: str, base: str = "pocket", **changes: Any) -> Settings:
         raise BadInput(f"Setting 'method' is {method!r}: it must be one of {', '.join(METHODS)}.")
     family = "pocket" if base == "pocket" else family_of(base).name
     changes = {k: v for k, v in changes.items() if v is not None}
-    values = PRESETS[method, family] | changes
+    values: dict[str, Any] = {"method": method, "base": base} | PRESETS[method, family] | changes
     values.setdefault("alpha", float(values.get("rank", Settings.rank)))
-    return Settings(method=method, base=base, **values)
+    return Settings(**values)

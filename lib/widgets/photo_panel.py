@@ -191,8 +191,8 @@ class PhotosPanel:
         tiles, labels = [framed(photo, entry, TILE)], ["the photo with its crop"]
         across, down = photo.width / max(1, entry["width"]), photo.height / max(1, entry["height"])
         left, top, right, bottom = entry["crop"]
-        edges = (left * across, top * down, right * across, bottom * down)
-        crop = photo.crop(tuple(map(round, edges)))
+        start, end = (round(left * across), round(top * down)), (right * across, bottom * down)
+        crop = photo.crop((*start, round(end[0]), round(end[1])))
         if entry["use"] != "out" and min(crop.size):
             tiles.append(crop)
             labels.append("the crop")
