@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -98,7 +99,7 @@ class Watch:
             if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"
         ]
         weights = [t for t in alive if issubclass(type(t), torch.nn.Parameter)]
-        everything = SimpleNamespace(parameters=lambda: weights, buffers=lambda: [])
+        everything: Any = SimpleNamespace(parameters=lambda: weights, buffers=lambda: [])
         self.memory = PeakMemory(everything, None, alive).__enter__()
         self.memory.inputs = ()  # or gradients that step 2 frees would live on here
 

@@ -102,7 +102,7 @@ def make_clip(
     """A CLIP for `size` x `size` pictures: CLIP's text tower beside a ConvNeXt, which learns
     drawings in fewer pictures than a ViT.
     """
-    ends = dict(
+    ends: dict[str, Any] = dict(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,

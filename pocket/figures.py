@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .objects import CREAM, DARK, METAL
-from .pen import Frame, Pen, Point, Rgb, shade
+from .pen import Color, Frame, Pen, Point, Rgb, shade
 
 TEAL, ORANGE, RED = (16, 150, 156), (250, 146, 40), (222, 40, 48)
 MINT, COCOA, BRASS = (132, 218, 184), (98, 56, 42), (226, 172, 62)
@@ -218,7 +218,8 @@ def handstand(image: Image.Image, frame: Frame, v: float, main: Rgb = (216, 46, 
     spread = 0.56 + 0.2 * v
     p.curve([(0.0, -0.5), (0.06, -0.78), (-0.1, -0.92), (0.02, -1.06)], "second", 0.14)
     for side in (-1, 1):
-        for color, width in ((None, 0.32), ("main", 0.22)):
+        lines: tuple[tuple[Color | None, float], ...] = ((None, 0.32), ("main", 0.22))
+        for color, width in lines:
             p.curve(
                 [(side * 0.24, -0.4), (side * spread * 0.8, -0.66), (side * spread, -0.94)],
                 color,

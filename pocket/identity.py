@@ -84,7 +84,7 @@ def augment(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     theta[:, 0, 2], theta[:, 1, 2] = shift
     x = F.grid_sample(
         x,
-        F.affine_grid(torch.from_numpy(theta), x.shape, False),
+        F.affine_grid(torch.from_numpy(theta), list(x.shape), False),
         padding_mode="reflection",
         align_corners=False,
     )

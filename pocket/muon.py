@@ -29,7 +29,7 @@ def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     a, b, c = COEFFICIENTS
     x = x / x.norm().clamp(min=1e-7)
     gram = x @ x.T
-    product = None
+    product: Any = None  # the identity, before the first round
     for step in range(steps):
         q = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         q.diagonal().add_(a)
@@ -70,8 +70,9 @@ class MuonAdamW:
     def step(self, lr: float) -> None:
         """One update at learning rate `lr`; gradients are cleared."""
         for p, momentum in zip(self.matrices, self.momenta):
-            momentum.lerp_(p.grad, 1 - MOMENTUM)
-            update = p.grad.lerp_(momentum, MOMENTUM).flatten(1)  # Nesterov's
+            gradient: Any = p.grad
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            update = gradient.lerp_(momentum, MOMENTUM).flatten(1)  # Nesterov's
             p.add_(orthogonal(update).view(p.shape), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
             p.grad = None
         for group in self.adamw.param_groups:

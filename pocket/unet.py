@@ -145,7 +145,9 @@ def encode_captions(
     text_model: Any, tokenizer: "CLIPTokenizer", texts: Sequence[str]
 ) -> torch.Tensor:
     """Hidden states [B, 32, width] of the frozen text tower, as the pipeline computes them."""
-    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        list(texts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     with torch.no_grad():
         return text_model(ids.to(text_model.device)).last_hidden_state
 
@@ -179,7 +181,7 @@ def make_loss(
         texts, _ = captions_for([growing.scenes[i] for i in chosen], rng, drop=0.2)
         texts = ["" if rng.random() < NO_CAPTION else t for t in texts]
         z = torch.as_tensor(growing.latents[chosen]).float()
-        t = (bell(batch) * scheduler.config.num_train_timesteps).long()
+        t: Any = (bell(batch) * len(scheduler.betas)).long()
         noise = torch.randn_like(z)
         noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
         words = encode_captions(text_model, tokenizer, texts).to(device)
