@@ -45,7 +45,7 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(meth
     seen = [scene["place"] for scene in read_scene(judge, found["images"])]
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
 
-    # More than .4 where the arithmetic is bf16; in fp32 on a Zen 3 DreamBooth gains .373, bit for bit
-    # as far back as commit 19b84bc.
+    # More than .4 where the arithmetic is bf16; in fp32 on a Zen 3 DreamBooth gains .373, to the
+    # last digit what commit 19b84bc gives.
     assert found["dino"] > floor + 0.3, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
     assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"
