@@ -267,15 +267,8 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
 
 
 def _bar(axes, place, value, name, thickness, k):
-    axes.barh(
-        place,
-        value,
-        thickness,
-        color=_color(k),
-        hatch=HATCHES[k % len(HATCHES)],
-        edgecolor="white",
-        linewidth=0,
-    )
+    look = {"color": _color(k), "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white"}
+    axes.barh(place, value, thickness, linewidth=0, **look)
     axes.annotate(
         f"{number(value)} {name}",
         (max(value, 0), place),
@@ -447,15 +440,7 @@ def _color(k):
 
 
 def _ring(axes, x, y, color):
-    axes.plot(
-        x,
-        y,
-        "o",
-        markersize=14,
-        markerfacecolor="none",
-        markeredgecolor=color,
-        markeredgewidth=1.8,
-    )
+    axes.plot(x, y, "o", ms=14, mfc="none", mec=color, mew=1.8)  # m...: of the marker
 
 
 def _chart(x: str, y: str, height: float = 3.4) -> "tuple[Chart, Axes]":
