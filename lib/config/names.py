@@ -7,6 +7,8 @@ CONTESTANT_NAMES = {
     "base_model": "base model (floor)",
     "real_photos": "real photos (ceiling)",
     **METHOD_NAMES,
+    "extracted": "DreamBooth cut to a LoRA",
+    "extracted_twice": "the same, at twice the rank",
     "kohya_lora": "Kohya's LoRA",
 }
 

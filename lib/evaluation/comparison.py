@@ -11,14 +11,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from lib.config import CONTESTANT_NAMES
-from lib.convert.adapter import Adapter, read_adapter
+from lib.convert.adapter import Adapter, diffusers_tensors, read_adapter
 from lib.convert.composition import load_adapters
+from lib.convert.extraction import extract
 from lib.dataset.captions import Subject
 from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset, load_dataset
@@ -43,6 +45,9 @@ from lib.step import load_run
 WEIGHTS = {"lora": "adapter.safetensors", "dreambooth": "unet/diffusion_pytorch_model.safetensors"}
 
 MEASURED = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
+
+# What is cut from DreamBooth's weights, and at how many times the rank of LoRA's run.
+_CUT = {"extracted": 1, "extracted_twice": 2}
 
 # The first seed of the class pictures, apart from those of samples, curves and evaluations.
 CLASS_SEEDS = 2000
@@ -183,6 +188,9 @@ def compare(
 ) -> Comparison:
     """Evaluate the base model, the real photos and every run on the same prompts and seeds.
 
+    Where both methods are there, DreamBooth's run is also cut to a LoRA, at the rank of LoRA's run
+    and at twice that: rows "extracted" and "extracted_twice", with DreamBooth's costs of training.
+
     folders: run folders, one of each method.
     judge: a `Judge`, or the name of one for `choose_judge`.
     plan: without prompts those of `protocol`.
@@ -205,7 +213,11 @@ def compare(
         )
     dataset = same_ground(runs)
     subject, base_name = dataset.subject, runs[0].settings["base"]
-    adapter = _read_other(other, base_name) if other else None
+    adapters = _extracted(runs)
+    sizes = {name: len(save(*diffusers_tensors(a))) for name, a in adapters.items()}
+    if other:
+        adapters["kohya_lora"] = _read_other(other, base_name)
+        sizes["kohya_lora"] = size_of(Path(other).expanduser())
     if judge is None or isinstance(judge, str):
         judge = choose_judge(judge, base_name)
     mask_files = _mask_files(masks) if masks else None
@@ -213,9 +225,9 @@ def compare(
     result = Comparison(rows, {}, runs=runs)
     class_prompt = prompt_of(subject, with_identifier=False)
     predictions, reference = None, ""
-    if adapter is not None:
-        say(_words(adapter, subject))
-    for key, base in _contestants(runs, adapter):
+    if other:
+        say(_words(adapters["kohya_lora"], subject))
+    for key, base in _contestants(runs, adapters):
         if key == "base_model":  # the first, and untouched: drift is measured from it
             plan = plan if plan.prompts else plan.asking(protocol(subject, base))
             if plan.class_pictures:
@@ -236,9 +248,12 @@ def compare(
         reference = row.pop("reference")
         rows[key] = row
     for run in runs:
-        rows[run.method] |= _costs(run, judge, rows["real_photos"]["dino"], say)
-    if other:
-        rows["kohya_lora"]["file_bytes"] = size_of(Path(other).expanduser())
+        costs = _costs(run, judge, rows["real_photos"]["dino"], say)
+        cut = _CUT if run.method == "dreambooth" else {}
+        for name in [run.method, *(name for name in cut if name in adapters)]:
+            rows[name] |= costs
+    for name, size in sizes.items():
+        rows[name]["file_bytes"] = size
     result.asked = [(s["asked"], s["seed"]) for s in result.scores["base_model"]]
     add_shares(rows)
     result.about = {
@@ -255,6 +270,16 @@ def compare(
         "unlike": unlike(runs),
     }
     return result
+
+
+def _extracted(runs: Sequence[Run]) -> dict[str, Adapter]:
+    """{its name in the table: the LoRA cut from DreamBooth's run}, if there is a rank to cut to."""
+    by_method = {run.method: run for run in runs}
+    if not {"lora", "dreambooth"} <= by_method.keys():
+        return {}
+    rank = by_method["lora"].settings["rank"]
+    folder = by_method["dreambooth"].folder
+    return {name: extract(folder, times * rank)[0] for name, times in _CUT.items()}
 
 
 def _read_other(other: str | Path, base: str) -> Adapter:
@@ -276,9 +301,9 @@ def _mask_files(folder: str | Path) -> dict[str, Path]:
     return masks
 
 
-def _contestants(runs: list[Run], adapter: Adapter | None) -> Iterator[tuple[str, Base]]:
+def _contestants(runs: list[Run], adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Base]]:
     """(its name in the table, a base model with its weights in) of the base model, each run, and
-    the LoRA from elsewhere.
+    each of `adapters`.
 
     Each is loaded afresh, so that nothing of one can stay in the next, and only when the one before
     has been scored.
@@ -293,10 +318,8 @@ def _contestants(runs: list[Run], adapter: Adapter | None) -> Iterator[tuple[str
     yield "base_model", load()
     for run in runs:
         yield run.method, load_run(run.folder, load())
-    if adapter is not None:
-        base = load()
-        load_adapters(base, {"kohya_lora": adapter})
-        yield "kohya_lora", base
+    for name, adapter in adapters.items():
+        yield name, load_adapters(load(), {name: adapter})
 
 
 def _costs(run: Run, judge: Judge, ceiling: float, say: Callable[[str], None]) -> Row:

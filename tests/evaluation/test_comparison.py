@@ -353,7 +353,7 @@ def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path,
     from lib.training.loop import train
 
     make, folders = (
-        {"base": tiny_folder, "steps": 2, "batch_size": 2, "sample_every": 0, "prior_weight": 0.0},
+        {"rank": 2, "steps": 2, "batch_size": 2, "sample_every": 0, "prior_weight": 0.0},
         [],
     )
     for method in WEIGHTS:
@@ -404,6 +404,16 @@ def test_a_comparison_has_costs_scores_drift_and_the_curve_of_each_run(tmp_path,
         and result.about["judge"] == "pocket"
     )
     assert "drift" in table(result).columns
+    cut, twice = result.rows["extracted"], result.rows["extracted_twice"]
+    for row in (cut, twice):
+        assert all(row[key] == full[key] for key in ("seconds_per_step", "peak_bytes"))
+        assert 0 < row["drift"] != full["drift"] and row["dino"] is not None
+    assert cut["file_bytes"] < twice["file_bytes"] < full["file_bytes"]
+    assert abs(twice["drift"] - full["drift"]) < abs(cut["drift"] - full["drift"])
+    assert [row[0] for row in table(result).rows[-2:]] == [
+        "DreamBooth cut to a LoRA",
+        "the same, at twice the rank",
+    ]
 
 
 def test_a_lora_in_kohyas_form_becomes_a_row_that_equals_the_run_it_came_from(
