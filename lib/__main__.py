@@ -174,6 +174,9 @@ def export(
     base: Base = None,
     title: Title = None,
     other_base: OtherBase = False,
+    step: Annotated[
+        int | None, typer.Option(help="one of the steps that the run keeps (default: its last)")
+    ] = None,
 ) -> None:
     """Write a run for other tools.
 
@@ -186,7 +189,9 @@ def export(
         # one file; diffusers is a folder
     """
     from lib.convert import exporting, interchange, verification
+    from lib.training.kept_steps import at_step
 
+    source = source if step is None else str(at_step(source, step))
     done = interchange.export(source, to, out, base, title, other_base)
     print(*done.lines(), sep="\n")
     print(verification.check_pictures(source, done.path, exporting.base_of(source, base)))

@@ -205,6 +205,14 @@ class Settings:
             " fewer where writing takes long; 0 for none.",
         ),
     ] = 50
+    keep: Annotated[
+        Literal["last", "best", "all"],
+        Field(
+            description="Which weights of the steps measured along the way a run keeps: last (its"
+            " own alone), best (also those of the step most like the held-out photos) or all"
+            " (LoRA)."
+        ),
+    ] = "last"
 
     def __post_init__(self):
         """Check the rules that no single setting can hold by itself. Raises BadInput."""
@@ -224,6 +232,11 @@ class Settings:
                 "Settings 'prior' anchor and 'dora' exclude each other, as a magnitude that trains"
                 " changes the weights beside what the anchor pulls back: use 'images', or set dora"
                 " to False.",
+            ),
+            (
+                self.keep == "all" and not lora,
+                f"Setting 'keep' is 'all', but each step of {self.method} is a whole model: use"
+                " 'best', or train a LoRA.",
             ),
             (
                 self.quantize != "none" and not lora,

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from lib.config import Settings
 from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
@@ -23,6 +24,7 @@ from lib.evaluation.judge import Judge
 from lib.files import BadInput, read_json, write_json
 from lib.models.base import Base, evaluation_mode
 from lib.training import SAMPLE_PLACES
+from lib.training.kept_steps import keep_step
 
 FILE = "curve.json"
 HELD_OUT = "held-out photos"
@@ -37,7 +39,7 @@ Point = dict[str, Any]
 
 class Curve:
     """Measures the live weights of `base` every `every` steps and at the end; `run`/curve.json
-    holds all points, whole, after each.
+    holds all points, whole, after each. Weights are kept as the run's setting `keep` says.
 
     Make it before training, with the base model that `train(settings, base, watchers=[curve])` then
     uses up: what the untouched base scores is step 0, and its predictions are the cache that drift
@@ -97,6 +99,10 @@ class Curve:
             )
         self._measure(state.step, state.seconds, time.perf_counter())
         write_json(self.run / FILE, self.record())
+        keep = read_json(self.run / "settings.json").get("keep", "last")
+        newest_is_best = best(self.points) is self.points[-1]
+        if keep == "best" and newest_is_best or keep == "all" and not last:
+            keep_step(self.base, Settings.load(self.run / "settings.json"), state.step)
 
     def record(self) -> dict[str, Any]:
         """What curve.json holds: the points, the best step, and what they were measured with."""

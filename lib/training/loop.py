@@ -30,6 +30,7 @@ from lib.step import Step, save_weights, tuned_parts
 from lib.step.quantization import supported_settings
 from lib.training.batches import Cached, batches, cache_latents, gather, prior_items
 from lib.training.checkpoints import Checkpoints, restore
+from lib.training.kept_steps import tell_kept
 from lib.training.recipe_choice import (
     PeakMeter,
     choose_recipe,
@@ -284,6 +285,7 @@ def finish(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Pa
     }
     measured |= metrics(settings, training.state, clock, meter.peak, base.device)
     write_json(run / "metrics.json", measured)
+    tell_kept(run, measured)
     if step.taken == settings.steps:
         shutil.rmtree(training.checkpoints.folder, ignore_errors=True)
     return run

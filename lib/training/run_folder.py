@@ -23,6 +23,7 @@ from lib.files.whole_writes import file_hash
 from lib.models.base_files import WEIGHT_PARTS
 from lib.step.run_weights import ADAPTER, weight_bytes
 from lib.training.batches import prior_items
+from lib.training.kept_steps import KEPT
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # These change where a run lies or how safe it is, not what it learns. The data set is compared by
 # its content.
 NO_EFFECT_ON_WEIGHTS = ("output", "data", "save_every")
+
+# What runs did before there was a setting for it.
+OLDER_SETTINGS = {"keep": "last"}
 
 # All that a training writes into its folder: nothing else is ever cleared.
 RUN_FILES = (
@@ -43,6 +47,7 @@ RUN_FILES = (
     "curve.json.*.part",
     "samples",
     "checkpoint",
+    KEPT,
     ADAPTER,
     *WEIGHT_PARTS,
     ".weights.*",
@@ -97,11 +102,17 @@ def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, str]
     anything slow, if class images are missing or the folder is no run's.
     """
     check_class_images(settings, dataset)
+    if settings.keep == "best" and not dataset.test:
+        raise BadInput(
+            f"Setting 'keep' is 'best', but data set {dataset.root} holds no photo out by which a"
+            " step could be called that: hold one out in notebook 01, or use 'last'."
+        )
     run = Path(settings.output).expanduser()
     _check_is_run_folder(run)
-    trained, measured = _read(run / "settings.json"), _read(run / "metrics.json")
-    # A setting that an older version of this project did not know may have had another value than
-    # today's default.
+    trained = OLDER_SETTINGS | _read(run / "settings.json")
+    measured = _read(run / "metrics.json")
+    # Any other setting that an older version of this project did not know may have had another
+    # value than today's default.
     if any(
         name not in trained or trained[name] != value
         for name, value in asdict(settings).items()
