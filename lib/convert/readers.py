@@ -126,6 +126,9 @@ def _is_wrapped(part: str, name: str) -> bool:
 
 def _kohya_names(tool: str, part: str, name: str, base_weights: BaseWeights) -> set[str]:
     """The names in Kohya's form by which a tool knows a layer."""
+    if name == "text_projection":  # comfy/lora.py has it, after OneTrainer
+        known = tool in ("ComfyUI", "Forge", "diffusers")
+        return {kohya_name(part, name, base_weights.sdxl)} if known else set()
     if part != "unet" and tool in SAME_LAYOUT and not _is_wrapped(part, name):
         return set()
     shape = (base_weights.layers, base_weights.attended)

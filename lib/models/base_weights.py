@@ -131,6 +131,8 @@ class BaseWeights:
     def layer_shapes(self, part: str) -> Shapes:
         """The shape of each linear and convolution layer of a part: where an adapter can sit."""
         ends = (".weight",) if part == "unet" else ("_proj.weight", ".fc1.weight", ".fc2.weight")
+        # The one projection that is read, SDXL's second encoder's; OneTrainer trains it.
+        ends += ("text_projection.weight",) if part == "text_encoder_2" else ()
         return {
             name.removesuffix(".weight"): shape
             for name, shape in self.shapes.get(part, {}).items()

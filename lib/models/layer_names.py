@@ -38,11 +38,30 @@ KOHYA = re.compile(
     r"(lora_down\.weight|lora_up\.weight|lora_mid\.weight|alpha|dora_scale)"
 )
 
+# What stands before a name with dots: the part's own name (diffusers, OneTrainer), or the place in
+# ComfyUI's models (comfy/lora.py; its LoraSave node writes these).
+DOTTED_PREFIXES = {
+    "unet": "unet",
+    "text_encoder_2": "text_encoder_2",
+    "text_encoder": "text_encoder",
+    "diffusion_model": "unet",
+    "model.diffusion_model": "unet",
+    "text_encoders.clip_l.transformer": "text_encoder",
+    "text_encoders.clip_h.transformer": "text_encoder",
+    "text_encoders.clip_g.transformer": "text_encoder_2",
+}
+
 DOTTED = re.compile(
-    r"(?:(unet|text_encoder_2|text_encoder)\.)?(?:base_model\.model\.)?(.+?)[._]"
+    rf"(?:({'|'.join(map(re.escape, DOTTED_PREFIXES))})\.)?(?:base_model\.model\.)?(.+?)[._]"
     r"(lora_A(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora\.down\.weight|lora\.up\.weight|"
+    r"lora_down\.weight|lora_up\.weight|lora_mid\.weight|"
     r"lora_linear_layer\.down\.weight|lora_linear_layer\.up\.weight|"
-    r"lora_magnitude_vector(?:\.weight)?|alpha)"
+    r"lora_magnitude_vector(?:\.weight)?|dora_scale|alpha)"
+)
+
+# How names of the U-Net begin: keys without a prefix are its (diffusers' older `save_attn_procs`).
+OF_THE_UNET = re.compile(
+    r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\."
 )
 
 # What an adapter's key says of a tensor's role; the first word that is in it counts.
@@ -91,7 +110,9 @@ def parse(key: str, part: str | None = None, layers: int = 2) -> tuple[str, str,
         if part == "unet":
             name = from_original(name, layers)
     elif hit := DOTTED.fullmatch(key):
-        part, name, role = hit[1] or part, hit[2].replace(".processor.", "."), hit[3]
+        known, name, role = DOTTED_PREFIXES.get(hit[1], part), hit[2], hit[3]
+        name = from_original(name.replace(".processor.", "."), layers)
+        part = known or ("unet" if OF_THE_UNET.match(f"{name}.") else None)
         name = name + ".0" if name.endswith(".to_out") else name
     else:
         return None
