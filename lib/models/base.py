@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -47,11 +48,11 @@ from torch import Tensor
 
 from lib.config import bucket
 from lib.files import BadInput
-from lib.models.base_files import locate
+from lib.models.base_files import check_parts, locate
 from lib.models.base_weights import open_base_weights
 from lib.models.devices import has_fast_bf16, keep_freed_memory, reclaim
-from lib.models.families import Family, family_of
-from lib.models.pipeline import read_pipeline, set_prediction
+from lib.models.families import Family, config_folder, family_of
+from lib.models.pipeline import check_fit, read_pipeline, set_prediction
 from lib.models.single_file import read_single_file
 
 LARGEST_BATCH = 8  # pictures sampled at once
@@ -126,19 +127,26 @@ class Base:
         """Side of its pictures in pixels."""
         return self.side or self.stored_denoiser.config.sample_size * self.pipe.vae_scale_factor
 
+    @property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizer of each text encoder, the first one's first."""
+        names = (name.replace("text_encoder", "tokenizer") for name in self.family.text_encoders)
+        return [getattr(self.pipe, name) for name in names]
+
     def tokens(self, word: str) -> list[str]:
-        """How the tokenizer splits `word`, without end marks."""
-        return [token.replace("</w>", "") for token in self.pipe.tokenizer.tokenize(word)]
+        """How the first tokenizer splits `word`, without end marks."""
+        return [token.replace("</w>", "") for token in self.tokenizers[0].tokenize(word)]
 
     def check_words(self, class_noun: str, identifier: str) -> None:
-        """Raise BadInput if the tokenizer cannot hold the class noun or the identifier.
+        """Raise BadInput if a tokenizer cannot hold the class noun or the identifier.
 
         Or if both are the same word.
         """
-        longest = self.pipe.tokenizer.model_max_length - 2
-        for what, word in (("class noun", class_noun), ("identifier", identifier)):
-            tokens = self.tokens(word)
-            if not tokens or self.pipe.tokenizer.unk_token in tokens:
+        words = (("class noun", class_noun), ("identifier", identifier))
+        for tokenizer, (what, word) in product(self.tokenizers, words):
+            longest = tokenizer.model_max_length - 2
+            tokens = tokenizer.tokenize(word)
+            if not tokens or tokenizer.unk_token in tokens:
                 raise BadInput(
                     f"The {what} {word!r} has no letters that the tokenizer of '{self.name}' knows:"
                     " choose a plain word."
@@ -348,12 +356,17 @@ def load_base(name: str = "pocket", device: str | torch.device | None = None) ->
     """
     path = locate(name)
     family = family_of(path)
+    tokenizers = (name.replace("text_encoder", "tokenizer") for name in family.text_encoders)
+    folder = config_folder(path, family) if path.is_file() else path
+    weighted = (family.denoiser, "vae", *family.text_encoders)
+    check_parts(folder, weighted, (*tokenizers, "scheduler"))
     if path.is_file():
         read_single_file(path)  # refuses what lacks a part, and lists what will be left out
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_freed_memory()
     pipe = read_pipeline(path, family, device)
+    check_fit(pipe, family, path)
     pipe.scheduler = family.sampling_scheduler(pipe.scheduler.config)
     base = Base(pipe, family, name, device, has_fast_bf16(device))
     if path.is_file():

@@ -5,6 +5,7 @@ are refused. A model of the hub is looked up in its cache on this machine; only 
 allows a download, which says its size and licence first.
 """
 
+import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,19 @@ POCKET = ROOT / "data" / "pocket"
 TRAINABLE_PARTS = ("unet", "text_encoder", "text_encoder_2")
 WEIGHT_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PIPELINE_PARTS = (*WEIGHT_PARTS, "tokenizer", "tokenizer_2", "scheduler")
+
+# The file without which a part is none, by its kind: any one of them.
+CONFIG = ("config.json",)
+PART_FILES = {
+    "tokenizer": ("tokenizer.json", "merges.txt"),
+    "scheduler": ("scheduler_config.json",),
+}
+
+# What is said of a base's weight that is none.
+NOT_NUMBERS = (
+    "Base model '{}' holds values that are not numbers (in {}): its file is damaged, or its own"
+    " training diverged; get it again, or take another base."
+)
 
 LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline may be made of
 
@@ -49,11 +63,27 @@ def locate(name: str) -> Path:
     if path.is_dir():
         return check_folder(path)
     if name.count("/") == 1 and not name.startswith((".", "~", "/")) and ending != ".safetensors":
+        if os.environ.get("WORKBENCH_DOWNLOAD") != "1" and path.parent.is_dir():
+            _refuse_mistyped(path, name)
         return hub_folder(name)
     raise BadInput(
         f"There is no base model '{name}': use 'pocket', a diffusers folder, a .safetensors file,"
         " or a hub name such as 'owner/model'."
     )
+
+
+def _refuse_mistyped(path: Path, name: str) -> None:
+    """Raise BadInput, unless the hub's cache has `name`, whose beginning is a folder here."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        _snapshot(name, True)
+    except (FileNotFoundError, HFValidationError):
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path."
+        raise BadInput(
+            f"There is no base model {name} in the folder {path.parent}: {hint}"
+        ) from None
 
 
 def header_shapes(path: Path) -> Shapes:
@@ -99,6 +129,24 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
+def check_parts(folder: Path, weights: Iterable[str], others: Iterable[str]) -> None:
+    """Raise BadInput unless a folder in diffusers form names these parts and holds their files.
+
+    `weights`: parts with weights, of which only the configurations are looked for; `others`:
+    tokenizers and the scheduler.
+    """
+    named = read_json(folder / "model_index.json")
+    for part in (*weights, *others):
+        kind = part.removesuffix("_2")
+        if not (isinstance(named.get(part), list) and named[part] and named[part][0]):
+            missing = f"model_index.json names no {part}"
+        elif not any((folder / part / each).is_file() for each in PART_FILES.get(kind, CONFIG)):
+            missing = f"{part}/ holds no {' or '.join(PART_FILES.get(kind, CONFIG))}"
+        else:
+            continue
+        raise BadInput(f"Base model {folder} is incomplete ({missing}): download or copy it again.")
+
+
 def _check_part(folder: Path, part: str) -> None:
     files = weight_files(folder / part)
     pickles = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLE_ENDINGS]
@@ -118,9 +166,9 @@ def _check_part(folder: Path, part: str) -> None:
         header_shapes(file)
 
 
-def variant(folder: Path, denoiser: str = "unet") -> str | None:
-    """What diffusers calls `variant`: "fp16" where the denoiser is in half precision alone."""
-    files = weight_files(folder / denoiser)
+def variant(folder: Path, part: str = "unet") -> str | None:
+    """What diffusers calls `variant`: "fp16" where a part is there in half precision alone."""
+    files = weight_files(folder / part)
     return "fp16" if any(".fp16" in file.name for file in files) else None
 
 
@@ -153,6 +201,8 @@ def hub_folder(name: str, weights: bool = True) -> Path:
         ) from None
     except Exception as error:  # whatever a network can do
         reason, remedy = _hub_reason(name, error)
+        if weights and isinstance(error, FileNotFoundError):
+            reason, remedy = f"{reason}, as no folder either", f"check the path, or {remedy}"
     raise BadInput(f"Base model '{name}' cannot be loaded ({reason}): {remedy}.")
 
 

@@ -22,7 +22,7 @@ import torch
 from lib.files import BadInput, listed, read_json
 from lib.files.paths import PICKLE_ENDINGS
 from lib.files.safetensors_file import open_weights
-from lib.models.base_files import TRAINABLE_PARTS, Shapes, locate, weight_files
+from lib.models.base_files import NOT_NUMBERS, TRAINABLE_PARTS, Shapes, locate, weight_files
 from lib.models.families import FAMILIES, Pocket, config_folder, family_of, known_label
 from lib.models.layer_names import full_name
 from lib.models.single_file import Places, read_single_file, stated_prediction
@@ -142,7 +142,12 @@ class BaseWeights:
     def read(self, part: str, name: str) -> torch.Tensor:
         """A tensor, from disk. Raises BadInput as `open_weights` does."""
         path, key, how = self.places[part][name]
-        tensor = _opened(path).read(key)
+        try:
+            tensor = _opened(path).read(key)
+        except BadInput:
+            if part in self.tuned:
+                raise
+            raise BadInput(NOT_NUMBERS.format(self.name, f"{part}.{name}")) from None
         if how in ("0", "1", "2"):
             return tensor.chunk(3)[int(how)]
         if how == "transpose":

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from lib.files import BadInput
+from lib.files import BadInput, read_json
 from lib.files.safetensors_file import open_weights
-from lib.models.base_files import variant, weight_files
+from lib.models.base_files import NOT_NUMBERS, variant, weight_files
 from lib.models.devices import has_fast_bf16, out_of_memory
 from lib.models.families import Family, config_folder
 from lib.models.layer_names import full_name
@@ -78,14 +79,17 @@ def read_pipeline(
                 local_files_only=True,
                 variant=variant(path, family.denoiser),
                 dtype=dtypes,
-                **left_out,
+                **left_out | _halves(path, family, names),
             )
         parts = {name: getattr(pipe, name) for name in names}
         if missing := missing_weights(path, parts):
             raise ValueError(f"it lacks {len(missing)} weights such as {missing[0]}")
+        check_numbers(path, parts)
         for name, part in parts.items():
             place = "cpu" if name == family.denoiser else device
             part.requires_grad_(False).to(place, dtypes.get(name, dtype))
+    except BadInput:
+        raise
     except (
         OSError,
         ValueError,
@@ -108,6 +112,61 @@ def read_pipeline(
     return pipe
 
 
+def _halves(path: Path, family: type[Family], names: Sequence[str]) -> dict[str, Any]:
+    """The parts of a folder that are there in half precision alone, where the denoiser is not.
+
+    diffusers has one `variant` for all parts, and does not find them by it.
+    """
+    if variant(path, family.denoiser):
+        return {}
+    named, found = read_json(path / "model_index.json"), {}
+    for name in names:
+        if half := variant(path, name):
+            library, kind = named[name]
+            load = getattr(import_module(library), kind).from_pretrained
+            found[name] = load(path / name, variant=half, use_safetensors=True)
+    return found
+
+
+def check_numbers(path: Path, parts: Mapping[str, torch.nn.Module]) -> None:
+    """Raise BadInput if a weight of the loaded `parts` is no number."""
+    for name, part in parts.items():
+        for key, weight in part.named_parameters():
+            # The sum costs no second tensor; that of numbers may still be too large for one.
+            if not weight.sum().isfinite() and not weight.isfinite().all():
+                raise BadInput(NOT_NUMBERS.format(path, f"{name}.{key}"))
+
+
+def check_fit(pipe: Any, family: type[Family], path: Path) -> None:
+    """Raise BadInput unless the parts of a loaded pipeline are of one model.
+
+    Each text encoder knows all words of its tokenizer, the denoiser takes the widths of their texts
+    and the channels of the VAE.
+    """
+    encoders = [getattr(pipe, name) for name in family.text_encoders]
+    for name, encoder in zip(family.text_encoders, encoders):
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        words = len(getattr(pipe, tokenizer))
+        known = encoder.get_input_embeddings().num_embeddings
+        if words > known:
+            _refuse_misfit(path, f"its {tokenizer} has {words} tokens, its {name} knows {known}")
+    denoiser, vae = getattr(pipe, family.denoiser).config, pipe.vae.config
+    width = sum(encoder.config.hidden_size for encoder in encoders)
+    wanted = denoiser.get("cross_attention_dim")
+    if isinstance(wanted, int) and width != wanted:
+        _refuse_misfit(path, f"its denoiser reads texts of width {wanted}, not of {width}")
+    if denoiser.in_channels != vae.latent_channels:
+        channels = f"{denoiser.in_channels} channels, its VAE makes {vae.latent_channels}"
+        _refuse_misfit(path, f"its denoiser takes {channels}")
+
+
+def _refuse_misfit(path: Path, why: str) -> NoReturn:
+    raise BadInput(
+        f"Base model {path} has parts of different models ({why}): get all its parts from one"
+        " place."
+    )
+
+
 def missing_weights(path: Path, parts: Mapping[str, torch.nn.Module]) -> list[str]:
     """The weights of the loaded `parts` that no file gave, as "part.name".
 
@@ -118,7 +177,7 @@ def missing_weights(path: Path, parts: Mapping[str, torch.nn.Module]) -> list[st
         weights = part.state_dict(keep_vars=True)
         missing += [f"{name}.{key}" for key, value in weights.items() if value.is_meta]
         if path.is_dir() and name.startswith("text_encoder"):
-            files = weight_files(path / name, variant(path))
+            files = weight_files(path / name, variant(path) or variant(path, name))
             there = {full_name(name, key) for file in files for key in open_weights(file).names}
             missing += [f"{name}.{key}" for key in weights if full_name(name, key) not in there]
     return missing

@@ -185,19 +185,23 @@ class Log:
             names[int(k)] for names, some in zip(self.names, chosen) for k in some.tolist()
         ]
         bad = [name for name, value in zip(seen, each) if not math.isfinite(value)]
-        rate = f"learning_rate ({settings.learning_rate}) is likely too high: lower it"
         exact = settings.precision == "fp32" or settings.weights == "bf16"
-        more = "" if exact else ", or set precision to 'fp32'"
+        if step == 1:  # no weight has changed yet
+            another = f"take another base than '{settings.base}'"
+            first = ", where the learning rate has changed nothing yet: "
+            cause = first + (another if exact else f"set precision to 'fp32', or {another}")
+            take_out = "take it out"
+        else:
+            rate = f"learning_rate ({settings.learning_rate}) is likely too high: lower it"
+            cause = f"; {rate}" + ("" if exact else ", or set precision to 'fp32'")
+            take_out = f"take it out, or {rate}"
         if not bad:
-            return (
-                f"The gradient's norm is {norm} at step {step}, with all losses finite;"
-                f" {rate}{more}."
-            )
+            return f"The gradient's norm is {norm} at step {step}, with all losses finite{cause}."
         if len(bad) == len(seen):
-            return f"The loss is {loss} at step {step}, for every picture; {rate}{more}."
+            return f"The loss is {loss} at step {step}, for every picture{cause}."
         return (
             f"The loss is {loss} at step {step}, because of {' and '.join(dict.fromkeys(bad))}"
-            f" alone: take it out, or {rate}."
+            f" alone: {take_out}."
         )
 
 

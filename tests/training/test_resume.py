@@ -500,6 +500,18 @@ def test_a_loss_that_breaks_just_before_a_stop_goes_back_too(make, tmp_path, mon
     assert weights(tmp_path / "lora")
 
 
+@pytest.mark.parametrize("precision, remedy", [("auto", "set precision to 'fp32'"), ("fp32", "")])
+def test_a_loss_that_is_no_number_before_anything_was_learnt_blames_no_learning_rate(
+    make, monkeypatch, precision, remedy
+):
+    loss = Step.loss
+    monkeypatch.setattr(Step, "loss", lambda *inputs: loss(*inputs) * float("nan"))
+    with pytest.raises(NotFinite, match=r"step 1, for every picture, where the learn") as caught:
+        loop.train(make(steps=2, precision=precision))
+    said = str(caught.value)
+    assert "too high" not in said and "take another base" in said and remedy in said
+
+
 def test_memory_that_runs_out_before_the_first_step_is_told_in_one_sentence(make, monkeypatch):
     def none_left(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
