@@ -104,6 +104,15 @@ class Settings:
             " prior_weight is above 0.",
         ),
     ] = 4
+    accumulate: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Passes in which a step takes its batch, part by part, before its update"
+            " (gradient accumulation): the numbers of the whole batch, for a part's memory.",
+        ),
+    ] = 1
     prior_weight: Annotated[
         float,
         Field(
@@ -254,6 +263,18 @@ class Settings:
                 self.fused_backward and lora,
                 "Setting 'fused_backward' frees gradients early, but a LoRA's are a few megabytes,"
                 " and the clipping of their norm would be lost: set fused_backward to False.",
+            ),
+            (
+                self.accumulate > self.batch_size,
+                f"Setting 'accumulate' is {self.accumulate}, and a batch has {self.batch_size}"
+                " pictures, of which each pass takes one or more: lower accumulate, or raise"
+                " batch_size.",
+            ),
+            (
+                self.accumulate > 1 and self.fused_backward,
+                "Settings 'accumulate' and 'fused_backward' exclude each other, as an update within"
+                " the first backward pass would come before the gradients of the others: set"
+                " accumulate to 1, or fused_backward to False.",
             ),
             (
                 self.resolution % 8 or 0 < self.resolution < 32,

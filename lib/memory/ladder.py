@@ -12,6 +12,8 @@ LoRA:
   arithmetic
 - NF4: most of the frozen weights, which are rounded and written out again for every product
 - 8-bit moments: little, for so few weights
+- the pictures of a batch one by one (`accumulate`): the last activations, for kernels that are too
+  small to fill a card; last because it is of use to larger batches alone
 
 DreamBooth:
 
@@ -20,6 +22,8 @@ DreamBooth:
 - the largest transformers next, since only when activations are few do the gradients count that an
   update within the backward pass, in many small kernels, frees
 - checkpointing all: the most time
+- no pictures one by one: all gradients would stay from pass to pass, which the update within the
+  backward pass frees, and in bf16 their sums would be rounded
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +55,17 @@ RUNGS = {
 }
 
 
+def rungs_of(settings: Settings) -> tuple[tuple[dict[str, Any], str], ...]:
+    """The rungs that there are for `settings`."""
+    rungs = RUNGS[settings.method]
+    if settings.method == "lora":
+        one_by_one = {"accumulate": settings.batch_size}
+        return (*rungs, (one_by_one, "the pictures of a batch one by one"))
+    if settings.accumulate > 1:  # asked for, and it excludes this
+        return tuple(rung for rung in rungs if "fused_backward" not in rung[0])
+    return rungs
+
+
 def recipes(
     settings: Settings, device: torch.device | None = None
 ) -> Iterator[tuple[Settings, tuple[str, ...]]]:
@@ -58,7 +73,7 @@ def recipes(
 
     `device` as `step_down` has it.
     """
-    rungs = [rung for rung in RUNGS[settings.method] if would_change(settings, rung[0])]
+    rungs = [rung for rung in rungs_of(settings) if would_change(settings, rung[0])]
     lower = settings, ""
     while lower:
         recipe, _ = lower
@@ -108,7 +123,7 @@ def step_down(
 
     Rungs that `device`, where one is given, cannot take (no bitsandbytes) are passed over.
     """
-    rungs = RUNGS[settings.method]
+    rungs = rungs_of(settings)
     for k, (changes, words) in enumerate(rungs):
         if any(
             changes.keys() & below.keys() and not would_change(settings, below)

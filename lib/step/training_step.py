@@ -55,6 +55,26 @@ def fused_attention_layers(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     ]
 
 
+def passes(inputs: StepInputs, settings: Settings) -> list[tuple[StepInputs, int]]:
+    """The parts of a batch that a step takes one after the other, as `accumulate` says.
+
+    Each with how many instance images it has; as many rows of what stands behind these follow.
+    """
+    count, size = settings.accumulate, settings.batch_size
+    if count == 1:
+        return [(inputs, size)]
+    bounds = [size * k // count for k in range(count + 1)]
+    return [
+        (rows_of(inputs, start, stop, size), stop - start)
+        for start, stop in zip(bounds, bounds[1:])
+    ]
+
+
+def rows_of(inputs: StepInputs, start: int, stop: int, size: int) -> StepInputs:
+    """The instance images `start` to `stop` of `size`, and the same rows of what is behind."""
+    return tree_map(lambda t: torch.cat([t[start:stop], t[size + start : size + stop]]), inputs)
+
+
 @contextmanager
 def plain_attention(layers: Sequence[Any]) -> Iterator[None]:
     """Within the block these attention layers are two products and a softmax, in backward too.
@@ -161,11 +181,17 @@ class Step:
         noise: torch.Tensor,
         timesteps: torch.Tensor,
         conditions: Any,
+        instances: int | None = None,
     ) -> torch.Tensor:
-        """Loss of each picture, [B], with gradients; `StepInputs` says what it takes."""
+        """Loss of each picture, [B], with gradients; `StepInputs` says what it takes.
+
+        `instances`: how many of them are instance images, if not `batch_size`.
+        """
         inputs = StepInputs(latents, noise, timesteps, conditions)
+        instances = instances or self.settings.batch_size
         with self.base.autocast(self.settings.arithmetic(self.base.bf16)):
-            taught = self.teacher_prediction(inputs) if self.settings.prior == "teacher" else None
+            asks = self.settings.prior == "teacher"
+            taught = self.teacher_prediction(inputs, instances) if asks else None
             return diffusion_loss(
                 self.base.predict,
                 self.scheduler,
@@ -174,14 +200,12 @@ class Step:
                 taught=taught,
             )
 
-    def teacher_prediction(self, inputs: StepInputs) -> torch.Tensor | None:
+    def teacher_prediction(self, inputs: StepInputs, instances: int) -> torch.Tensor | None:
         """What the base model, its adapter off, predicts for the rows behind the instance images.
 
-        [B - batch_size, C, h, w] fp32, or None without any such rows.
+        [B - instances, C, h, w] fp32, or None without any such rows.
         """
-        latents, noise, timesteps, conditions = tree_map(
-            lambda t: t[self.settings.batch_size :], inputs
-        )
+        latents, noise, timesteps, conditions = tree_map(lambda t: t[instances:], inputs)
         if not len(latents):
             return None
         with torch.no_grad(), adapter_off(self.parts.values()):
@@ -209,12 +233,28 @@ class Step:
 
     def take_step(self, rate: float | torch.Tensor, *inputs: Any) -> torch.Tensor:
         """A step at learning rate `rate`, kernel by kernel: what `__call__` runs or captures."""
-        settings = self.settings
         self.optimizer.rate = rate
         with self.rules.small_attention(self.small_attention):
-            loss = self.loss(*inputs)
-            instance = loss[: settings.batch_size].mean()
-            prior = loss[settings.batch_size :].sum() / settings.batch_size
-            (instance + settings.prior_weight * prior).backward()
+            parts = passes(StepInputs(*inputs), self.settings)
+            means, *each = zip(*(self.add_gradients(*part) for part in parts))
         norm = self.optimizer.step()
-        return torch.cat([torch.stack([instance, prior, norm]), loss]).detach()
+        instance, prior = torch.stack(means).sum(0)
+        losses = [loss for kind in each for loss in kind]
+        return torch.cat([torch.stack([instance, prior, norm]), *losses])
+
+    def add_gradients(
+        self, inputs: StepInputs, instances: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A backward pass of a part of the batch, whose first rows are `instances`.
+
+        Returns its shares of instance and prior loss, [2], and the losses of its pictures: of the
+        instance images, and of those behind. Without gradients.
+        """
+        size = self.settings.batch_size
+        loss = self.loss(*inputs, instances)
+        ours, others = loss[:instances], loss[instances:]
+        # of a whole batch the mean, bit for bit
+        instance = ours.mean() * (instances / size)
+        prior = others.sum() / size
+        (instance + self.settings.prior_weight * prior).backward()
+        return torch.stack([instance, prior]).detach(), ours.detach(), others.detach()

@@ -29,7 +29,7 @@ from lib.files.text import rough_size
 from lib.files.whole_writes import file_hash, size_of
 from lib.models import Base
 from lib.step import Step
-from lib.training.run_folder import NO_EFFECT_ON_WEIGHTS
+from lib.training.run_folder import NO_EFFECT_ON_WEIGHTS, OLDER_SETTINGS
 from lib.training.run_log import Clock, Log
 
 FORMAT = "lora-dreambooth-workbench checkpoint, version 3"
@@ -164,8 +164,8 @@ class Checkpoints:
 
     def _check_owner(self, state: dict[str, Any]) -> None:
         """Raise BadInput if the checkpoint of `state` is of another training."""
-        mine = self.about
-        other = [n for n, value in mine["settings"].items() if state["settings"].get(n) != value]
+        mine, theirs = self.about, OLDER_SETTINGS | state["settings"]
+        other = [n for n, value in mine["settings"].items() if theirs.get(n) != value]
         if state["subject"] != mine["subject"]:
             other.append("the subject's words")
         if other:

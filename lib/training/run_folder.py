@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NO_EFFECT_ON_WEIGHTS = ("output", "data", "save_every")
 
 # What runs did before there was a setting for it.
-OLDER_SETTINGS = {"keep": "last"}
+OLDER_SETTINGS = {"keep": "last", "accumulate": 1}
 
 # All that a training writes into its folder: nothing else is ever cleared.
 RUN_FILES = (

@@ -19,7 +19,14 @@ SAY_EVERY = 50  # steps between progress lines
 
 # What a run may end up with otherwise than its settings ask for: where the device cannot do it, or
 # memory ran out.
-RECIPE_SETTINGS = ("checkpointing", "optimizer", "weights", "fused_backward", "quantize")
+RECIPE_SETTINGS = (
+    "checkpointing",
+    "optimizer",
+    "weights",
+    "fused_backward",
+    "quantize",
+    "accumulate",
+)
 
 Row = dict[str, Any]  # a line of log.jsonl
 

@@ -89,6 +89,7 @@ QUICK = [
         },
     ),
     ("lora", {"checkpointing": "largest"}),
+    ("dreambooth", {"accumulate": 4}),
     ("lora", {"text_encoder_rate": 1e-4}),
     ("dreambooth", {"text_encoder_rate": 1e-5}),
 ]
