@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,56 @@ def class_caption(subject: Subject, caption: str) -> str:
 
     "a zwx robot in the snow" -> "a robot in the snow"; "a robot in zwx style" -> "a robot".
     """
-    identifier = re.compile(
-        rf" ?\b(?:in )?{re.escape(subject.identifier)}\b(?: style| light| pose)?", re.IGNORECASE
+    identifier = rf"(?:\bin )?{whole_word(subject.identifier)}(?: style| light| pose)?-?"
+    replacement = " "
+    if _beside_the_noun(subject) and subject.class_noun.lower() not in caption.lower():
+        replacement = f" {subject.class_noun} "  # "a zwx in the snow": it stands for the noun too
+    text = re.sub(identifier, lambda _: replacement, caption, flags=re.IGNORECASE)
+    return _tidy(text) or subject.class_noun
+
+
+def with_identifier(subject: Subject, caption: str) -> str:
+    """A caption that lacks the identifier with it, as `FORMS` has it; any other as it is.
+
+    "a robot in the snow" -> "a zwx robot in the snow", or "a robot in zwx style in the snow": near
+    to the beginning, since a text encoder does not read a long caption to its end. Where the class
+    noun is not in it either: "a zwx robot, metal in the snow".
+    """
+    if holds_word(caption, subject.identifier):
+        return caption
+    phrase = prompts(subject)
+    text, found = re.subn(
+        whole_word(subject.class_noun),
+        lambda _: phrase.removeprefix("a "),
+        caption,
+        count=1,
+        flags=re.IGNORECASE,
     )
-    return " ".join(identifier.sub("", caption).split()) or subject.class_noun
+    return text if found else f"{phrase}, {caption}"
+
+
+def holds_word(caption: str, word: str) -> bool:
+    """Whether `word` is in `caption` as a word of its own, in capitals or not."""
+    return bool(re.search(whole_word(word), caption, re.IGNORECASE))
+
+
+def whole_word(word: str) -> str:
+    """A regular expression for `word`, not as a part of a longer one.
+
+    It may begin or end in no letter ("zwx-"), where `\\b` would look for a letter behind.
+    """
+    before = r"(?<!\w)" if re.match(r"\w", word) else ""
+    after = r"(?!\w)" if re.search(r"\w$", word) else ""
+    return before + re.escape(word) + after
+
+
+def _beside_the_noun(subject: Subject) -> bool:
+    return "{identifier} {class_noun}" in FORMS[subject.kind]
+
+
+def _tidy(caption: str) -> str:
+    """Single spaces, none before a comma, and no comma at the beginning."""
+    return re.sub(r" +([,.;:!?])", r"\1", " ".join(caption.split())).lstrip(" ,.;:!?-")
 
 
 def read_subject(
@@ -85,11 +131,11 @@ def read_subject(
     merged |= {key: value for key, value in words.items() if value is not None}
     _check_words(merged)
     own = ("class_noun", "identifier")
-    merged |= {key: merged[key].strip() for key in own}
-    renamed = {str(found[key]).strip(): merged[key] for key in own if found.get(key)}
+    merged |= {key: composed(merged[key]).strip() for key in own}
+    renamed = {composed(str(found[key])).strip(): merged[key] for key in own if found.get(key)}
     merged["held_out"] = tuple(merged.get("held_out", ()))
     merged["captions"] = {
-        name: check_caption(name, _rename(text, renamed))
+        name: check_caption(name, rename(text, renamed), merged["identifier"])
         for name, text in merged.get("captions", {}).items()
     }
     return Subject(**merged)
@@ -146,17 +192,23 @@ def check_word(setting: str, value: Any) -> None:
         raise BadInput(f"{setting} is {len(value)} characters long; give at most 40")
 
 
-def check_caption(name: str, text: Any) -> str:
+def composed(text: str) -> str:
+    """`text` with each accent in one character with its letter, as tokenizers write it."""
+    return unicodedata.normalize("NFC", text)
+
+
+def check_caption(name: str, text: Any, identifier: str = "") -> str:
     """`text` on one line with single spaces, as the caption of the photo `name`.
 
-    Raises `BadInput`, naming the photo, if that is no usable caption.
+    Raises `BadInput`, naming the photo, if that is no usable caption, or lacks the `identifier`
+    that is to be learnt.
     """
     if not isinstance(text, str) or not text.strip():
         raise BadInput(
             f"caption of {name} is empty or no text; write what the photo shows, or delete the"
             " entry to get the default"
         )
-    text = " ".join(text.split())
+    text = composed(" ".join(text.split()))
     if not text.isprintable():
         raise BadInput(
             f"caption of {name} holds characters that cannot be printed; type it again as plain"
@@ -166,6 +218,11 @@ def check_caption(name: str, text: Any) -> str:
         raise BadInput(
             f"caption of {name} is {len(text)} characters long; shorten it to at most"
             f" {LONGEST_CAPTION}"
+        )
+    if identifier and not holds_word(text, identifier):
+        raise BadInput(
+            f"caption of {name} lacks the identifier {identifier!r}, so nothing would be learnt"
+            f" for that word ({text[:60]!r}); write {identifier!r} into it, before what it names"
         )
     return text
 
@@ -205,9 +262,10 @@ def _meant(word: Any, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _rename(text: Any, renamed: dict[str, str]) -> Any:
+def rename(text: Any, renamed: Mapping[str, str]) -> Any:
     """`text` with words replaced, all at once, so that no replacement is replaced again."""
     if not renamed or not isinstance(text, str):
         return text
-    words = "|".join(rf"\b{re.escape(old)}\b" for old in renamed)
-    return re.sub(words, lambda hit: renamed[hit.group()], text)
+    found = {old.lower(): new for old, new in renamed.items()}
+    words = "|".join(map(whole_word, found))
+    return re.sub(words, lambda hit: found[hit[0].lower()], composed(text), flags=re.IGNORECASE)

@@ -70,6 +70,15 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
+    def captions(self) -> dict[str, str]:
+        """The captions of the photos, trained on and held out, by picture: "train/000.png"."""
+        return {
+            f"{split}/{item.path.name}": item.caption
+            for split, items in (("train", self.train), ("test", self.test))
+            for item in items
+        }
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of each picture trained on, in order."""
         return sorted(item.size for item in self.train)

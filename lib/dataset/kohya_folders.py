@@ -13,16 +13,23 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps
 
-from lib.dataset.captions import KINDS
+from lib.dataset.captions import (
+    class_caption,
+    composed,
+    read_subject,
+    rename,
+    with_identifier,
+)
 from lib.dataset.imagefolder import Dataset, add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
-from lib.files import BadInput, read_json, whole_folder, write_json
+from lib.files import BadInput, listed, whole_folder, write_json
 from lib.files.whole_writes import may_be_replaced, unwritable_refused
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -88,28 +95,25 @@ def from_kohya(
             f"The folder '{train[0].path.name}' names no class after '{identifier}': say what it"
             " is, such as class_noun='robot'."
         )
-    own = folder / "subject.json"
-    known = read_json(own) if own.is_file() else {}
-    captions = {}
+    subject = read_subject(folder, kind, class_noun, identifier)
+    renamed = {first: identifier} | ({class_of_folder: class_noun} if class_of_folder else {})
+    captions, completed = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for split, folders in (("train", train), ("held_out", _folders(folder / "held_out"))):
             for k, each in enumerate(folders):
                 for picture in each.pictures():
                     file = f"{split}_{k}_{picture.name}"
                     shutil.copyfile(picture, Path(scratch) / file)
-                    captions[file] = _caption(picture) or each.words
-        words = {
-            "kind": kind or known.get("kind", KINDS[0]),
-            "class_noun": class_noun,
-            "identifier": identifier,
-            "held_out": [file for file in captions if file.startswith("held_out_")],
-            "captions": captions,
-            "license": known.get("license", ""),
-        }
+                    said = rename(_caption(picture) or each.words, renamed)
+                    captions[file] = with_identifier(subject, said)
+                    if captions[file] != said:
+                        completed[picture.name] = captions[file]
+        held_out = [file for file in captions if file.startswith("held_out_")]
+        words = asdict(subject) | {"held_out": held_out, "captions": captions}
         write_json(Path(scratch) / "subject.json", words)
         dataset = prepare(scratch, out, **options)
     regularisation = {
-        picture: _caption(picture) or f"a {each.words}"
+        picture: class_caption(subject, _caption(picture) or f"a {each.words}")
         for each in _folders(folder / "reg")
         for picture in each.pictures()
     }
@@ -117,6 +121,11 @@ def from_kohya(
         images = [_fitted(picture, dataset.sizes) for picture in regularisation]
         dataset = add_class_images(dataset, images, regularisation.values())
     notes = []
+    if completed:
+        notes.append(
+            f"the identifier {identifier!r} is written into the captions that lacked it, as"
+            f" {next(iter(completed.values()))!r}: {listed(completed)}"
+        )
     if any(each.repeats > 1 for each in train):
         repeats = ", ".join(str(each.repeats) for each in train)
         notes.append(
@@ -144,7 +153,7 @@ class _KohyaFolder(NamedTuple):
 
 def _words(folder: Path, train: list[_KohyaFolder]) -> tuple[str, str]:
     """(identifier, class) that the names of the folders say; the class may be empty."""
-    words = {each.words for each in train}
+    words = {composed(each.words) for each in train}
     if not train:
         raise BadInput(
             f"{folder} has no folder such as '10_zwx robot' in it (or in its train or img): name"

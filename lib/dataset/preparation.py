@@ -165,7 +165,7 @@ def prepare(
     check_output(folder, output)
     photos = scan(folder, how.resolution, subject.kind, how.aspect)
     entries = plan(photos, subject, how.held_out, how.seed)
-    _apply(edits or (), entries, how.aspect)
+    _apply(edits or (), entries, how.aspect, subject.identifier)
     _check_plan(folder, photos, entries)
     record = {
         "format": FORMAT,
@@ -253,6 +253,7 @@ def open_or_prepare(
             resolution=base.resolution,
             seed=seed,
         )
+        base.check_captions(dataset.captions, words.identifier)
         dataset = draw_class_images(base, dataset, count, seed, **sampling)
     if dataset.resolution != base.resolution:
         raise BadInput(
@@ -271,7 +272,9 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _apply(edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str) -> None:
+def _apply(
+    edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str, identifier: str
+) -> None:
     """Change the entries of a plan as a user wants. Raises `BadInput` for what cannot be done."""
     by_name = {entry["file"]: entry for entry in entries}
     for edit in edits:
@@ -292,7 +295,9 @@ def _apply(edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str
         if use != "out":
             if not entry["width"]:
                 raise BadInput(f"{shown}: {entry['findings'][0]}")
-            entry["caption"] = check_caption(shown, edit.get("caption", entry["caption"]))
+            entry["caption"] = check_caption(
+                shown, edit.get("caption", entry["caption"]), identifier
+            )
             entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), entry, aspect)
         entry["use"] = use
 

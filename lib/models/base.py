@@ -35,7 +35,7 @@ tests/scheme.py makes a tiny one for tests/convert/test_interchange.py and
 tests/convert/test_whole_models.py, which take it through every form.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +68,20 @@ def pictures_per_pass(pixels: int, most: int | None = None) -> int:
     As many as have `most` pixels together (by default the VAE's).
     """
     return max(1, min(LARGEST_BATCH, (most or VAE_PIXELS) // pixels))
+
+
+def token_ids(tokenizer: Any, prompts: list[str]) -> Tensor:
+    """What a text encoder is given of the prompts: [N, tokens], cut and filled to its length."""
+    return tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def _holds(tokenizer: Any, caption: str, word: str, truncation: bool = True) -> bool:
+    """Whether the tokens of `word` are in those of `caption`, one behind the other."""
+    wanted = tokenizer(word, add_special_tokens=False).input_ids
+    # As in `token_ids`, without the filling, which may be of a token that words have too.
+    found = tokenizer(caption, truncation=truncation).input_ids
+    starts = range(len(found) - len(wanted) + 1)
+    return any(found[at : at + len(wanted)] == wanted for at in starts)
 
 
 @dataclass
@@ -162,6 +176,33 @@ class Base:
                 " 'zwx' as identifier."
             )
 
+    def check_captions(self, captions: Mapping[str, str], identifier: str) -> None:
+        """Raise BadInput unless every text encoder is given the identifier in every caption.
+
+        `captions`: by the name of their picture. What is behind a text encoder's last token is cut
+        off, and what is written as a part of another word makes other tokens.
+        """
+        for tokenizer, (name, caption) in product(self.tokenizers, captions.items()):
+            if _holds(tokenizer, caption, identifier):
+                continue
+            if _holds(tokenizer, caption, identifier, truncation=False):
+                raise BadInput(
+                    f"The caption of {name} is longer than the {tokenizer.model_max_length - 2}"
+                    f" pieces that '{self.name}' reads, and the identifier {identifier!r} stands"
+                    " behind them: shorten it, or write the identifier nearer to its beginning,"
+                    " and prepare the data set again."
+                )
+            raise BadInput(
+                f"The caption of {name} ({caption[:60]!r}) lacks the identifier {identifier!r} as"
+                f" the tokenizer of '{self.name}' reads it, so that nothing would be learnt for"
+                " that word: write it there, with spaces around it, and prepare the data set"
+                " again."
+            )
+
+    def sees(self, identifier: str, caption: str) -> bool:
+        """Whether any of its text encoders is given the identifier in `caption`."""
+        return any(_holds(tokenizer, caption, identifier) for tokenizer in self.tokenizers)
+
     def conditions(
         self,
         prompts: list[str],
@@ -179,7 +220,7 @@ class Base:
         side = self.resolution
         square = [side, side, 0, 0, side, side]
         words = {
-            "ids": [self._token_ids(name, prompts) for name in self.family.text_encoders],
+            "ids": [token_ids(each, prompts).to(self.device) for each in self.tokenizers],
             "sizes": torch.tensor(
                 sizes or [square] * len(prompts), dtype=torch.float32, device=self.device
             ),
@@ -188,11 +229,6 @@ class Base:
             return words
         with torch.no_grad():
             return self.family.encode(list(self.text_encoders.values()), **words)
-
-    def _token_ids(self, text_encoder: str, prompts: list[str]) -> Tensor:
-        tokenizer = getattr(self.pipe, text_encoder.replace("text_encoder", "tokenizer"))
-        padded = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-        return padded.input_ids.to(self.device)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Any]) -> Tensor:
         """What the denoiser predicts, noise or velocity, [B, C, h, w].

@@ -140,16 +140,22 @@ def check_numbers(path: Path, parts: Mapping[str, torch.nn.Module]) -> None:
 def check_fit(pipe: Any, family: type[Family], path: Path) -> None:
     """Raise BadInput unless the parts of a loaded pipeline are of one model.
 
-    Each text encoder knows all words of its tokenizer, the denoiser takes the widths of their texts
-    and the channels of the VAE.
+    Each text encoder knows all words of its tokenizer and hardly more, the denoiser takes the
+    widths of their texts and the channels of the VAE. A tokenizer that names no length, or too long
+    a one, gets its text encoder's.
     """
     encoders = [getattr(pipe, name) for name in family.text_encoders]
     for name, encoder in zip(family.text_encoders, encoders):
         tokenizer = name.replace("text_encoder", "tokenizer")
         words = len(getattr(pipe, tokenizer))
         known = encoder.get_input_embeddings().num_embeddings
-        if words > known:
+        # A few may have been added to a text encoder without being told to its tokenizer.
+        if not 0.99 * known <= words <= known:
             _refuse_misfit(path, f"its {tokenizer} has {words} tokens, its {name} knows {known}")
+        longest = min(
+            getattr(pipe, tokenizer).model_max_length, encoder.config.max_position_embeddings
+        )
+        getattr(pipe, tokenizer).model_max_length = longest
     denoiser, vae = getattr(pipe, family.denoiser).config, pipe.vae.config
     width = sum(encoder.config.hidden_size for encoder in encoders)
     wanted = denoiser.get("cross_attention_dim")

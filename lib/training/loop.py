@@ -100,7 +100,7 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
             shutil.rmtree(run / "checkpoint", ignore_errors=True)
             return run
         base = base or load_base(settings.base)
-        base.check_words(dataset.subject.class_noun, dataset.subject.identifier)
+        check_texts(base, dataset, prior_items(settings, dataset))
         base.side = settings.resolution
         _ = base.fingerprint  # metrics.json needs it, when the base's files may have changed
         recipe = choose_recipe(supported_settings(settings, base.device), base)
@@ -111,6 +111,23 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
             reload_trained_parts(base, recipe)
         with ctrl_c_stops(training.state):
             return run_within_memory(recipe, training)
+
+
+def check_texts(base: Base, dataset: Dataset, prior: Sequence[Item]) -> None:
+    """Raise BadInput unless the identifier reaches the text encoders in each photo's caption.
+
+    And in none of a prior picture.
+    """
+    identifier = dataset.subject.identifier
+    base.check_words(dataset.subject.class_noun, identifier)
+    base.check_captions(dataset.captions, identifier)
+    for item in prior:
+        if base.sees(identifier, item.caption):
+            raise BadInput(
+                f"The class image {item.path.name} has the caption {item.caption!r}, which holds"
+                f" the identifier {identifier!r}: prepare the data set again, with class images"
+                " of the plain class."
+            )
 
 
 def prepare(

@@ -1,7 +1,7 @@
 """Widgets for a notebook. Each is one cell, edits what could be typed instead, and without a front
 end returns its input and shows nothing.
 
-    edits = photos_panel(edits, folder)         # the list of dicts of photos.plan
+    edits = photos_panel(edits, folder, "zwx")  # the list of dicts of photos.plan
     panel = training_panel(settings)            # then train(panel.settings, watchers=[panel])
     choices = explorer({"lora": run, "dreambooth": run})
 
@@ -19,14 +19,16 @@ from lib.widgets.picture_explorer import Explorer, Models
 from lib.widgets.training_controls import TrainingPanel, headless, show
 
 
-def photos_panel(plan: list[dict[str, Any]], folder: str | Path) -> list[dict[str, Any]]:
+def photos_panel(
+    plan: list[dict[str, Any]], folder: str | Path, identifier: str = ""
+) -> list[dict[str, Any]]:
     """Go through the photos of a `plan` (of `lib.dataset.preparation.plan`) in `folder`: move the
-    crop, edit the caption, train on, hold out, leave out.
+    crop, edit the caption, which must hold the `identifier`, train on, hold out, leave out.
 
     Edits the list's own dicts and returns the list.
     """
     if not headless() and plan:
-        show(PhotosPanel(plan, folder).box)
+        show(PhotosPanel(plan, folder, identifier).box)
     return plan
 
 

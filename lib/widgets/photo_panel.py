@@ -30,10 +30,10 @@ class PhotosPanel:
     dicts at once.
     """
 
-    def __init__(self, plan: list[dict[str, Any]], folder: str | Path):
+    def __init__(self, plan: list[dict[str, Any]], folder: str | Path, identifier: str = ""):
         import ipywidgets as w
 
-        self.plan, self.folder = plan, Path(folder).expanduser()
+        self.plan, self.folder, self.identifier = plan, Path(folder).expanduser(), identifier
         self.proposed = copy.deepcopy(plan)
         self.loading = False
         self.photo: Image | None = None
@@ -149,9 +149,9 @@ class PhotosPanel:
                 self.left.value + self.side.value,
                 self.top.value + self.high,
             ]
-            self.entry.update(
-                use=self.use.value, caption=check_caption(self.entry["file"], self.caption.value)
-            )
+            name = printable(self.entry["file"])
+            caption = check_caption(name, self.caption.value, self.identifier)
+            self.entry.update(use=self.use.value, caption=caption)
             if change["owner"] in (self.left, self.top, self.side):
                 self.entry["crop"] = crop
         except BadInput as error:
