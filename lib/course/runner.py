@@ -14,8 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from lib.course.parameters import check_parameters, found_paths
 from lib.course.progress import Progress
 from lib.course.report import report, table
+from lib.course.set_up_cell import set_up_cells
 from lib.files import ROOT, BadInput, read_json, write_json
 from lib.files.text import clock
 from lib.files.whole_writes import whole_file
@@ -125,9 +127,12 @@ def course(
     notebooks = notebooks or [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     sources = [Path(path).resolve() for path in notebooks]
     settings = {name: value for name, value in settings.items() if value is not None}
+    settings |= found_paths(settings, Path.cwd())
     parameters = _parameters(settings, sources, output)
     if "subject" in settings:
-        check_subject(settings["subject"], settings.get("class_noun"), settings.get("identifier"))
+        check_subject(
+            Path(ROOT, settings["subject"]), settings.get("class_noun"), settings.get("identifier")
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -206,12 +211,14 @@ def _parameters(
             f"no notebook has a parameter named {' or '.join(unknown)}: they have"
             f" {', '.join(sorted(set().union(*known)))}"
         )
-    if "subject" in settings:  # notebooks run in a folder of their own
-        settings = settings | {"subject": str(Path(settings["subject"]).expanduser().resolve())}
-    return [
+    parameters = [
         {"output": str(output)} | {name: value for name, value in settings.items() if name in names}
         for names in known
     ]
+    for source, values in zip(sources, parameters):
+        if set_up_cells(read_json(source)):
+            check_parameters(values)
+    return parameters
 
 
 def _expected(timings: Path, sources: Sequence[Path]) -> dict[str, float]:

@@ -24,9 +24,11 @@ WITH_VERSION = ("diffusers", "transformers", "peft", "accelerate", "safetensors"
 ANY_VERSION = ("pillow", "pillow-heif", "matplotlib", "ipywidgets", "psutil", "filelock")
 
 
-def start() -> None:
-    """Make a notebook ready: install what is missing (never torch or numpy), and from then on show
-    bad input as one sentence.
+def start(folder: Path | None = None) -> None:
+    """Make a notebook ready: install what is missing (never torch or numpy), from then on show bad
+    input as one sentence, and check the notebook's parameters.
+
+    `folder`: where the notebook was started, from which relative paths in them may count too.
     """
     absent = unmet(ROOT / "requirements.txt")
     if absent:
@@ -44,6 +46,13 @@ def start() -> None:
     shell = get_ipython()
     if shell:
         shell.set_custom_exc((BadInput,), _show_one_sentence)
+        from lib.course.parameters import (
+            check_parameters,
+            found_paths,
+        )  # late: may be installed now
+
+        check_parameters(shell.user_ns)
+        shell.user_ns.update(found_paths(shell.user_ns, folder or ROOT))
 
 
 def unmet(requirements: str | Path) -> list[str]:

@@ -25,7 +25,8 @@ ROOT = next(
 if not ROOT.exists():
     if not REPOSITORY:
         raise RuntimeError(
-            "The course is not in this folder or above it: name its repository in REPOSITORY above."
+            "The course is not in this folder or above it: give papermill the course's folder with"
+            " --cwd, or name its repository in REPOSITORY above."
         )
     subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
 sys.path.insert(0, str(ROOT))
@@ -33,9 +34,9 @@ os.chdir(ROOT)  # folders in the parameters are counted from the course's own fo
 
 from lib import start
 
-start()"""
+start(FOLDER)"""
 
-LAST_LINE = "start()"
+LAST_LINE = "start("
 
 
 def set_up_cells(notebook: dict) -> list[dict]:
@@ -43,7 +44,8 @@ def set_up_cells(notebook: dict) -> list[dict]:
     return [
         cell
         for cell in notebook["cells"]
-        if cell["cell_type"] == "code" and "".join(cell["source"]).split("\n")[-1] == LAST_LINE
+        if cell["cell_type"] == "code"
+        and "".join(cell["source"]).split("\n")[-1].startswith(LAST_LINE)
     ]
 
 

@@ -26,8 +26,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from lib.course.parameters import check_parameters, found_paths
 from lib.course.progress import Progress
 from lib.course.runner import GUESS, NOTEBOOKS, run_notebook
+from lib.course.set_up_cell import set_up_cells
 from lib.files import BadInput, read_json, write_json
 from lib.files.csv_table import compact, flat, spread, write_table
 from lib.files.text import clock
@@ -246,10 +248,11 @@ class NotebookWork:
                 " folder: add it to the notebook's parameters cell."
             )
         self.parameters = [setting for setting in known if setting != "output"]
+        self.ours = bool(set_up_cells(read_json(self.path)))  # whose parameters are known
 
     def check(self, job: Job) -> None:
         """Raise BadInput for a setting that is no parameter of the notebook, naming the nearest
-        that is.
+        that is, and for a value that it cannot take.
         """
         for setting in job:
             if setting not in self.parameters:
@@ -258,6 +261,8 @@ class NotebookWork:
                     f"Notebook {self.path.name} has no parameter '{setting}' that a sweep may set:"
                     f" did you mean '{near[0]}'?"
                 )
+        if self.ours:
+            check_parameters(job)
 
     def __call__(self, job: Job, folder: Path) -> Row:
         expected = {self.path.stem: NOTEBOOKS.get(self.path.stem, GUESS)}
@@ -333,8 +338,10 @@ def run_sweep(
             f"--workers {workers} is not a whole number from 1: give how many notebooks run at"
             " once."
         )
-    jobs = _jobs(jobs_file, lists)
     work = NotebookWork(notebook)
+    jobs = _jobs(jobs_file, lists)
+    if work.ours:  # before they name their run folders: in another folder a path is another
+        jobs = [job | found_paths(job, Path.cwd()) for job in jobs]
     count = int(workers)
     if count > 1:  # together they get the processor's cores, not each all of them
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

@@ -364,6 +364,11 @@ def test_every_cell_can_run_twice(tmp_path):
             "photo folder no/such/folder does not exist; check the path",
         ),
         (
+            "01_dataset_prep",
+            {"class_images": 10.0},
+            "Setting 'class_images' must be a whole number, but it is 10.0 (float): write it as",
+        ),
+        (
             "02_lora_training",
             {"steps": -5},
             "Setting 'steps' is -5, outside 1 to 100000: choose a value in that range.",
@@ -501,6 +506,7 @@ def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
     assert lost.stderr.strip().endswith("name its repository in REPOSITORY above.") and not list(
         tmp_path.iterdir()
     )
+    assert "papermill the course's folder with --cwd" in lost.stderr
     for _ in range(2):  # the second time it is there
         said = subprocess.run(
             [sys.executable, "-c", script],
