@@ -154,7 +154,7 @@ def profile(method, steps):
         "operations": [
             {"name": e.key, "share": own(e) / total, "calls": e.count} for e in events[:10]
         ],
-        "bf16": base.bf16,
+        "bf16": base.fast == "bf16",
     }
 
 

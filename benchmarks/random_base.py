@@ -94,7 +94,7 @@ def step_of(settings, device):
     scheduler = SimpleNamespace(config=read_json(folder / "scheduler" / "scheduler_config.json"))
     name = settings.base
     family = family_named(KNOWN_BASES[name]) if name in KNOWN_BASES else family_of(name)
-    base = Base(SimpleNamespace(unet=unet, scheduler=scheduler), family, name, device, True)
+    base = Base(SimpleNamespace(unet=unet, scheduler=scheduler), family, name, device, "bf16")
     with fake_device("cuda"):
         inputs, _ = fake_inputs(base, settings)
 

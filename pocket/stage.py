@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lib.files.whole_writes import whole_file
-from lib.models.devices import has_fast_bf16
+from lib.models.devices import fast_arithmetic
 
 from .muon import MuonAdamW
 
@@ -118,7 +118,7 @@ class Stage:
             lr = rate(self.step, self.steps, self.peak)
             with (
                 torch.autocast(device.type, torch.bfloat16)
-                if has_fast_bf16(device)
+                if fast_arithmetic(device) == "bf16"
                 else nullcontext()
             ):
                 loss, numbers = self.loss(self.model)

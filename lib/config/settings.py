@@ -317,14 +317,14 @@ class Settings:
         fall = (self.steps - step) / max(1.0, self.cooldown * self.steps)
         return self.learning_rate * min(1, rise, fall)
 
-    def arithmetic(self, bf16: bool) -> bool:
-        """Whether the arithmetic runs in bf16, not in fp32.
+    def arithmetic(self, fast: str) -> str:
+        """What the arithmetic runs in: fp32, bf16 or fp16; `fast` is what the processor is fast in.
 
-        bf16: whether the processor is fast in it.
+        Weights in bf16 are not multiplied in fp32, which would copy them.
         """
-        if self.weights == "bf16" or self.precision == "bf16":
-            return True
-        return self.precision == "auto" and bf16
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if self.weights == "bf16" and fast == "fp32" else fast
 
     def replace(self, **changes: Any) -> Self:
         """The same settings with changes, checked."""

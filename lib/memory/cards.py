@@ -34,7 +34,7 @@ from lib.memory.forecasting import (
     square_side,
 )
 from lib.memory.ladder import choose_rung, recipes
-from lib.models.devices import free_memory, has_fast_bf16
+from lib.models.devices import fast_arithmetic, free_memory
 from lib.plots import Table
 
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
@@ -124,34 +124,34 @@ def stored_forecasts() -> list[dict[str, Any]]:
     return read_json(RESULTS)["rows"] if RESULTS.is_file() else []
 
 
-def expects_fast_bf16(device: str) -> bool:
-    """Whether "cuda" or "cpu" multiplies bf16 fast: the one at hand, without one a common card."""
+def expects_fast(device: str) -> str:
+    """What "cuda" or "cpu" is fast in: the one at hand, without one a common card, bf16."""
     if device == "cuda" and not torch.cuda.is_available():
-        return True
-    return has_fast_bf16(torch.device(device))
+        return "bf16"
+    return fast_arithmetic(torch.device(device))
 
 
 def forecast_recipe(
-    settings: Settings, device: str = "cuda", bf16: bool | None = None
+    settings: Settings, device: str = "cuda", fast: str | None = None
 ) -> dict[str, Any]:
     """The bytes that a recipe takes, from stored forecasts or a new one.
 
     - "bytes" of the step, and the same split in "by_category"
     - "caching_bytes" of what comes before the step
 
-    `bf16`: as `forecast` has it, if not as `expects_fast_bf16` says. Stored ones are of cards with
-    fast bf16.
+    `fast`: as `forecast` has it, if not as `expects_fast` says. Stored ones are of cards with fast
+    bf16.
     """
-    bf16 = expects_fast_bf16(device) if bf16 is None else bf16
+    fast = fast or expects_fast(device)
     recipe = recipe_key(settings)
-    if device == "cuda" and bf16:
+    if device == "cuda" and fast == "bf16":
         for row in stored_forecasts():
             if row["recipe"] == recipe:
                 return {name: row[name] for name in ("bytes", "caching_bytes", "by_category")}
-    key = json.dumps([recipe, device, bf16])
+    key = json.dumps([recipe, device, fast])
     if key not in _forecasts:
-        before = {"caching_bytes": caching_bytes(settings, device, bf16=bf16)}
-        _forecasts[key] = asdict(forecast(settings, device, bf16=bf16)) | before
+        before = {"caching_bytes": caching_bytes(settings, device, fast=fast)}
+        _forecasts[key] = asdict(forecast(settings, device, fast=fast)) | before
     return _forecasts[key]
 
 
@@ -182,14 +182,14 @@ def choose_recipe_for(
 
 
 def forecast_ladder(
-    settings: Settings, device: str = "cuda", bf16: bool | None = None
+    settings: Settings, device: str = "cuda", fast: str | None = None
 ) -> list[dict[str, Any]]:
     """The forecasts of all recipes from `settings` down, the least slow first.
 
     Each has "given_up" (a list of words), "settings", and what `forecast_recipe` gives.
     """
     return [
-        {"given_up": list(given_up), "settings": recipe} | forecast_recipe(recipe, device, bf16)
+        {"given_up": list(given_up), "settings": recipe} | forecast_recipe(recipe, device, fast)
         for recipe, given_up in recipes(settings)
     ]
 
@@ -211,7 +211,7 @@ def which_fits(base: str = "sd15", **changes: Any) -> Table:
     size or rank takes seconds for each rung of the ladder.
     """
     settings = {method: plan(method, base, **changes) for method in METHODS}
-    ladders = {method: forecast_ladder(settings[method], bf16=True) for method in METHODS}
+    ladders = {method: forecast_ladder(settings[method], fast="bf16") for method in METHODS}
     rows = []
     for card in CARDS:
         row = [f"{card} GB", usable_bytes(card) / 2**30]

@@ -30,6 +30,7 @@ from lib.memory.tracker import PeakMemory
 from lib.models import Base, family_of
 from lib.models.base import pictures_per_pass
 from lib.models.base_files import POCKET, locate
+from lib.models.devices import DTYPES
 from lib.models.families import family_named
 from lib.step import Step
 from lib.step.training_step import StepInputs
@@ -50,18 +51,18 @@ class Forecast:
     by_category: dict[str, int]
 
 
-def forecast(settings: Settings, device: str = "cuda", bf16: bool = True) -> Forecast:
+def forecast(settings: Settings, device: str = "cuda", fast: str = "bf16") -> Forecast:
     """The peak memory of a training step of `settings`, whose base's weights are not read.
 
     - settings: their base is one of `KNOWN_BASES` or a diffusers folder
     - device: "cuda" or "cpu"
-    - bf16: whether the device multiplies bf16 fast, which decides what precision "auto" means, and
-      on CUDA what weights are loaded in
+    - fast: what the device is fast in (bf16, fp16 or fp32), which precision "auto" means, and in
+      which a card's weights are loaded
 
     Raises BadInput.
     """
     with fake_device(device) as rules:
-        base = fake_base(settings.base, device, bf16, settings.text_encoder_rate > 0)
+        base = fake_base(settings.base, device, fast, settings.text_encoder_rate > 0)
         inputs, cached = fake_inputs(base, settings)
         step = Step(base, settings, rules)
         _make_optimizer_state(step)
@@ -149,7 +150,7 @@ def vae_factor(folder: Path) -> int:
 
 
 def fake_base(
-    name: str, device: str = "cuda", bf16: bool = True, with_text_encoders: bool = False
+    name: str, device: str = "cuda", fast: str = "bf16", with_text_encoders: bool = False
 ) -> Base:
     """A `Base` of fake tensors as `load_base` gives it: its denoiser and scheduler.
 
@@ -161,7 +162,7 @@ def fake_base(
 
     folder = folder_with_configs(name)
     family = family_named(KNOWN_BASES[name]) if name in KNOWN_BASES else family_of(name)
-    base = Base(SimpleNamespace(), family, str(name), torch.device("cpu"), bf16)
+    base = Base(SimpleNamespace(), family, str(name), torch.device("cpu"), fast)
     config = read_json(folder / "unet" / "config.json")
     with torch.device("meta"):
         base.stored_denoiser = diffusers.UNet2DConditionModel.from_config(config)
@@ -169,7 +170,7 @@ def fake_base(
             config = read_json(folder / encoder / "config.json")
             architecture = getattr(transformers, config["architectures"][0])
             setattr(base.pipe, encoder, architecture(transformers.CLIPTextConfig(**config)))
-    dtype = torch.bfloat16 if device == "cuda" and bf16 else torch.float32
+    dtype = DTYPES[fast if device == "cuda" else "fp32"]
     for part, model in vars(base.pipe).items():
         setattr(base.pipe, part, model.to_empty(device="cpu").to(dtype))
     base.pipe.scheduler = SimpleNamespace(
@@ -228,7 +229,10 @@ def _make_optimizer_state(step: Step) -> None:
 
 
 def caching_bytes(
-    settings: Settings, device: str = "cuda", pictures_at_once: int | None = None, bf16: bool = True
+    settings: Settings,
+    device: str = "cuda",
+    pictures_at_once: int | None = None,
+    fast: str = "bf16",
 ) -> int:
     """Bytes at the worst moment before the first step, when pictures pass the VAE.
 
@@ -236,19 +240,19 @@ def caching_bytes(
     are on the device then. The denoiser comes only when they have gone, in parts no larger than it
     will be in a step.
     """
-    return _caching_bytes(settings.base, largest_size(settings), device, pictures_at_once, bf16)
+    return _caching_bytes(settings.base, largest_size(settings), device, pictures_at_once, fast)
 
 
 @cache
 def _caching_bytes(
-    name: str, size: tuple[int, int], device: str, pictures_at_once: int | None, bf16: bool
+    name: str, size: tuple[int, int], device: str, pictures_at_once: int | None, fast: str
 ) -> int:
     from diffusers import AutoencoderKL
 
     width, height = size
     count = pictures_at_once or pictures_per_pass(width * height)
     with fake_device(device), torch.no_grad():
-        base = fake_base(name, device, bf16, with_text_encoders=True)
+        base = fake_base(name, device, fast, with_text_encoders=True)
         config = read_json(folder_with_configs(name) / "vae" / "config.json")
         with torch.device("meta"):
             vae: Any = AutoencoderKL.from_config(config)

@@ -50,7 +50,7 @@ from lib.config import bucket
 from lib.files import BadInput
 from lib.models.base_files import check_parts, locate
 from lib.models.base_weights import open_base_weights
-from lib.models.devices import has_fast_bf16, keep_freed_memory, reclaim
+from lib.models.devices import DTYPES, fast_arithmetic, keep_freed_memory, reclaim
 from lib.models.families import Family, config_folder, family_of
 from lib.models.pipeline import check_fit, read_pipeline, set_prediction
 from lib.models.single_file import read_single_file
@@ -89,7 +89,7 @@ class Base:
     """A base model, ready to encode, to predict and to draw.
 
     - pipe: its diffusers pipeline; family: what differs between kinds of base models
-    - name: what it was asked for by; device; bf16: whether that is fast there
+    - name: what it was asked for by; device; fast: what that is fast in
     - side: pixels of the pictures it draws and encodes, if not its own `resolution`
     """
 
@@ -97,7 +97,7 @@ class Base:
     family: type[Family]
     name: str
     device: torch.device
-    bf16: bool
+    fast: str
     side: int = 0
 
     @property
@@ -319,7 +319,7 @@ class Base:
         In the VAE's own precision where its family asks for that.
         """
         vae = self.pipe.vae
-        with torch.inference_mode(), self.autocast(False if self.family.vae_in_fp32 else None):
+        with torch.inference_mode(), self.autocast("fp32" if self.family.vae_in_fp32 else None):
             pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return self.pipe.image_processor.postprocess(pixels)
 
@@ -362,31 +362,35 @@ class Base:
         self.stored_denoiser.register_to_config(sample_size=size)
 
     def cast_for_sampling(self) -> "Base":
-        """Cast the denoiser's layers to bf16 once where autocast would at every step.
+        """Cast the denoiser's layers to bf16 or fp16 once where autocast would at every step.
 
         The same pictures, sooner. Not for a model to train.
         """
-        for layer in self.denoiser.modules() if self.bf16 else ():
+        for layer in self.denoiser.modules() if self.fast != "fp32" else ():
             if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-                layer.to(torch.bfloat16)
+                layer.to(DTYPES[self.fast])
         return self
 
-    def autocast(self, enabled: bool | None = None) -> torch.autocast:
-        """bf16 arithmetic where it is fast or the denoiser is in bf16 (or as asked), else fp32.
+    def autocast(self, arithmetic: str | None = None) -> torch.autocast:
+        """Arithmetic in what is asked for, by its name in `DTYPES`.
 
-        Weights keep their own precision. A recipe may want bf16 weights where the processor is not
-        fast in it, and fp32 latents do not fit them without this.
+        Else in what is fast, or, where that is fp32, in bf16 or fp16 if the denoiser is. Weights
+        keep their own precision. A recipe may want bf16 weights where the processor is not fast in
+        it, and fp32 latents do not fit them without this.
         """
-        if enabled is None:
-            weight = next(self.stored_denoiser.parameters(), None)
-            enabled = self.bf16 or (weight is not None and weight.dtype == torch.bfloat16)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(enabled))
+        dtype = DTYPES[arithmetic or self.fast]
+        weight = next(self.stored_denoiser.parameters(), None)
+        if arithmetic is None and dtype == torch.float32 and weight is not None:
+            if weight.dtype in DTYPES.values():
+                dtype = weight.dtype
+        enabled = dtype != torch.float32
+        return torch.autocast(self.device.type, dtype if enabled else torch.bfloat16, enabled)
 
 
 def load_base(name: str = "pocket", device: str | torch.device | None = None) -> Base:
     """Load a base model for `device`, or for the best one there is.
 
-    Its weights are in fp32 (bf16 on CUDA where that is fast). A hub name is looked up in the local
+    Its weights are in fp32 (on CUDA in what is fast there). A hub name is looked up in the local
     cache only, unless WORKBENCH_DOWNLOAD=1 allows the download. Raises BadInput when there is no
     such model, when it is damaged or of no known family, or when it comes only as pickles.
     """
@@ -404,7 +408,7 @@ def load_base(name: str = "pocket", device: str | torch.device | None = None) ->
     pipe = read_pipeline(path, family, device)
     check_fit(pipe, family, path)
     pipe.scheduler = family.sampling_scheduler(pipe.scheduler.config)
-    base = Base(pipe, family, name, device, has_fast_bf16(device))
+    base = Base(pipe, family, name, device, fast_arithmetic(device))
     if path.is_file():
         set_prediction(base, path)
     return base

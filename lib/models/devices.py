@@ -9,17 +9,25 @@ from pathlib import Path
 
 import torch
 
+# What arithmetic may run in, by the names that settings have.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """True where the processor multiplies bf16 natively.
+FIRST_TENSOR_CORES = (7, 0)  # Volta; Turing, such as Colab's T4, is 7.5
 
-    That is CUDA from Ampere on, and x86 with AMX or AVX512-BF16.
+
+def fast_arithmetic(device: torch.device) -> str:
+    """What the processor multiplies fast: one of `DTYPES`.
+
+    - bf16: CUDA from Ampere on, and x86 with AMX or AVX512-BF16
+    - fp16: Volta and Turing, whose tensor cores take nothing else
+    - fp32: older cards (Pascal has no tensor cores), and all other processors
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    )
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= FIRST_TENSOR_CORES else "fp32"
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cpu" and native else "fp32"
 
 
 def reclaim(device: torch.device) -> None:

@@ -19,7 +19,7 @@ import torch
 from lib.files import BadInput, read_json
 from lib.files.safetensors_file import open_weights
 from lib.models.base_files import NOT_NUMBERS, variant, weight_files
-from lib.models.devices import has_fast_bf16, out_of_memory
+from lib.models.devices import DTYPES, fast_arithmetic, out_of_memory
 from lib.models.families import Family, config_folder
 from lib.models.layer_names import full_name
 from lib.models.single_file import stated_prediction
@@ -53,7 +53,7 @@ def read_pipeline(
 
     Of `only` these parts, if given, the others None. Its parts are on `device` but for the
     denoiser, which waits on the CPU until it is needed (`Base.denoiser`). Weights are of `dtype`,
-    or else bf16 on CUDA where that is fast, fp32 elsewhere. Raises BadInput if it is damaged, lacks
+    or else in what a card is fast in, fp32 elsewhere. Raises BadInput if it is damaged, lacks
     weights, or does not fit the memory.
     """
     configuration = str(config_folder(path, family)) if path.is_file() else ""
@@ -64,8 +64,7 @@ def read_pipeline(
     names = [name for name in every if only is None or name in only]
     left_out = family.left_out | {name: None for name in every if name not in names}
     if dtype is None:
-        in_bf16 = device.type == "cuda" and has_fast_bf16(device)
-        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        dtype = DTYPES[fast_arithmetic(device) if device.type == "cuda" else "fp32"]
     dtypes = {"default": dtype, "vae": torch.float32 if family.vae_in_fp32 else dtype}
     try:
         if path.is_file():

@@ -13,6 +13,7 @@ import torch
 
 from lib.config import Settings
 from lib.models import Base
+from lib.models.devices import DTYPES
 from lib.step.param_groups import in_memory_order
 from lib.step.quantization import quantize_layer, quantize_linear_layers
 
@@ -26,8 +27,6 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LINEAR = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 TARGETS = {"attention": ATTENTION, "linear": LINEAR, "all": [*LINEAR, "conv1", "conv2"]}
 TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def trainable(
@@ -84,7 +83,7 @@ def freeze(
     Frozen weights need no fp32 copy. With `quantize` the linear layers come in 4 or 8 bits if
     `settings.quantize` says so.
     """
-    dtype = torch.bfloat16 if settings.arithmetic(base.bf16) else torch.float32
+    dtype = DTYPES[settings.arithmetic(base.fast)]
     part.requires_grad_(False)
     part.to(dtype)
     if quantize and settings.quantize != "none":

@@ -189,7 +189,7 @@ class Step:
         """
         inputs = StepInputs(latents, noise, timesteps, conditions)
         instances = instances or self.settings.batch_size
-        with self.base.autocast(self.settings.arithmetic(self.base.bf16)):
+        with self.base.autocast(self.settings.arithmetic(self.base.fast)):
             asks = self.settings.prior == "teacher"
             taught = self.teacher_prediction(inputs, instances) if asks else None
             return diffusion_loss(

@@ -260,7 +260,7 @@ def test_the_forecast_is_of_the_largest_pictures(make, dataset, xl, monkeypatch)
         "lib.memory.forecasting.CACHED_PICTURES", (len(dataset.train), len(dataset.class_images))
     )
     said, found = (
-        forecast(settings, "cpu", load_base(xl).bf16).bytes,
+        forecast(settings, "cpu", load_base(xl).fast).bytes,
         read_json(loop.train(settings) / "metrics.json"),
     )
     assert said == pytest.approx(found["peak_bytes"], rel=0.02)

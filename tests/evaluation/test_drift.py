@@ -216,7 +216,7 @@ def test_drift_is_nothing_before_training_and_a_growing_number_after_for_both_me
 
 def test_rounding_frozen_weights_to_bf16_hardly_moves_the_predictions(pocket, pictures):
     base = copy.copy(pocket)
-    base.bf16 = True  # as on a processor where it is fast
+    base.fast = "bf16"  # as on a processor where it is fast
     cache = prediction_cache(base, ["a robot"] * 3, pictures, draws=1)
     rounded, _ = tuned(base, "lora", "auto")
     assert (

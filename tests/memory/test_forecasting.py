@@ -28,11 +28,11 @@ from lib.memory.forecasting import (
 from lib.memory.ladder import choose_rung, recipes, step_down
 from lib.memory.tracker import PeakMemory
 from lib.models.base import load_base, pictures_per_pass
-from lib.models.devices import has_fast_bf16
+from lib.models.devices import fast_arithmetic
 from lib.models.pipeline import silence_libraries
 from lib.step.training_step import Step
 
-FAST = has_fast_bf16(torch.device("cpu"))
+FAST = fast_arithmetic(torch.device("cpu"))
 PARAMETERS = {
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
     "sd21": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
@@ -159,7 +159,7 @@ def test_text_encoders_with_adapters_are_there_in_bf16(base, towers):
 )
 def test_the_forecast_is_the_measured_peak(method, changes):
     recipe = settings(method, **changes)
-    peak, told = measured(recipe), forecast(recipe, device="cpu", bf16=FAST)
+    peak, told = measured(recipe), forecast(recipe, device="cpu", fast=FAST)
     assert told.bytes == pytest.approx(peak.bytes, rel=0.05)
     assert told.bytes == sum(told.by_category.values())
     for kind in ("weights", "optimiser"):
@@ -352,16 +352,16 @@ def test_a_card_must_hold_what_comes_before_the_step_too():
 
 def test_a_card_without_fast_bf16_holds_fp32_weights(monkeypatch):
     recipe = settings("lora", checkpointing="all")
-    plain, old = cards.forecast_recipe(recipe), forecast(recipe, bf16=False)
+    plain, old = cards.forecast_recipe(recipe), forecast(recipe, fast="fp32")
     assert old.by_category["weights"] > 1.8 * plain["by_category"]["weights"]
-    monkeypatch.setattr(cards, "expects_fast_bf16", lambda device: False)
+    monkeypatch.setattr(cards, "expects_fast", lambda device: "fp32")
     assert cards.forecast_recipe(recipe) == {
         "bytes": old.bytes,
         "by_category": old.by_category,
-        "caching_bytes": caching_bytes(recipe, bf16=False),
+        "caching_bytes": caching_bytes(recipe, fast="fp32"),
     }
     own = WORKSPACE["cuda"]
-    assert caching_bytes(recipe, bf16=False) - own > 1.8 * (caching_bytes(recipe) - own)
+    assert caching_bytes(recipe, fast="fp32") - own > 1.8 * (caching_bytes(recipe) - own)
 
 
 def test_a_base_of_a_known_shape_is_that_shape(tmp_path, tiny_folder):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lib.files.errors import BadInput
 from lib.models.base import load_base
 from lib.models.base_files import locate
-from lib.models.devices import out_of_memory
+from lib.models.devices import fast_arithmetic, out_of_memory
 from lib.models.families import family_of, preset
 from lib.models.pipeline import read_pipeline
 from lib.step.methods import trainable, tuned_parts
@@ -57,7 +57,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny):
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_model_that_only_draws_draws_the_same_pictures(tiny_folder, adapter):
     base = load_base(tiny_folder, "cpu")
-    base.bf16 = True  # as on a processor that has it
+    base.fast = "bf16"  # as on a processor that has it
     if adapter:
         trainable(base, preset("lora", data="-", output="-", targets="all"))
         for p in base.denoiser.parameters():
@@ -176,13 +176,40 @@ def test_offloading_costs_nothing_where_nothing_is_left_to_free(tiny_folder, mon
 
 
 @pytest.mark.parametrize(
-    "fast, asked, dtype",
-    [(True, None, "bfloat16"), (False, None, "float32"), (True, torch.float32, "float32")],
+    "capability, fast",
+    [
+        ((6, 0), "fp32"),
+        ((6, 1), "fp32"),
+        ((7, 0), "fp16"),
+        ((7, 5), "fp16"),
+        ((8, 0), "bf16"),
+        ((8, 9), "bf16"),
+        ((12, 0), "bf16"),
+    ],
 )
-def test_a_card_gets_bf16_weights_where_it_multiplies_them_fast(
+def test_turing_is_fast_in_fp16_pascal_in_neither_and_ampere_on_in_bf16(
+    monkeypatch, capability, fast
+):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda including_emulation: capability >= (8, 0)
+    )
+    assert fast_arithmetic(torch.device("cuda")) == fast
+
+
+@pytest.mark.parametrize(
+    "fast, asked, dtype",
+    [
+        ("bf16", None, "bfloat16"),
+        ("fp16", None, "float16"),
+        ("fp32", None, "float32"),
+        ("bf16", torch.float32, "float32"),
+    ],
+)
+def test_a_card_gets_the_weights_that_it_multiplies_fast(
     tiny_folder, monkeypatch, fast, asked, dtype
 ):
-    monkeypatch.setattr("lib.models.pipeline.has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr("lib.models.pipeline.fast_arithmetic", lambda device: fast)
     path = Path(tiny_folder)
     pipe = read_pipeline(path, family_of(path), torch.device("cuda"), ["unet"], asked)
     assert {str(p.dtype) for p in pipe.unet.parameters()} == {

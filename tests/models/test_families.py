@@ -129,7 +129,7 @@ def test_a_loaded_base_samples_latents_without_clipping_them_and_as_it_was_train
 def test_the_vae_of_sdxl_works_in_fp32_where_all_else_is_bf16(folders):
     seen = []
     base = load_base(folders["sdxl"])
-    base.bf16 = True
+    base.fast = "bf16"
     base.pipe.vae.decoder.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
     base.pipe.unet.register_forward_hook(lambda module, inputs, out: seen.append(out[0].dtype))
     picture = base.generate(["a robot"], [0], steps=1)[0]
@@ -385,7 +385,7 @@ def test_a_model_of_noise_is_told_from_one_of_velocity():
             return noisy * 0.99
 
     base = load_base()
-    assert not predicts_velocity(Noise(base.pipe, base.family, "x", base.device, base.bf16))
+    assert not predicts_velocity(Noise(base.pipe, base.family, "x", base.device, base.fast))
 
 
 def test_a_single_file_s_header_says_what_it_predicts(folders, tmp_path):
