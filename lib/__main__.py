@@ -3,6 +3,8 @@
 Every command imports its room when it runs, so that help and a slip in an option answer at once.
 """
 
+import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lib.files import BadInput
+from lib.files import BadInput, printable
 
 if TYPE_CHECKING:
     from lib.convert.readers import Written
@@ -440,6 +442,9 @@ def main(arguments: list[str] | None = None) -> int:
     0, or 1 after one sentence on standard error, or 130 after an interrupt.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character, or a name be none
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return app(arguments or ["--help"], prog_name="python -m lib", standalone_mode=False) or 0
     except typer.TyperException as error:  # no such command or option, or a value of another kind
@@ -450,6 +455,12 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Abort:
         print("\nStopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        named = f" ({printable(error.filename)})" if error.filename else ""
+        said = f"The system refused this{named}: {error.strerror or error}; check path and space."
     except BadInput as error:
         said = str(error)
     print(said, file=sys.stderr)

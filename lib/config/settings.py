@@ -16,6 +16,7 @@ from pydantic import Field
 
 from lib.config.checked import checked
 from lib.files import BadInput, read_json, write_json
+from lib.files.paths import check_path
 
 Method = Literal["lora", "dreambooth"]
 
@@ -229,6 +230,7 @@ class Settings:
             if not getattr(self, name).strip():
                 what = "folder or a model" if name == "base" else "folder"
                 raise BadInput(f"Setting '{name}' is empty: name a {what}.")
+            check_path(name, getattr(self, name))
         lora = self.method == "lora"
         rules = (
             (

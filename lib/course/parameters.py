@@ -19,6 +19,7 @@ from lib.config import Settings, described
 from lib.config.checked import checked
 from lib.evaluation.advice import Needs
 from lib.files import ROOT, BadInput
+from lib.files.paths import check_path
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -45,6 +46,8 @@ class Parameters:
     def __post_init__(self) -> None:
         if not self.subject.strip():
             raise BadInput("Setting 'subject' is empty: name a folder.")
+        for name in ("subject", "kohya_lora", "masks"):
+            check_path(name, getattr(self, name))
 
 
 # The settings of a training that are parameters, each with the value that means the preset's.

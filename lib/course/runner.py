@@ -19,6 +19,7 @@ from lib.course.progress import Progress
 from lib.course.report import report, table
 from lib.course.set_up_cell import set_up_cells
 from lib.files import ROOT, BadInput, read_json, write_json
+from lib.files.paths import check_path
 from lib.files.text import clock
 from lib.files.whole_writes import whole_file
 
@@ -123,10 +124,16 @@ def course(
     """
     import nbformat
 
+    check_path("output", str(output))
     started, output = time.time(), Path(output).resolve()
     notebooks = notebooks or [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     sources = [Path(path).resolve() for path in notebooks]
     settings = {name: value for name, value in settings.items() if value is not None}
+    if any(source.parent == output for source in sources):
+        raise BadInput(
+            f"output folder {output} is where the notebooks lie, which their executed copies would"
+            " replace: give another"
+        )
     settings |= found_paths(settings, Path.cwd())
     parameters = _parameters(settings, sources, output)
     if "subject" in settings:

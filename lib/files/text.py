@@ -1,6 +1,7 @@
 """Texts for people: progress lines, sizes, times, lists that end in "and 3 more"."""
 
 import os
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -18,8 +19,20 @@ def printable(name: str | os.PathLike) -> str:
     return unicodedata.normalize("NFC", "".join(c if c.isprintable() else "?" for c in text))
 
 
+def writable(text: str, encoding: str = "utf-8") -> bool:
+    """Whether an encoding has every character of `text`."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def say(text: str) -> None:
     """Print a progress line, which the course's runner passes on."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if not writable(text, encoding):
+        text = text.encode(encoding, "replace").decode(encoding)
     print(f"[stage] {text}", flush=True)
 
 

@@ -18,10 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.files.errors import BadInput
+from lib.files.paths import fitting_name
 
 # This file lies in folders that exports and conversions make: only such are made again.
 MARK = "workbench.json"
 MADE_BY = {"made_by": "lora-dreambooth-workbench"}
+
+
+RANDOM = "?" * 8  # what `tempfile` puts in
 
 
 @contextmanager
@@ -45,7 +49,7 @@ def whole_folder(folder: Path, mark: bool = False) -> Iterator[Path]:
     """
     folder = folder.resolve()
     with _folder_beside(folder) as beside:
-        new, old = beside / folder.name, beside / f"{folder.name}.old"
+        new, old = beside / folder.name, beside / f"{folder.name[:50]}.old"
         new.mkdir()
         yield new
         if mark:
@@ -64,7 +68,8 @@ def whole_folder(folder: Path, mark: bool = False) -> Iterator[Path]:
 @contextmanager
 def _folder_beside(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    prefix = fitting_name(f".{path.name}", "." + RANDOM + ".part").partition(RANDOM)[0]
+    beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
     try:
         yield beside
     finally:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lib.config import Settings
 from lib.dataset.imagefolder import Dataset
 from lib.files import BadInput, read_json, say
+from lib.files.paths import fitting_name
 from lib.files.whole_writes import file_hash
 from lib.models.base_files import WEIGHT_PARTS
 from lib.step.run_weights import ADAPTER, weight_bytes
@@ -108,6 +109,8 @@ def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, str]
             " step could be called that: hold one out in notebook 01, or use 'last'."
         )
     run = Path(settings.output).expanduser()
+    if run.name in ("", ".."):  # "." and the like: another is set aside beside it, by its name
+        run = run.resolve()
     _check_is_run_folder(run)
     trained = OLDER_SETTINGS | _read(run / "settings.json")
     measured = _read(run / "metrics.json")
@@ -157,8 +160,13 @@ def create_run_folder(run: Path, settings: Settings) -> None:
     """
     try:
         if _holds_results(run):
-            names = (run.with_name(f"{run.name}_before_{number}") for number in count(1))
-            aside = next(path for path in names if not path.exists())
+            if Path.cwd().is_relative_to(run.resolve()):
+                raise BadInput(
+                    f"Output {run} holds a run of other settings or data, and is the folder that"
+                    " you stand in, which cannot be set aside: go out of it, or choose another."
+                )
+            names = (fitting_name(run.name, f"_before_{number}") for number in count(1))
+            aside = next(path for path in map(run.with_name, names) if not path.exists())
             os.replace(run, aside)
             say(
                 f"{run} holds a run of other settings or data, or one without a checkpoint to go on"
