@@ -1,16 +1,24 @@
-"""Look at every photo of a folder: can it be used, and what about it would hurt training?"""
+"""Look at every photo of a folder: can it be used, and what about it would hurt training?
 
+Which files are photos, and which hold captions of them, `list_photos` says, for every way in.
+"""
+
+import csv
+import io
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from lib.dataset.captions import composed
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
-from lib.dataset.photo_file import READABLE, REFUSED, open_photo
+from lib.dataset.photo_file import READABLE, REFUSED, format_of, open_photo
 from lib.files import BadInput, listed, printable
 from lib.files.whole_writes import file_hash
 
@@ -37,6 +45,7 @@ class Photo:
     - group: photos of one group show the same picture (copies, mirror images, re-crops) and must
       stay on one side of the held-out split
     - copy_of: the photo of which this one is an exact copy
+    - caption: what a file beside it says of it, or ""; caption_from: the name of that file
     """
 
     path: Path
@@ -51,6 +60,8 @@ class Photo:
     thumb: Any = None
     group: int = -1
     copy_of: str | None = None
+    caption: str = ""
+    caption_from: str = ""
 
     @property
     def name(self) -> str:
@@ -68,6 +79,143 @@ class Photos(list[Photo]):
     findings: tuple[str, ...] = ()
 
 
+@dataclass
+class Listing:
+    """The files of a folder, told apart.
+
+    - photos: in the order of their names
+    - captions: {name of a photo: (its caption, the file that says so)}, of files beside them
+    - ignored: names of what is neither; findings: about files that seem to be meant and are not
+      used
+    """
+
+    photos: list[Path] = field(default_factory=list)
+    captions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+
+
+# How Kohya's trainer names a folder: "10_zwx toy", its repeats and its words.
+KOHYA = re.compile(r"(\d+)_(.+)")
+
+# Files with captions of several photos, as Hugging Face's imagefolder has them, and the columns
+# that trainers read.
+TABLES = ("metadata.jsonl", "metadata.csv")
+COLUMNS = ("text", "caption", "prompt")
+CAPTION_ENDINGS = (".caption", ".txt")  # the later one counts where both are there
+
+
+def list_photos(folder: Path) -> Listing:
+    """The photos in `folder`, by their content, and the captions in files beside them.
+
+    A caption stands in a file of the photo's name ("a.txt", "a.caption", "a.jpg.txt"), or in
+    metadata.jsonl or metadata.csv. Raises BadInput for a caption file that cannot be read.
+    """
+    listing, others = Listing(), []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if is_photo(path):
+            listing.photos.append(path)
+        elif path.name != "subject.json":
+            others.append(path)
+    used = _captions_of_tables(listing, [path for path in others if path.name in TABLES])
+    used |= _captions_of_texts(listing, [path for path in others if _may_be_caption(path)])
+    listing.ignored = tuple(
+        printable(path.name) + ("/" if path.is_dir() else "") for path in others if path not in used
+    )
+    return listing
+
+
+def _may_be_caption(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in CAPTION_ENDINGS and not hidden and path.is_file()
+
+
+def _captions_of_texts(listing: Listing, files: Iterable[Path]) -> set[Path]:
+    """Take the captions of files that are named as their photos; returns the files taken."""
+    photos: dict[str, list[str]] = {}
+    for photo in listing.photos:
+        for name in {photo.name, photo.stem}:
+            photos.setdefault(composed(name).casefold(), []).append(photo.name)
+    used, without = set(), []
+    for path in sorted(files, key=lambda path: CAPTION_ENDINGS.index(path.suffix.lower())):
+        named = photos.get(composed(path.stem).casefold(), [])
+        used |= {path} if named else set()
+        without += [] if named else [printable(path.name)]
+        if named and (text := " ".join(_read_text(path).split())):
+            listing.captions |= {name: (text, path.name) for name in named}
+    # One text alone is rather a note.
+    if without and len(used) + len(without) > 1:
+        listing.findings += (
+            f"no photo goes by the name of {listed(without)}, so nothing is captioned by it; name a"
+            " caption file as its photo if it was meant",
+        )
+    return used
+
+
+def _captions_of_tables(listing: Listing, files: Iterable[Path]) -> set[Path]:
+    """Take the captions of metadata.jsonl or metadata.csv; returns the files taken."""
+    photos, used = {composed(path.name): path.name for path in listing.photos}, set()
+    for path in files:
+        rows = _rows(path)
+        column = next((name for name in COLUMNS if any(name in row for row in rows)), None)
+        if column is None or not any("file_name" in row for row in rows):
+            listing.findings += (
+                f"{path.name} has no captions that can be read ('file_name' and"
+                f" {', '.join(map(repr, COLUMNS[:-1]))} or {COLUMNS[-1]!r}), so it is not used;"
+                " correct it if it was meant",
+            )
+            continue
+        used.add(path)
+        missing = []
+        for row in rows:
+            name = composed(str(row.get("file_name", "")))
+            text = " ".join(str(row.get(column) or "").split())
+            if name not in photos:
+                missing.append(printable(name))
+            elif text:
+                listing.captions[photos[name]] = (text, path.name)
+        if missing:
+            listing.findings += (
+                f"{path.name} names {listed(missing)}, which the folder does not have; correct it"
+                " if a photo lacks its caption",
+            )
+    return used
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metadata.jsonl or metadata.csv, by column. Raises BadInput."""
+    text = _read_text(path)
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise BadInput(
+                f"{path.name}: line {number} is no JSON object ({line[:60]!r}); correct it, or take"
+                " the file out of the folder"
+            )
+        rows.append(row)
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    """A text file, in UTF-8, or in UTF-16 where it begins as Windows writes that."""
+    try:
+        data = path.read_bytes()
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return data.decode(encoding)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"The caption {path} cannot be read as text ({error}): save it as UTF-8."
+        ) from None
+
+
 def scan(
     folder: str | Path, resolution: int = 64, kind: str | None = None, aspect: str = "square"
 ) -> Photos:
@@ -82,12 +230,11 @@ def scan(
     """
     folder = Path(folder).expanduser()
     _check_folder(folder)
-    photos = Photos()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if _is_candidate(path):
-            photos.append(_look(path, resolution, aspect))
-        elif path.name != "subject.json":
-            photos.ignored += (printable(path.name) + ("/" if path.is_dir() else ""),)
+    listing = list_photos(folder)
+    photos = Photos(_look(path, resolution, aspect) for path in listing.photos)
+    for photo in photos:
+        photo.caption, photo.caption_from = listing.captions.get(photo.path.name, ("", ""))
+    photos.ignored, photos.findings = listing.ignored, listing.findings
     if not photos:
         raise BadInput(f"photo folder {folder} holds no photos; {_where_photos_are(folder)}")
     usable = [photo for photo in photos if not photo.error]
@@ -98,6 +245,11 @@ def scan(
         photos.findings += (
             f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}),"
             " which will be learnt as part of the subject; add photos taken in other places",
+        )
+    if sources := list(dict.fromkeys(photo.caption_from for photo in photos if photo.caption)):
+        photos.findings += (
+            f"captions are taken from {listed(map(printable, sources))}; edit them there or in the"
+            " plan, or move these files away if they are no captions",
         )
     if photos.ignored:
         photos.findings += (f"ignored what is no photo: {listed(photos.ignored)}; nothing to do",)
@@ -124,8 +276,13 @@ def _where_photos_are(folder: Path) -> str:
     inside = [
         printable(path.name)
         for path in sorted(folder.iterdir())
-        if _readable(path) and any(map(_is_candidate, path.iterdir()))
+        if _readable(path) and any(map(is_photo, path.iterdir()))
     ]
+    if any(KOHYA.fullmatch(name) for name in inside):
+        return (
+            f"its subfolders do ({listed(inside)}), in Kohya's form: run `python -m lib from-kohya"
+            f" {folder} --out runs/mine/data`"
+        )
     if inside:
         return f"its subfolders do ({listed(inside)}): give one of these"
     return f"put 3 to 8 photos ({' '.join(READABLE)}) into it"
@@ -135,16 +292,19 @@ def _readable(path: Path) -> bool:
     return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
 
 
-def _is_candidate(path: Path) -> bool:
-    """Whether the owner of a file would call it a photo, by an allow-list of endings.
+def is_photo(path: Path) -> bool:
+    """Whether the owner of a file would call it a photo: by its name, or else by its content.
 
     A broken link counts, so that its owner hears of it.
     """
-    return (
-        path.suffix.lower() in (*READABLE, *REFUSED)
-        and not path.name.startswith(".")
-        and (path.is_file() or path.is_symlink())
-    )
+    if path.name.startswith(".") or not (path.is_file() or path.is_symlink()):
+        return False
+    if path.suffix.lower() in (*READABLE, *REFUSED):
+        return True
+    try:
+        return path.is_file() and bool(format_of(path))
+    except OSError:
+        return False
 
 
 def _look(path: Path, resolution: int, aspect: str) -> Photo:

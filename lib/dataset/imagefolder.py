@@ -4,7 +4,8 @@ Written whole or not at all, checked when loaded:
 
     <folder>/train/        instance images: 000.png ... and metadata.jsonl, a line a picture:
                            {"file_name": "000.png", "text": "a zwx toy"}, and "shown" where pictures
-                           keep their photo's aspect (see `Item`)
+                           keep their photo's aspect, "repeats" where some come more often (see
+                           `Item`)
              test/         the same for held-out photos, where there are any
              class/        the same for class images, once `add_class_images` was called
              dataset.json  subject, plan, notes, and the SHA-256 of every other file
@@ -39,12 +40,14 @@ class Item:
     """One picture of a data set, and its caption.
 
     `shown`, where pictures need not be square: height and width in pixels of the photo that it was
-    cut from, top and left of the cut, in pixels of the picture.
+    cut from, top and left of the cut, in pixels of the picture. `repeats`: how often training takes
+    it where it takes a picture of 1 repeat once.
     """
 
     path: Path
     caption: str
     shown: tuple[int, ...] = ()
+    repeats: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -111,7 +114,12 @@ def load_dataset(folder: str | Path) -> Dataset:
             )
         if path.name == "metadata.jsonl":
             items[path.parent.name] = [
-                Item(path.with_name(line["file_name"]), line["text"], tuple(line.get("shown", ())))
+                Item(
+                    path.with_name(line["file_name"]),
+                    line["text"],
+                    tuple(line.get("shown", ())),
+                    line.get("repeats", 1),
+                )
                 for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())
             ]
     return Dataset(

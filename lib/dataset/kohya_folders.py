@@ -5,11 +5,11 @@ A folder `10_identifier class/` with a caption .txt beside each picture:
     python -m lib to-kohya runs/course/data --out kohya     # kohya/train/10_zwx robot/000.png ...
     python -m lib from-kohya kohya --out runs/mine/data
 
-The number is how often an epoch repeats the folder (kohya-ss sd-scripts, docs/train_README.md).
+The number is how often an epoch repeats the folder (kohya-ss sd-scripts, docs/train_README.md), and
+so how much it counts beside others.
 Regularisation pictures (`reg/1_robot/`) are class images.
 """
 
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,14 +26,12 @@ from lib.dataset.captions import (
     rename,
     with_identifier,
 )
+from lib.dataset.folder_scan import KOHYA, list_photos
 from lib.dataset.imagefolder import Dataset, add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
 from lib.files import BadInput, listed, whole_folder, write_json
 from lib.files.whole_writes import may_be_replaced, unwritable_refused
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FOLDER = re.compile(r"(\d+)_(.+)")
 
 
 def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
@@ -51,8 +49,12 @@ def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
         raise BadInput(f"The output {out} exists and was not made by this command: choose another.")
     subject = dataset.subject
     name = f"{subject.identifier} {subject.class_noun}"
+    trained = sorted({item.repeats for item in dataset.train})
     parts = {
-        f"train/{repeats}_{name}": dataset.train,
+        f"train/{repeats * each}_{name}": [i for i in dataset.train if i.repeats == each]
+        for each in trained
+    }
+    parts |= {
         f"reg/1_{subject.class_noun}": dataset.class_images,
         f"held_out/1_{name}": dataset.test,
     }
@@ -84,6 +86,8 @@ def from_kohya(
     images, cropped to the middle, each to the nearest size that photos have. The notes say what did
     not fit, and what was found about the photos. Raises BadInput if there is no such folder,
     folders disagree on the words, or as `prepare` does.
+
+    Where folders differ in repeats, these become the `Item.repeats` of their pictures.
     """
     folder = Path(folder).expanduser()
     places = [folder / name for name in ("train", "img", "image")]
@@ -97,42 +101,80 @@ def from_kohya(
         )
     subject = read_subject(folder, kind, class_noun, identifier)
     renamed = {first: identifier} | ({class_of_folder: class_noun} if class_of_folder else {})
-    captions, completed = {}, {}
+    trained_on = [each for each in train if each.repeats]
+    splits = {"train": trained_on, "held_out": _folders(folder / "held_out")}
+    captions, completed, edits = {}, {}, []
     with tempfile.TemporaryDirectory() as scratch:
-        for split, folders in (("train", train), ("held_out", _folders(folder / "held_out"))):
-            for k, each in enumerate(folders):
-                for picture in each.pictures():
-                    file = f"{split}_{k}_{picture.name}"
-                    shutil.copyfile(picture, Path(scratch) / file)
-                    said = rename(_caption(picture) or each.words, renamed)
-                    captions[file] = with_identifier(subject, said)
-                    if captions[file] != said:
-                        completed[picture.name] = captions[file]
+        for split, k, each in ((s, k, f) for s, some in splits.items() for k, f in enumerate(some)):
+            for picture, caption in each.pictures():
+                file = f"{split}_{k}_{picture.name}"
+                shutil.copyfile(picture, Path(scratch) / file)
+                said = rename(caption or each.words, renamed)
+                captions[file] = with_identifier(subject, said)
+                if captions[file] != said:
+                    completed[picture.name] = captions[file]
+                if split == "train":
+                    edits.append({"file": file, "repeats": each.repeats})
         held_out = [file for file in captions if file.startswith("held_out_")]
         words = asdict(subject) | {"held_out": held_out, "captions": captions}
         write_json(Path(scratch) / "subject.json", words)
-        dataset = prepare(scratch, out, **options)
-    regularisation = {
-        picture: class_caption(subject, _caption(picture) or f"a {each.words}")
-        for each in _folders(folder / "reg")
-        for picture in each.pictures()
-    }
-    if regularisation:
-        images = [_fitted(picture, dataset.sizes) for picture in regularisation]
-        dataset = add_class_images(dataset, images, regularisation.values())
+        dataset = prepare(scratch, out, edits=edits, **options)
     notes = []
     if completed:
         notes.append(
             f"the identifier {identifier!r} is written into the captions that lacked it, as"
             f" {next(iter(completed.values()))!r}: {listed(completed)}"
         )
-    if any(each.repeats > 1 for each in train):
-        repeats = ", ".join(str(each.repeats) for each in train)
-        notes.append(
-            f"repeats ({repeats}) lengthen an epoch for Kohya's trainer; here `steps` says how long"
-            " to train"
-        )
+    notes += _notes_on_repeats(train)
+    reg = _folders(folder / "reg")
+    dataset, unread = _add_regularisation(dataset, reg)
+    notes += unread
+    for each in (*train, *splits["held_out"], *reg):
+        listing = list_photos(each.path)
+        notes += [f"{each.path.name}: {finding}" for finding in listing.findings]
+        if listing.ignored:
+            strays = listed(listing.ignored)
+            notes.append(f"{each.path.name}: ignored what is no photo: {strays}; nothing to do")
     return dataset, [*notes, *dataset.notes]
+
+
+def _notes_on_repeats(train: Sequence["_KohyaFolder"]) -> list[str]:
+    """What becomes of the folders' repeats, a sentence each."""
+    notes, repeats = [], {each.path.name: each.repeats for each in train if each.repeats}
+    if len(set(repeats.values())) > 1:
+        notes.append(
+            f"the repeats of {listed(repeats)} are kept as weights: in training a picture comes as"
+            " often as its folder says against the others; `steps` says how long to train"
+        )
+    elif max(repeats.values(), default=1) > 1:
+        notes.append(
+            f"repeats ({', '.join(map(str, repeats.values()))}) lengthen an epoch for Kohya's"
+            " trainer; here `steps` says how long to train"
+        )
+    if none := [each.path.name for each in train if not each.repeats]:
+        notes.append(f"{listed(none)}: 0 repeats, so it is not trained on; give it 1 to use it")
+    return notes
+
+
+def _add_regularisation(
+    dataset: Dataset, folders: Sequence["_KohyaFolder"]
+) -> tuple[Dataset, list[str]]:
+    """The data set with the pictures of `folders` as class images, and notes on what is lost."""
+    images, captions, notes = [], [], []
+    for each in folders:
+        for picture, caption in each.pictures():
+            try:
+                images.append(_fitted(picture, dataset.sizes))
+            except BadInput as error:
+                notes.append(f"{each.path.name}: {error}")
+                continue
+            captions.append(class_caption(dataset.subject, caption or f"a {each.words}"))
+    if len({each.repeats for each in folders}) > 1:
+        notes.append(
+            f"the repeats of {listed(each.path.name for each in folders)} are not kept: each class"
+            " image comes as often as any other"
+        )
+    return (add_class_images(dataset, images, captions) if images else dataset), notes
 
 
 class _KohyaFolder(NamedTuple):
@@ -142,13 +184,10 @@ class _KohyaFolder(NamedTuple):
     words: str
     path: Path
 
-    def pictures(self) -> list[Path]:
-        """The pictures in it, in the order of their names."""
-        return [
-            path
-            for path in sorted(self.path.iterdir())
-            if not path.name.startswith(".") and path.suffix.lower() in PICTURES
-        ]
+    def pictures(self) -> list[tuple[Path, str]]:
+        """The pictures in it, in the order of their names, each with its caption, or ""."""
+        listing = list_photos(self.path)
+        return [(path, listing.captions.get(path.name, ("", ""))[0]) for path in listing.photos]
 
 
 def _words(folder: Path, train: list[_KohyaFolder]) -> tuple[str, str]:
@@ -175,22 +214,8 @@ def _folders(folder: Path) -> list[_KohyaFolder]:
     return [
         _KohyaFolder(int(named[1]), named[2].strip(), path)
         for path in sorted(folder.iterdir())
-        if path.is_dir() and (named := FOLDER.fullmatch(path.name))
+        if path.is_dir() and (named := KOHYA.fullmatch(path.name))
     ]
-
-
-def _caption(picture: Path) -> str:
-    """The caption beside a picture, on one line; empty where there is none."""
-    for ending in (".txt", ".caption"):
-        path = picture.with_suffix(ending)
-        if path.is_file():
-            try:
-                return " ".join(path.read_text("utf-8-sig").split())
-            except (OSError, ValueError) as error:
-                raise BadInput(
-                    f"The caption {path} cannot be read as text ({error}): save it as UTF-8."
-                ) from None
-    return ""
 
 
 def _fitted(path: Path, sizes: Sequence[tuple[int, int]]) -> Image.Image:

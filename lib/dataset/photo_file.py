@@ -3,11 +3,13 @@
     photo = open_photo("IMG_0042.HEIC", size=256)
     photo.picture, photo.size, photo.findings       # without metadata; nothing is written
 
-A new format belongs into `READABLE`, a format that cannot be read into `REFUSED`.
+What a file is, its first bytes say, whatever its name (`format_of`). A new format belongs into
+`SIGNATURES`, `DECODERS` and `READABLE`, one that cannot be read into `REFUSED`.
 """
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, features
 from lib.files import BadInput, printable
 
 READABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-READABLE += (".heic", ".heif", ".hif", ".avif")
+READABLE += (".heic", ".heif", ".hif", ".avif", ".jfif", ".jpe", ".mpo", ".apng", ".jp2", ".tga")
 
 _EXPORT_HEIC = (
     "on an iPhone choose Settings > Camera > Formats > Most Compatible, or export it as JPEG"
@@ -31,7 +33,7 @@ _EXPORT_HEIC = (
 # Everything else is a stray.
 REFUSED = {
     **dict.fromkeys(
-        (".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+        (".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
         "export it as JPEG from your camera's program",
     ),
     ".jxl": _EXPORT_HEIC,
@@ -39,14 +41,31 @@ REFUSED = {
     ".svg": "export it as PNG",
 }
 
-DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 
-# How a file of each format begins; HEIC and AVIF are told apart by the brands behind "ftyp".
-BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"II", b"MM", b"GIF8")
+# How a file of each format begins, as a regular expression. Those that cannot be read are called by
+# their ending.
+SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG",
+    "GIF": rb"GIF8",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    ".cr2": rb"II\*\0....CR",  # in TIFF's form, whose decoder would find a thumbnail
+    "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    ".jxl": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    ".psd": rb"8BPS",
+}
+
+# HEIC and AVIF are told apart by the brands behind "ftyp".
 BRANDS = {
     "AVIF": {b"avif", b"avis"},
     "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
 }
+
+# TGA has no signature, but fields that take few values: it counts where the name says so too.
+TGA = rb".[\0\1][\1-\3\x09-\x0b].{13}[\x08\x10\x18\x20]"
 
 RENAMED = {"MPO": "JPEG", "HEIF": "HEIC"}  # Pillow's names of formats, where not ours
 
@@ -166,9 +185,8 @@ def _check_format(path: Path, name: str) -> str:
         raise BadInput(f"{name}: is a broken link; put the photo itself into the folder")
     if path.stat().st_size == 0:
         raise BadInput(f"{name}: is empty (0 bytes); copy it again from its source, or take it out")
-    with open(path, "rb") as file:
-        head = file.read(64)
-    container = _container(head)
+    found, kind = format_of(path), path.suffix.lower()
+    container = found if found in BRANDS else ""
     if container == "AVIF" and not features.check("avif"):
         raise BadInput(
             f"{name}: is an AVIF file, which this Pillow was built without; run `pip install"
@@ -181,17 +199,33 @@ def _check_format(path: Path, name: str) -> str:
         )
     if container:
         return container
-    kind = path.suffix.lower()
-    if kind in REFUSED:
+    # Camera's own formats are in TIFF's form, so that of these the name decides.
+    if found in REFUSED or (kind in REFUSED and found in ("", "TIFF")):
+        kind = found if found in REFUSED else kind
         raise BadInput(
             f"{name}: is a {kind[1:].upper()} file, which cannot be read here; {REFUSED[kind]}"
         )
-    if not head.startswith(BEGINNINGS):
+    if not found:
         raise BadInput(
             f"{name}: is no picture although its name says so; take it out, or save the picture"
             " again as JPEG or PNG"
         )
     return ""
+
+
+def format_of(path: Path) -> str:
+    """What a file is by its content: a name of `DECODERS`, "HEIC", "TGA", an ending of `REFUSED`,
+    or "" for what is no picture. Raises OSError.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if container := _container(head):
+        return container
+    for kind, signature in SIGNATURES.items():
+        if re.match(signature, head, re.DOTALL):
+            return kind
+    named = path.suffix.lower() == ".tga"
+    return "TGA" if named and re.match(TGA, head, re.DOTALL) else ""
 
 
 def _container(head: bytes) -> str:
@@ -209,7 +243,7 @@ def _open_image(path: Path, container: str) -> ImageFile.ImageFile | Image.Image
         from pillow_heif import HeifImageFile  # late: a library of its own, for these files alone
 
         return HeifImageFile(path)
-    return Image.open(path, formats=DECODERS)
+    return Image.open(path, formats=["TGA"] if format_of(path) == "TGA" else DECODERS)
 
 
 def _check_size(name: str, image: Image.Image, kind: str) -> None:

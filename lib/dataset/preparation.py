@@ -8,7 +8,7 @@ What comes out is in the Hugging Face imagefolder form (`lib/dataset/imagefolder
 """
 
 import hashlib
-import unicodedata
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from lib.config import bucket
 from lib.config.picture_sizes import ASPECTS, trimmed
-from lib.dataset.captions import Subject, check_caption, prompts, read_subject
+from lib.dataset.captions import (
+    Subject,
+    check_caption,
+    composed,
+    prompts,
+    read_subject,
+    with_identifier,
+)
 from lib.dataset.class_images import CLASS_IMAGES, draw_class_images
 from lib.dataset.folder_scan import Photo, Photos, scan
 from lib.dataset.imagefolder import (
@@ -81,7 +88,10 @@ def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> 
     - file: the photo's name; width, height: of the upright photo, in pixels
     - use: "train", "test" (held out) or "out"
     - crop: [left, top, right, bottom] in those pixels
-    - caption; findings: what was found about the photo
+    - caption: the subject's own, else what a file beside the photo says, with the identifier, else
+      the prompt of the subject
+    - repeats: how often it comes where another comes once
+    - findings: what was found about the photo
 
     Held out are the photos that the subject names; without those, `held_out` photos drawn by
     `seed`, but three different ones are always left to train on, so 2 from five on, 1 of four, none
@@ -89,9 +99,16 @@ def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> 
     """
     _check_named(photos, subject)
     chosen = _held_out_groups(photos, subject, held_out, seed)
-    captions = {_same(name): text for name, text in subject.captions.items()}
+    captions = {composed(name): text for name, text in subject.captions.items()}
     entries = []
     for photo in photos:
+        findings = [photo.error] if photo.error else list(photo.findings)
+        caption = captions.get(composed(photo.path.name), prompts(subject))
+        if photo.caption and not photo.error and composed(photo.path.name) not in captions:
+            own = check_caption(photo.name, photo.caption)
+            caption = check_caption(photo.name, with_identifier(subject, own))
+            told = "" if caption == own else f", with the identifier {subject.identifier!r}"
+            findings.append(f"has the caption of {printable(photo.caption_from)}{told}")
         use = "test" if photo.group in chosen else "train"
         entries.append(
             {
@@ -100,8 +117,9 @@ def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> 
                 "crop": list(photo.crop),
                 "width": photo.width,
                 "height": photo.height,
-                "caption": captions.get(_same(photo.path.name), prompts(subject)),
-                "findings": [photo.error] if photo.error else list(photo.findings),
+                "caption": caption,
+                "repeats": 1,
+                "findings": findings,
             }
         )
     return entries
@@ -109,10 +127,10 @@ def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> 
 
 def _check_named(photos: Photos, subject: Subject) -> None:
     """Raise `BadInput` if the subject names a photo that is not there or holds out a broken one."""
-    by_name = {_same(photo.path.name): photo for photo in photos}
+    by_name = {composed(photo.path.name): photo for photo in photos}
     for where, names in (("held_out", subject.held_out), ("captions", subject.captions)):
         for name in names:
-            photo = by_name.get(_same(name))
+            photo = by_name.get(composed(name))
             if photo is None:
                 raise BadInput(
                     f"subject.json names {name!r} in {where}, but the folder has no such photo;"
@@ -125,8 +143,8 @@ def _check_named(photos: Photos, subject: Subject) -> None:
 def _held_out_groups(photos: Photos, subject: Subject, held_out: int, seed: int) -> set[int]:
     """The groups of photos (of the same picture) to hold out."""
     if subject.held_out and held_out:
-        named = {_same(name) for name in subject.held_out}
-        return {photo.group for photo in photos if _same(photo.path.name) in named}
+        named = {composed(name) for name in subject.held_out}
+        return {photo.group for photo in photos if composed(photo.path.name) in named}
     usable = [photo for photo in photos if not photo.error and not photo.copy_of]
     counts = Counter(photo.group for photo in usable)
     first = {photo.group: f"{seed} {photo.sha256}" for photo in reversed(usable)}
@@ -167,6 +185,7 @@ def prepare(
     entries = plan(photos, subject, how.held_out, how.seed)
     _apply(edits or (), entries, how.aspect, subject.identifier)
     _check_plan(folder, photos, entries)
+    _reduce_repeats(entries)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -191,16 +210,23 @@ def prepare(
     return load_dataset(output)
 
 
+def _reduce_repeats(entries: list[Entry]) -> None:
+    """Divide the repeats by what they have in common: they weigh photos against each other."""
+    common = math.gcd(*(entry["repeats"] for entry in entries if entry["use"] == "train"))
+    for entry in entries:
+        entry["repeats"] = entry["repeats"] // common if entry["use"] == "train" else 1
+
+
 def _new_picture(folder: Path, entry: Entry, how: PreparationOptions) -> NewPicture:
     """The picture that a photo's crop becomes, made when it is written."""
     crop, size = entry["crop"], (how.resolution, how.resolution)
-    metadata = {}
+    metadata = {"repeats": entry["repeats"]} if entry["repeats"] > 1 else {}
     if how.aspect == "photo":
         left, top, right, bottom = crop = trimmed(crop, how.resolution)
         size = bucket((right - left, bottom - top), how.resolution)
         scale = size[0] / (right - left)
         corner = [round(top * scale), round(left * scale)]
-        metadata = {"shown": [entry["height"], entry["width"], *corner]}  # see `Item`
+        metadata["shown"] = [entry["height"], entry["width"], *corner]  # see `Item`
     return NewPicture(
         lambda: crop_photo(folder / entry["file"], crop, size), entry["caption"], metadata
     )
@@ -264,14 +290,6 @@ def open_or_prepare(
     return dataset
 
 
-def _same(name: str) -> str:
-    """A file name as a key.
-
-    macOS writes an accented letter as two characters, a JSON file mostly as one.
-    """
-    return unicodedata.normalize("NFC", name)
-
-
 def _apply(
     edits: Sequence[Mapping[str, Any]], entries: list[Entry], aspect: str, identifier: str
 ) -> None:
@@ -287,7 +305,8 @@ def _apply(
         entry, shown = by_name[name], printable(name)
         if unknown := sorted(set(edit) - set(entry)):
             raise BadInput(
-                f"plan of {shown}: unknown key {unknown[0]!r}; use file, use, crop and caption"
+                f"plan of {shown}: unknown key {unknown[0]!r}; use file, use, crop, caption and"
+                " repeats"
             )
         use = edit.get("use", entry["use"])
         if use not in USES:
@@ -298,8 +317,18 @@ def _apply(
             entry["caption"] = check_caption(
                 shown, edit.get("caption", entry["caption"]), identifier
             )
+            entry["repeats"] = _check_repeats(shown, edit.get("repeats", entry["repeats"]))
             entry["crop"] = _check_crop(shown, edit.get("crop", entry["crop"]), entry, aspect)
         entry["use"] = use
+
+
+def _check_repeats(name: str, repeats: Any) -> int:
+    """How often a photo comes. Raises `BadInput` if that is no number of times."""
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= 10_000:
+        raise BadInput(
+            f"plan of {name}: repeats is {repeats!r}; give a whole number from 1 to 10000"
+        )
+    return repeats
 
 
 def _check_crop(name: str, crop: Any, photo: Entry, aspect: str) -> list[int]:

@@ -65,12 +65,18 @@ def prior_items(settings: Settings, dataset: Dataset) -> list[Item]:
     ]
 
 
+def repeated(items: Sequence[Item]) -> list[Item]:
+    """Each of the items as often as its `repeats` say."""
+    return [item for item in items for _ in range(item.repeats)]
+
+
 def cache_latents(base: Base, items: Sequence[Item], encoded: bool = True) -> Cached:
-    """Latents and conditions of a list of items, encoded once.
+    """Latents and conditions of a list of items, encoded once, also where one comes repeatedly.
 
     With encoded=False the captions stay token ids, for text encoders that train (see
     `Base.conditions`). Raises BadInput for a picture of which the VAE makes no finite latent.
     """
+    listed, items = items, list(dict.fromkeys(items))
     images = [upright(item.path) for item in items]
     means: list[Any] = [None] * len(items)
     deviations: list[Any] = [None] * len(items)
@@ -96,8 +102,10 @@ def cache_latents(base: Base, items: Sequence[Item], encoded: bool = True) -> Ca
     conditions = base.conditions(
         [text for text, _ in distinct], [size for _, size in distinct], encoded
     )
-    rows = torch.tensor([distinct.index(one) for one in said], device=base.device)
-    return Cached(means, deviations, conditions, rows)
+    places = {item: place for place, item in enumerate(items)}
+    order = [places[item] for item in listed]
+    rows = torch.tensor([distinct.index(said[k]) for k in order], device=base.device)
+    return Cached([means[k] for k in order], [deviations[k] for k in order], conditions, rows)
 
 
 def gather(base: Base, sources: Sequence[Cached], draw: Draw, train_steps: int) -> StepInputs:

@@ -28,7 +28,7 @@ from lib.memory.ladder import step_down
 from lib.models import Base, load_base, out_of_memory, reclaim
 from lib.step import Step, save_weights, tuned_parts
 from lib.step.quantization import supported_settings
-from lib.training.batches import Cached, batches, cache_latents, gather, prior_items
+from lib.training.batches import Cached, batches, cache_latents, gather, prior_items, repeated
 from lib.training.checkpoints import Checkpoints, restore
 from lib.training.kept_steps import tell_kept
 from lib.training.recipe_choice import (
@@ -140,7 +140,7 @@ def prepare(
     checkpoints = Checkpoints(run, settings, read_record(dataset.root) or {}, base)
     prior = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(prior)} class images")
-    items = [some for some in (dataset.train, prior) if some]
+    items = [repeated(some) for some in (dataset.train, prior) if some]
     try:
         caches = [cache_latents(base, some, settings.text_encoder_rate == 0) for some in items]
     except (RuntimeError, MemoryError) as error:
