@@ -169,10 +169,10 @@ class Settings:
         float, Field(ge=0.0, le=30.0, description="Classifier-free guidance scale of samples.")
     ] = 4.0
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
+        Literal["auto", "fp32", "bf16", "fp16"],
         Field(
-            description="What the arithmetic runs in: fp32, bf16, or auto (bf16 where the"
-            " processor is fast in it)."
+            description="What the arithmetic runs in: fp32, bf16, fp16 (with a scale of the loss"
+            " that follows its gradients), or auto (what the processor is fast in)."
         ),
     ] = "auto"
     checkpointing: Annotated[

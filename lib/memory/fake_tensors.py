@@ -156,7 +156,7 @@ def as_on_cuda() -> Iterator[None]:
 
     Attention takes the flash kernel (fp32 or wide heads: the memory-efficient one); neither makes
     the n x n matrix. `group_norm` first makes its input contiguous (group_norm.cpp). Norms are in
-    their input's precision on both (`lib.step.cuda_graph.norms_in_bf16`).
+    their input's precision on both (`lib.step.cuda_graph.norms_in_bf16`), or in fp32 under fp16.
 
     Patched, because diffusers and transformers call these functions by name, and no
     TorchFunctionMode: checkpointing computes again inside autograd, where such a mode is off.
@@ -167,7 +167,8 @@ def as_on_cuda() -> Iterator[None]:
         if attn_mask is not None or others:
             return attention(query, key, value, attn_mask, dropout_p, is_causal, **others)
         if torch.is_autocast_enabled("cpu"):
-            query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+            dtype = torch.get_autocast_dtype("cpu")
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         if query.dtype == torch.float32 or query.shape[-1] > 256:
             needs_gradient = query.requires_grad or key.requires_grad or value.requires_grad
             return aten._scaled_dot_product_efficient_attention(

@@ -107,14 +107,30 @@ def norms_in_bf16(parts: Iterable[torch.nn.Module], on: bool) -> None:
     the bytes and keeps them; the CPU does not. Mean and variance are summed in fp32 by the kernels
     either way.
     """
-    for layer in torch.nn.ModuleList(parts).modules():
-        if isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm):
-            vars(layer).pop("forward", None)
-            if on:
-                vars(layer)["forward"] = partial(_norm, layer)
+    for layer in _norms(parts):
+        vars(layer).pop("forward", None)
+        if on:
+            vars(layer)["forward"] = partial(_norm, layer, None)
 
 
-def _norm(layer: torch.nn.GroupNorm | torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+def norms_in_fp32(parts: Iterable[torch.nn.Module]) -> None:
+    """Let the norms of modules run and answer in fp32, as under fp16, whose range is narrow.
+
+    So does CUDA by itself; the CPU would not, nor take weights in bf16 there.
+    """
+    for layer in _norms(parts):
+        vars(layer)["forward"] = partial(_norm, layer, torch.float32)
+
+
+def _norms(parts: Iterable[torch.nn.Module]) -> list[Any]:
+    kinds = torch.nn.GroupNorm | torch.nn.LayerNorm
+    return [layer for layer in torch.nn.ModuleList(parts).modules() if isinstance(layer, kinds)]
+
+
+def _norm(
+    layer: torch.nn.GroupNorm | torch.nn.LayerNorm, dtype: torch.dtype | None, x: torch.Tensor
+) -> torch.Tensor:
+    x = x if dtype is None else x.to(dtype)
     weight, bias = (None if p is None else p.to(x.dtype) for p in (layer.weight, layer.bias))
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(layer, torch.nn.GroupNorm):

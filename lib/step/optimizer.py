@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from lib.config import Settings
+from lib.step.loss import LossScale
 from lib.step.param_groups import SMALLEST_8BIT, ParamGroup, moments_in_fp32
 
 # Numbers that a group may hold: GROUP_SIZE, or more where there would be more than MOST_GROUPS.
@@ -29,6 +30,8 @@ class Optimizer:
 
     rate: the learning rate that `step` uses, times each weight's own factor in `rate_shares`.
     anchors: what each weight is pulled towards, as `lib.step.methods.anchors` gives it.
+    scale: what the gradients are multiplied by, in fp16. A step in which one of them is not finite
+    changes nothing; with `fused_backward`, that is a group's step.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Optimizer:
         device: torch.device,
         anchors: Sequence[torch.Tensor | None] = (),
     ):
+        self.scale: LossScale | None = None
         self.weights = weights
         self.anchors = anchors
         self.settings = settings
@@ -91,12 +95,28 @@ class Optimizer:
                 self.update_group(group)
             norm = torch.stack(self.squared_norms).sum().sqrt()
             self.squared_norms.clear()
-            return norm
-        norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
-        divisor = (norm / self.settings.clip).clamp(min=1.0)
-        for group in self.groups:
-            group.update(self.rate, divisor, self.generator)
+            skipped = self._skips(norm)
+        else:
+            norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
+            norm, skipped = self._unscaled(norm), self._skips(norm)
+            divisor = self._divisor(norm, self.settings.clip)
+            for group in self.groups:
+                group.update(self.rate, divisor, self.generator, skipped)
+        if self.scale and skipped is not None:
+            self.scale.update(skipped)
         return norm
+
+    def _unscaled(self, norm: torch.Tensor) -> torch.Tensor:
+        return norm / self.scale.value if self.scale else norm
+
+    def _skips(self, norm: torch.Tensor) -> torch.Tensor | None:
+        """1.0 where the norm of scaled gradients is not finite, else 0.0; None without a scale."""
+        return 1 - norm.isfinite().float() if self.scale else None
+
+    def _divisor(self, norm: torch.Tensor, clip: float) -> torch.Tensor:
+        """What gradients are divided by, of which `norm` is without their scale."""
+        divisor = (norm / clip).clamp(min=1.0)
+        return divisor * self.scale.value if self.scale else divisor
 
     def abandon_step(self) -> None:
         """Begin the step anew whose capture broke off: nothing of it has run but in Python."""
@@ -124,14 +144,16 @@ class Optimizer:
         group.expect_gradients()
         if not group.gradients:
             return
-        norm = get_total_norm(group.gradients).float()
+        norm = self._unscaled(get_total_norm(group.gradients).float())
         self.squared_norms.append(norm.square())
         clip = self.settings.clip * (group.numel / self.numel) ** 0.5
-        group.update(self.rate, (norm / clip).clamp(min=1.0), self.generator)
+        group.update(self.rate, self._divisor(norm, clip), self.generator, self._skips(norm))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All that `load_state_dict` needs: moments, counts, and the random state of rounding."""
+        """All that `load_state_dict` needs: moments, counts, random state, loss scale."""
         found = {"rounding": self.generator.get_state()}
+        if self.scale:
+            found |= {"scale": self.scale.value.cpu(), "scale_good": self.scale.good.cpu()}
         for group in self.groups:
             found |= {name: t.cpu().contiguous() for name, t in group.state_dict().items()}
         return found
@@ -142,6 +164,9 @@ class Optimizer:
         Moments become 8-bit where they were fp32, and the other way.
         """
         self.generator.set_state(found["rounding"].cpu())
+        if self.scale and "scale" in found:
+            self.scale.value.copy_(found["scale"])
+            self.scale.good.copy_(found["scale_good"])
         mine = [group.indices for group in self.groups if group.eight_bit]
         theirs = [t.tolist() for name, t in found.items() if name.endswith(".which")]
         if any(indices not in mine for indices in theirs):

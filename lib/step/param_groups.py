@@ -78,22 +78,29 @@ class ParamGroup:
 
     @torch.no_grad()
     def update(
-        self, rate: float | torch.Tensor, divisor: torch.Tensor, generator: torch.Generator
+        self,
+        rate: float | torch.Tensor,
+        divisor: torch.Tensor,
+        generator: torch.Generator,
+        skipped: torch.Tensor | None = None,
     ) -> None:
         """Take a step at `rate` by the gradients divided by `divisor`, and free the gradients.
 
-        Nothing happens without any gradient. `generator` rounds bf16 weights.
+        Nothing happens without any gradient, or where `skipped` is 1.0. `generator` rounds bf16
+        weights.
         """
         if not self.gradients:
             return
         self.adamw.param_groups[0]["lr"] = rate * self.rate_share
+        self.adamw.found_inf = skipped  # the fused kernel changes nothing where it is 1.0
+        pulled = rate if skipped is None else rate * (1 - skipped)
         if not self.flat:
             self.adamw.grad_scale = divisor  # the fused kernel divides by it as it reads
             self.adamw.step()
             self.adamw.zero_grad()
-            self._pull_back([in_memory_order(w).view(-1) for w in self.weights], rate)
+            self._pull_back([in_memory_order(w).view(-1) for w in self.weights], pulled)
         else:
-            self._update_through_copy(rate, divisor, generator)
+            self._update_through_copy(pulled, divisor, generator, skipped)
 
     def _pull_back(self, weights: Sequence[torch.Tensor], rate: float | torch.Tensor) -> None:
         """Take `rate` * pull of its change back from each weight, given as one row of numbers.
@@ -108,9 +115,10 @@ class ParamGroup:
 
     def _update_through_copy(
         self,
-        rate: float | torch.Tensor,
+        pulled: float | torch.Tensor,
         divisor: torch.Tensor,
         generator: torch.Generator,
+        skipped: torch.Tensor | None,
     ) -> None:
         have = [k for k, w in enumerate(self.weights) if w.grad is not None]
         empty = torch.empty if len(have) == len(self.weights) else torch.zeros
@@ -127,18 +135,20 @@ class ParamGroup:
         self.flat_copy.data = values
         self.flat_copy.grad = gradient.div_(divisor)
         if self.eight_bit:
-            self._update_8bit()
+            self._update_8bit(skipped)
         else:
             self.adamw.step()
-        self._pull_back(value_parts, rate)
+        self._pull_back(value_parts, pulled)
         if weights[0].dtype == torch.bfloat16:
             round_stochastically(values, generator)
         torch._foreach_copy_([weights[k] for k in have], [value_parts[k] for k in have])
         self.flat_copy.data = values.new_empty(0)
         self.flat_copy.grad = None
 
-    def _update_8bit(self) -> None:
+    def _update_8bit(self, skipped: torch.Tensor | None) -> None:
         """Take an 8-bit AdamW step whose rate and number may be tensors, as a CUDA graph needs.
+
+        Where `skipped` is 1.0 all is put back, for the kernel cannot be told to change nothing.
 
         bitsandbytes' kernel takes both from Python, which a replayed step does not ask. So it moves
         zeros at rate 1, long after the first step, and bias is corrected here:
@@ -153,8 +163,12 @@ class ParamGroup:
         if not state:
             self.adamw.init_state(group, self.flat_copy, 0, 0)
             state["step"] = torch.zeros((), device=self.flat_copy.device)
-        state["step"] += 1
         values = self.flat_copy.data
+        changing = [values, *(t for name, t in state.items() if not name.startswith("qmap"))]
+        before = [] if skipped is None else [t.clone() for t in changing]
+        if skipped is not None:  # no code of 8 bits stands for these
+            self.flat_copy.grad.nan_to_num_(0.0, 0.0, 0.0)
+        state["step"] += 1
         moved = torch.zeros_like(values)
         optimizer_update_8bit_blockwise(
             "adam",
@@ -176,6 +190,8 @@ class ParamGroup:
         )
         rate = group["lr"] * (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])
         values.mul_(1 - group["lr"] * WEIGHT_DECAY).addcmul_(moved, rate)
+        for now, old in zip(changing, before):
+            now.copy_(torch.where(skipped == 1, old, now))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Its moments by name: fp32 ones under each weight's index, 8-bit ones under the first."""

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map
 
 from lib.config import Settings
 from lib.models import Base
-from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16
+from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16, norms_in_fp32
 from lib.step.gradient_checkpointing import set_checkpointing
-from lib.step.loss import diffusion_loss
+from lib.step.loss import LossScale, diffusion_loss
 from lib.step.methods import adapter_off, anchors, rate_shares, trainable, tuned_parts
 from lib.step.optimizer import Optimizer
 from lib.step.quantization import quantize_layer
@@ -113,6 +113,7 @@ class Step:
 
     - weights: those that train; `parts`: the modules they are in; `denoiser`: the first of these
     - scheduler, optimizer
+    - arithmetic: fp32, bf16 or fp16; the last with a `scale` of the loss, else None
     - taken: steps so far
     """
 
@@ -134,10 +135,13 @@ class Step:
         on_small = small and base.device.type == "cpu"
         self.small_attention = fused_attention_layers(self.denoiser) if on_small else []
         self.parts = torch.nn.ModuleDict(tuned_parts(base, settings)).train()
+        self.arithmetic = settings.arithmetic(base.fast)
+        self.scale = LossScale(base.device) if self.arithmetic == "fp16" else None
         self._prepare_modules(training=True)
         shares = rate_shares(base, self.weights, settings)
         pulled = anchors(self.named_weights(), settings)
         self.optimizer = Optimizer(self.weights, shares, settings, base.device, pulled)
+        self.optimizer.scale = self.scale
         self.graphed = can_capture(settings, base.device)
         self.run: Callable[..., torch.Tensor] = self.take_step
         if self.graphed:
@@ -151,8 +155,10 @@ class Step:
             self.settings.checkpointing if training else "none",
             self.settings.dropout > 0,
         )
-        if self.base.device.type == "cuda":
-            norms_in_bf16(self.parts.values(), training)
+        if self.base.device.type == "cuda" or self.scale:
+            norms_in_bf16(self.parts.values(), training and not self.scale)
+        if training and self.scale:
+            norms_in_fp32(self.parts.values())
         # PEFT would copy each layer's input to fp32, and autocast at once back to bf16: a fifteenth
         # of the step for the same numbers.
         for module in self.denoiser.modules():
@@ -189,7 +195,7 @@ class Step:
         """
         inputs = StepInputs(latents, noise, timesteps, conditions)
         instances = instances or self.settings.batch_size
-        with self.base.autocast(self.settings.arithmetic(self.base.fast)):
+        with self.base.autocast(self.arithmetic):
             asks = self.settings.prior == "teacher"
             taught = self.teacher_prediction(inputs, instances) if asks else None
             return diffusion_loss(
@@ -222,7 +228,8 @@ class Step:
         """Take the step, of what `StepInputs` says.
 
         Returns a tensor [3 + B] on the device: instance loss (mean), prior loss (mean, 0 without
-        class images), norm of the gradient before clipping, and the loss of each picture.
+        class images), norm of the gradient before clipping, and the loss of each picture. In fp16
+        one more number, the scale of the loss; where the norm is not finite the step was skipped.
         """
         rate: float | torch.Tensor = self.settings.rate(self.taken)
         if self.graphed:  # a replayed step reads its rate, as all that changes, from a tensor
@@ -234,13 +241,14 @@ class Step:
     def take_step(self, rate: float | torch.Tensor, *inputs: Any) -> torch.Tensor:
         """A step at learning rate `rate`, kernel by kernel: what `__call__` runs or captures."""
         self.optimizer.rate = rate
+        scale = [self.scale.value.clone().reshape(1)] if self.scale else []
         with self.rules.small_attention(self.small_attention):
             parts = passes(StepInputs(*inputs), self.settings)
             means, *each = zip(*(self.add_gradients(*part) for part in parts))
         norm = self.optimizer.step()
         instance, prior = torch.stack(means).sum(0)
         losses = [loss for kind in each for loss in kind]
-        return torch.cat([torch.stack([instance, prior, norm]), *losses])
+        return torch.cat([torch.stack([instance, prior, norm]), *losses, *scale])
 
     def add_gradients(
         self, inputs: StepInputs, instances: int
@@ -256,5 +264,6 @@ class Step:
         # of a whole batch the mean, bit for bit
         instance = ours.mean() * (instances / size)
         prior = others.sum() / size
-        (instance + self.settings.prior_weight * prior).backward()
+        loss = instance + self.settings.prior_weight * prior
+        (loss * self.scale.value if self.scale else loss).backward()
         return torch.stack([instance, prior]).detach(), ours.detach(), others.detach()

@@ -252,6 +252,7 @@ def begin(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Log
         )
     state.step, state.seconds = step.taken, clock.total
     state.losses = [row["loss"] for row in rows]
+    state.skipped = sum(row.get("skipped", False) for row in rows)
     for path in (training.run / "samples").glob("step_*_*.png"):
         if int(path.stem.split("_")[1]) > step.taken:
             path.unlink()  # it will be drawn again
@@ -300,6 +301,12 @@ def finish(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Pa
         "file_bytes": save_weights(base, settings, run),
         "trainable_parameters": sum(w.numel() for w in step.weights),
     }
+    if step.scale:
+        measured["skipped_steps"] = training.state.skipped
+        say(
+            f"{settings.method}: fp16, of {step.taken} steps {training.state.skipped} were skipped,"
+            " whose gradient was too large for it"
+        )
     measured |= metrics(settings, training.state, clock, meter.peak, base.device)
     write_json(run / "metrics.json", measured)
     tell_kept(run, measured)

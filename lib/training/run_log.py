@@ -50,6 +50,7 @@ class State:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     samples: list[tuple[int, list[Any]]] = field(default_factory=list)
+    skipped: int = 0  # steps, in fp16, whose gradient was not finite and changed nothing
     stopping: bool = False  # to end after this step
     drawing: bool = True  # samples, until memory does not suffice for them
 
@@ -168,18 +169,24 @@ class Log:
         instance, prior, norm, *each = numbers
         step = len(self.rows) + 1
         loss = instance + self.settings.prior_weight * prior
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        scale = each[sum(len(some) for some in chosen) :]  # in fp16
+        # Halved down to 1 without help, it is not what made the gradient too large.
+        skipped = bool(scale) and scale[0] > 1 and not math.isfinite(norm)
+        if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
             raise NotFinite(self._diagnosis(loss, norm, each, chosen))
         self.state.losses.append(loss)
+        self.state.skipped += skipped
         row = {
             "step": step,
             "loss": loss,
             "instance_loss": instance,
             "prior_loss": prior,
-            "gradient_norm": norm,
+            "gradient_norm": None if skipped else norm,
             "seconds": self.clock.ends[step - 1],
             "learning_rate": self.settings.rate(step - 1),
         }
+        if scale:
+            row |= {"loss_scale": scale[0], "skipped": skipped}
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
 

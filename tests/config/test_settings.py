@@ -40,7 +40,7 @@ def test_alpha_follows_rank_unless_given():
         ({"learning_rate": float("nan")}, ["learning_rate", "nan"]),
         ({"learning_rate": "1e-4"}, ["learning_rate", "a number"]),
         ({"rank": 0}, ["rank"]),
-        ({"precision": "fp16"}, ["precision", "fp16", "bf16"]),
+        ({"precision": "fp8"}, ["precision", "fp8", "bf16", "fp16"]),
         ({"targets": "everything"}, ["targets", "attention"]),
         ({"output": " "}, ["output", "empty"]),
         ({"quantize": "int8", "dora": True}, ["quantize", "int8", "dora", "nf4"]),

@@ -90,6 +90,7 @@ QUICK = [
     ),
     ("lora", {"checkpointing": "largest"}),
     ("dreambooth", {"accumulate": 4}),
+    ("lora", {"precision": "fp16", "batch_size": 1}),
     ("lora", {"text_encoder_rate": 1e-4}),
     ("dreambooth", {"text_encoder_rate": 1e-5}),
 ]
