@@ -132,9 +132,10 @@ def forecast(
         int | None, typer.Option(help="pixels a side; the base's own if not given")
     ] = None,
     card: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="GB of the card to choose for; the one in this machine, or 8, if not given"
+            help="the card to choose for: its GB, or a name such as T4; the one in this machine, or"
+            " 8 GB, if not given"
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="whose kernels are counted: cuda or cpu")] = "cuda",

@@ -70,7 +70,7 @@ def test_help_waits_for_no_torch():
         (["train", "--stepps", "3"], "No such option: --stepps"),
         (["export", "run"], "Missing option '--out'"),
         (["export"], "Missing argument 'source'"),
-        (["forecast", "--card", "many"], "Invalid value for '--card'"),
+        (["forecast", "--resolution", "many"], "Invalid value for '--resolution'"),
         (["extract", "run", "--to", "kohya", "--out", "x", "--rank", "1.5"], "'--rank'"),
         (["course", "extra"], "extra"),
     ],

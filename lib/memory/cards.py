@@ -2,6 +2,7 @@
 
     python -m lib forecast --base sdxl --method dreambooth --resolution 1024 --card 12 --json
     python -m lib forecast --base sd15 --set data=runs/mine/data  # its largest pictures
+    python -m lib forecast --base sd15 --card T4                  # a card by name
 
 A card offers less than its name. `usable_bytes` takes off 0.8 GiB for the CUDA context and cuDNN's
 workspaces (together about 0.5) and a desktop (0.3), and asks that a forecast and 8 % more go into
@@ -33,11 +34,15 @@ from lib.memory.forecasting import (
     plan,
     square_side,
 )
+from lib.memory.known_cards import KNOWN_CARDS, Card, card_at_hand, card_named
 from lib.memory.ladder import choose_rung, recipes
 from lib.models.devices import fast_arithmetic, free_memory
 from lib.plots import Table
 
 CARDS = (4, 6, 8, 12, 16, 24, 48)  # GB by name, which are GiB
+
+# The rows of "which fits": sizes, which are of cards with fast bf16, and cards by name.
+TABLE = (*(Card(f"{size} GB", size) for size in CARDS), *KNOWN_CARDS)
 
 RESERVED = int(0.8 * 2**30)  # bytes
 MARGIN = 1.08  # over a forecast
@@ -207,14 +212,15 @@ def recipe_name(given_up: Iterable[str]) -> str:
 def which_fits(base: str = "sd15", **changes: Any) -> Table:
     """A `Table` of the least slow recipe of both methods that fits each common card, and its GiB.
 
-    For cards with fast bf16. At once for the recipes of data/results/forecast.json; a changed batch
-    size or rank takes seconds for each rung of the ladder.
+    At once for the recipes of data/results/forecast.json; a changed batch size or rank takes
+    seconds for each rung of the ladder. Cards that are fast in fp16 take what those in bf16 take,
+    within 2 %; one that is fast in fp32 alone takes up to twice that and is left out.
     """
     settings = {method: plan(method, base, **changes) for method in METHODS}
     ladders = {method: forecast_ladder(settings[method], fast="bf16") for method in METHODS}
     rows = []
-    for card in CARDS:
-        row = [f"{card} GB", usable_bytes(card) / 2**30]
+    for card in (one for one in TABLE if one.fast != "fp32"):
+        row = [card.name, usable_bytes(card.gib) / 2**30]
         for method in METHODS:
             found = _card_row(ladders[method], card)
             row += [found["recipe"] or "none", found["bytes"] and found["bytes"] / 2**30]
@@ -279,30 +285,46 @@ def _read_change(text: str) -> tuple[str, Any]:
     )
 
 
-def report(settings: Settings, card: float | None = None, device: str = "cuda") -> dict[str, Any]:
+def read_card(text: str | None) -> Card:
+    """The card that a command line names, by GB or by name; None is the one in this machine.
+
+    Without one, a card of 8 GB. Raises BadInput.
+    """
+    if text is None:
+        return card_at_hand() or Card("a card of 8 GB", 8)
+    try:
+        size = float(text)
+    except ValueError:
+        if known := card_named(text):
+            return known
+        raise BadInput(
+            f"Invalid value for '--card': {text!r} is neither the card's memory in GB, such as 8,"
+            f" nor one of {', '.join(card.name for card in KNOWN_CARDS)}."
+        ) from None
+    if not 0 < size <= 1000:
+        raise BadInput(f"--card is {size}: give the card's memory in GB, such as 8.")
+    return Card(f"a card of {size:g} GB", size, expects_fast("cuda"))
+
+
+def report(settings: Settings, card: str | None = None, device: str = "cuda") -> dict[str, Any]:
     """What `print_forecast` prints, as a dict; sizes are bytes.
 
-    - card: GB of the card to choose for; the one in this machine, or 8, if not given
+    - card: the card to choose for, as `read_card` reads it
     - device: whose kernels are counted, "cuda" or "cpu"
 
     Raises BadInput if no recipe fits the largest card.
     """
-    if card is not None and not 0 < card <= 1000:
-        raise BadInput(f"--card is {card}: give the card's memory in GB, such as 8.")
+    chosen = read_card(card)
     if device not in ("cuda", "cpu"):
         raise BadInput(f"--device is {device}: give cuda or cpu.")
-    if card is None:
-        card = 8
-        if torch.cuda.is_available():
-            card = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
-    ladder = forecast_ladder(settings, device)
+    ladder = forecast_ladder(settings, device, chosen.fast if device == "cuda" else None)
     sizes = {one["settings"]: needed_bytes(one) for one in ladder}
-    most = max(*CARDS, card)
+    most = max(*CARDS, chosen.gib)
     anywhere = f"any common card, {most:g} GB the largest"
     choose_rung(settings, usable_bytes(most), sizes.__getitem__, anywhere)
     try:
         *_, sentence = choose_rung(
-            settings, usable_bytes(card), sizes.__getitem__, f"a card of {card:g} GB"
+            settings, usable_bytes(chosen.gib), sizes.__getitem__, chosen.name
         )
     except BadInput as error:
         sentence = str(error)
@@ -321,24 +343,32 @@ def report(settings: Settings, card: float | None = None, device: str = "cuda") 
             }
             for one in ladder
         ],
-        "cards": [_card_row(ladder, size) for size in CARDS],
+        "card": chosen.name,
+        "fast": chosen.fast,
+        "cards": [_card_row(ladder, one) for one in TABLE if _like(one, chosen)],
         "sentence": sentence,
         "caching_bytes": ladder[0]["caching_bytes"],
     }
 
 
-def _card_row(ladder: Sequence[Mapping[str, Any]], card: float) -> dict[str, Any]:
-    found = first_that_fits(ladder, card)
+def _like(card: Card, chosen: Card) -> bool:
+    """Whether a ladder that was forecast for one card holds for the other too."""
+    return (card.fast == "fp32") == (chosen.fast == "fp32")
+
+
+def _card_row(ladder: Sequence[Mapping[str, Any]], card: Card) -> dict[str, Any]:
+    found = first_that_fits(ladder, card.gib)
     return {
-        "card_gb": card,
-        "usable_bytes": usable_bytes(card),
+        "card": card.name,
+        "card_gb": card.gib,
+        "usable_bytes": usable_bytes(card.gib),
         "recipe": recipe_name(found["given_up"]) if found else None,
         "bytes": needed_bytes(found) if found else None,
     }
 
 
 def print_forecast(
-    settings: Settings, card: float | None = None, device: str = "cuda", as_json: bool = False
+    settings: Settings, card: str | None = None, device: str = "cuda", as_json: bool = False
 ) -> None:
     """Print `report` as two tables and a sentence, or as JSON. Raises BadInput as it does."""
     found = report(settings, card, device)
@@ -364,7 +394,7 @@ def print_forecast(
     print(Table(rows, ["peak", *kinds, "recipe"], title), end="\n\n")
     rows = [
         [
-            f"{one['card_gb']} GB",
+            one["card"],
             gib_cell(one["usable_bytes"]),
             gib_cell(one["bytes"]),
             one["recipe"] or "none",
@@ -373,6 +403,8 @@ def print_forecast(
     ]
     columns = ["card", "to be had", "needed", "the least slow recipe that fits"]
     print(Table(rows, columns), end="\n\n")
+    if found["fast"] != "bf16" and device == "cuda":
+        print(f"{found['card']} is slow in bf16: counted is what it is fast in, {found['fast']}.")
     print(found["sentence"])
     print(
         "Before the first step, while pictures are encoded and the U-Net waits:"

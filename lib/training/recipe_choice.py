@@ -12,6 +12,7 @@ import torch
 from lib.config import Settings
 from lib.files import BadInput, say
 from lib.memory import PeakMemory
+from lib.memory.known_cards import unused_card
 from lib.models import Base, out_of_memory, reclaim
 from lib.models.devices import free_memory
 from lib.step import Step, tuned_parts
@@ -30,6 +31,8 @@ def choose_recipe(recipe: Settings, base: Base) -> Settings:
     Raises BadInput where there is none.
     """
     held = 0
+    if base.device.type == "cpu" and (unused := unused_card()):
+        say(unused)
     if base.device.type == "cuda":
         base.stored_denoiser.to(
             "cpu"
