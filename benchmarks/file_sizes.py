@@ -162,8 +162,7 @@ def prepared(case, work):
     """
     from lib.convert.composition import load_adapters, mix
     from lib.convert.exporting import export_lora
-    from lib.convert.extraction import extract
-    from lib.convert.interchange import import_lora
+    from lib.convert.interchange import extract, import_lora
     from lib.convert.merging import merge
     from lib.models.base import load_base
 

@@ -36,7 +36,7 @@ from benchmarks.shipping_runs import (
 from lib.config.settings import METHODS
 from lib.convert.composition import MIXES, load_adapters, mix, switch_times
 from lib.convert.exporting import export_lora
-from lib.convert.extraction import extract
+from lib.convert.interchange import extract
 from lib.course.sweeping import run_name, sweep
 from lib.dataset.imagefolder import load_dataset
 from lib.evaluation.concepts import Concept, likeness, likeness_of, shares, together

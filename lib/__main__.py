@@ -266,10 +266,10 @@ def extract(
     \b
     python -m lib extract runs/course/dreambooth --rank 16 --to kohya --out robot_r16.safetensors
     """
-    from lib.convert import exporting, extraction
+    from lib.convert import exporting, interchange
 
     exporting.check_output(to, out, exporting.ADAPTER_FORMS)  # before what takes minutes
-    adapter, retained = extraction.extract(source, rank, base, other_base=other_base)
+    adapter, retained = interchange.extract(source, rank, base, other_base=other_base)
     done = exporting.export_lora(adapter, to, out, base, title)
     print(
         f"rank {rank} keeps {retained.of_layers:.1%} of the layers' change (sum of S^2),"

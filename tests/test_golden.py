@@ -70,8 +70,7 @@ ROUNDED = {"bits", "survives"}
 
 def library():
     """All of the library that is used here."""
-    from lib.convert.extraction import extract
-    from lib.convert.interchange import export
+    from lib.convert.interchange import export, extract
     from lib.course.runner import course
     from lib.dataset.class_images import draw_class_images
     from lib.dataset.preparation import prepare

@@ -3,10 +3,11 @@
     adapter = read_adapter("runs/course/lora")
     tensors, header = kohya_tensors(adapter, sdxl=False)
 
-What is read: a run, a .safetensors file of diffusers or Kohya, or a PEFT folder. The update of a
-layer is (alpha / rank) up down (Hu et al. 2021, arXiv 2106.09685). Forms differ in names and in
-where alpha stands: Kohya has a tensor beside each layer, diffusers a JSON text in the header, PEFT
-an adapter_config.json. Without any, alpha is the rank.
+What is read: a run, a .safetensors file of diffusers, Kohya or ComfyUI, or a PEFT folder. The
+update of a layer is (alpha / rank) up down (Hu et al. 2021, arXiv 2106.09685). Forms differ in
+names and in where alpha stands: Kohya has a tensor beside each layer, diffusers a JSON text in the
+header, PEFT an adapter_config.json; some tools leave it in the header alone. Without any, alpha is
+the rank. Every setting that changes what the layers do is converted exactly or refused by name.
 
 Kohya's form is written here and not by diffusers' converter, for that one writes the rank in
 alpha's place, so that an adapter whose alpha is another would be drawn at another strength.
@@ -23,17 +24,36 @@ from typing import Any
 
 import torch
 
-from lib.files import BadInput, listed, read_json, write_json
+from lib.convert.adapter_config import (
+    CONFIG_FILE,
+    CONFIG_KEY,
+    Config,
+    check_config,
+    config_beside,
+    configured_alpha,
+    header_configs,
+)
+from lib.files import BadInput, listed, write_json
 from lib.files.safetensors_file import open_weights, save_weights_file
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.layer_names import kohya_name, parse, short_name
 
 Tensors = dict[str, torch.Tensor]
 Header = dict[str, str]
-Config = dict[str, Any]  # PEFT's LoraConfig
 
-# Where diffusers has the configuration in a header (diffusers.loaders.lora_base).
-CONFIG_KEY = "lora_adapter_metadata"
+# How the last words of keys begin in LyCORIS' updates that are no LoRA.
+OTHER_KINDS = {
+    "hada_": "LoHa (a Hadamard product)",
+    "lokr_": "LoKr (a Kronecker product)",
+    "oft_": "OFT (a rotation)",
+    "on_input": "IA3 (a scaling)",
+    "diff": "full difference of weights",
+}
+
+# Of the randomised SVD: directions beyond the rank, and power iterations. Enough for a spectrum
+# that falls slowly.
+OVERSAMPLE = 10
+POWER_ITERATIONS = 3
 
 # What a header says of its own file, and does not go with the adapter into another.
 OF_THE_FILE = (CONFIG_KEY, "format", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
@@ -111,10 +131,9 @@ def read_adapter(source: Source, layers: int = 2) -> Adapter:
     if (source / "adapter.safetensors").is_file():
         return _from_files({source / "adapter.safetensors": None}, source, layers)
     folders = {part: source / part for part in TRAINABLE_PARTS}
-    folders = {p: f for p, f in folders.items() if (f / "adapter_config.json").is_file()}
-    if not folders and (source / "adapter_config.json").is_file():
-        # PEFT's folder for one model says not which; in this project's field it is the U-Net.
-        folders = {"unet": source}
+    folders = {p: f for p, f in folders.items() if (f / CONFIG_FILE).is_file()}
+    if not folders and (source / CONFIG_FILE).is_file():
+        folders = {_part_of(source): source}
     if not folders and (source / "unet").is_dir():
         raise BadInput(
             f"{source} holds tuned weights of a whole model, no LoRA: extract one with `python"
@@ -129,6 +148,14 @@ def read_adapter(source: Source, layers: int = 2) -> Adapter:
     return _from_files(files, source, layers)
 
 
+def _part_of(folder: Path) -> str:
+    """The part of a PEFT folder for one model, which only its name may say.
+
+    Without, it is the U-Net, which is what LoRAs of this project's field are for.
+    """
+    return folder.name if folder.name in TRAINABLE_PARTS else "unet"
+
+
 def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> Adapter:
     """The `Adapter` in files: of a PEFT folder's the part of the model is known, else None."""
     found: dict[tuple[str, str], Tensors] = {}  # (part, layer name) -> {role: tensor}
@@ -138,10 +165,12 @@ def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> 
     for path, known_part in files.items():
         with open_weights(path) as weights:
             texts |= weights.metadata
+            if not known_part and _of_peft(weights.names):
+                known_part = _part_of(path.absolute().parent)
             if known_part:
-                configs[known_part] = read_json(path.with_name("adapter_config.json"))
+                configs[known_part] = config_beside(path)
             else:
-                configs |= _header_configs(weights.metadata, path)
+                configs |= header_configs(weights.metadata, path)
             for key in weights.names:
                 part, name, role = parse(key, known_part, layers) or ("", "", "")
                 if not role:
@@ -150,30 +179,53 @@ def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> 
                     unknown.append(f"{key}, which is there twice")
                 else:
                     found[part, name][role] = weights.read(key)
+    for config in configs.values():
+        check_config(config, source)
     _check_complete(found, unknown, source)
     made: dict[str, dict[str, Layer]] = {part: {} for part in TRAINABLE_PARTS}
     for (part, name), roles in found.items():
         made[part][name] = _layer(source, part, name, roles, configs.get(part, {}))
+    layers_of = {part: some for part, some in made.items() if some}
+    _check_dora(layers_of, configs, source)
     metadata = {key: value for key, value in texts.items() if key not in OF_THE_FILE}
-    return Adapter({part: some for part, some in made.items() if some}, metadata, str(source))
+    return Adapter(layers_of, metadata, str(source))
+
+
+def _of_peft(keys: Iterable[str]) -> bool:
+    """Whether keys are those of PEFT's adapter_model, which do not say of which part."""
+    return all(key.startswith("base_model.model.") for key in keys)
+
+
+def _check_dora(
+    layers: Mapping[str, Mapping[str, Layer]], configs: Mapping[str, Config], source: Path
+) -> None:
+    """Raise BadInput where a configuration and the tensors disagree on whether it is a DoRA."""
+    for part, some in layers.items():
+        said = configs.get(part, {}).get("use_dora")
+        held = any(layer.magnitude is not None for layer in some.values())
+        if said is not None and bool(said) != held:
+            raise BadInput(
+                f"{source} is damaged: of its {part} it says `use_dora: {said}` and it holds"
+                f" {'' if held else 'no '}magnitudes; get the file again."
+            )
 
 
 def _check_complete(
     found: Mapping[tuple[str, str], Tensors], unknown: list[str], source: Path
 ) -> None:
     """Raise BadInput if something of the files would be lost: keys, halves, DoRA of Kohya's."""
-    if not found:
-        raise BadInput(
-            f"{source} holds no LoRA: none of its {len(unknown)} keys"
-            f" ({listed(sorted(unknown), 2)}) is one of diffusers', PEFT's or Kohya's LoRA; name"
-            " another file."
-        )
-    dora = [name for (_, name), roles in found.items() if "dora_scale" in roles]
+    if not any({"down", "up"} & set(roles) for roles in found.values()):
+        raise BadInput(f"{source} holds no LoRA: {_other_kind(unknown)}; name another file.")
+    dora = [
+        name
+        for (_, name), roles in found.items()
+        if "dora_scale" in roles and not _of_outputs(roles)
+    ]
     if dora:
         raise BadInput(
             f"{source} is a DoRA of Kohya's kind ({len(dora)} layers), whose magnitudes go with a"
-            " layer's inputs where PEFT's go with its outputs: no exact conversion exists; merge"
-            " it with the tool that made it, then extract a LoRA."
+            " layer's inputs (PEFT's and newer LyCORIS files' go with its outputs): no exact"
+            " conversion exists; merge it with the tool that made it, then extract a LoRA."
         )
     halved = [
         f"{part}.{name} ({', '.join(sorted(roles))})"
@@ -192,6 +244,22 @@ def _check_complete(
         )
 
 
+def _other_kind(unknown: list[str]) -> str:
+    """What a file without a LoRA holds, in words."""
+    some = listed(sorted(unknown), 2)
+    last = {key.rpartition(".")[2] for key in unknown}
+    for start, kind in OTHER_KINDS.items():
+        if any(word.startswith(start) for word in last):
+            return f"it is a {kind}, which is not read ({len(unknown)} keys, such as {some})"
+    return f"none of its {len(unknown)} keys ({some}) is one of diffusers', PEFT's or Kohya's LoRA"
+
+
+def _of_outputs(roles: Tensors) -> bool:
+    """Whether a layer's `dora_scale` is [out, 1, ...], as LyCORIS has it by default from 3.0 on."""
+    scale, up = roles["dora_scale"], roles.get("up")
+    return up is not None and scale.ndim > 1 and len(scale) == len(up) == scale.numel()
+
+
 def _layer(source: Path, part: str, name: str, roles: Tensors, config: Config) -> Layer:
     down, up, mid = roles["down"], roles["up"], roles.get("mid")
     if mid is not None:  # LoCon's three factors as two: the same product
@@ -204,13 +272,15 @@ def _layer(source: Path, part: str, name: str, roles: Tensors, config: Config) -
         )
     try:
         own = roles.get("alpha")
-        alpha = _configured_alpha(config, part, name, len(down)) if own is None else float(own)
+        alpha = configured_alpha(config, part, name, down) if own is None else float(own)
     except (TypeError, ValueError, AttributeError, RuntimeError, re.error) as error:
         raise BadInput(
             f"{source} has no readable alpha at {where} ({error}): the file is damaged; get it"
             " again."
         ) from None
     magnitude = roles.get("magnitude")
+    if "dora_scale" in roles:  # in PEFT's shape
+        magnitude = roles["dora_scale"].reshape((1, -1, 1, 1) if up.ndim > 2 else -1)
     if magnitude is not None and magnitude.numel() != len(up):
         raise BadInput(
             f"{source} is damaged: {where} has {len(up)} outputs and DoRA magnitudes for"
@@ -222,37 +292,6 @@ def _layer(source: Path, part: str, name: str, roles: Tensors, config: Config) -
             " get it again."
         )
     return Layer(down, up, alpha, magnitude)
-
-
-def _configured_alpha(config: Config, part: str, name: str, rank: int) -> float:
-    """A layer's alpha by PEFT's configuration; the rank if it has none.
-
-    Its patterns are regular expressions for the end of a name.
-    """
-    if "lora_alpha" not in config:
-        return float(rank)
-    from peft.utils.other import get_pattern_key  # late: PEFT takes seconds to import
-
-    patterns: Any = config.get("alpha_pattern") or {}
-    keys = [get_pattern_key(patterns, known) for known in (name, short_name(part, name))]
-    alpha = next((patterns[key] for key in keys if key in patterns), config["lora_alpha"])
-    return float(alpha * rank**0.5 if config.get("use_rslora") else alpha)
-
-
-def _header_configs(metadata: Header, path: Path) -> dict[str, Config]:
-    """{part: PEFT's configuration}, from diffusers' header."""
-    if not metadata.get(CONFIG_KEY):
-        return {}
-    try:
-        configs: dict[str, Config] = {}
-        for key, value in json.loads(metadata[CONFIG_KEY]).items():
-            part, _, setting = key.partition(".")
-            configs.setdefault(part, {})[setting] = value
-        return configs
-    except (ValueError, AttributeError) as error:
-        raise BadInput(
-            f"{path} has a header whose LoRA settings cannot be read ({error}): get the file again."
-        ) from None
 
 
 def with_one_alpha(adapter: Adapter) -> Adapter:
@@ -283,9 +322,9 @@ def kohya_tensors(
     for part, name, layer in with_one_alpha(adapter):
         if layer.magnitude is not None:
             raise BadInput(
-                "This adapter is a DoRA: Kohya's form keeps a magnitude for each input of a layer"
-                " where PEFT's keeps one for each output, so it cannot be written there; export it"
-                " `--to diffusers`, or merge it and extract a plain LoRA."
+                "This adapter is a DoRA: of the tools that read Kohya's form some take a layer's"
+                " magnitudes for its inputs, some for its outputs and some not at all, so it is not"
+                " written there; export it `--to diffusers`, or merge it and extract a plain LoRA."
             )
         key = kohya_name(part, name, sdxl, layers, attended)
         tensors[f"{key}.lora_down.weight"] = layer.down
@@ -353,3 +392,42 @@ def peft_config(part: str, layers: dict[str, Layer]) -> Config:
 
 def _commonest(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
+
+
+def low_rank(change: torch.Tensor, rank: int, exact: bool | None = None) -> tuple[Layer, float]:
+    """A change of weights [out, in, ...kernel] cut to `rank`, and the share of S^2 that is left.
+
+    Alpha is `rank`. The singular values go half into `up` and half into `down`, so that both fit
+    into fp16. `exact`: None chooses by size.
+    """
+    matrix = change.float().flatten(1)
+    full, total = min(matrix.shape), matrix.square().sum().item()
+    size = min(rank, full)
+    if exact or exact is None and full <= 4 * (size + OVERSAMPLE):
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        u, s, vh = _randomised_svd(matrix, min(full, size + OVERSAMPLE))
+    u, s, vh = u[:, :size], s[:size], vh[:size]
+    # Scaled to alpha = rank for layers that are smaller than it too: one alpha for the file, which
+    # every reader gets right.
+    root = (s * size / rank).sqrt()
+    down = (root[:, None] * vh).reshape(size, *change.shape[1:])
+    up = (u * root).reshape(change.shape[0], size, *[1] * (change.ndim - 2))
+    share = s.square().sum().item() / total if total else 1.0
+    layer = Layer(down.half().contiguous(), up.half().contiguous(), float(rank))
+    return layer, min(share, 1.0)
+
+
+def _randomised_svd(
+    matrix: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first `size` singular triplets, nearly; the same every time.
+
+    A random sketch of the range, sharpened by power iterations.
+    """
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], size, generator=generator))[0]
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+    u, s, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return basis @ u, s, vh

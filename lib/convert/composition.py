@@ -186,7 +186,7 @@ def _mix_part(
         for name, layers in adapters.items():
             write_peft(Path(folder) / name, part, layers, {"format": "pt"})
         model: Any = PeftModel.from_pretrained(
-            unfilled_model(part, base_weights), f"{folder}/{first}", first
+            unfilled_model(part, base_weights, torch.half), f"{folder}/{first}", first
         )
         for name in others:
             model.load_adapter(f"{folder}/{name}", name)

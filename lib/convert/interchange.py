@@ -1,18 +1,31 @@
-"""Runs and adapters to and from other tools, whatever their form."""
+"""Runs and adapters to and from other tools, whatever their form.
+
+    adapter, retained = extract("runs/course/dreambooth", rank=16)
+    retained.of_layers          # the share of the change that is in the adapter
+
+A LoRA is extracted from a tuned model by truncated SVD: the best update of its rank (Eckart and
+Young 1936) of the difference of each layer's weights, a convolution's as a matrix [out, in x
+kernel]. What a LoRA cannot hold (norms, biases, embeddings) is left out, and said. Layers outside
+of blocks, which Kohya's own tools pass over, stay in: 0.8 % of the change on the pocket base, and
+without them pictures at rank 64 are three times as far from the model's.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lib.config import Settings, described
-from lib.convert.adapter import Adapter, Source, diffusers_tensors, path_of
+from lib.convert.adapter import Adapter, Layer, Source, diffusers_tensors, low_rank, path_of
 from lib.convert.composition import mix
 from lib.convert.exporting import (
     base_of,
     export_lora,
+    lora_texts,
     read_with_base,
     run_facts,
+    tuned_weights,
 )
 from lib.convert.merging import (
     MODEL_FORMS,
@@ -22,7 +35,7 @@ from lib.convert.merging import (
 from lib.convert.readers import Written
 from lib.files import BadInput
 from lib.files.safetensors_file import save_weights_file
-from lib.models import preset
+from lib.models import open_base_weights, preset
 from lib.models.compatibility import check_compatible
 
 
@@ -48,6 +61,71 @@ def export(
     if tuned or to == "checkpoint":
         return write_model(whole_model([source], None, base, other_base), to, out, title)
     return export_lora(source, to, out, base, title, other_base)
+
+
+@dataclass(frozen=True)
+class RetainedEnergy:
+    """How much of the change is in the adapter: shares of the sum of S^2 (squared Frobenius norm).
+
+    of_layers: of the change of the layers that a LoRA can sit beside; of_all: of the change of
+    every weight; by_layer: {"part.name": share}.
+    """
+
+    of_layers: float
+    of_all: float
+    by_layer: dict[str, float]
+
+
+def extract(
+    run: str | Path,
+    rank: int = 16,
+    base: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    other_base: bool = False,
+) -> tuple[Adapter, RetainedEnergy]:
+    """The adapter of `rank`, alpha the same, in a DreamBooth run's tuned parts against its base.
+
+    A layer smaller than `rank` keeps all that it has. `progress(done, total)` is called after each
+    weight. Raises BadInput if the run has no tuned parts, or they do not fit the base, or nothing
+    was changed, and, unless `other_base`, if it was trained on another base.
+    """
+    if not 1 <= rank <= 1024:
+        raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
+    facts = run_facts(run)
+    tuned = tuned_weights(run, facts, base, other_base)
+    plain = open_base_weights(tuned.name)
+    layers: dict[str, dict[str, Layer]] = {}
+    shares: dict[str, float] = {}
+    retained = in_layers = in_all = 0.0
+    names = [(part, name) for part in tuned.tuned for name in tuned.shapes[part]]
+    for done, (part, name) in enumerate(names, 1):
+        change = tuned.read(part, name).float() - plain.read(part, name).float()
+        size, layer_name = change.square().sum().item(), name.removesuffix(".weight")
+        in_all += size
+        if name.endswith(".weight") and layer_name in tuned.layer_shapes(part):
+            layer, share = low_rank(change, rank)
+            in_layers += size
+            retained += share * size
+            layers.setdefault(part, {})[layer_name] = layer
+            shares[f"{part}.{layer_name}"] = share
+        if progress:
+            progress(done, len(names))
+    if not in_layers:
+        raise BadInput(
+            f"{run} has the weights of '{plain.name}' unchanged: there is nothing to extract; check"
+            " both names."
+        )
+    adapter = Adapter(layers, source=str(run))
+    texts = lora_texts(plain, facts, f"{Path(run).name} rank {rank}", adapter) | {
+        "ss_network_dim": str(rank),  # layers that are smaller have less
+        "ss_network_alpha": str(float(rank)),
+        "ss_training_comment": (
+            f"extracted by SVD from a full fine-tune; {retained / in_layers:.4f} of the layers'"
+            " sum of S^2 kept"
+        ),
+    }
+    energy = RetainedEnergy(retained / in_layers, retained / in_all, shares)
+    return replace(adapter, metadata=texts), energy
 
 
 def compose(

@@ -221,12 +221,13 @@ def loaded_layers(part: str, model: Any, adapter: str = "check") -> Loaded:
     return loaded
 
 
-def unfilled_model(part: str, base_weights: BaseWeights) -> Any:
+def unfilled_model(part: str, base_weights: BaseWeights, dtype: torch.dtype = torch.float32) -> Any:
     """The U-Net or a text encoder with its weights reserved and never written.
 
-    For looking at an adapter's weights alone.
+    For looking at an adapter's weights alone. They are read in the model's `dtype`: in float32
+    those of fp16, bf16 and fp32 are what they were.
     """
-    return skeleton(base_weights.configurations(), part).half().to_empty(device="cpu")
+    return skeleton(base_weights.configurations(), part).to(dtype).to_empty(device="cpu")
 
 
 def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
@@ -252,11 +253,11 @@ def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
 def _same(theirs: torch.Tensor | None, ours: torch.Tensor | None) -> bool:
     """Whether a tensor that was read back is ours; magnitudes are None where there is no DoRA.
 
-    One on the meta device was never read.
+    One on the meta device was never read. Held to as many digits as the reader has.
     """
     if theirs is None or ours is None:
         return theirs is ours
-    return theirs.device.type != "meta" and torch.equal(theirs.cpu().float(), ours.float())
+    return theirs.device.type != "meta" and torch.equal(theirs.cpu(), ours.to(theirs.dtype))
 
 
 def checkpoint_readers(entries: Mapping[str, Any], base_weights: BaseWeights) -> Readers:

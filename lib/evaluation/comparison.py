@@ -20,7 +20,7 @@ from safetensors.torch import save
 from lib.config import CONTESTANT_NAMES
 from lib.convert.adapter import Adapter, diffusers_tensors, read_adapter
 from lib.convert.composition import load_adapters
-from lib.convert.extraction import extract
+from lib.convert.interchange import extract
 from lib.dataset.captions import Subject
 from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset, load_dataset

@@ -18,11 +18,10 @@ from safetensors.torch import load_file, save_file
 from lib.__main__ import main
 from lib.config.settings import Settings
 from lib.convert import merging
-from lib.convert.adapter import kohya_tensors, read_adapter
+from lib.convert.adapter import kohya_tensors, low_rank, read_adapter
 from lib.convert.composition import MIXES, check_name, load_adapters, load_fused, mix
 from lib.convert.exporting import export_lora
-from lib.convert.extraction import extract, low_rank
-from lib.convert.interchange import import_lora
+from lib.convert.interchange import extract, import_lora
 from lib.convert.merging import MODEL_FORMS, merge, merged_weight
 from lib.convert.readers import checkpoint_readers
 from lib.convert.verification import check_pictures, library_loader, picture_difference

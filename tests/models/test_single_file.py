@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.__main__ import main
 from lib.convert.exporting import export_lora
-from lib.convert.extraction import extract
-from lib.convert.interchange import export
+from lib.convert.interchange import export, extract
 from lib.convert.merging import merge
 from lib.convert.verification import library_loader, picture_difference
 from lib.files.errors import BadInput
