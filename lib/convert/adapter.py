@@ -56,7 +56,14 @@ OVERSAMPLE = 10
 POWER_ITERATIONS = 3
 
 # What a header says of its own file, and does not go with the adapter into another.
-OF_THE_FILE = (CONFIG_KEY, "format", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+OF_THE_FILE = (
+    CONFIG_KEY,
+    "format",
+    "modelspec.hash_sha256",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+    "workbench.export",
+)
 
 
 @dataclass(frozen=True)

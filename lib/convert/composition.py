@@ -30,7 +30,7 @@ from lib.convert.adapter import (
 from lib.convert.readers import loaded_layers, unfilled_model
 from lib.files import BadInput
 from lib.models import Base, BaseWeights, open_base_weights
-from lib.models.compatibility import check_compatible
+from lib.models.compatibility import BASE, FINGERPRINT, check_compatible, trained_on
 from lib.step import load_run
 
 # PEFT's ways of mixing (peft.tuners.lora.model.LoraModel.add_weighted_adapter), and what each does,
@@ -166,7 +166,14 @@ def mix(
         some = {name: a.layers[part] for name, a in adapters.items() if part in a.layers}
         layers[part] = _mix_part(part, some, strengths, options, base_weights)
     names = ", ".join(adapters)
-    texts = {"modelspec.merged_from": names, "workbench.base": base}
+    texts = {"modelspec.merged_from": names, BASE: base}
+    bases = {
+        adapter.metadata.get(FINGERPRINT) or trained_on(adapter.source).get(FINGERPRINT)
+        for adapter in adapters.values()
+    }
+    [fingerprint, *others] = bases
+    if fingerprint and not others:  # of one base, and all of them say so
+        texts[FINGERPRINT] = fingerprint
     return Adapter(layers, texts, f"{how} of {names}")
 
 

@@ -8,6 +8,7 @@ are left out, never guessed.
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,10 +36,13 @@ from lib.files import BadInput, read_json, whole_folder
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
 from lib.models import BaseWeights, open_base_weights
-from lib.models.compatibility import check_base, check_compatible
+from lib.models.compatibility import BASE, FINGERPRINT, check_base, check_compatible
 
 # What a LoRA can be written as, and whether that is a folder.
 ADAPTER_FORMS = {"kohya": False, "diffusers": False, "peft": True}
+
+# What marks a file as one that an export wrote, and that another may replace.
+EXPORTED = "workbench.export"
 
 # What a header says of its own file. Content hashes as the tools compute them: of all bytes behind
 # the header (modelspec, Kohya).
@@ -46,7 +50,14 @@ CONTENT_HASHES = {
     "modelspec.hash_sha256": f"0x{HASH}",
     "sshs_model_hash": HASH,
     "format": "pt",
+    EXPORTED: "true",
 }
+
+# Where a header names a base or another file, perhaps by where somebody keeps it.
+NAMED = ("workbench.base", "ss_sd_model_name", "ss_vae_name", "modelspec.merged_from")
+
+# What an import writes into a run folder beside settings.json: which of them the file told.
+IMPORTED = "imported.json"
 
 # What an export may have written into a folder: one that holds nothing else may be replaced.
 EXPORT_NAMES = (
@@ -103,7 +114,7 @@ def export_lora(
     adapter, base_weights = read_with_base(source, base, facts)
     check_compatible(adapter, base_weights, other_base)
     texts = lora_texts(base_weights, facts, title or path.stem, adapter)
-    adapter = replace(adapter, metadata=adapter.metadata | texts)
+    adapter = replace(adapter, metadata=public_texts(adapter.metadata | texts))
     started = time.perf_counter()
     place = whole_folder(path, mark=True) if to == "peft" else whole_file(path)
     with place as part:
@@ -207,16 +218,19 @@ def check_output(to: str, out: str | Path, forms: Mapping[str, bool]) -> Path:
 
 def _is_export(path: Path) -> bool:
     try:
-        return "workbench.base" in open_weights(path).metadata
+        texts = open_weights(path).metadata
     except BadInput:
         return False
+    older = "workbench.base" in texts and "modelspec.hash_sha256" in texts
+    return EXPORTED in texts or older
 
 
 def run_facts(source: Source) -> Facts:
     """What a run folder tells beside its weights, each only where it is there.
 
     settings and metrics (the files' content); subject, resolution, images and class_images (of its
-    data set); date (of its settings).
+    data set); date (of its settings). Of an imported run, whose settings are mostly this project's
+    own and whose data set only judges it: `imported`, and the settings that its file told.
     """
     if isinstance(source, Adapter):
         return {}
@@ -226,6 +240,10 @@ def run_facts(source: Source) -> Facts:
         for name in ("settings", "metrics")
         if (folder / f"{name}.json").is_file()
     }
+    if (folder / IMPORTED).is_file():
+        told = {"method", "base", *read_json(folder / IMPORTED)["settings"]}
+        facts["settings"] = {n: value for n, value in facts["settings"].items() if n in told}
+        return facts | {"imported": True}
     record = Path(facts.get("settings", {}).get("data", "-")) / "dataset.json"
     if record.is_file():
         data = read_json(record)
@@ -251,8 +269,8 @@ def model_texts(base_weights: BaseWeights, facts: Facts, title: str, lora: bool 
     architecture = base_weights.architecture[0]
     original_code = base_weights.sdxl or not lora
     # Where someone keeps files is their own.
-    settings = facts.get("settings", {}).items()
-    recipe = {name: value for name, value in settings if name not in ("data", "output")}
+    settings = {} if facts.get("imported") else facts.get("settings", {})
+    recipe = {name: value for name, value in settings.items() if name not in ("data", "output")}
     texts = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": (
@@ -270,8 +288,7 @@ def model_texts(base_weights: BaseWeights, facts: Facts, title: str, lora: bool 
         "modelspec.trigger_phrase": trigger,
         "modelspec.license": subject.get("license"),
         "modelspec.usage_hint": trigger and f"Write '{trigger}' into the prompt.",
-        "workbench.base": base_weights.name,
-        "workbench.base_fingerprint": base_weights.fingerprint(),
+        **({} if lora else base_texts(base_weights)),
         "workbench.identifier": identifier,
         "workbench.class_noun": subject.get("class_noun"),
         "workbench.kind": subject.get("kind"),
@@ -282,7 +299,8 @@ def model_texts(base_weights: BaseWeights, facts: Facts, title: str, lora: bool 
 
 def lora_texts(base_weights: BaseWeights, facts: Facts, title: str, adapter: Adapter) -> Header:
     """The header's texts of a LoRA: those of `model_texts`, and Kohya's; only what is known."""
-    settings, metrics = facts.get("settings", {}), facts.get("metrics", {})
+    settings = {} if facts.get("imported") else facts.get("settings", {})
+    metrics = facts.get("metrics", {})
     side, images = facts.get("resolution"), facts.get("images")
     trigger = trigger_words(facts.get("subject", {}))
     folder = f"1_{trigger}"  # as Kohya's trainer would name it
@@ -291,7 +309,7 @@ def lora_texts(base_weights: BaseWeights, facts: Facts, title: str, adapter: Ada
         "ss_network_dim": max(adapter.ranks),
         "ss_base_model_version": base_weights.architecture[1],
         "ss_network_alpha": next(layer.alpha for _, _, layer in with_one_alpha(adapter)),
-        "ss_sd_model_name": base_weights.name,
+        "ss_sd_model_name": settings.get("base"),
         "ss_v2": base_weights.family == "Stable Diffusion 2.x",
         "ss_output_name": title,
         "ss_resolution": side and f"({side}, {side})",
@@ -302,7 +320,15 @@ def lora_texts(base_weights: BaseWeights, facts: Facts, title: str, adapter: Ada
         "ss_tag_frequency": trigger and json.dumps({folder: {trigger: images}}),
     }
     texts |= {name: settings.get(ours) for name, ours in KOHYA_SETTINGS.items()}
+    texts |= {BASE: settings.get("base"), FINGERPRINT: metrics.get("base_fingerprint")}
+    if settings.get("base") == base_weights.name:  # else only the file knows on what it was trained
+        texts |= base_texts(base_weights)
     return model_texts(base_weights, facts, title, lora=True) | _known(texts)
+
+
+def base_texts(base_weights: BaseWeights) -> Header:
+    """What a header says of the base that a LoRA was trained on, or a model made from."""
+    return {BASE: base_weights.name, FINGERPRINT: base_weights.fingerprint()}
 
 
 def trigger_words(subject: dict[str, Any]) -> str | None:
@@ -315,3 +341,33 @@ def trigger_words(subject: dict[str, Any]) -> str | None:
 
 def _known(texts: dict[str, Any]) -> Header:
     return {key: str(value) for key, value in texts.items() if value not in (None, "", {})}
+
+
+def public_texts(texts: Header) -> Header:
+    """A header's texts without where somebody keeps files: of a path its last part."""
+    public = {key: public_name(text) for key, text in texts.items()}
+    for key in NAMED:
+        if key in texts:
+            names = texts[key].split(", ") if key.endswith("merged_from") else [texts[key]]
+            public[key] = ", ".join(public_name(name, named=True) for name in names)
+    if "workbench.settings" in texts:
+        recipe = json.loads(texts["workbench.settings"])
+        recipe["base"] = public_name(recipe.get("base", ""), named=True)
+        public["workbench.settings"] = json.dumps(recipe)
+    return public
+
+
+def public_name(name: str, named: bool = False) -> str:
+    """What may be said of a name: of a path on somebody's machine its last part, else all of it.
+
+    `named`: it names a model or a file, so that a relative path counts too. A hub's name has one
+    slash, and is kept; of a folder in the hub's cache it is made again.
+    """
+    parts = [part for part in re.split(r"[\\/]", name) if part]
+    cached = [part for part in parts if part.startswith("models--")]
+    local = re.match(r"[\\/~]|[A-Za-z]:[\\/]", name)
+    if named and "://" not in name:
+        local = local or name[0:1] == "." or len(parts) != 2 or Path(name).exists()
+    if not local or not parts or "\n" in name:
+        return name
+    return cached[0].removeprefix("models--").replace("--", "/") if cached else parts[-1]

@@ -20,6 +20,7 @@ from lib.config import Settings, described
 from lib.convert.adapter import Adapter, Layer, Source, diffusers_tensors, low_rank, path_of
 from lib.convert.composition import mix
 from lib.convert.exporting import (
+    IMPORTED,
     base_of,
     export_lora,
     lora_texts,
@@ -33,7 +34,7 @@ from lib.convert.merging import (
     write_model,
 )
 from lib.convert.readers import Written
-from lib.files import BadInput
+from lib.files import BadInput, write_json
 from lib.files.safetensors_file import save_weights_file
 from lib.models import open_base_weights, preset
 from lib.models.compatibility import check_compatible
@@ -155,8 +156,9 @@ def import_lora(
     """Make a run folder in `out` from somebody's LoRA in any form. Returns the folder.
 
     All here that takes a run takes it then: load, combine, merge. Settings come from its header
-    where it has them. `data`: a data set to judge it by. Raises BadInput as `export_lora` does, and
-    if there is something at `out`.
+    where it has them; the others are this project's, and no export calls them the LoRA's own.
+    `data`: a data set to judge it by. Raises BadInput as `export_lora` does, and if there is
+    something at `out`.
     """
     out = Path(out)
     adapter, base_weights = read_with_base(source, base)
@@ -175,6 +177,8 @@ def import_lora(
     settings = preset("lora", base_weights.name, data=str(data or "-"), output=str(out), **found)
     save_weights_file(out / "adapter.safetensors", *diffusers_tensors(adapter))
     settings.save(out / "settings.json")
+    told = [name for name, value in found.items() if value is not None]
+    write_json(out / IMPORTED, {"from": path_of(source).name, "settings": told})
     return out
 
 

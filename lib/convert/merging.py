@@ -23,6 +23,8 @@ from lib.convert.exporting import (
     base_of,
     check_output,
     model_texts,
+    public_name,
+    public_texts,
     run_facts,
     tuned_weights,
 )
@@ -40,6 +42,9 @@ MODEL_FORMS = {"checkpoint": False, "diffusers": True}
 
 # What is copied from the base's folder beside the weights: its JSON and text files.
 CONFIGURED = (*TRAINABLE_PARTS, "vae", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
+
+# Where a part's configuration says what it was loaded from, which may be a path.
+OWN_NAMES = ("_name_or_path", "name_or_path")
 
 Reader = Callable[[str, str], torch.Tensor]  # (part, name) -> the tensor
 
@@ -125,6 +130,7 @@ def write_model(model: Model, to: str, out: str | Path, title: str | None = None
     # The header is of the base itself: a tuned base_weights has other weights.
     texts = model_texts(open_base_weights(base_weights.name), model.facts, title or out.stem)
     texts |= {"modelspec.merged_from": model.merged_from}
+    texts = public_texts(texts)
     # Kohya's hashes are for LoRAs.
     texts |= {key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")}
     write = _write_file if to == "checkpoint" else _write_folder
@@ -241,6 +247,11 @@ def _copy_configurations(folder: Path, path: Path) -> None:
         return [name for name in names if not name.endswith((".json", ".txt")) or name == index]
 
     shutil.copytree(folder, path, ignore=others, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for file in path.rglob("*config.json"):
+        config = read_json(file)
+        named = {key: public_name(config[key], True) for key in OWN_NAMES if config.get(key)}
+        if any(config[key] != name for key, name in named.items()):
+            write_json(file, config | named)
 
 
 def _write_prediction(path: Path, base_weights: BaseWeights) -> None:

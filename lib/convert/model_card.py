@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.config import MEASURE_NAMES, METHOD_NAMES
-from lib.convert.exporting import Facts, run_facts
+from lib.convert.exporting import Facts, public_name, run_facts
 from lib.files import BadInput, read_json
 
 # The settings that a card shows.
@@ -74,6 +74,7 @@ def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = (
     card = out / "README.md"
     if card.is_file() and CONSENT not in card.read_text("utf-8", "replace"):
         raise BadInput(f"{card} exists and is no card made here: choose another folder.")
+    facts["settings"]["base"] = public_name(facts["settings"]["base"], named=True)
     settings = facts["settings"]
     method = settings["method"]
     licence = facts.get("subject", {}).get("license") or (

@@ -44,9 +44,12 @@ WRAPPED_IN_TEXT_ENCODER = re.compile(r"encoder\.layers\.\d+\.(self_attn|mlp)\.")
 # Whom a form of adapter is for; the first one must read all of it.
 TOOLS = {
     "kohya": ("ComfyUI", "Forge", "WebUI", "Kohya", "diffusers"),
-    "diffusers": ("diffusers", "ComfyUI"),
+    "diffusers": ("diffusers", "ComfyUI", "Forge", "WebUI", "Kohya"),
     "peft": ("PEFT",),
 }
+
+# Share of the keys beyond which a file is not for a tool that leaves them aside.
+MOST_LEFT = 0.25
 
 # All of these read the one layout in which Stable Diffusion was published; only diffusers' code for
 # it runs here.
@@ -86,17 +89,28 @@ class Written:
     def lines(self) -> Iterator[str]:
         """What can be said of it, a sentence a tool: "256 of 256 keys will load in ComfyUI".
 
-        With the layers that a tool leaves aside.
+        With the layers that a tool leaves aside; and a warning where that is much of the file.
         """
         if self.tensors:
             yield (
                 f"{self.tensors} tensors in fp16, {self.changed} of them not the base's, all read"
                 " back and the same"
             )
+        little = {}
         for tool, (good, bad) in self.readers.items():
-            line = f"{len(good)} of {len(good) + len(bad)} keys will load in {tool}"
+            loads = f"{len(good)} of {len(good) + len(bad)} keys"
+            if len(bad) > MOST_LEFT * (len(good) + len(bad)):
+                little[tool] = loads
+                continue
+            line = f"{loads} will load in {tool}"
             layers = dict.fromkeys(LAYER_END.sub("", key) for key in bad)
             yield f"{line}; it leaves aside {listed(layers, 6)}" if layers else line
+        if little:
+            told = ", ".join(f"{loads} in {tool}" for tool, loads in little.items())
+            yield (
+                f"Warning: of this form will load only {told}, without a word of theirs: for"
+                f" {' and '.join(little)} write it --to kohya."
+            )
         if not self.read_back:
             yield (
                 "not read back by diffusers: the base is a single file, and this machine has no"

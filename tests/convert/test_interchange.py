@@ -357,14 +357,19 @@ def test_a_lora_for_another_base_of_its_family_is_refused_until_asked_for(good, 
     shutil.copytree(folder, other)
     weights = other / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
-    trained = export_lora(
-        good, "diffusers", tmp_path / "trained.safetensors", base=str(folder)
-    ).path
+    run = tmp_path / "run"
+    run.mkdir()
+    good.rename(run / "adapter.safetensors")
+    preset("lora", str(folder), data="-", output=str(run)).save(run / "settings.json")
+    trained = export_lora(run, "diffusers", tmp_path / "trained.safetensors").path
     said = refused("other weights", trained, other, tmp_path / "out.safetensors")
-    assert str(folder) in said and str(other) in said and "--other-base" in said
-    assert export_lora(
+    assert "'sd1'" in said and str(other) in said and "--other-base" in said
+    out = export_lora(
         trained, "kohya", tmp_path / "out.safetensors", base=str(other), other_base=True
-    ).path.is_file()
+    ).path
+    theirs, ours = (read_adapter(path).metadata for path in (out, trained))
+    for key in ("workbench.base", "workbench.base_fingerprint", "ss_sd_model_name"):
+        assert theirs[key] == ours[key], "it was trained where it was trained"
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.bin", "model.pt", "model.safetensors"])
