@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lib.course import data_commands
+from lib.course.data_commands import Out, Source
 from lib.files import BadInput, printable
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ app = typer.Typer(
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[str, typer.Option("--out", help="where it goes")]
-Source = Annotated[str, typer.Argument(help="a run, file or folder")]
 Base = Annotated[
     str | None, typer.Option(help="the base model (default: the one that the source names)")
 ]
@@ -97,6 +97,9 @@ def course(
     stopped = f"Stopped; what was done until here is in {output}"
     with ending(CourseFailed, stopped=stopped):
         run_course(settings, output)
+
+
+app.command()(data_commands.prepare)
 
 
 @app.command()
@@ -363,44 +366,8 @@ def compare(
     print(comparison_table.table(outcome), comparison_table.verdict(outcome), sep="\n\n")
 
 
-@app.command("to-kohya")
-def to_kohya(source: Source, out: Out) -> None:
-    """Write a data set in the folders that Kohya's trainer reads.
-
-    \b
-    python -m lib to-kohya runs/course/data --out kohya
-    """
-    from lib.dataset.kohya_folders import to_kohya as write_folders
-
-    print(f"written: {write_folders(source, out)}")
-
-
-@app.command("from-kohya")
-def from_kohya(
-    source: Source,
-    out: Out,
-    resolution: Annotated[
-        int, typer.Option(help="side of the pictures (default: the pocket base's 64)")
-    ] = 64,
-    aspect: Annotated[
-        str, typer.Option(help="square, or photo: as the pictures are, in buckets")
-    ] = "square",
-) -> None:
-    """Make a data set of Kohya's folders.
-
-    \b
-    python -m lib from-kohya kohya --out runs/mine/data
-    """
-    from lib.dataset.kohya_folders import from_kohya as read_folders
-
-    dataset, notes = read_folders(source, out, resolution=resolution, aspect=aspect)
-    print(
-        *notes,
-        f"{len(dataset.train)} pictures to train on, {len(dataset.test)} held out,"
-        f" {len(dataset.class_images)} of the class",
-        f"written: {dataset.root}",
-        sep="\n",
-    )
+app.command()(data_commands.to_kohya)
+app.command()(data_commands.from_kohya)
 
 
 @app.command()

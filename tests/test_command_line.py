@@ -17,8 +17,8 @@ from lib.files.errors import BadInput
 
 COMMANDS = typer.main.get_command(app).commands
 NAMES = (
-    "course train forecast export import merge extract compose sweep compare to-kohya from-kohya"
-    " card"
+    "course prepare train forecast export import merge extract compose sweep compare to-kohya"
+    " from-kohya card"
 ).split()
 
 

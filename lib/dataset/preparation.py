@@ -248,6 +248,26 @@ def read_words(
     return found
 
 
+def prepare_all(
+    folder: str | Path,
+    output: str | Path,
+    base: "Base",
+    subject: Subject,
+    drawing: Mapping[str, Any],
+    **options: Any,
+) -> Dataset:
+    """A data set with class images from the photos in `folder`, as notebook 01 makes it.
+
+    `drawing`: what `draw_class_images` is told (count, seed, progress, steps, guidance); `options`:
+    those of `PreparationOptions` but for the resolution, which is the base's. Raises `BadInput` as
+    `prepare` does, and for a caption that `base` does not read to its identifier.
+    """
+    words = subject.class_noun, subject.identifier, subject.kind
+    dataset = prepare(folder, output, *words, resolution=base.resolution, **options)
+    base.check_captions(dataset.captions, subject.identifier)
+    return draw_class_images(base, dataset, **drawing)
+
+
 def open_or_prepare(
     folder: str | Path,
     base: "Base",
@@ -270,17 +290,8 @@ def open_or_prepare(
     else:
         say(f"no data set in {folder} yet: preparing {subject} as notebook 01 does")
         words = read_words(subject, base, class_noun, identifier, kind)
-        dataset = prepare(
-            subject,
-            folder,
-            words.class_noun,
-            words.identifier,
-            words.kind,
-            resolution=base.resolution,
-            seed=seed,
-        )
-        base.check_captions(dataset.captions, words.identifier)
-        dataset = draw_class_images(base, dataset, count, seed, **sampling)
+        drawing = {"count": count, "seed": seed} | sampling
+        dataset = prepare_all(subject, folder, base, words, drawing, seed=seed)
     if dataset.resolution != base.resolution:
         raise BadInput(
             f"Data set {folder} has pictures of {dataset.resolution} pixels and base '{base.name}'"
