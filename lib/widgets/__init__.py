@@ -9,6 +9,6 @@ from typing import TYPE_CHECKING
 from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lib.widgets.panels import explorer, photos_panel, training_panel
+    from lib.widgets.panels import explorer, photos_panel, training_panel, upload_panel
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,6 +1,7 @@
 """Widgets for a notebook. Each is one cell, edits what could be typed instead, and without a front
 end returns its input and shows nothing.
 
+    uploads = upload_panel("data/subjects/character", "runs/mine/photos")   # then uploads.folder
     edits = photos_panel(edits, folder, "zwx")  # the list of dicts of photos.plan
     panel = training_panel(settings)            # then train(panel.settings, watchers=[panel])
     choices = explorer({"lora": run, "dreambooth": run})
@@ -15,8 +16,27 @@ from typing import Any
 
 from lib.config import Settings
 from lib.widgets.photo_panel import PhotosPanel
+from lib.widgets.photo_upload import UploadPanel
 from lib.widgets.picture_explorer import Explorer, Models
 from lib.widgets.training_controls import TrainingPanel, headless, show
+
+UPLOADS: list[UploadPanel] = []  # of this Python, so that a cell that runs again forgets nothing
+
+
+def upload_panel(subject: str, into: str | Path) -> UploadPanel:
+    """Upload photos from one's own machine to the folder `into`, or one of a number behind it if
+    that holds something, to be used in place of those in `subject`.
+
+    The photos are in the panel's `folder` then, which is `subject` until something is uploaded.
+    Called again, it is the same panel.
+    """
+    known = (each for each in UPLOADS if (each.subject, each.into) == (subject, Path(into)))
+    panel = next(known, None) or UploadPanel(subject, into)
+    if panel not in UPLOADS:
+        UPLOADS.append(panel)
+    if not headless():
+        show(panel.box)
+    return panel
 
 
 def photos_panel(
