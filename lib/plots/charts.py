@@ -17,17 +17,11 @@ from lib.config import MEASURE_NAMES, METHOD_NAMES
 from lib.files import BadInput
 from lib.plots.figure import Figure, Table, number
 from lib.plots.labels import label_ends, label_points
+from lib.plots.looks import PLAIN, looks, own_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Chart
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; style, marker and hatch say the
-# same without any colour.
-COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")
-STYLES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "X")
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 
 # An axis says whose drift it is, which a table says in its caption.
 AXIS_NAMES = MEASURE_NAMES | {"drift": "drift of the class"}
@@ -75,24 +69,26 @@ def curves(
     axis = x if isinstance(x, Axis) else Axis(x)
     lines = [_line(name, values, smooth) for name, values in series.items()]
     chart, axes = _chart(axis.name, y)
-    for k, line in enumerate(lines):
+    own = looks(series)
+    for line in lines:
+        look = own[line.name]
         if smooth > 1:
-            axes.plot(line.xs, line.raw, color=_color(k), alpha=0.18, linewidth=0.8)
+            axes.plot(line.xs, line.raw, color=look.color, alpha=0.18, linewidth=0.8)
         axes.plot(
             line.xs,
             line.ys,
-            STYLES[k % len(STYLES)],
-            marker=MARKERS[k % len(MARKERS)],
+            linestyle=look.style,
+            marker=look.marker,
             markevery=line.marked,
-            color=_color(k),
+            color=look.color,
             label=line.name,
         )
         if mark and line.name in mark:
             at = int(np.abs(line.xs - mark[line.name]).argmin())
-            _ring(axes, line.xs[at], line.ys[at], _color(k))
+            _ring(axes, line.xs[at], line.ys[at], look.color)
     if axis.log:
         _make_logarithmic(axes)
-    ends = [(line.xs[-1], line.ys[-1], line.name, _color(k)) for k, line in enumerate(lines)]
+    ends = [(line.xs[-1], line.ys[-1], line.name, own[line.name].color) for line in lines]
     label_ends(chart, axes, ends)
     words = "; ".join(map(_line_in_words, lines))
     title = f"{y}, mean of the last {smooth} values" if smooth > 1 else y
@@ -159,7 +155,8 @@ def _read_log(run, part):
 def along(
     tracks: Mapping[str, Mapping], measure: str = "dino", x: str = "step", caption: str = ""
 ) -> Figure | None:
-    """`measure` along training, the best step ringed; None where it was not measured.
+    """`measure` along training; None where it was not measured. Of DINO, by which a step is called
+    the best, that step is ringed.
 
     tracks: name -> what a run's curve.json holds (see `lib.evaluation.curve`). x: "step" or
     "seconds" of training. A point where the measure is None is left out, and a track without any.
@@ -176,7 +173,7 @@ def along(
             name: p[x]
             for name, found in measured
             for p in found
-            if p["step"] == tracks[name]["best_step"]
+            if measure == "dino" and p["step"] == tracks[name]["best_step"]
         },
     )
 
@@ -201,7 +198,7 @@ def trade(tracks: Mapping[str, Mapping], x: str, y: str, caption: str = "") -> F
 def _measured(tracks, *measures):
     """[(name, its points that have all of `measures`)], without tracks that have no such point."""
     found = {
-        name: [p for p in track["points"] if None not in [p[measure] for measure in measures]]
+        name: [p for p in track["points"] if None not in [p.get(measure) for measure in measures]]
         for name, track in tracks.items()
     }
     return [(name, points) for name, points in found.items() if points]
@@ -244,11 +241,13 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
         raise ValueError("There is no number to show as a bar: give at least one")
     chart, axes = _chart(unit, "", height=0.9 + 0.3 * len(groups) * (len(series) + 0.6))
     thickness = 0.8 / len(series)
+    own = looks(series)
     for k, name in enumerate(series):
         middle = thickness * (k - (len(series) - 1) / 2)
-        for at, group in enumerate(groups.values()):
+        for at, (row, group) in enumerate(groups.items()):
             if group.get(name) is not None:
-                _bar(axes, at + middle, group[name], name, thickness * 0.92, k)
+                look = own[name] if name else own_look(row)
+                _bar(axes, at + middle, group[name], name, thickness * 0.92, look)
     _bar_limits(axes, [v for group in groups.values() for v in group.values()], log)
     axes.set_yticks(range(len(groups)), [textwrap.fill(name, 22) for name in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -266,9 +265,9 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
     return _finish(chart, alt, numbers, caption)
 
 
-def _bar(axes, place, value, name, thickness, k):
-    look = {"color": _color(k), "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white"}
-    axes.barh(place, value, thickness, linewidth=0, **look)
+def _bar(axes, place, value, name, thickness, look):
+    drawn = {"color": look.color, "hatch": look.hatch, "edgecolor": "white"}
+    axes.barh(place, value, thickness, linewidth=0, **drawn)
     axes.annotate(
         f"{number(value)} {name}",
         (max(value, 0), place),
@@ -309,10 +308,10 @@ def points(
     given = {name: [Point(*point) for point in found] for name, found in series.items()}
     chart, axes = _chart(axis.name, y, height=4.2)
     labels = []
-    for k, (name, found) in enumerate(given.items()):
-        drawn = [p for p in found if name not in aside and p.label not in aside]
-        _draw_points(axes, name, drawn, k, mark.get(name) if mark else None)
-        labels += [(str(p.label), p.x, p.y, _color(k)) for p in drawn]
+    for name, look in looks(given).items():
+        drawn = [p for p in given[name] if name not in aside and p.label not in aside]
+        _draw_points(axes, name, drawn, look, mark.get(name) if mark else None)
+        labels += [(str(p.label), p.x, p.y, look.color) for p in drawn]
     if axis.log:
         _make_logarithmic(axes)
         ticks = sorted({p.x for found in given.values() for p in found})
@@ -333,16 +332,16 @@ def points(
     )
 
 
-def _draw_points(axes, name, drawn, k, ringed):
-    color = _color(k)
+def _draw_points(axes, name, drawn, look, ringed):
+    color = look.color
     if drawn:
         axes.plot(
             [p.x for p in drawn],
             [p.y for p in drawn],
-            linestyle=STYLES[k % len(STYLES)],
+            linestyle=look.style,
             label=name,
             color=color,
-            marker=MARKERS[k % len(MARKERS)],
+            marker=look.marker,
         )
     for p in drawn:
         for ends, value, where in ((p.across, p.x, "xerr"), (p.up, p.y, "yerr")):
@@ -416,8 +415,8 @@ def _draw_interval(axes, k, value, low, high):
     from matplotlib.patheffects import withStroke  # late: matplotlib takes a second to start
 
     if low is not None:
-        axes.plot([low, high], [k, k], color=COLORS[0], linewidth=2, marker="|", markersize=9)
-    axes.plot(value, k, "o", color=COLORS[0])
+        axes.plot([low, high], [k, k], color=PLAIN.color, linewidth=2, marker="|", markersize=9)
+    axes.plot(value, k, "o", color=PLAIN.color)
     axes.annotate(
         number(value),
         (value, k),
@@ -433,10 +432,6 @@ def _draw_interval(axes, k, value, low, high):
 def _ends(pair):
     """An interval as text, or None."""
     return f"{number(pair[0])} to {number(pair[1])}" if pair and pair[0] is not None else None
-
-
-def _color(k):
-    return COLORS[k % len(COLORS)]
 
 
 def _ring(axes, x, y, color):

@@ -17,6 +17,7 @@ from lib.files.errors import BadInput
 from lib.plots import charts
 from lib.plots.figure import LARGEST, as_table
 from lib.plots.image_grid import grid
+from lib.plots.looks import PLAIN, looks, own_look
 from lib.training.samples import sample_progress
 
 
@@ -394,3 +395,25 @@ def test_labels_of_points_do_not_hide_each_other_and_far_points_stand_in_the_num
         assert min(dots, key=lambda label: math.dist(middle, dots[label])) == name, (
             "a label stands nearer to another point than to its own"
         )
+
+
+def test_a_contestant_looks_the_same_in_every_chart():
+    alone, together = looks(["DreamBooth"]), looks(["half", "LoRA", "DreamBooth", "quarter"])
+    assert alone["DreamBooth"] == together["DreamBooth"] == own_look("DreamBooth")
+    assert own_look("base") == own_look("base model (floor)") != own_look("half") == PLAIN
+    for k in range(4):  # colour, line, marker and hatch: by any of them four series are told apart
+        assert len({look[k] for look in together.values()}) == 4
+    cut = "DreamBooth cut to a LoRA"
+    drawn = charts.bars({"LoRA": 1, cut: 2, "weights": 3}).chart.axes[0].patches
+    assert [bar.get_hatch() or "" for bar in drawn] == [
+        own_look("LoRA").hatch,
+        own_look(cut).hatch,
+        PLAIN.hatch,
+    ]
+
+
+def test_the_best_step_is_ringed_on_the_measure_that_it_is_best_by():
+    points = [{"step": k, "dino": 0.1 * k, "drift": 0.2 * k} for k in range(3)]
+    track = {"LoRA": {"points": points, "best_step": 2}}
+    rings = [len(charts.along(track, m).chart.axes[0].lines) - 1 for m in ("dino", "drift")]
+    assert rings == [1, 0] and charts.along(track, "obedience") is None

@@ -1,0 +1,52 @@
+"""What each contestant looks like, in every chart of the course: a colour, a line, a marker and a
+hatch of its own, so that nobody learns the legend twice.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lib.config import CONTESTANT_NAMES
+
+
+class Look(NamedTuple):
+    """How matplotlib draws one series; any of the four tells it from the others."""
+
+    color: str
+    style: str | tuple[int, tuple[int, ...]]
+    marker: str
+    hatch: str
+
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+LOOKS = (
+    Look("#0072B2", "-", "o", ""),
+    Look("#D55E00", "--", "s", "///"),
+    Look("#000000", ":", "^", "..."),
+    Look("#009E73", "-.", "D", "xxx"),
+    Look("#CC79A7", (0, (6, 1)), "v", "\\\\\\"),
+    Look("#56B4E9", (0, (1, 1)), "X", "++"),
+)
+
+PLAIN = Look("#555555", "-", "o", "")
+
+# The same contestants by the shorter names that charts give them.
+_SHORT = {"base": "base_model", "base model": "base_model", "real photos": "real_photos"}
+_ORDER = ("lora", "dreambooth", "base_model", "real_photos", "extracted", "extracted_twice")
+_OWN = {CONTESTANT_NAMES[key]: look for key, look in zip(_ORDER, LOOKS)}
+_OWN |= {short: _OWN[CONTESTANT_NAMES[key]] for short, key in _SHORT.items()}
+
+
+def own_look(name: str) -> Look:
+    """The look of the contestant `name`; `PLAIN` for what is none."""
+    return _OWN.get(name, PLAIN)
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each series of a chart: contestants have their own, others what is left, in order
+    (again from the first where there are more than six).
+    """
+    found = {name: _OWN.get(name) for name in names}
+    left = [look for look in LOOKS if look not in found.values()] or list(LOOKS)
+    others = [name for name, look in found.items() if look is None]
+    given = {name: left[k % len(left)] for k, name in enumerate(others)}
+    return {name: look or given[name] for name, look in found.items()}
