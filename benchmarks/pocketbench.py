@@ -36,7 +36,15 @@ from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
 from lib.evaluation.curve import Curve, costs_along
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.evaluation.fidelity import EvaluationPlan, evaluate, prior_similarity, real_row, score
+from lib.evaluation.fidelity import (
+    PROMPTS,
+    EvaluationPlan,
+    class_protocol,
+    class_scores,
+    evaluate,
+    real_row,
+    score,
+)
 from lib.evaluation.judge import FOLDER as JUDGE
 from lib.evaluation.judge import load_judge
 from lib.files.csv_table import write_table
@@ -160,20 +168,23 @@ def judge():
 def hashes():
     """(of the base model's weights, of the judge's): rows of different ones never share a table."""
     base = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(POCKET.rglob("*.safetensors"))))
-    seen = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(JUDGE.rglob("*.safetensors"))))
+    # What the class is asked is part of the judge: rows asked otherwise are another judge's.
+    files = [*sorted(JUDGE.rglob("*.safetensors")), PROMPTS / "pocket.json"]
+    seen = hashlib.sha256(b"".join(f.read_bytes() for f in files))
     return base.hexdigest()[:12], f"pocket {seen.hexdigest()[:8]}"
 
 
 def work(job, folder):
     """Train one job (or take the base as it is), draw, score: a flat row."""
     start, data, base, row = time.perf_counter(), load_dataset(data_folder(job)), load_base(), {}
-    noun = prompts(data.subject, with_identifier=False)
-    kept = prediction_cache(base, [prompts(data.subject, p, False) for p in PLACES])
+    asked = class_protocol(data.subject, base)
+    kept = prediction_cache(base, [prompt.text for prompt in asked])
     photo_sets = {
         key: fixed_noise(base, [i.path for i in part], [i.caption for i in part])
         for key, part in (("loss_train", data.train), ("loss_held_out", data.test))
     }
-    prior = prior_similarity(base, data, judge(), noun, range(2000, 2008))
+    of_class = EvaluationPlan()
+    floor = class_scores(base, data, judge(), asked, of_class)
     ceiling = {
         f"{key}_real": value
         for key, value in real_row(judge(), data).items()
@@ -228,10 +239,9 @@ def work(job, folder):
         | ceiling
         | copies(judge(), data)
     )
-    row |= {
-        "pres": prior_similarity(base, data, judge(), noun, range(2000, 2008)) - prior,
-        "drift": prediction_drift(base, kept)["mean"],
-    }
+    scores = class_scores(base, data, judge(), asked, of_class)
+    row |= {key: value - floor[key] for key, value in scores.items()}
+    row["drift"] = prediction_drift(base, kept)["mean"]
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
     shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
     base_hash, judged_by = hashes()
@@ -284,13 +294,13 @@ def copies(judge, data):
 
 
 def along(points, ceiling):
-    """A curve as flat columns: dino, clip_t, pres and drift at each of `POINTS` parts of the
-    training, and what `costs_along` says.
+    """A curve as flat columns: dino, clip_t, pres, drift and obedience at each of `POINTS` parts of
+    the training, and what `costs_along` says.
     """
     row = {
         f"{key}_{k}_of_{POINTS}": p[key]
         for k, p in enumerate(points)
-        for key in ("dino", "clip_t", "pres", "drift")
+        for key in ("dino", "clip_t", "pres", "drift", "obedience")
     }
     return row | costs_along(points, ceiling["dino_real"])
 

@@ -35,6 +35,8 @@ ENOUGH = 6
 # Equivalence margins: differences that are the same to whoever has to choose.
 COSINE = CLEAR / 5  # a fifth of what matters to people
 
+SHARE = 0.05  # of what prompts of the class ask: one thing in twenty
+
 COST = 0.05  # one step timed again on one machine differs by more (docs/results.md)
 
 SPREAD = 0.002  # diversity and consistency of a tuned model are themselves one or two hundredths
@@ -50,8 +52,8 @@ COPIED = {"memorising": 0.001, "nearest": 0.0025}
 
 SAME = (
     f"The same: the whole interval lies within {COSINE} of a cosine, {COST:.0%} of a cost, {SPREAD}"
-    f" of a diversity or spread, {POWER} of drift and losses, a fifth of what plain copies of the"
-    " training photos score in memorising."
+    f" of a diversity or spread, {POWER} of drift and losses, {SHARE:.0%} of what the class"
+    " is asked, a fifth of what plain copies of the training photos score in memorising."
 )
 
 # measure -> (kind, unit, margin). A "ratio" is averaged as its logarithm.
@@ -64,9 +66,10 @@ MEASURES = {
     **dict.fromkeys(("peak_bytes", "file_bytes"), ("ratio", "bytes", COST)),
     **dict.fromkeys(
         "dino dino_new dino_train dino_real dino_equal_time dino_best clip_i clip_i_train"
-        " clip_i_real clip_t clip_t_new pres".split(),
+        " clip_i_real clip_t clip_t_new pres pres_trained".split(),
         ("difference", "cosine", COSINE),
     ),
+    "obedience": ("difference", "share of what is asked", SHARE),
     **{
         f"{m}{of}": ("difference", "cosine", margin)
         for m, margin in COPIED.items()
@@ -86,7 +89,7 @@ PARTS = 4
 
 MEASURES |= {
     f"{m}_{k}_of_{PARTS}": MEASURES[m]
-    for m in ("dino", "clip_t", "pres", "drift")
+    for m in ("dino", "clip_t", "pres", "drift", "obedience")
     for k in range(PARTS + 1)
 }
 

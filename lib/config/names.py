@@ -30,6 +30,8 @@ MEASURE_NAMES = {
     "loss_held_out": "loss, held-out photos",
     "loss_gap": "loss gap",
     "pres": "PRES - base",
+    "pres_trained": "PRES, trained words",
+    "obedience": "class obeyed",
     "drift": "drift",
     "diversity": "diversity",
     "consistency": "consistency over seeds",

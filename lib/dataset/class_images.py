@@ -19,27 +19,41 @@ CLASS_IMAGES = 40
 WORLD = read_json(ROOT / "data" / "prompts" / "world.json")
 CLASSES, PLACES = tuple(WORLD["classes"]), tuple(WORLD["places"])
 
+# Of these alone are class images: in the others the class is asked for afterwards, to see whether
+# it is still a class (`lib.evaluation.fidelity.class_protocol`).
+SHOWN = {name: tuple(words) for name, words in WORLD["class_images"].items()}
+
 
 def class_prompts(dataset: Dataset, count: int = CLASS_IMAGES) -> list[str]:
-    """`count` prompts for class images, without the identifier.
+    """`count` prompts for class images, without the identifier: in turn the plain class, the class
+    in a colour, in a place and in both, and another thing in a place.
 
-    Four of the plain class, then one of another thing in one of `PLACES`, and again. The plain
-    class keeps the class noun what it was (Ruiz et al. 2022, section 3.2). Other things keep the
-    looks of the places, which the photos' backgrounds would take over; with more of them a full
-    fine-tune learns that in a place there is no subject. The class itself is shown in no place:
-    that would teach places to hold the plain class. What a style or a light is laid over is said by
-    the captions, so there they are the captions without it.
+    The plain class keeps the class noun what it was (Ruiz et al. 2022, section 3.2), but only in
+    the words that it is asked in: a full fine-tune on "a robot" alone keeps "a robot", and turns
+    "a photo of a red robot" into the subject. As diverse as what people will ask, class images keep
+    the class in words that none of them has, and places the looks that the photos' backgrounds
+    would take over.
+    What a style or a light is laid over is said by the captions, so there they are the captions
+    without it.
     """
     subject = dataset.subject
     if subject.kind in ("style", "lighting"):
         texts = sorted({class_caption(subject, item.caption) for item in dataset.train})
-    else:
-        plain = prompts(subject, with_identifier=False)
-        others = [noun for noun in CLASSES if noun != subject.class_noun]
-        texts = []
-        for i in range(len(PLACES) * len(others)):
-            texts += [plain] * 4 + [f"a {others[i % len(others)]} {PLACES[i % len(PLACES)]}"]
-    return [texts[i % len(texts)] for i in range(count)]
+        return [texts[i % len(texts)] for i in range(count)]
+    noun, (colours, places) = subject.class_noun, SHOWN.values()
+    others = [other for other in CLASSES if other != noun]
+    texts = []
+    for k in range(-(-count // 5)):
+        # Shifted by one each time round, so that every colour meets every place.
+        colour, place = colours[(k + k // len(places)) % len(colours)], places[k % len(places)]
+        texts += [
+            prompts(subject, with_identifier=False),
+            f"{colour} {noun}",
+            f"a picture of a {noun} {place}",
+            f"a picture of {colour} {noun} {place}",
+            f"a {others[k % len(others)]} {place}",
+        ]
+    return texts[:count]
 
 
 def draw_class_images(

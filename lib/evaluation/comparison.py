@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,16 +23,17 @@ from lib.convert.adapter import Adapter, diffusers_tensors, read_adapter
 from lib.convert.composition import load_adapters
 from lib.convert.interchange import extract
 from lib.dataset.captions import Subject
-from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset, load_dataset
 from lib.evaluation.comparison_table import Comparison, Run
 from lib.evaluation.curve import FILE, costs_along, read_curve
 from lib.evaluation.drift import prediction_cache, prediction_drift
 from lib.evaluation.fidelity import (
+    ClassPrompt,
     EvaluationPlan,
     Row,
+    class_protocol,
+    class_scores,
     evaluate,
-    prior_similarity,
     protocol,
     real_row,
 )
@@ -48,9 +50,6 @@ MEASURED = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
 # What is cut from DreamBooth's weights, and at how many times the rank of LoRA's run.
 _CUT = {"extracted": 1, "extracted_twice": 2}
-
-# The first seed of the class pictures, apart from those of samples, curves and evaluations.
-CLASS_SEEDS = 2000
 
 
 def read_run(folder: str | Path) -> Run:
@@ -223,7 +222,7 @@ def compare(
     mask_files = _mask_files(masks) if masks else None
     rows = {"base_model": {}, "real_photos": real_row(judge, dataset, mask_files)}
     result = Comparison(rows, {}, runs=runs)
-    class_prompt = prompt_of(subject, with_identifier=False)
+    asked_of_class: list[ClassPrompt] = []
     predictions, reference = None, ""
     if other:
         say(_words(adapters["kohya_lora"], subject))
@@ -231,17 +230,17 @@ def compare(
         if key == "base_model":  # the first, and untouched: drift is measured from it
             plan = plan if plan.prompts else plan.asking(protocol(subject, base))
             if plan.class_pictures:
-                texts = [class_prompt] * plan.class_pictures
+                asked_of_class = list(
+                    islice(cycle(class_protocol(subject, base)), plan.class_pictures)
+                )
+                texts = [asked.text for asked in asked_of_class]
                 predictions = prediction_cache(base, texts, **plan.sampling)
         pairs = plan.prompts or ()
         count = f"{len(pairs) * len(plan.seeds)} pictures of {len(pairs)} prompts"
         say(f"{CONTESTANT_NAMES[key]}: {count}")
         row = evaluate(base.cast_for_sampling(), dataset, judge, plan, mask_files)
         if predictions is not None:
-            seeds = range(CLASS_SEEDS, CLASS_SEEDS + plan.class_pictures)
-            row["pres"] = prior_similarity(
-                base, dataset, judge, class_prompt, seeds, **plan.sampling
-            )
+            row |= class_scores(base, dataset, judge, asked_of_class, plan)
             row["drift"] = prediction_drift(base, predictions)["mean"]
         result.images[key] = row.pop("images")
         result.scores[key] = row.pop("pictures")
@@ -265,6 +264,7 @@ def compare(
         "photos": {"train": len(dataset.train), "held_out": len(dataset.test)},
         **judge.describe(),
         "prompts": [asked for asked, _ in plan.prompts or ()],
+        "class_prompts": [asked.text for asked in asked_of_class],
         "seeds": list(plan.seeds),
         **plan.sampling,
         "unlike": unlike(runs),
@@ -358,13 +358,12 @@ def _words(adapter: Adapter, subject: Subject) -> str:
 
 def add_shares(rows: dict[str, Row]) -> None:
     """Add `dino_share` and `clip_i_share`, 0 at the base model and 1 at the real photos (None
-    where these score no higher), and make `pres` relative to the base model's.
+    where these score no higher), and make `pres` and `pres_trained` relative to the base model's.
     """
     floor, ceiling = rows["base_model"], rows["real_photos"]
-    prior = floor.get("pres")
+    priors = {key: floor[key] for key in ("pres", "pres_trained") if floor.get(key) is not None}
     for row in rows.values():
         for key in ("dino", "clip_i"):
             distance = ceiling[key] - floor[key]
             row[f"{key}_share"] = (row[key] - floor[key]) / distance if distance > 0 else None
-        if prior is not None and row.get("pres") is not None:
-            row["pres"] -= prior
+        row |= {key: row[key] - prior for key, prior in priors.items() if key in row}

@@ -123,8 +123,19 @@ COLUMNS = {
     "pres": Column(
         "PRES - base",
         "{:+.3f}",
-        "dino of class pictures against the subject minus the base model's; 0 is an untouched"
-        " prior",
+        "dino of class pictures against the subject minus the base model's, asked in words that no"
+        " class image has; 0 is an untouched prior",
+    ),
+    "pres_trained": Column(
+        "PRES, trained words",
+        "{:+.3f}",
+        "the same, asked in the class images' own words: what prior preservation was trained on",
+    ),
+    "obedience": Column(
+        "class obeyed",
+        "{:.0%}",
+        "share of what prompts of the class ask (class, colour, place) that their pictures show, by"
+        " the judge's CLIP; the base model's is what there was to lose",
     ),
     "memorising": Column(
         "train - held-out",

@@ -16,10 +16,16 @@ from typing import Any
 from PIL import Image
 
 from lib.config import Settings
-from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
-from lib.evaluation.fidelity import EvaluationPlan, evaluate, evaluation_prompts, similarity
+from lib.evaluation.fidelity import (
+    EvaluationPlan,
+    class_protocol,
+    evaluate,
+    evaluation_prompts,
+    obedience,
+    prior_similarity,
+)
 from lib.evaluation.judge import Judge
 from lib.files import BadInput, read_json, write_json
 from lib.models.base import Base, evaluation_mode
@@ -48,9 +54,10 @@ class Curve:
     plan: without prompts those of the places of training's samples. Few prompts: read the points
     against each other, not against a final evaluation.
     points: dicts of step, seconds (of training), measuring (seconds it took), the scores of
-    `lib.evaluation.fidelity.evaluate`, pres and drift (relative to step 0 and the base's
-    predictions: 0 is an unchanged class; None without class pictures), loss_train and loss_held_out
-    (on fixed noise) with their lists by timestep bin.
+    `lib.evaluation.fidelity.evaluate`, pres, drift and obedience of the class in words that no
+    class image has (pres and drift relative to step 0 and the base's predictions: 0 is an unchanged
+    class; all three None without class pictures), loss_train and loss_held_out (on fixed noise)
+    with their lists by timestep bin.
     images: the pictures by step.
     """
 
@@ -71,7 +78,7 @@ class Curve:
         self.plan = plan.asking(self.prompts)
         self.points: list[Point] = []
         self.images: dict[int, list[Image.Image]] = {}
-        self.class_texts = [prompt_of(dataset.subject, with_identifier=False)] * plan.class_pictures
+        self.asked = class_protocol(dataset.subject, base)[: plan.class_pictures]
         self.photos = {
             name: fixed_noise(base, [i.path for i in items], [i.caption for i in items])
             for name, items in (("loss_train", dataset.train), ("loss_held_out", dataset.test))
@@ -79,9 +86,10 @@ class Curve:
         }
         start = time.perf_counter()
         self.prior, self.cache = 0.0, None
-        if self.class_texts:
-            drawn, self.prior = self._class_pictures()
-            self.cache = prediction_cache(base, self.class_texts, drawn)
+        if self.asked:
+            drawn = self._class_pictures()
+            self.prior = prior_similarity(judge, dataset, drawn)
+            self.cache = prediction_cache(base, [prompt.text for prompt in self.asked], drawn)
         self._measure(0, 0.0, start)
 
     def __call__(self, state: Any) -> None:
@@ -117,7 +125,7 @@ class Curve:
             ),
             "prompts": [list(pair) for pair in self.prompts],
             "seeds": list(self.plan.seeds),
-            "class_pictures": len(self.class_texts),
+            "class_prompts": [prompt.text for prompt in self.asked],
             **self.plan.sampling,
             **self.judge.describe(),
             "units": {
@@ -126,12 +134,11 @@ class Curve:
             },
         }
 
-    def _class_pictures(self) -> tuple[list[Image.Image], float]:
-        """Pictures of the class, and PRES: how alike they are to the photos trained on."""
-        seeds = range(CLASS_SEEDS, CLASS_SEEDS + len(self.class_texts))
-        drawn = self.base.generate(self.class_texts, seeds, **self.plan.sampling)
-        photos = self.judge.identity([i.path for i in self.dataset.train])
-        return drawn, similarity(self.judge.identity(drawn), photos)
+    def _class_pictures(self) -> list[Image.Image]:
+        """A picture for each prompt of the class."""
+        seeds = range(CLASS_SEEDS, CLASS_SEEDS + len(self.asked))
+        texts = [prompt.text for prompt in self.asked]
+        return self.base.generate(texts, seeds, **self.plan.sampling)
 
     def _measure(self, step: int, seconds: float, start: float) -> None:
         """Add a point; `start`: when measuring it began, by `time.perf_counter`."""
@@ -140,9 +147,12 @@ class Curve:
             point |= evaluate(self.base, self.dataset, self.judge, self.plan)
             self.images[step] = point.pop("images")
             del point["pictures"]
-            point |= {"pres": None, "drift": None, "loss_train": None, "loss_held_out": None}
-            if self.cache is not None:  # at step 0 the base is compared with itself
-                point["pres"] = self._class_pictures()[1] - self.prior if step else 0.0
+            point |= dict.fromkeys(("pres", "obedience", "drift", "loss_train", "loss_held_out"))
+            if self.cache is not None:
+                drawn = self._class_pictures()
+                point["pres"] = prior_similarity(self.judge, self.dataset, drawn) - self.prior
+                point["obedience"] = obedience(self.judge, drawn, self.asked)
+                # At step 0 the base is compared with itself.
                 point["drift"] = prediction_drift(self.base, self.cache)["mean"] if step else 0.0
             for name, fixed in self.photos.items():
                 loss = fixed_noise_loss(self.base, fixed)
@@ -207,7 +217,7 @@ def read_curves(runs: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:
             f"The run {run} was not measured along the way (it has no {FILE}): notebooks 02"
             " and 03 do that."
         )
-    for key in ("dino", "clip", "prompts", "seeds", "class_pictures", "steps", "guidance"):
+    for key in ("dino", "clip", "prompts", "seeds", "class_prompts", "steps", "guidance"):
         if len({repr(record.get(key)) for record in found.values()}) > 1:
             raise BadInput(
                 f"The curves of {' and '.join(str(runs[name]) for name in found)} differ in {key},"

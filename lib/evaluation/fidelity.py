@@ -28,6 +28,9 @@ from lib.models import Base
 PROMPTS = ROOT / "data" / "prompts"
 GREY = (127, 127, 127)  # stands in for the background of a masked photo
 
+# The first seed of the class pictures, apart from those of samples, curves and evaluations.
+CLASS_SEEDS = 2000
+
 # (with the identifier, the same with the class noun only)
 PromptPairs = Sequence[tuple[str, str]]
 # A photo's name in its data set, such as "test/000.png" -> its mask
@@ -43,7 +46,8 @@ class EvaluationPlan:
     evaluates.
     seeds: each prompt is drawn once with each.
     steps, guidance: of sampling.
-    class_pictures: pictures of the plain class, for PRES and drift; 0 leaves both out.
+    class_pictures: pictures of the class in each set of words (see `class_protocol`), for PRES,
+    drift and obedience; 0 leaves all three out.
     """
 
     prompts: PromptPairs | None = None
@@ -76,12 +80,50 @@ def protocol(subject: Subject, base: Base, which: str = "full") -> PromptPairs:
     which: "full", 25 in the shape of DreamBooth's protocol, or "course", 8 of new places. Raises
     BadInput for any other.
     """
-    file = "pocket.json" if base.resolution == 64 else "stable-diffusion.json"
-    listed = read_json(PROMPTS / file)["kinds"][subject.kind]
+    listed = read_json(PROMPTS / _prompt_file(base))["kinds"][subject.kind]
     if which not in listed:
         raise BadInput(f"There is no list of prompts '{which}': choose one of {', '.join(listed)}.")
     words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
     return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
+
+
+@dataclass(frozen=True)
+class ClassPrompt:
+    """A prompt of the class in words that no class image has: what is asked when one asks whether
+    the class is still a class.
+
+    text: without the identifier, such as "a photo of a red robot in the desert".
+    others: {"class_noun", "colour" or "place": the same text with each other word in its place},
+    for what `text` asks; obedience tells it from those.
+    """
+
+    text: str
+    others: dict[str, list[str]]
+
+
+def class_protocol(subject: Subject, base: Base) -> list[ClassPrompt]:
+    """The prompts of the class of `subject` in data/prompts: wordings, colours and places that no
+    class image has (`lib.dataset.class_images.class_prompts`).
+    """
+    listed = read_json(PROMPTS / _prompt_file(base))["class"]
+    found = []
+    for form in listed["prompts"]:
+        asked = {"class_noun": subject.class_noun} | form
+        text = asked.pop("prompt")
+        others = {
+            name: [
+                text.format(**asked | {name: word})
+                for word in listed["words"][name]
+                if word != asked[name]
+            ]
+            for name in asked
+        }
+        found.append(ClassPrompt(text.format(**asked), others))
+    return found
+
+
+def _prompt_file(base: Base) -> str:
+    return "pocket.json" if base.resolution == 64 else "stable-diffusion.json"
 
 
 def similarity(made: torch.Tensor, real: torch.Tensor) -> float:
@@ -348,19 +390,57 @@ def evaluate(
     }
 
 
-def prior_similarity(
+def prior_similarity(judge: Judge, dataset: Dataset, images: Sequence[Picture]) -> float:
+    """PRES (arXiv 2208.12242, section 4.2): mean DINO cosine over all pairs of class pictures and
+    training photos.
+
+    High when "a robot" has become the subject. Report it minus its value for the untouched base
+    model, of the same prompts and seeds.
+    """
+    return similarity(judge.identity(images), judge.identity([i.path for i in dataset.train]))
+
+
+def obedience(judge: Judge, images: Sequence[Picture], asked: Sequence[ClassPrompt]) -> float:
+    """How often pictures of the class show what their prompts ask: the class, the colour, the
+    place. 1 at most; the untouched base model's own value is what there was to lose.
+
+    images: N pictures, one for each of `asked`. Each thing that a prompt asks counts once, as right
+    where the judge's CLIP finds the picture nearer to its prompt than to any prompt with another
+    word in that thing's place: R-precision (Xu et al. 2018, arXiv 1711.10485, section 4.1), a word
+    at a time. Raises BadInput without pictures, or where their number is not that of the prompts.
+    """
+    if not images or len(images) != len(asked):
+        raise BadInput(
+            f"{len(images)} pictures of the class came with {len(asked)} prompts: give one prompt"
+            " for each, and at least one."
+        )
+    right = []
+    for row, prompt in zip(judge.clip_images(images), asked):
+        for others in prompt.others.values():
+            nearness = judge.clip_texts([prompt.text, *others]) @ row
+            right.append(bool(nearness[0] > nearness[1:].max()))
+    return sum(right) / len(right)
+
+
+def class_scores(
     base: Base,
     dataset: Dataset,
     judge: Judge,
-    class_prompt: str,
-    seeds: Sequence[int],
-    **sampling: Any,
-) -> float:
-    """PRES (arXiv 2208.12242, section 4.2): mean DINO cosine over all pairs of class pictures made
-    now and training photos.
+    asked: Sequence[ClassPrompt],
+    plan: EvaluationPlan,
+) -> Row:
+    """What a model still makes of the class: {"pres", "obedience"} of one picture for each of
+    `asked`, and "pres_trained" of as many in the class images' own words ("a robot").
 
-    High when "a robot" has become the subject. Report it minus its value for the untouched base
-    model. sampling: steps and guidance, as of `Base.generate`.
+    Both PRES are absolute; a class that is kept in its trained words alone is lost in all others,
+    which only `pres` and `obedience` see.
     """
-    images = base.generate([class_prompt] * len(seeds), list(seeds), **sampling)
-    return similarity(judge.identity(images), judge.identity([i.path for i in dataset.train]))
+    seeds = list(range(CLASS_SEEDS, CLASS_SEEDS + len(asked)))
+    drawn = base.generate([prompt.text for prompt in asked], seeds, **plan.sampling)
+    plain = prompt_of(dataset.subject, with_identifier=False)
+    trained = base.generate([plain] * len(asked), seeds, **plan.sampling)
+    return {
+        "pres": prior_similarity(judge, dataset, drawn),
+        "obedience": obedience(judge, drawn, asked),
+        "pres_trained": prior_similarity(judge, dataset, trained),
+    }

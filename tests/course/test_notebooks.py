@@ -29,7 +29,7 @@ from lib.course.runner import run_notebook
 from lib.course.set_up import unmet
 from lib.course.set_up_cell import CELL, set_up_cells, write_set_up_cell
 from lib.dataset import preparation
-from lib.dataset.class_images import PLACES, class_prompts
+from lib.dataset.class_images import PLACES, SHOWN, class_prompts
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare, read_words
 from lib.evaluation.curve import read_curve
@@ -593,16 +593,14 @@ def test_every_kind_has_its_prompts(kind, model, tmp_path):
         if re.search(rf"\b({word}|style|pose|light)\b", text)
     ]
     assert all(word in asked.split() for asked, _ in pairs)
-    if kind not in (
-        "style",
-        "lighting",
-    ):  # the plain class is shown in no place, and every place by something else
+    if kind not in ("style", "lighting"):
         noun = dataset.subject.class_noun
-        others = plain[4::5]
-        assert plain.count(f"a {noun}") == 32 and not [
-            text for text in others if noun in text.split()
-        ]
-        assert {place for place in PLACES for text in others if text.endswith(place)} == set(PLACES)
+        with_class = [text for text in plain if noun in text.split()]
+        assert plain.count(f"a {noun}") == 8 and len(with_class) == 32
+        for words in SHOWN.values():  # every colour and place, and no other
+            assert all(any(word in text for text in with_class) for word in words)
+        shown = [place for place in PLACES if any(place in text for text in plain)]
+        assert sorted(shown) == sorted(SHOWN["places"])
 
 
 def test_the_proposed_identifier_is_one_piece(model, tmp_path, monkeypatch):

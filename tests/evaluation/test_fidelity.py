@@ -13,12 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
+from lib.dataset.captions import Subject
+from lib.dataset.class_images import class_prompts
 from lib.evaluation.fidelity import (
     GREY,
+    PROMPTS,
     EvaluationPlan,
+    _prompt_file,
+    class_protocol,
     evaluate,
     evaluation_prompts,
     finite,
+    obedience,
     real_row,
     score,
     similarity,
@@ -30,7 +36,8 @@ from lib.files.errors import BadInput
 from pocket.identity import TEST_GROUPS, area_under_curve, certificate
 from pocket.lookalikes import group
 from pocket.measure import read_scene
-from pocket.world import held_out, render, sample_scene
+from pocket.places import PHRASES
+from pocket.world import COLORS, held_out, render, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -396,11 +403,54 @@ def test_the_judge_reads_class_colour_and_place(judge):
         assert np.mean([row[key] == word for row, word in zip(seen, words)]) >= 0.95, key
 
 
-def test_prompts_come_in_pairs_with_and_without_the_identifier():
-    from lib.dataset.captions import Subject
+ROBOT = Subject(kind="character", class_noun="robot", identifier="zwx")
 
-    subject = Subject(kind="character", class_noun="robot", identifier="zwx")
-    for asked, plain in evaluation_prompts(subject):
+
+def test_obedience_counts_what_a_prompt_of_the_class_asks_and_its_picture_shows(judge):
+    asked = class_protocol(ROBOT, SimpleNamespace(resolution=64))
+    places = {words: name for name, words in PHRASES.items()}
+
+    def drawn(kind=None, color=None):
+        """A drawing for each prompt: right but for what is given."""
+        scenes = []
+        for k, prompt in enumerate(asked):
+            red = next((c for c in COLORS if f" {c} " in prompt.text), "green")
+            place = next((places[p] for p in places if p in prompt.text), "room")
+            made = kind or "robot", color or red, place
+            scenes.append(sample_scene(9_300_000 + k, *made, plain=1.0, salt="judge"))
+        return [render(scene) for scene in scenes]
+
+    count = sum(len(prompt.others) for prompt in asked)
+    colours = sum("colour" in prompt.others for prompt in asked)
+    assert obedience(judge, drawn(), asked) == 1
+    assert obedience(judge, drawn("teapot"), asked) == pytest.approx(1 - len(asked) / count)
+    # No prompt asks for pink.
+    assert obedience(judge, drawn(color="pink"), asked) == pytest.approx(1 - colours / count)
+    with pytest.raises(BadInput, match="7 pictures of the class came with 8 prompts"):
+        obedience(judge, drawn()[:7], asked)
+
+
+@pytest.mark.parametrize("resolution", [64, 512])
+def test_the_class_is_asked_in_words_that_no_class_image_has(resolution):
+    data = SimpleNamespace(subject=ROBOT, train=[])
+    trained = class_prompts(data, 200)
+    asked = class_protocol(ROBOT, SimpleNamespace(resolution=resolution))
+    assert len({prompt.text for prompt in asked}) == 8
+    listed = json.loads(
+        (PROMPTS / _prompt_file(SimpleNamespace(resolution=resolution))).read_text()
+    )
+    for prompt, form in zip(asked, listed["class"]["prompts"]):
+        assert "zwx" not in prompt.text and "robot" in prompt.text
+        for name, others in prompt.others.items():
+            assert len(set(others)) >= 7 and prompt.text not in others, name
+        for word in (form.get("colour"), form.get("place")):
+            assert not word or not [text for text in trained if word in text], word
+        frame = form["prompt"].split("{")[0]
+        assert not frame or not [text for text in trained if text.startswith(frame)]
+
+
+def test_prompts_come_in_pairs_with_and_without_the_identifier():
+    for asked, plain in evaluation_prompts(ROBOT):
         assert "zwx" in asked.split() and "zwx" not in plain and "robot" in plain
 
 
