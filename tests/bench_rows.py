@@ -32,6 +32,8 @@ LATER = {
     "loss_held_out": 0.3,
     "loss_gap": 0.1,
     "prompt_spread": 0.05,
+    "pres_trained": 0.01,
+    "obedience": -0.1,
 }
 
 
