@@ -417,3 +417,10 @@ def test_the_best_step_is_ringed_on_the_measure_that_it_is_best_by():
     track = {"LoRA": {"points": points, "best_step": 2}}
     rings = [len(charts.along(track, m).chart.axes[0].lines) - 1 for m in ("dino", "drift")]
     assert rings == [1, 0] and charts.along(track, "obedience") is None
+
+
+def test_what_is_counted_in_whole_numbers_has_no_tick_between_them():
+    chart = charts.curves({"LoRA": [4.0, 3.0, 2.0, 1.0]}, "quarter of the schedule").chart
+    assert all(float(tick).is_integer() for tick in chart.axes[0].get_xticks())
+    halves = charts.curves({"LoRA": ([0.5, 1.0, 1.5], [1, 2, 3])}).chart.axes[0].get_xticks()
+    assert not all(float(tick).is_integer() for tick in halves)
