@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from benchmarks.analysis.effects import (
     BASE,
     COSINE,
-    COST,
     FULL,
     LORA,
     MEASURES,
     PARTS,
+    TIME,
     Columns,
     Effect,
     Rows,
@@ -126,9 +126,9 @@ def scores(rows: Rows) -> Figure | None:
 def costs(rows: Rows) -> Figure | None:
     """DreamBooth against LoRA in time, memory and file: ratios on their intervals."""
     found = dots({name: effect(rows, m) for m, name in COSTS.items()})
-    about = f"DreamBooth's costs as multiples of LoRA's, {size(rows)}; 1 is the same"
+    about = f"DreamBooth's costs as multiples of LoRA's, {size(rows)}; the band counts as one time"
     return (
-        intervals(found, "DreamBooth / LoRA", about, around=1, margin=COST, log=True)
+        intervals(found, "DreamBooth / LoRA", about, around=1, margin=TIME, log=True)
         if found
         else None
     )
