@@ -8,9 +8,10 @@ bench's rows. Nothing is computed again, so notebooks show them at once:
 """
 
 import math
+import re
 from typing import Any
 
-from lib.config import METHODS
+from lib.config import MEASURE_NAMES, METHODS
 from lib.evaluation.comparison_table import Comparison
 from lib.files import ROOT, BadInput, read_json
 from lib.files.text import amount
@@ -22,9 +23,59 @@ RESULTS = ROOT / "data" / "results"
 CLEAR = 0.1
 NOT_MEASURED = "not measured yet: make pocketbench"
 
+IN_A_WORD = (
+    "Holds, does not hold (the opposite, or shown to be the same), depends, or not told apart: the"
+    " interval allows either. Times (x) and differences (+, -) with 95 % intervals over subjects."
+    " Your own run is one subject and one seed: it decides nothing."
+)
+
 
 def verdict_table(own: Comparison | None = None, found: dict[str, Any] | None = None) -> Table:
-    """The claims with their measurements and verdicts, and beside them the reader's own run.
+    """The claims, each with one word, one number with its interval, and the reader's own run; all
+    that was measured of them (`verdict_details`) is its `rest`.
+
+    own, found: as of `verdict_details`, and raises as it does.
+    """
+    found = found or read_result("verdicts")
+    rest = verdict_details(own, found)
+    rows = [
+        [
+            *(str(claim["claim"]), claim["words"], verdict_word(claim["verdict"])),
+            *(_measured(claim), line[-1].split("; ")[0]),
+        ]
+        for claim, line in zip(found["claims"], rest.rows)
+    ]
+    columns = ["claim", "in words", "verdict", "DreamBooth against LoRA", rest.columns[-1]]
+    return Table(rows, columns, f"PocketBench's verdicts. {IN_A_WORD}", rest)
+
+
+def verdict_word(verdict: str) -> str:
+    """A verdict in a word: "holds", "does not hold", "not told apart", or on what it depends."""
+    said = re.sub(r" \([^)]*\)", "", verdict).split(":")[0]
+    if said.startswith("depends"):
+        return said
+    if said.startswith("not measured"):
+        return "not measured"
+    words = [part for part in said.split("; ") if not part.startswith("no figure")]
+    if all(part.startswith("holds") for part in words):
+        return words[0] if len(words) == 1 else "holds"  # "holds for the key schemes" holds no more
+    alike = all(re.match("no difference(?! found)", part) for part in words)
+    return "does not hold" if alike or said.startswith("does not hold") else "not told apart"
+
+
+def _measured(claim: dict[str, Any]) -> str:
+    """The number of a claim's first part that is judged, with its interval; a dash without one."""
+    part = next((part for part in claim["parts"] if part["judged"]), None)
+    if part is None or part["value"] is None:
+        return "-"
+    form = "x {:.2f}" if part["unit"] in ("s", "bytes") else "{:+.3f}"
+    value, low, high = (part[end] and form.format(part[end]) for end in ("value", "low", "high"))
+    what = part["label"] or MEASURE_NAMES.get(part["measure"], "")
+    return f"{what} {value} ({low} to {high})".strip() if low and high else f"{what} {value}"
+
+
+def verdict_details(own: Comparison | None = None, found: dict[str, Any] | None = None) -> Table:
+    """The claims with their measurements and verdicts whole, and beside them the reader's own run.
 
     own: the comparison of the reader's two runs; without it the last column is empty. found: what
     verdicts.json holds. Raises BadInput for a number of `own` that is none.

@@ -24,11 +24,18 @@ class Table:
     """Rows under column headings, the first cell of a row being its heading.
 
     Real `<th>` in HTML, aligned columns as text. Raises ValueError for a row with more or fewer
-    cells than there are columns.
+    cells than there are columns. `rest` is a longer table that notebooks fold below it.
     """
 
-    def __init__(self, rows: Iterable[Iterable], columns: Iterable[str], caption: str = ""):
+    def __init__(
+        self,
+        rows: Iterable[Iterable],
+        columns: Iterable[str],
+        caption: str = "",
+        rest: "Table | None" = None,
+    ):
         self.rows, self.columns, self.caption = [list(r) for r in rows], list(columns), caption
+        self.rest = rest
         bad = next((row for row in self.rows if len(row) != len(self.columns)), None)
         if bad is not None:
             raise ValueError(
@@ -70,7 +77,12 @@ class Table:
         head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in self.columns)
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = "".join(map(cells, self.rows))
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        rest = (
+            f"<details><summary>All of it</summary>{self.rest._repr_html_()}</details>"
+            if self.rest
+            else ""
+        )
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
 
 class Figure:

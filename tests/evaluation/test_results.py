@@ -1,5 +1,7 @@
 """What ships of the bench is what notebooks show, and what its rows say."""
 
+import re
+
 import pytest
 
 from lib.evaluation import results
@@ -30,6 +32,43 @@ def test_the_verdicts_have_a_column_for_the_readers_own_run():
     table = results.verdict_table()
     assert [row[0] for row in table.rows] == [str(claim) for claim in range(1, 18)]
     assert table.columns[-1] == "your own run" and {row[-1] for row in table.rows} == {"-"}
+
+
+def test_each_claim_has_one_word_and_one_number_and_the_rest_is_folded():
+    table = results.verdict_table()
+    word = {int(row[0]): row[2] for row in table.rows}
+    assert word[2] == word[3] == "holds" and word[1] == "depends on the measure"
+    number = r"(.* )?(x \d+\.\d\d|[+-]\d\.\d{3})( \(.* to .*\))?|-"
+    assert all(re.fullmatch(number, row[3]) for row in table.rows)
+    assert table.rest.rows == results.verdict_details().rows
+    assert "<details><summary>All of it</summary><table>" in table._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "verdict, word",
+    [
+        ("holds (by itself, not with all 31 at once)", "holds"),
+        (
+            "holds for spread over seeds; no figure in these rows for X",
+            "holds for spread over seeds",
+        ),
+        ("does not hold (the other way round)", "does not hold"),
+        ("no difference (the same within 20%; more, by less than that)", "does not hold"),
+        (
+            "no difference for DINO (the same within 0.02); no difference for CLIP-I",
+            "does not hold",
+        ),
+        ("no difference found (cannot exclude up to 0.02)", "not told apart"),
+        ("no difference for one; no difference found for another", "not told apart"),
+        (
+            "depends on the measure: holds for a step; does not hold for all",
+            "depends on the measure",
+        ),
+        (results.NOT_MEASURED, "not measured"),
+    ],
+)
+def test_a_verdict_in_a_word(verdict, word):
+    assert results.verdict_word(verdict) == word
 
 
 def test_a_missing_or_damaged_file_gets_one_sentence(tmp_path, monkeypatch):
