@@ -89,7 +89,7 @@ def curves(
     if axis.log:
         _make_logarithmic(axes)
     elif all(float(value).is_integer() for line in lines for value in line.xs):
-        axes.xaxis.get_major_locator().set_params(integer=True)  # no quarter is the 1.5th
+        axes.locator_params(axis="x", integer=True)  # no quarter is the 1.5th
     ends = [(line.xs[-1], line.ys[-1], line.name, own[line.name].color) for line in lines]
     label_ends(chart, axes, ends)
     words = "; ".join(map(_line_in_words, lines))
