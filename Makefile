@@ -23,8 +23,13 @@ help:     ## this list
 course: $(READY) ## run notebooks 01 to 05 and write runs/course/report.html
 	@$(RUN) -m lib course $(COURSE_OPTIONS)
 
+# From the project's folder data/ and runs/ can be seen; an upload of photos is one message, of which
+# Jupyter's server takes 10 MiB by default, and drops the connection at more.
+LAB_OPTIONS := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	--ServerApp.tornado_settings="{'websocket_max_message_size': 500000000}"
+
 lab: $(READY) ## open the notebooks in JupyterLab
-	@$(RUN) -m jupyterlab notebooks $(ARGS)
+	@$(RUN) -m jupyterlab $(LAB_OPTIONS) $(ARGS)
 
 notebooks: $(READY) ## write the set-up cell, which all notebooks share, into each of them
 	@$(RUN) -c "from lib.course.set_up_cell import write_set_up_cell; write_set_up_cell()"

@@ -241,6 +241,14 @@ def test_the_readme_tree_is_the_tree():
     assert not unlinked, f"README.md does not link {unlinked}"
 
 
+def test_jupyterlab_shows_data_and_runs_and_takes_a_phones_photos():
+    options = read("Makefile").split("LAB_OPTIONS :=")[1].split("\n\n")[0]
+    assert "--ServerApp.root_dir=." in options and "default_url=/lab/tree/notebooks" in options
+    [size] = re.findall(r"'websocket_max_message_size': (\d+)", options)
+    assert int(size) >= 100 * 2**20, "a dozen photos are one message"
+    assert "$(LAB_OPTIONS)" in read("Makefile").split("\nlab:")[1].split("\n\n")[0]
+
+
 def test_the_readme_names_targets_that_exist():
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     assert {"course", "lab", "test", "bench", "pocket", "clean"} <= targets
