@@ -12,6 +12,9 @@ os.environ.setdefault(
 import pytest
 import torch
 
+# Threads decide the order of sums, and bits are compared here: they do not follow what else runs.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
 ROOT = Path(__file__).resolve().parent.parent
 # Where the pocket base attends, at each place, to the start of the prompt alone.
 LONE = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"

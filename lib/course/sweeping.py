@@ -344,7 +344,9 @@ def run_sweep(
         jobs = [job | found_paths(job, Path.cwd()) for job in jobs]
     count = int(workers)
     if count > 1:  # together they get the processor's cores, not each all of them
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        from lib.models.devices import available_processors  # late: brings in torch
+
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(available_processors() / count))))
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         try:
             rows = sweep(jobs, work, output, pool, say=partial(print, flush=True))

@@ -50,7 +50,13 @@ from lib.config import bucket
 from lib.files import BadInput
 from lib.models.base_files import check_parts, locate
 from lib.models.base_weights import open_base_weights
-from lib.models.devices import DTYPES, fast_arithmetic, keep_freed_memory, reclaim
+from lib.models.devices import (
+    DTYPES,
+    fast_arithmetic,
+    keep_freed_memory,
+    reclaim,
+    use_fair_threads,
+)
 from lib.models.families import Family, config_folder, family_of
 from lib.models.pipeline import check_fit, read_pipeline, set_prediction
 from lib.models.single_file import read_single_file
@@ -405,6 +411,7 @@ def load_base(name: str = "pocket", device: str | torch.device | None = None) ->
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_freed_memory()
+        use_fair_threads()
     pipe = read_pipeline(path, family, device)
     check_fit(pipe, family, path)
     pipe.scheduler = family.sampling_scheduler(pipe.scheduler.config)

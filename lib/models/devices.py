@@ -2,8 +2,12 @@
 
 import ctypes
 import gc
+import math
+import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -116,3 +120,116 @@ def free_memory() -> int:
         return min(free, limit - used + int(stat["inactive_file"]))  # cached files give way
     except (OSError, ValueError, KeyError):  # no limit, or none of that kind
         return free
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def processor_quota(root: Path = CGROUPS, groups: str = "/proc/self/cgroup") -> float:
+    """Processors that the control group may use at once, infinity where there is no limit.
+
+    Of version 2 (`cpu.max`, here or in a group above) or 1 (`cpu.cfs_quota_us`).
+    """
+    try:
+        lines = Path(groups).read_text("ascii", "replace").splitlines()
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the group's own path may not be there: its root is the group's.
+        own = [controllers, "cpu"] if controllers else [""]
+        for folder in (root / name / group.lstrip("/") for name in own):
+            inside = (each for each in (folder, *folder.parents) if each.is_relative_to(root))
+            quotas += map(_quota_of, inside)
+    return min(quotas)
+
+
+def _quota_of(folder: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((folder / n).read_text("ascii") for n in names).split()
+            return float(quota) / float(period) if float(quota) > 0 else math.inf
+        except (OSError, ValueError):  # none of that kind, or "max": no limit
+            continue
+    return math.inf
+
+
+def available_processors() -> float:
+    """Processors that this process may use: its affinity and the quota of its control group."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), processor_quota())
+    return min(os.cpu_count() or 1, processor_quota())
+
+
+def idle_processors(seconds: float = 0.1) -> float:
+    """How many of the processors that this process may run on are idle, for so many `seconds`."""
+    import psutil
+
+    busy = psutil.cpu_percent(seconds, percpu=True)
+    if hasattr(os, "sched_getaffinity"):
+        busy = [busy[k] for k in os.sched_getaffinity(0) if k < len(busy)]
+    return sum(1 - share / 100 for share in busy)
+
+
+def fair_threads() -> int:
+    """Threads that make torch fast here and now, at least one.
+
+    As many as processors are idle: a thread more waits in every operation for a processor that
+    another program has, and all others wait for it (on two cores, beside one busy program, a step
+    of two threads took forty times that of one). `OMP_NUM_THREADS` counts where it is set.
+    """
+    most = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or most == 1:
+        return most
+    given = min(most, math.floor(available_processors()))
+    # Something always runs for a moment; a third of a processor is as good as a whole one.
+    return max(1, min(given, math.floor(idle_processors() + 1 / 3))) if given > 1 else 1
+
+
+class Threads:
+    """How many threads torch works with on the processor, and who said so.
+
+    `most`: what it had before it was given fewer here, or was given by somebody else since.
+    """
+
+    most = 0
+    ours = 0
+    held = False  # by a training, whose sums depend on the order that threads add in
+
+
+def use_fair_threads(always: bool = False) -> int:
+    """Give torch `fair_threads`, unless a training goes on (or `always`). Returns how many it has.
+
+    What somebody else has set since is the most that it gets.
+    """
+    if Threads.held and not always:
+        return torch.get_num_threads()
+    if torch.get_num_threads() != Threads.ours:
+        Threads.most = torch.get_num_threads()
+    torch.set_num_threads(Threads.most)
+    Threads.ours = fair_threads()
+    torch.set_num_threads(Threads.ours)
+    return Threads.ours
+
+
+@contextmanager
+def held_threads(count: int | None = None) -> Iterator[None]:
+    """Within the block torch keeps `count` threads, or those that are fair as it begins.
+
+    Bits depend on their number: an interrupted training goes on with as many as it had.
+    """
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    else:
+        use_fair_threads()
+    Threads.held, outer = True, Threads.held
+    try:
+        yield
+    finally:
+        Threads.held = outer
+        if count:
+            torch.set_num_threads(before)

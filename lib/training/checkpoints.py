@@ -42,6 +42,16 @@ WRITING_SHARE = 0.04  # of the training's time that writing them may take
 DAMAGED = (OSError, KeyError, TypeError, AttributeError, SafetensorError, BadInput)
 
 
+def recorded_threads(run: Path) -> int | None:
+    """The threads that the last checkpoint of a run was made with, None where nothing says so."""
+    for folder in sorted((run / "checkpoint").glob("step_*"), reverse=True):
+        try:
+            return int(read_json(folder / "state.json")["threads"])
+        except DAMAGED:  # or older
+            continue
+    return None
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint that was read, on the CPU: state.json, weights, and the optimizer's tensors."""
 
@@ -115,6 +125,7 @@ class Checkpoints:
                     "rows": log.rows,
                     "peak": peak,
                     "peak_cuda": clock.peak,
+                    "threads": torch.get_num_threads(),
                     "sha256": _save_tensors(step, unfinished),
                 }
                 write_json(unfinished / "state.json", state | {"own": digest(state)})

@@ -26,10 +26,11 @@ from lib.dataset.imagefolder import Dataset, Item, load_dataset, read_record
 from lib.files import BadInput, say, write_json
 from lib.memory.ladder import step_down
 from lib.models import Base, load_base, out_of_memory, reclaim
+from lib.models.devices import held_threads
 from lib.step import Step, save_weights, tuned_parts
 from lib.step.quantization import supported_settings
 from lib.training.batches import Cached, batches, cache_latents, gather, prior_items, repeated
-from lib.training.checkpoints import Checkpoints, restore
+from lib.training.checkpoints import Checkpoints, recorded_threads, restore
 from lib.training.kept_steps import tell_kept
 from lib.training.recipe_choice import (
     PeakMeter,
@@ -43,7 +44,7 @@ from lib.training.run_folder import (
     inspect_run_folder,
     lock_run_folder,
 )
-from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, State, metrics
+from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, Pace, State, metrics
 from lib.training.samples import draw_samples, memory_suffices, read_samples
 
 MEASURED = "what is measured along the way"  # said where memory does not suffice for a watcher
@@ -106,11 +107,13 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
         recipe = choose_recipe(supported_settings(settings, base.device), base)
         if found == "new":
             create_run_folder(run, settings)
-        training = prepare(settings, base, dataset, run, watchers)
-        if base.device.type == "cuda" and dtype_to_train(recipe):
-            reload_trained_parts(base, recipe)
-        with ctrl_c_stops(training.state):
-            return run_within_memory(recipe, training)
+        # Sums depend on the threads that they are taken in.
+        with held_threads(recorded_threads(run) if found == "interrupted" else None):
+            training = prepare(settings, base, dataset, run, watchers)
+            if base.device.type == "cuda" and dtype_to_train(recipe):
+                reload_trained_parts(base, recipe)
+            with ctrl_c_stops(training.state):
+                return run_within_memory(recipe, training)
 
 
 def check_texts(base: Base, dataset: Dataset, prior: Sequence[Item]) -> None:
@@ -199,6 +202,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
     step = Step(base, settings)  # the switch: which weights train
     clock, meter = Clock(base.device), PeakMeter(settings, base.device)
     log = begin(step, training, clock, meter)
+    pace = Pace(clock)
     shapes = [[mean.shape[1:] for mean in cache.means] for cache in training.caches]
     # The same for whatever trains; the batches that were seen before an interruption are passed by.
     stream = islice(batches(settings, shapes), step.taken, None)
@@ -213,6 +217,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
+                    pace.look(exact=settings.save_every > 0)
                 if settings.sample_every and step.taken % settings.sample_every == 0:
                     add_samples(step, training)
                 # Those that memory does not suffice for are left out from here on.

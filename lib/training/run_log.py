@@ -6,15 +6,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from lib.config import Settings
 from lib.files import say
-from lib.models.devices import device_name, resident_bytes, versions
+from lib.models.devices import device_name, resident_bytes, use_fair_threads, versions
 
 READ_EVERY = 10  # steps between reading losses off the device
+PACE_STEPS = 10  # whose median is compared with that of the first
+SEVERAL_TIMES = 3.0
 SAY_EVERY = 50  # steps between progress lines
 
 # What a run may end up with otherwise than its settings ask for: where the device cannot do it, or
@@ -115,6 +118,45 @@ class Clock:
         steps = [after - before for before, after in zip([0.0, *self.ends], self.ends)]
         settled = sorted(steps[2:] or steps)
         return settled[len(settled) // 2]
+
+
+class Pace:
+    """Notices when steps turn several times slower than the first ones of this `Clock` were."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.begun, self.told = clock, len(clock.ends), False
+
+    def slower(self) -> float:
+        """How many times longer the last ten steps take than the first ten; 1 until there are.
+
+        By the medians; the first two, which are slow, do not count.
+        """
+        ends = self.clock.ends[self.begun :]
+        if len(ends) < 2 * PACE_STEPS + 3:
+            return 1.0
+        steps = [after - before for before, after in zip(ends, ends[1:])][1:]
+        return median(steps[-PACE_STEPS:]) / median(steps[:PACE_STEPS])
+
+    def look(self, exact: bool) -> None:
+        """Say so once, and what helps. Where no resume has to be `exact`, threads give way too."""
+        times = self.slower()
+        if self.told or self.clock.cuda or times < SEVERAL_TIMES:
+            return
+        self.told = True
+        before = torch.get_num_threads()
+        now = before if exact else use_fair_threads(always=True)
+        helps = "it helps to stop those"
+        if now < before:
+            helps = f"going on with {now} of {before} threads"
+        elif before > 1:
+            helps += (
+                ", or to stop this training and begin a new one with OMP_NUM_THREADS=1 (the threads"
+                f" of this one, {before}, stay, so that a resume is exact)"
+            )
+        say(
+            f"steps take {times:.0f} times as long as the first ones, as other programs want the"
+            f" processor: {helps}."
+        )
 
 
 class Log:
@@ -257,4 +299,5 @@ def metrics(
         },
         "versions": versions(),
         "device": device_name(device),
+        "threads": torch.get_num_threads(),
     }
