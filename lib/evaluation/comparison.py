@@ -41,7 +41,7 @@ from lib.evaluation.judge import Judge, load_judge
 from lib.files import BadInput, read_json
 from lib.files.whole_writes import size_of
 from lib.models import Base, load_base, open_base_weights
-from lib.models.compatibility import check_compatible
+from lib.models.compatibility import check_compatible, check_unchanged
 from lib.step import load_run
 
 WEIGHTS = {"lora": "adapter.safetensors", "dreambooth": "unet/diffusion_pytorch_model.safetensors"}
@@ -114,11 +114,12 @@ def _check_weights(path: Path) -> None:
 
 def same_ground(runs: Sequence[Run]) -> Dataset:
     """The data set that all runs share; raises BadInput if they were trained on different data or
-    base models, or it was changed since.
+    base models, or one of these was changed since.
     """
     data = [load_dataset(run.settings["data"]) for run in runs]
     records = [(dataset.root / "dataset.json").read_bytes() for dataset in data]
     for run, record in zip(runs, records):
+        check_unchanged(run.folder, open_base_weights(run.settings["base"]))
         if run.metrics.get("data_sha256") not in (None, hashlib.sha256(record).hexdigest()):
             raise BadInput(
                 f"The data set {run.settings['data']} was changed after {run.folder} was trained on"

@@ -78,6 +78,20 @@ def check_base(
         )
 
 
+def check_unchanged(run: str | Path, base: BaseWeights) -> None:
+    """Raise BadInput if the base that `run` was trained on has other weights by now.
+
+    A run that does not say what it was trained on passes.
+    """
+    fingerprint = trained_on(run).get(FINGERPRINT)
+    if fingerprint and fingerprint != base.fingerprint():
+        raise BadInput(
+            f"The run {run} was trained on other weights of '{base.name}' ({fingerprint}) than lie"
+            f" there now ({base.fingerprint()}), and means nothing on these: bring those back, or"
+            " train the run again."
+        )
+
+
 def trained_on(run: str | Path | None) -> dict[str, Any]:
     """What a run folder says of its base, in the header's words: name and fingerprint.
 

@@ -13,8 +13,9 @@ import torch
 from lib.config import Settings
 from lib.files import BadInput, read_json, whole_folder
 from lib.files.whole_writes import whole_file
-from lib.models import Base, load_base
+from lib.models import Base, load_base, open_base_weights
 from lib.models.base_files import WEIGHT_PARTS
+from lib.models.compatibility import check_unchanged
 from lib.models.families import FAMILIES
 from lib.step.methods import tuned_parts
 
@@ -93,11 +94,14 @@ def load_run(run: Path | str, base: Base | None = None) -> Base:
     """A base model with a run's weights in it, ready to generate; `base` is changed in place.
 
     Without `base` the run's own is loaded. Raises BadInput if the folder is no finished run, its
-    weights are missing or broken, or it was trained on another family than `base`.
+    weights are missing or broken, it was trained on another family than `base`, or on weights that
+    its own base has no more.
     """
     run = Path(run)
     settings = Settings.load(run / "settings.json")
-    base = base or load_base(settings.base)
+    if base is None:
+        check_unchanged(run, open_base_weights(settings.base))
+        base = load_base(settings.base)
     metrics = run / "metrics.json"
     trained_on = read_json(metrics).get("family") if metrics.is_file() else None
     if trained_on and trained_on != base.family.name:

@@ -21,7 +21,9 @@ from lib.dataset.imagefolder import Dataset
 from lib.files import BadInput, read_json, say
 from lib.files.paths import fitting_name
 from lib.files.whole_writes import file_hash
+from lib.models import open_base_weights
 from lib.models.base_files import WEIGHT_PARTS
+from lib.models.compatibility import FINGERPRINT, trained_on
 from lib.step.run_weights import ADAPTER, weight_bytes
 from lib.training.batches import prior_items
 from lib.training.kept_steps import KEPT
@@ -125,8 +127,18 @@ def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, str]
     complete = measured.get("file_bytes") == weight_bytes(run) > 0
     same_data = measured.get("data_sha256") == data_hash(dataset)
     if complete and same_data and not measured.get("stopped_early"):
-        return run, "finished"
+        return run, "finished" if _is_of_this_base(run, settings.base) else "new"
     return run, "interrupted" if _has_checkpoint(run) else "new"
+
+
+def _is_of_this_base(run: Path, base: str) -> bool:
+    """Whether a finished run was trained on the weights that its base has now, as far as both say:
+    a base that is not here is not needed to return what was made of it.
+    """
+    with suppress(BadInput):
+        weights = open_base_weights(base)
+        return trained_on(run).get(FINGERPRINT) in (None, weights.fingerprint())
+    return True
 
 
 def check_class_images(settings: Settings, dataset: Dataset) -> None:
