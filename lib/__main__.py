@@ -16,6 +16,7 @@ import typer
 from lib.course import data_commands
 from lib.course.data_commands import Out, Source
 from lib.files import BadInput, printable
+from lib.files.quiet import quieten
 
 if TYPE_CHECKING:
     from lib.convert.readers import Written
@@ -226,25 +227,29 @@ def import_(
 
 @app.command()
 def merge(
-    sources: Annotated[
-        list[str], typer.Argument(help="runs, files or folders; FILE=0.6 gives a weight")
-    ],
     out: Out,
     to: ModelForm,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="runs, files or folders; FILE=0.6 gives a weight; none: the bare base"),
+    ] = None,
     base: Base = None,
     title: Title = None,
     other_base: OtherBase = False,
 ) -> None:
     """Write LoRAs into the weights of their base.
 
+    Without any it writes the base that --base names as it is, such as a folder as one file.
+
     \b
     python -m lib merge runs/course/lora --to checkpoint --out robot.safetensors
     python -m lib merge runs/course/lora other.safetensors=0.6 \\
         --to checkpoint --out both.safetensors
+    python -m lib merge --base path/to/folder --to checkpoint --out base.safetensors
     """
     from lib.convert import exporting, merging, verification
 
-    paths, weights = _with_weights(sources)
+    paths, weights = _with_weights(sources or [])
     model = merging.whole_model(paths, weights, base, other_base)
     done = merging.write_model(model, to, out, title)
     print(*done.lines(), sep="\n")
@@ -410,6 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
     0, or 1 after one sentence on standard error, or 130 after an interrupt.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    quieten()
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character, or a name be none
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

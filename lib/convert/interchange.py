@@ -36,6 +36,7 @@ from lib.convert.merging import (
 from lib.convert.readers import Written
 from lib.files import BadInput, write_json
 from lib.files.safetensors_file import save_weights_file
+from lib.files.text import progress_lines
 from lib.models import open_base_weights, preset
 from lib.models.compatibility import check_compatible
 
@@ -87,8 +88,9 @@ def extract(
     """The adapter of `rank`, alpha the same, in a DreamBooth run's tuned parts against its base.
 
     A layer smaller than `rank` keeps all that it has. `progress(done, total)` is called after each
-    weight. Raises BadInput if the run has no tuned parts, or they do not fit the base, or nothing
-    was changed, and, unless `other_base`, if it was trained on another base.
+    weight, by default to print how far it is. Raises BadInput if the run has no tuned parts, or
+    they do not fit the base, or nothing was changed, and, unless `other_base`, if it was trained
+    on another base.
     """
     if not 1 <= rank <= 1024:
         raise BadInput(f"The rank is {rank}, outside 1 to 1024: choose one in that range.")
@@ -99,6 +101,7 @@ def extract(
     shares: dict[str, float] = {}
     retained = in_layers = in_all = 0.0
     names = [(part, name) for part in tuned.tuned for name in tuned.shapes[part]]
+    progress = progress or progress_lines(f"extracting from {run}")
     for done, (part, name) in enumerate(names, 1):
         change = tuned.read(part, name).float() - plain.read(part, name).float()
         size, layer_name = change.square().sum().item(), name.removesuffix(".weight")
@@ -109,8 +112,7 @@ def extract(
             retained += share * size
             layers.setdefault(part, {})[layer_name] = layer
             shares[f"{part}.{layer_name}"] = share
-        if progress:
-            progress(done, len(names))
+        progress(done, len(names))
     if not in_layers:
         raise BadInput(
             f"{run} has the weights of '{plain.name}' unchanged: there is nothing to extract; check"

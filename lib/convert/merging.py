@@ -8,6 +8,7 @@ A merged weight is W + (alpha / rank) up down, in fp16. It is written here and n
 is in memory, so that a checkpoint of any size passes.
 """
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from lib.convert.exporting import (
 from lib.convert.readers import Readers, Written, checkpoint_readers, folder_readers
 from lib.files import BadInput, read_json, whole_folder, write_json
 from lib.files.safetensors_file import write_weights
+from lib.files.text import progress_lines
 from lib.files.whole_writes import size_of, unwritable_refused
 from lib.models import BaseWeights, open_base_weights
 from lib.models.base_files import TRAINABLE_PARTS
@@ -92,13 +94,18 @@ def whole_model(
 ) -> Model:
     """The `Model` of a DreamBooth run, or of LoRAs with a weight each, as in `merge`.
 
-    Raises BadInput if the sources cannot be put together or do not fit the base.
+    Of no sources it is the bare `base`. Raises BadInput if the sources cannot be put together or
+    do not fit the base.
     """
     weights = [1.0] * len(sources) if weights is None else list(weights)
     if len(weights) != len(sources):
         raise BadInput(
             f"There are {len(weights)} weights for {len(sources)} adapters: give one for each."
         )
+    if not sources:
+        if base is None:
+            raise BadInput("Nothing is named: name LoRAs, or with --base the model to write bare.")
+        return Model(open_base_weights(base), [], {}, "")
     first = sources[0]
     facts = run_facts(first)
     if not isinstance(first, Adapter) and facts.get("settings", {}).get("method") == "dreambooth":
@@ -129,12 +136,13 @@ def write_model(model: Model, to: str, out: str | Path, title: str | None = None
     base_weights = model.base_weights
     # The header is of the base itself: a tuned base_weights has other weights.
     texts = model_texts(open_base_weights(base_weights.name), model.facts, title or out.stem)
-    texts |= {"modelspec.merged_from": model.merged_from}
+    texts |= {"modelspec.merged_from": model.merged_from} if model.merged_from else {}
     texts = public_texts(texts)
     # Kohya's hashes are for LoRAs.
     texts |= {key: text for key, text in CONTENT_HASHES.items() if not key.startswith("sshs_")}
     write = _write_file if to == "checkpoint" else _write_folder
-    readers = write(out, base_weights, merged_reader(base_weights, model.adapters), texts)
+    read = _telling(merged_reader(base_weights, model.adapters), out, base_weights)
+    readers = write(out, base_weights, read, texts)
     seconds = time.perf_counter() - started
     count = len(next(iter(readers.values()))[0])
     changed = {(part, name) for part in base_weights.tuned for name in base_weights.shapes[part]}
@@ -160,6 +168,19 @@ def merged_reader(
         return merged_weight(tensor, layers) if layers else tensor
 
     return read
+
+
+def _telling(read: Reader, out: Path, base_weights: BaseWeights) -> Reader:
+    """The same reader, which prints how far the writing is where that takes long."""
+    tell, total = progress_lines(f"writing {out.name}"), sum(map(len, base_weights.shapes.values()))
+    done = itertools.count(1)
+
+    def told(part: str, name: str) -> torch.Tensor:
+        tensor = read(part, name)
+        tell(next(done), total)
+        return tensor
+
+    return told
 
 
 def merged_weight(tensor: torch.Tensor, layers: Sequence[tuple[Layer, float]]) -> torch.Tensor:

@@ -241,7 +241,9 @@ def unfilled_model(part: str, base_weights: BaseWeights, dtype: torch.dtype = to
     For looking at an adapter's weights alone. They are read in the model's `dtype`: in float32
     those of fp16, bf16 and fp32 are what they were.
     """
-    return skeleton(base_weights.configurations(), part).to(dtype).to_empty(device="cpu")
+    model = skeleton(base_weights.configurations(), part)
+    model = model.half() if dtype == torch.half else model.float()
+    return model.to_empty(device="cpu")
 
 
 def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:

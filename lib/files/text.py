@@ -2,8 +2,9 @@
 
 import os
 import sys
+import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
@@ -34,6 +35,25 @@ def say(text: str) -> None:
     if not writable(text, encoding):
         text = text.encode(encoding, "replace").decode(encoding)
     print(f"[stage] {text}", flush=True)
+
+
+def progress_lines(what: str, every: float = 5.0) -> Callable[[int, int], None]:
+    """A function (done, total) that prints how far work is, at most each `every` seconds.
+
+    On standard error, for what a command prints is its result; nothing where it is quick.
+    """
+    started = last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every:
+            return
+        last, spent = now, now - started
+        left = f"{clock(spent)} elapsed, about {clock(spent * (total - done) / done)} left"
+        print(f"{what}: {done} of {total}, {left}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def clock(seconds: float) -> str:
