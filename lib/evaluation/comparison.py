@@ -119,7 +119,6 @@ def same_ground(runs: Sequence[Run]) -> Dataset:
     data = [load_dataset(run.settings["data"]) for run in runs]
     records = [(dataset.root / "dataset.json").read_bytes() for dataset in data]
     for run, record in zip(runs, records):
-        check_unchanged(run.folder, open_base_weights(run.settings["base"]))
         if run.metrics.get("data_sha256") not in (None, hashlib.sha256(record).hexdigest()):
             raise BadInput(
                 f"The data set {run.settings['data']} was changed after {run.folder} was trained on"
@@ -135,6 +134,8 @@ def same_ground(runs: Sequence[Run]) -> Dataset:
                     " so their scores cannot be compared: train both with the same"
                     f" `{what.split()[0]}`."
                 )
+    for run in runs:
+        check_unchanged(run.folder, open_base_weights(run.settings["base"]))
     return data[0]
 
 
