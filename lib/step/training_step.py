@@ -55,18 +55,46 @@ def fused_attention_layers(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     ]
 
 
-def passes(inputs: StepInputs, settings: Settings) -> list[tuple[StepInputs, int]]:
-    """The parts of a batch that a step takes one after the other, as `accumulate` says.
+@dataclass(frozen=True)
+class Share:
+    """What a process does of each step: its rows of the batch, where it is one of several.
+
+    rank: which of `count` it is, from 0.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum tensors over all processes, in place."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is done within ends in all processes or in none."""
+        yield
+
+    def rows(self, size: int) -> tuple[int, int]:
+        """Its first of `size` instance images, and the first that is not its own."""
+        return size * self.rank // self.count, size * (self.rank + 1) // self.count
+
+
+def passes(
+    inputs: StepInputs, settings: Settings, share: Share = Share()
+) -> list[tuple[StepInputs, int]]:
+    """The parts of its share of a batch that a process takes one after the other (`accumulate`).
 
     Each with how many instance images it has; as many rows of what stands behind these follow.
     """
-    count, size = settings.accumulate, settings.batch_size
-    if count == 1:
+    size = settings.batch_size
+    start, stop = share.rows(size)
+    own = stop - start
+    count = min(settings.accumulate, own)
+    if count == share.count == 1:
         return [(inputs, size)]
-    bounds = [size * k // count for k in range(count + 1)]
+    bounds = [start + own * k // count for k in range(count + 1)]
     return [
-        (rows_of(inputs, start, stop, size), stop - start)
-        for start, stop in zip(bounds, bounds[1:])
+        (rows_of(inputs, first, last, size), last - first)
+        for first, last in zip(bounds, bounds[1:])
     ]
 
 
@@ -117,7 +145,14 @@ class Step:
     - taken: steps so far
     """
 
-    def __init__(self, base: Base, settings: Settings, rules: DeviceRules = DeviceRules()):
+    def __init__(
+        self,
+        base: Base,
+        settings: Settings,
+        rules: DeviceRules = DeviceRules(),
+        share: Share = Share(),
+    ):
+        self.share = share
         self.base = base
         self.settings = settings
         self.rules = rules
@@ -142,7 +177,7 @@ class Step:
         pulled = anchors(self.named_weights(), settings)
         self.optimizer = Optimizer(self.weights, shares, settings, base.device, pulled)
         self.optimizer.scale = self.scale
-        self.graphed = can_capture(settings, base.device)
+        self.graphed = share.count == 1 and can_capture(settings, base.device)
         self.run: Callable[..., torch.Tensor] = self.take_step
         if self.graphed:
             self.run = GraphedStep(
@@ -242,13 +277,31 @@ class Step:
         """A step at learning rate `rate`, kernel by kernel: what `__call__` runs or captures."""
         self.optimizer.rate = rate
         scale = [self.scale.value.clone().reshape(1)] if self.scale else []
-        with self.rules.small_attention(self.small_attention):
-            parts = passes(StepInputs(*inputs), self.settings)
+        with self.share.together(), self.rules.small_attention(self.small_attention):
+            parts = passes(StepInputs(*inputs), self.settings, self.share)
             means, *each = zip(*(self.add_gradients(*part) for part in parts))
-        norm = self.optimizer.step()
-        instance, prior = torch.stack(means).sum(0)
         losses = [loss for kind in each for loss in kind]
-        return torch.cat([torch.stack([instance, prior, norm]), *losses, *scale])
+        numbers = torch.cat([torch.stack(means).sum(0), *losses])
+        if self.share.count > 1:
+            numbers = self.of_all(numbers, len(inputs[0]))
+        norm = self.optimizer.step()
+        return torch.cat([numbers[:2], norm.reshape(1), numbers[2:], *scale])
+
+    def of_all(self, numbers: torch.Tensor, rows: int) -> torch.Tensor:
+        """Add up the gradients of all processes, and their `numbers`: two means, and losses.
+
+        Returns the numbers of the whole batch, [2 + rows].
+        """
+        size = self.settings.batch_size
+        start, stop = self.share.rows(size)
+        own = 2 + stop - start
+        found = numbers.new_zeros(2 + rows)
+        found[:2] = numbers[:2]
+        found[2 + start : 2 + stop] = numbers[2:own]
+        if rows > size:
+            found[2 + size + start : 2 + size + stop] = numbers[own:]
+        self.share.add_up([found, *(w.grad for w in self.weights if w.grad is not None)])
+        return found
 
     def add_gradients(
         self, inputs: StepInputs, instances: int

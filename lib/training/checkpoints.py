@@ -63,10 +63,13 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of the run folder `run`.
 
-    It trains by `settings` on the data set with the `record` of its dataset.json, from `base`.
+    It trains by `settings` on the data set with the `record` of its dataset.json, from `base`, in
+    so many `processes`.
     """
 
-    def __init__(self, run: Path, settings: Settings, record: dict[str, Any], base: Base) -> None:
+    def __init__(
+        self, run: Path, settings: Settings, record: dict[str, Any], base: Base, processes: int = 1
+    ) -> None:
         self.folder, self.every = Path(run) / "checkpoint", settings.save_every
         recipe = asdict(settings).items()
         dtype = str(base.stored_denoiser.dtype).removeprefix("torch.")
@@ -75,6 +78,7 @@ class Checkpoints:
             "settings": {name: v for name, v in recipe if name not in NO_EFFECT_ON_WEIGHTS},
             "device": f"{base.device.type} in {dtype}",
             "base": weights_hash(base),
+            "processes": processes,
             "files": record["files"],
             "subject": record["subject"],
         }
@@ -191,6 +195,12 @@ class Checkpoints:
             raise BadInput(
                 f"{interrupted} on {state['device']}, and {mine['device']} draws other random"
                 f" numbers: go on there, or delete {self.folder} to begin anew."
+            )
+        if (count := state.get("processes", 1)) != mine["processes"]:
+            raise BadInput(
+                f"{interrupted} in {count} process{'es' * (count > 1)}, and {mine['processes']}"
+                f" add up in another order: go on in {count}, or delete {self.folder} to begin"
+                " anew."
             )
         if state["base"] != mine["base"]:
             raise BadInput(

@@ -8,11 +8,12 @@ whichever weights train. The switch is in `Step` (`lib.step.methods.trainable`).
 """
 
 import errno
+import os
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from lib.config import Settings
 from lib.dataset.imagefolder import Dataset, Item, load_dataset, read_record
 from lib.files import BadInput, say, write_json
-from lib.memory.ladder import step_down
+from lib.memory.ladder import recipes, step_down
 from lib.models import Base, load_base, out_of_memory, reclaim
 from lib.models.devices import held_threads
 from lib.step import Step, save_weights, tuned_parts
@@ -32,6 +33,7 @@ from lib.step.quantization import supported_settings
 from lib.training.batches import Cached, batches, cache_latents, gather, prior_items, repeated
 from lib.training.checkpoints import Checkpoints, recorded_threads, restore
 from lib.training.kept_steps import tell_kept
+from lib.training.processes import Processes, joined
 from lib.training.recipe_choice import (
     PeakMeter,
     choose_recipe,
@@ -63,9 +65,10 @@ class Training:
     """What stays the same when memory runs out and a smaller recipe goes on.
 
     `items` are the pictures of each source, instance images first; `caches` their latents and
-    conditions.
+    conditions. Of several `processes` the first alone writes, and has `watchers`.
     """
 
+    processes: Processes
     base: Base
     dataset: Dataset
     run: Path
@@ -90,8 +93,10 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
     was learnt until the last checkpoint is saved then.
     """
     dataset = load_dataset(settings.data)
-    with lock_run_folder(settings.output):
-        run, found = inspect_run_folder(settings, dataset)
+    with joined(settings) as processes, ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(lock_run_folder(settings.output))
+        run, found = processes.of_first(lambda: inspect_run_folder(settings, dataset))
         if found == "finished":
             say(
                 f"{run} has been trained already, by the same settings on the same data: it is"
@@ -100,20 +105,41 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
             # Left where a process was killed at the very end.
             shutil.rmtree(run / "checkpoint", ignore_errors=True)
             return run
-        base = base or load_base(settings.base)
+        base = base or load_base(settings.base, processes.device)
         check_texts(base, dataset, prior_items(settings, dataset))
         base.side = settings.resolution
         _ = base.fingerprint  # metrics.json needs it, when the base's files may have changed
-        recipe = choose_recipe(supported_settings(settings, base.device), base)
+        recipe = choose_for_all(supported_settings(settings, base.device), base, processes)
         if found == "new":
-            create_run_folder(run, settings)
+            processes.of_first(lambda: create_run_folder(run, settings))
         # Sums depend on the threads that they are taken in.
         with held_threads(recorded_threads(run) if found == "interrupted" else None):
-            training = prepare(settings, base, dataset, run, watchers)
+            training = prepare(settings, base, dataset, run, processes)
+            if processes.first:
+                training.watchers.extend(watchers)
             if base.device.type == "cuda" and dtype_to_train(recipe):
                 reload_trained_parts(base, recipe)
-            with ctrl_c_stops(training.state):
+            with ctrl_c_stops(training.state, several=processes.count > 1):
                 return run_within_memory(recipe, training)
+
+
+def choose_for_all(settings: Settings, base: Base, processes: Processes) -> Settings:
+    """The recipe that memory suffices for in every process, each of which takes its part.
+
+    Raises BadInput where there is none.
+    """
+    if processes.count == 1:
+        return choose_recipe(settings, base)
+    rungs = [recipe for recipe, _ in recipes(processes.portion(settings), base.device)]
+    chosen = choose_recipe(rungs[0], base)
+    lowest = rungs[processes.largest(rungs.index(chosen))]
+    if lowest.fused_backward:
+        raise BadInput(
+            "Memory suffices only with weights updated within the backward pass, which several"
+            " processes cannot do: launch one process, or train a LoRA."
+        )
+    passes = max(lowest.accumulate, settings.accumulate)
+    return lowest.replace(batch_size=settings.batch_size, accumulate=passes)
 
 
 def check_texts(base: Base, dataset: Dataset, prior: Sequence[Item]) -> None:
@@ -134,13 +160,15 @@ def check_texts(base: Base, dataset: Dataset, prior: Sequence[Item]) -> None:
 
 
 def prepare(
-    settings: Settings, base: Base, dataset: Dataset, run: Path, watchers: Sequence[Watcher]
+    settings: Settings, base: Base, dataset: Dataset, run: Path, processes: Processes
 ) -> Training:
     """What the loop reads: latents and conditions, encoded once.
 
-    Raises BadInput where memory runs out.
+    Raises BadInput where memory runs out, or the processes see different data or bases.
     """
-    checkpoints = Checkpoints(run, settings, read_record(dataset.root) or {}, base)
+    record = read_record(dataset.root) or {}
+    checkpoints = Checkpoints(run, settings, record, base, processes.count)
+    processes.check_same("settings, photos, base models or devices", checkpoints.about)
     prior = prior_items(settings, dataset)
     say(f"caching the latents of {len(dataset.train)} instance and {len(prior)} class images")
     items = [repeated(some) for some in (dataset.train, prior) if some]
@@ -154,7 +182,7 @@ def prepare(
             " first step: free memory that other programs hold, or lower the resolution."
         ) from error
     state = State(settings.steps)
-    return Training(base, dataset, run, items, caches, checkpoints, state, list(watchers))
+    return Training(processes, base, dataset, run, items, caches, checkpoints, state, [])
 
 
 def run_within_memory(recipe: Settings, training: Training) -> Path:
@@ -177,11 +205,17 @@ def run_within_memory(recipe: Settings, training: Training) -> Path:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            if training.processes.count > 1 and not isinstance(error, MemoryError):
+                raise BadInput(
+                    f"Memory ran out at step {state.step + 1} in one of several processes, after"
+                    " its pass: set optimizer to 'adamw8bit' or weights to 'bf16', or free memory,"
+                    " and train again by the same settings to go on."
+                ) from error
         # Only here, where the error is gone, is the failed step's memory free for what `step_down`
         # tries out.
         reclaim(base.device)
         lower = step_down(recipe, base.device)
-        if lower is None:
+        if lower is None or lower[0].fused_backward and training.processes.count > 1:
             raise BadInput(
                 f"Memory ran out at step {state.step + 1}, and no smaller recipe is left: lower"
                 f" batch_size ({recipe.batch_size}), or free memory that other programs hold"
@@ -197,10 +231,12 @@ def run_within_memory(recipe: Settings, training: Training) -> Path:
 def run_steps(settings: Settings, training: Training) -> Path:
     """The loop: from the last checkpoint, or the beginning, to the end."""
     base, state, checkpoints = training.base, training.state, training.checkpoints
+    processes = training.processes
     tuned = tuned_parts(base, settings)
     base.offload(tuned)
-    step = Step(base, settings)  # the switch: which weights train
-    clock, meter = Clock(base.device), PeakMeter(settings, base.device)
+    with processes.together():
+        step = Step(base, settings, share=processes)  # the switch: which weights train
+    clock, meter = Clock(base.device), PeakMeter(processes.portion(settings), base.device)
     log = begin(step, training, clock, meter)
     pace = Pace(clock)
     shapes = [[mean.shape[1:] for mean in cache.means] for cache in training.caches]
@@ -209,7 +245,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
     train_steps, watchers = step.scheduler.config.num_train_timesteps, training.watchers
     try:
         with log.file:
-            while step.taken < settings.steps and not state.stopping:
+            while step.taken < settings.steps and not processes.largest(state.stopping):
                 batch = next(stream)
                 with clock, meter.during(step, batch.noise.numel(), training.caches):
                     numbers = step(*gather(base, training.caches, batch, train_steps))
@@ -218,7 +254,8 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
                     pace.look(exact=settings.save_every > 0)
-                if settings.sample_every and step.taken % settings.sample_every == 0:
+                due = settings.sample_every and step.taken % settings.sample_every == 0
+                if due and processes.first:
                     add_samples(step, training)
                 # Those that memory does not suffice for are left out from here on.
                 watchers = [
@@ -226,15 +263,16 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 ]
                 base.offload(tuned)
                 # Last of all: what was drawn and measured until then is complete.
-                if checkpoints.due(step.taken, clock):
+                if processes.first and checkpoints.due(step.taken, clock):
                     log.flush()
                     checkpoints.write(step, log, clock, meter.peak)
             log.flush()
-            if step.taken < settings.steps:
+            if step.taken < settings.steps and processes.first:
                 written = checkpoints.every and checkpoints.write(step, log, clock, meter.peak)
                 say_stopped(step, training, bool(written))
     except NotFinite as error:
-        raise NotFinite(f"{error} {save_last_good(step, training)}") from None
+        saved = processes.of_first(lambda: save_last_good(step, training))
+        raise NotFinite(f"{error} {saved}") from None
     return finish(step, training, clock, meter)
 
 
@@ -259,13 +297,15 @@ def begin(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Log
     state.losses = [row["loss"] for row in rows]
     state.skipped = sum(row.get("skipped", False) for row in rows)
     for path in (training.run / "samples").glob("step_*_*.png"):
-        if int(path.stem.split("_")[1]) > step.taken:
+        if training.processes.first and int(path.stem.split("_")[1]) > step.taken:
             path.unlink()  # it will be drawn again
     state.samples = read_samples(training.run)
     if state.stopping and not step.taken:  # Ctrl-C in the step for which memory did not suffice
         raise KeyboardInterrupt
     names = [[item.path.name for item in some] for some in training.items]
-    return Log(training.run / "log.jsonl", step.settings, state, clock, names, rows)
+    training.processes.check_same("checkpoints", step.taken)
+    path = training.run / "log.jsonl" if training.processes.first else Path(os.devnull)
+    return Log(path, step.settings, state, clock, names, rows)
 
 
 def add_samples(step: Step, training: Training) -> None:
@@ -299,12 +339,15 @@ def finish(step: Step, training: Training, clock: Clock, meter: PeakMeter) -> Pa
     """Save the weights and what was measured. Returns the run folder."""
     base, run, settings = training.base, training.run, step.settings
     step.close()
+    if not training.processes.first:
+        return run
     measured = {
         "data_sha256": data_hash(training.dataset),
         "family": base.family.name,
         "base_fingerprint": base.fingerprint,
         "file_bytes": save_weights(base, settings, run),
         "trainable_parameters": sum(w.numel() for w in step.weights),
+        "processes": training.processes.count,
     }
     if step.scale:
         measured["skipped_steps"] = training.state.skipped
@@ -337,10 +380,11 @@ def save_last_good(step: Step, training: Training) -> str:
 
 
 @contextmanager
-def ctrl_c_stops(state: State) -> Iterator[None]:
+def ctrl_c_stops(state: State, several: bool = False) -> Iterator[None]:
     """Let Ctrl-C (a notebook's stop button) end the training after the current step.
 
-    A second one, or one before any step, ends it at once.
+    A second one, or one before any step, ends it at once. `several` processes end after the step
+    too when their launcher is stopped, which tells each of them to terminate.
     """
 
     def stop(*_: Any) -> None:
@@ -352,8 +396,11 @@ def ctrl_c_stops(state: State) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, stop)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, stop)}
+    if several:
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: state.stop())
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
