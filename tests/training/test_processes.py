@@ -118,9 +118,14 @@ def test_two_processes_give_the_numbers_of_one(make, tmp_path):
         close = 2e-2 if name == "fp16" else 1e-5
         for (_, *ours), (_, *theirs) in zip(losses(run[name]), losses(one), strict=True):
             assert ours == pytest.approx(theirs, rel=close, abs=1e-8), name
-        theirs = weights(one)
-        for key, found in weights(run[name]).items() if name != "fp16" else ():
-            assert torch.allclose(found, theirs[key], rtol=1e-2, atol=1e-4), (name, key)
+        if name == "fp16":
+            continue
+        # Together: where a gradient is rounding alone, AdamW makes a step of whole size of it.
+        ours, theirs = (
+            torch.cat([t.flatten().float() for t in found.values()])
+            for found in (weights(run[name]), weights(one))
+        )
+        assert (ours - theirs).norm() < 2e-3 * theirs.norm(), name
     assert same(run["cut"], run["whole"]), "stopped in both, it goes on in both, bit for bit"
     assert len(list((run["whole"] / "samples").glob("*.png"))) == 8, "one process draws"
     measured = json.loads((run["short"] / "metrics.json").read_text())
