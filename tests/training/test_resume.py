@@ -637,7 +637,7 @@ def test_what_the_step_down_tries_out_finds_the_failed_steps_memory_free(make, m
     )
     with pytest.raises(BadInput, match="no smaller recipe is left"):
         loop.train(make(optimizer="adamw8bit"))
-    assert tried == [None] * 4 and len(steps) == 4
+    assert tried == [None] * 5 and len(steps) == 5
 
 
 def test_memory_that_does_not_suffice_for_samples_costs_the_samples_alone(
