@@ -278,7 +278,7 @@ def extract(
 
     exporting.check_output(to, out, exporting.ADAPTER_FORMS)  # before what takes minutes
     adapter, retained = interchange.extract(source, rank, base, other_base=other_base)
-    done = exporting.export_lora(adapter, to, out, base, title)
+    done = exporting.export_lora(adapter, to, out, base, title, other_base)
     print(
         f"rank {rank} keeps {retained.of_layers:.1%} of the layers' change (sum of S^2),"
         f" {retained.of_all:.1%} of all weights'",

@@ -448,7 +448,7 @@ def test_a_run_is_refused_on_another_base_until_asked_for(make, method, tmp_path
 
         def extracted(base, **options):
             adapter, _ = extract(str(run), 2, base=str(base), **options)
-            return export(adapter, "kohya", out, base=str(base))
+            return export(adapter, "kohya", out, base=str(base), **options)
 
         ways.append(extracted)
     for way in ways:
