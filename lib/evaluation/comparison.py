@@ -134,8 +134,9 @@ def same_ground(runs: Sequence[Run]) -> Dataset:
                     " so their scores cannot be compared: train both with the same"
                     f" `{what.split()[0]}`."
                 )
+    base = open_base_weights(runs[0].settings["base"])
     for run in runs:
-        check_unchanged(run.folder, open_base_weights(run.settings["base"]))
+        check_unchanged(run.folder, base)
     return data[0]
 
 

@@ -85,12 +85,12 @@ class Curve:
             if items
         }
         start = time.perf_counter()
-        self.prior, self.cache = 0.0, None
+        self.prior, self.cache, drawn = 0.0, None, None
         if self.asked:
             drawn = self._class_pictures()
             self.prior = prior_similarity(judge, dataset, drawn)
             self.cache = prediction_cache(base, [prompt.text for prompt in self.asked], drawn)
-        self._measure(0, 0.0, start)
+        self._measure(0, 0.0, start, drawn)
 
     def __call__(self, state: Any) -> None:
         """What `train` calls after each step."""
@@ -140,8 +140,16 @@ class Curve:
         texts = [prompt.text for prompt in self.asked]
         return self.base.generate(texts, seeds, **self.plan.sampling)
 
-    def _measure(self, step: int, seconds: float, start: float) -> None:
-        """Add a point; `start`: when measuring it began, by `time.perf_counter`."""
+    def _measure(
+        self,
+        step: int,
+        seconds: float,
+        start: float,
+        drawn: list[Image.Image] | None = None,
+    ) -> None:
+        """Add a point; `start`: when measuring it began, by `time.perf_counter`; `drawn`: its
+        class pictures, where they are there already.
+        """
         point: Point = {"step": step, "seconds": seconds}
         with evaluation_mode(self.base):
             point |= evaluate(self.base, self.dataset, self.judge, self.plan)
@@ -149,7 +157,7 @@ class Curve:
             del point["pictures"]
             point |= dict.fromkeys(("pres", "obedience", "drift", "loss_train", "loss_held_out"))
             if self.cache is not None:
-                drawn = self._class_pictures()
+                drawn = drawn or self._class_pictures()
                 point["pres"] = prior_similarity(self.judge, self.dataset, drawn) - self.prior
                 point["obedience"] = obedience(self.judge, drawn, self.asked)
                 # At step 0 the base is compared with itself.

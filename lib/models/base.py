@@ -150,8 +150,7 @@ class Base:
     @property
     def tokenizers(self) -> list[Any]:
         """The tokenizer of each text encoder, the first one's first."""
-        names = (name.replace("text_encoder", "tokenizer") for name in self.family.text_encoders)
-        return [getattr(self.pipe, name) for name in names]
+        return [getattr(self.pipe, name) for name in self.family.tokenizers()]
 
     def tokens(self, word: str) -> list[str]:
         """How the first tokenizer splits `word`, without end marks."""
@@ -402,10 +401,9 @@ def load_base(name: str = "pocket", device: str | torch.device | None = None) ->
     """
     path = locate(name)
     family = family_of(path)
-    tokenizers = (name.replace("text_encoder", "tokenizer") for name in family.text_encoders)
     folder = config_folder(path, family) if path.is_file() else path
     weighted = (family.denoiser, "vae", *family.text_encoders)
-    check_parts(folder, weighted, (*tokenizers, "scheduler"))
+    check_parts(folder, weighted, (*family.tokenizers(), "scheduler"))
     if path.is_file():
         read_single_file(path)  # refuses what lacks a part, and lists what will be left out
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

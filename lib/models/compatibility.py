@@ -69,8 +69,8 @@ def check_base(
     """
     if not header or not header.get(FINGERPRINT):
         header = trained_on(source)
-    fingerprint, name = header.get(FINGERPRINT), header.get(BASE)
-    if fingerprint and fingerprint != base.fingerprint():
+    if of_other_weights(header, base):
+        fingerprint, name = header[FINGERPRINT], header.get(BASE)
         raise BadInput(
             f"{source or 'The adapter'} was trained on '{name}' ({fingerprint}) and '{base.name}'"
             f" has other weights ({base.fingerprint()}): take that base, or say that you want it"
@@ -78,17 +78,26 @@ def check_base(
         )
 
 
+def of_other_weights(header: Mapping[str, Any], base: BaseWeights) -> bool:
+    """Whether a header, or what `trained_on` says, names other weights than those of `base`.
+
+    One that names none does not.
+    """
+    fingerprint = header.get(FINGERPRINT)
+    return bool(fingerprint) and fingerprint != base.fingerprint()
+
+
 def check_unchanged(run: str | Path, base: BaseWeights) -> None:
     """Raise BadInput if the base that `run` was trained on has other weights by now.
 
     A run that does not say what it was trained on passes.
     """
-    fingerprint = trained_on(run).get(FINGERPRINT)
-    if fingerprint and fingerprint != base.fingerprint():
+    header = trained_on(run)
+    if of_other_weights(header, base):
         raise BadInput(
-            f"The run {run} was trained on other weights of '{base.name}' ({fingerprint}) than lie"
-            f" there now ({base.fingerprint()}), and means nothing on these: bring those back, or"
-            " train the run again."
+            f"The run {run} was trained on other weights of '{base.name}' ({header[FINGERPRINT]})"
+            f" than lie there now ({base.fingerprint()}), and means nothing on these: bring those"
+            " back, or train the run again."
         )
 
 

@@ -59,6 +59,11 @@ class Family:
     kohya_version: str = "sd_v1"
 
     @classmethod
+    def tokenizers(cls) -> tuple[str, ...]:
+        """The tokenizer of each of `text_encoders`, in their order."""
+        return tuple(name.replace("text_encoder", "tokenizer") for name in cls.text_encoders)
+
+    @classmethod
     def is_pipeline(cls, pipeline: str, denoiser: Mapping[str, Any]) -> bool:
         """Whether a pipeline of this class name and denoiser's configuration is of the family."""
         marks = ((denoiser.get(key) or False) == value for key, value in cls.configured.items())

@@ -144,17 +144,15 @@ def check_fit(pipe: Any, family: type[Family], path: Path) -> None:
     a one, gets its text encoder's.
     """
     encoders = [getattr(pipe, name) for name in family.text_encoders]
-    for name, encoder in zip(family.text_encoders, encoders):
-        tokenizer = name.replace("text_encoder", "tokenizer")
-        words = len(getattr(pipe, tokenizer))
+    for name, encoder, words_by in zip(family.text_encoders, encoders, family.tokenizers()):
+        tokenizer = getattr(pipe, words_by)
+        words = len(tokenizer)
         known = encoder.get_input_embeddings().num_embeddings
         # A few may have been added to a text encoder without being told to its tokenizer.
         if not 0.99 * known <= words <= known:
-            _refuse_misfit(path, f"its {tokenizer} has {words} tokens, its {name} knows {known}")
-        longest = min(
-            getattr(pipe, tokenizer).model_max_length, encoder.config.max_position_embeddings
-        )
-        getattr(pipe, tokenizer).model_max_length = longest
+            _refuse_misfit(path, f"its {words_by} has {words} tokens, its {name} knows {known}")
+        longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokenizer.model_max_length = longest
     denoiser, vae = getattr(pipe, family.denoiser).config, pipe.vae.config
     width = sum(encoder.config.hidden_size for encoder in encoders)
     wanted = denoiser.get("cross_attention_dim")

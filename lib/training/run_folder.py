@@ -23,7 +23,7 @@ from lib.files.paths import fitting_name
 from lib.files.whole_writes import file_hash
 from lib.models import open_base_weights
 from lib.models.base_files import WEIGHT_PARTS
-from lib.models.compatibility import FINGERPRINT, trained_on
+from lib.models.compatibility import of_other_weights, trained_on
 from lib.step.run_weights import ADAPTER, weight_bytes
 from lib.training.batches import prior_items
 from lib.training.kept_steps import KEPT
@@ -136,8 +136,7 @@ def _is_of_this_base(run: Path, base: str) -> bool:
     a base that is not here is not needed to return what was made of it.
     """
     with suppress(BadInput):
-        weights = open_base_weights(base)
-        return trained_on(run).get(FINGERPRINT) in (None, weights.fingerprint())
+        return not of_other_weights(trained_on(run), open_base_weights(base))
     return True
 
 
