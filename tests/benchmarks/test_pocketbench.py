@@ -125,7 +125,9 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
         rows.append(bench.work(j, tmp_path / j["method"]))
     base, lora = rows
     assert base["pres"] == base["drift"] == 0 and lora["drift"] > 0
-    curve = {f"{key}_{k}_of_4" for key in ("dino", "clip_t", "pres", "drift") for k in range(5)}
+    assert base["pres_trained"] == base["obedience"] == 0
+    measures = ("dino", "clip_t", "pres", "drift", "obedience")
+    curve = {f"{key}_{k}_of_4" for key in measures for k in range(5)}
     assert set(lora) - set(base) == {*bench.COSTS, *curve, "seconds_to_half", "seconds_to_best"}
     assert all(
         math.isfinite(v) for row in rows for v in row.values() if not isinstance(v, str | None)
