@@ -84,9 +84,9 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             f"Measured on the small base model that ships (drawings of 64 pixels): {subjects}, each"
             " method at its own best learning rate; intervals are 95 % over subjects. **One"
             " caveat**: the last row was asked in the words of its class images, which had one"
-            " wording. In other words it turns round: a DreamBooth so trained draws the subject for"
-            " the class. Class images in many wordings, as the course draws them now, hold the"
-            " class there too: notebook 03 shows both, on your own subject.",
+            " wording. In other words it may turn round: a DreamBooth so trained drew the subject"
+            " for the class. Class images in many wordings, as the course draws them now, held it"
+            " there too on the two subjects tried: notebook 03 asks your own both ways.",
             "",
         ]
     )
