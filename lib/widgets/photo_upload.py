@@ -1,6 +1,7 @@
 """The widgets of `panels.upload_panel`: photos from one's own machine into a folder of this one."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,35 @@ class UploadPanel:
     """
 
     def __init__(self, subject: str, into: str | Path):
-        import ipywidgets as w
-
         self.subject, self.into = subject, Path(into)
         self.target = _unused(self.into.expanduser())
         self.written: list[str] = []
-        self.choose = w.FileUpload(accept=ACCEPTED, multiple=True, description="Upload photos")
-        self.message = w.HTML(escape(self._before()))
-        self.box = w.VBox([self.choose, self.message])
-        self.choose.observe(self.uploaded, "value")
+
+    # Made when they are asked for: without a front end nobody does, and a notebook keeps the state
+    # of each widget that was made.
+
+    @cached_property
+    def choose(self) -> Any:
+        """The button that files are chosen by."""
+        import ipywidgets as w
+
+        button = w.FileUpload(accept=ACCEPTED, multiple=True, description="Upload photos")
+        button.observe(self.uploaded, "value")
+        return button
+
+    @cached_property
+    def message(self) -> Any:
+        """The line that says what is used."""
+        import ipywidgets as w
+
+        return w.HTML(escape(self._before()))
+
+    @cached_property
+    def box(self) -> Any:
+        """All of it, to be shown."""
+        import ipywidgets as w
+
+        return w.VBox([self.choose, self.message])
 
     @property
     def folder(self) -> str:
