@@ -160,7 +160,12 @@ class Settings:
     ] = 0.5
     sample_every: Annotated[
         int,
-        Field(ge=0, le=100_000, description="Steps between fixed-seed samples; 0 for none."),
+        Field(
+            ge=0,
+            le=100_000,
+            description="Steps between fixed-seed samples, the first ones earlier (after steps 10,"
+            " 25 and 50); 0 for none.",
+        ),
     ] = 50
     sample_steps: Annotated[
         int, Field(ge=1, le=1000, description="Denoising steps of a sample.")

@@ -47,7 +47,7 @@ from lib.training.run_folder import (
     lock_run_folder,
 )
 from lib.training.run_log import READ_EVERY, Clock, Log, NotFinite, Pace, State, metrics
-from lib.training.samples import draw_samples, memory_suffices, read_samples
+from lib.training.samples import draw_samples, memory_suffices, read_samples, samples_due
 
 MEASURED = "what is measured along the way"  # said where memory does not suffice for a watcher
 
@@ -254,8 +254,7 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
                     pace.look(exact=settings.save_every > 0)
-                due = settings.sample_every and step.taken % settings.sample_every == 0
-                if due and processes.first:
+                if samples_due(step.taken, settings.sample_every) and processes.first:
                     add_samples(step, training)
                 # Those that memory does not suffice for are left out from here on.
                 watchers = [

@@ -17,6 +17,8 @@ from lib.step import Step
 from lib.step.run_weights import as_saved
 
 SAMPLE_PLACES = ("", "in the forest", "in the snow", "in space")
+# Colours come first, shapes then, details last: most of it before the first fixed interval is over.
+EARLY_STEPS = (10, 25, 50)
 
 Samples = list[tuple[int, list[Image.Image]]]  # (step, the pictures drawn after it)
 
@@ -37,6 +39,13 @@ def memory_suffices(what: str, step: Step, do: Callable[[], object]) -> bool:
         )
     reclaim(step.base.device)  # only here, where the error is gone, is the memory free
     return False
+
+
+def samples_due(step: int, every: int) -> bool:
+    """Whether samples are drawn after `step`: after each `every` steps (0: never), and after
+    `EARLY_STEPS` before the first of those.
+    """
+    return every > 0 and (step % every == 0 or (step in EARLY_STEPS and step < every))
 
 
 def draw_samples(step: Step, subject: Subject, run: Path) -> list[Image.Image]:
@@ -68,7 +77,7 @@ def read_samples(run: Path) -> Samples:
 def sample_progress(
     run: str | Path | Samples,
     labels: Sequence[str] | None = None,
-    most: int = 5,
+    most: int = 6,
     caption: str = "",
     scale: int = 2,
 ) -> Figure:

@@ -533,7 +533,9 @@ def test_presets_go_by_the_family_of_the_files(folders):
 
 
 def full_size(folder):
-    """Stable Diffusion 1.5's own sizes with random weights, in fp16 at `folder`: 2.1 GB."""
+    """Stable Diffusion 1.5's own sizes but for the vocabulary, with random weights, in fp16 at
+    `folder`: 2.1 GB.
+    """
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -556,6 +558,7 @@ def full_size(folder):
                 intermediate_size=3072,
                 num_hidden_layers=12,
                 num_attention_heads=12,
+                vocab_size=len(tokenizer),
                 bos_token_id=0,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,

@@ -18,6 +18,7 @@ from lib.step.run_weights import load_run, weight_bytes
 from lib.training import loop
 from lib.training.batches import Cached, batches, gather
 from lib.training.loop import train
+from lib.training.samples import samples_due
 
 
 def fingerprint(module):
@@ -204,6 +205,16 @@ def test_a_watcher_can_stop_with_a_usable_result(make, tiny_folder):
         f"step_0002_{k}.png" for k in range(4)
     ], "something to look at"
     load_run(run, load_base(tiny_folder))
+
+
+def test_the_first_samples_come_early():
+    def due(every):
+        return [step for step in range(1, 201) if samples_due(step, every)]
+
+    assert due(75) == [10, 25, 50, 75, 150]
+    assert due(50) == [10, 25, 50, 100, 150, 200]
+    assert due(20) == [10, *range(20, 201, 20)], "later than the first fixed one, none is extra"
+    assert due(0) == []
 
 
 def test_training_on_two_pictures_lowers_the_loss(make):
