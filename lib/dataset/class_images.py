@@ -24,6 +24,21 @@ CLASSES, PLACES = tuple(WORLD["classes"]), tuple(WORLD["places"])
 SHOWN = {name: tuple(words) for name, words in WORLD["class_images"].items()}
 
 
+def unknown_words(text: str, dataset: Dataset) -> list[str]:
+    """The words of `text` that the pocket base has read in no caption, nor a training on `dataset`
+    in one of its photos'.
+    """
+    captions = " ".join(item.caption for item in dataset.train)
+    known = set(WORLD["words"]).union(map(plain_word, captions.split()))
+    words = dict.fromkeys(map(plain_word, text.split()))
+    return [word for word in words if word and word not in known]
+
+
+def plain_word(word: str) -> str:
+    """A word of a prompt in small letters, without what stands around it."""
+    return word.lower().strip(".,;:!?\"'()“”")
+
+
 def class_prompts(dataset: Dataset, count: int = CLASS_IMAGES) -> list[str]:
     """`count` prompts for class images, without the identifier: in turn the plain class, the class
     in a colour, in a place and in both, and another thing in a place.

@@ -3,13 +3,14 @@ end returns its input and shows nothing.
 
     uploads = upload_panel("data/subjects/character", "runs/mine/photos")   # then uploads.folder
     edits = photos_panel(edits, folder, "zwx")  # the list of dicts of photos.plan
-    panel = training_panel(settings)            # then train(panel.settings, watchers=[panel])
+    panel = training_panel(settings)            # then run = panel.train()
     choices = explorer({"lora": run, "dreambooth": run})
 
 WORKBENCH_HEADLESS=1 switches them off and 0 on; otherwise they look whether somebody can press a
 button.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,33 @@ from lib.config import Settings
 from lib.widgets.photo_panel import PhotosPanel
 from lib.widgets.photo_upload import UploadPanel
 from lib.widgets.picture_explorer import Explorer, Models
-from lib.widgets.training_controls import TrainingPanel, headless, show
+from lib.widgets.showing import headless, show
+from lib.widgets.training_controls import TrainingPanel
 
-UPLOADS: list[UploadPanel] = []  # of this Python, so that a cell that runs again forgets nothing
+# Of this Python, so that a cell that runs again forgets nothing: what was uploaded, and what was
+# proposed for a plan before it was edited.
+UPLOADS: list[UploadPanel] = []
+PROPOSED: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
 
 
-def upload_panel(subject: str, into: str | Path) -> UploadPanel:
+def upload_panel(
+    subject: str, into: str | Path, class_noun: str = "", start: str = ""
+) -> UploadPanel:
     """Upload photos from one's own machine to the folder `into`, or one of a number behind it if
     that holds something, to be used in place of those in `subject`.
 
     The photos are in the panel's `folder` then, which is `subject` until something is uploaded.
-    Called again, it is the same panel.
+    With `start`, the text of a button, the panel asks for the `class_noun` too, and its `wait()`
+    waits for the button. Called again, it is the same panel.
     """
     known = (each for each in UPLOADS if (each.subject, each.into) == (subject, Path(into)))
-    panel = next(known, None) or UploadPanel(subject, into)
+    panel = next(known, None) or UploadPanel(subject, into, class_noun, start)
     if panel not in UPLOADS:
         UPLOADS.append(panel)
+    elif class_noun:
+        panel.class_noun = class_noun
     if not headless():
-        show(panel.box)
+        panel.show()
     return panel
 
 
@@ -45,10 +55,18 @@ def photos_panel(
     """Go through the photos of a `plan` (of `lib.dataset.preparation.plan`) in `folder`: move the
     crop, edit the caption, which must hold the `identifier`, train on, hold out, leave out.
 
-    Edits the list's own dicts and returns the list.
+    Edits the list's own dicts and returns the list. Called again with that list, it still knows
+    what was proposed at first.
     """
-    if not headless() and plan:
-        show(PhotosPanel(plan, folder, identifier).box)
+    if headless() or not plan:
+        return plan
+    known = next((proposed for edited, proposed in PROPOSED if edited is plan), None)
+    if known is None:
+        known = copy.deepcopy(plan)
+        PROPOSED.append((plan, known))
+    panel = PhotosPanel(plan, folder, identifier, known)
+    panel.leave = show(panel.box)
+    panel.draw()
     return plan
 
 
@@ -56,8 +74,8 @@ def training_panel(settings: Settings, edit: bool = True) -> TrainingPanel:
     """A panel to change the settings that matter, and a watcher that shows loss and samples live,
     with a stop button.
 
-    Its `settings` are the ones to train by: `train(panel.settings, watchers=[panel])`. `edit=False`
-    leaves out the editor.
+    Its `settings` are the ones to train by: `panel.train()`, which waits for its button, or
+    `train(panel.settings, watchers=[panel])`. `edit=False` leaves out the editor.
     """
     panel = TrainingPanel(settings)
     if edit and not headless():
@@ -76,9 +94,9 @@ def explorer(
     """Base model, LoRA and DreamBooth side by side for a prompt, seed, guidance scale and adapter
     weight of one's own choice.
 
-    `runs`: {"lora": run folder, "dreambooth": run folder}, either or both. Returns the choices as a
-    dict, which the widgets edit; `Models(runs).draw(**choices)` draws the same picture without
-    them.
+    `runs`: {"lora": run folder, "dreambooth": run folder, "extracted": a LoRA's file}, one or more,
+    at least one of them a run. Returns the choices as a dict, which the widgets edit;
+    `Models(runs).draw(**choices)` draws the same picture without them.
     """
     models = Models(runs)
     choices = {
@@ -89,5 +107,6 @@ def explorer(
         "steps": steps,
     }
     if not headless():
-        show(Explorer(models, choices).box)
+        panel = Explorer(models, choices)
+        panel.leave = show(panel.box)
     return choices

@@ -14,6 +14,7 @@ from lib.dataset.photo_file import SMALLEST, open_photo
 from lib.dataset.photo_tiles import USES, framed
 from lib.files import BadInput, printable
 from lib.plots import grid
+from lib.widgets.showing import Leave
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,19 +29,29 @@ USED_AS = {"train": "trained on", "test": "held out", "out": "left out"}
 class PhotosPanel:
     """The widgets of `photos_panel`, laid out in `box`. Whatever is changed stands in the plan's
     dicts at once.
+
+    `proposed`: the plan before any edit, to which there is a way back; by default as it is now.
     """
 
-    def __init__(self, plan: list[dict[str, Any]], folder: str | Path, identifier: str = ""):
+    def __init__(
+        self,
+        plan: list[dict[str, Any]],
+        folder: str | Path,
+        identifier: str = "",
+        proposed: list[dict[str, Any]] | None = None,
+    ):
         import ipywidgets as w
 
         self.plan, self.folder, self.identifier = plan, Path(folder).expanduser(), identifier
-        self.proposed = copy.deepcopy(plan)
+        self.proposed = proposed or copy.deepcopy(plan)
+        self.leave: Leave | None = None  # once it is shown to somebody
         self.loading = False
         self.photo: Image | None = None
         names = [(f"{k + 1}: {printable(e['file'])}", k) for k, e in enumerate(plan)]
         self.choose = w.Dropdown(options=names, value=0, description="photo")
-        self.previous, self.next, self.reset = (
-            w.Button(description=d) for d in ("Previous", "Next", "As proposed")
+        self.previous, self.next, self.reset, self.default_caption = (
+            w.Button(description=d)
+            for d in ("Previous", "Next", "As proposed", "Caption as proposed")
         )
         # Not radio buttons or a list: they need arrow keys, which JupyterLab takes for itself. Each
         # of these is reached by Tab.
@@ -63,6 +74,7 @@ class PhotosPanel:
             [
                 self.use,
                 self.caption,
+                self.default_caption,
                 self.message,
                 self.left,
                 self.top,
@@ -71,7 +83,7 @@ class PhotosPanel:
                 self.found,
                 self.count,
             ],
-            layout={"width": "34em"},
+            layout={"width": "34em", "max_width": "100%"},
         )
         self.picture.layout = {"min_width": f"{2 * TILE + 24}px"}
         pair = w.HBox([self.picture, controls], layout={"flex_flow": "row wrap"})
@@ -80,6 +92,7 @@ class PhotosPanel:
         self.previous.on_click(lambda _: self.go(-1))
         self.next.on_click(lambda _: self.go(1))
         self.reset.on_click(lambda _: self.undo())
+        self.default_caption.on_click(lambda _: self.undo_caption())
         for widget in (self.use, self.caption, self.left, self.top, self.side):
             widget.observe(self.changed, "value")
         self.load()
@@ -98,6 +111,10 @@ class PhotosPanel:
         self.entry.update(copy.deepcopy(self.proposed[self.choose.value]))
         self.load()
 
+    def undo_caption(self) -> None:
+        """Back to the caption that was proposed for this photo, and to nothing else."""
+        self.caption.value = self.proposed[self.choose.value]["caption"]
+
     def load(self) -> None:
         """Show the chosen photo's entry in all widgets."""
         entry, broken = self.entry, not self.entry["width"]
@@ -106,7 +123,8 @@ class PhotosPanel:
         except BadInput:
             self.photo = None
         self.loading = True  # the widgets follow the entry now, not the entry the widgets
-        for widget in (self.use, self.caption, self.left, self.top, self.side, self.reset):
+        editing = self.use, self.caption, self.left, self.top, self.side
+        for widget in (*editing, self.reset, self.default_caption):
             widget.disabled = broken
         self.use.value, self.caption.value, self.message.value = entry["use"], entry["caption"], ""
         if not broken:
@@ -183,6 +201,9 @@ class PhotosPanel:
         self.count.value = escape(
             f"{counts}{few} The data set follows when the next cell runs, again if it has run."
         )
+
+        if self.leave:
+            self.leave(self.picture.value + self.count.value)
 
     def _tiles(self) -> tuple[list["Image"], list[str]]:
         """The photo with its frame and, if it is used, its crop, as tiles; their labels."""

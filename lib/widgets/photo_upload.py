@@ -9,6 +9,8 @@ from typing import Any
 from lib.files import BadInput, listed, printable
 from lib.files.paths import fitting_name
 from lib.files.whole_writes import unwritable_refused, whole_file
+from lib.widgets.showing import Leave, answer_at_once, show
+from lib.widgets.start_button import StartButton
 
 ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz")
 
@@ -21,12 +23,16 @@ class UploadPanel:
 
     `folder` is where the photos are: `subject`, or a new folder beside `into` once something was
     uploaded. An earlier upload is neither mixed with a new one nor used without being named.
+    With a `start` there are a field for the class noun and a button of that name, for which `wait`
+    waits.
     """
 
-    def __init__(self, subject: str, into: str | Path):
-        self.subject, self.into = subject, Path(into)
+    def __init__(self, subject: str, into: str | Path, class_noun: str = "", start: str = ""):
+        self.subject, self.into, self.given_noun = subject, Path(into), class_noun
         self.target = _unused(self.into.expanduser())
         self.written: list[str] = []
+        self.start = StartButton(start)
+        self.leave: Leave | None = None  # once it is shown to somebody
 
     # Made when they are asked for: without a front end nobody does, and a notebook keeps the state
     # of each widget that was made.
@@ -38,7 +44,18 @@ class UploadPanel:
 
         button = w.FileUpload(accept=ACCEPTED, multiple=True, description="Upload photos")
         button.observe(self.uploaded, "value")
+        answer_at_once(button)
         return button
+
+    @cached_property
+    def noun(self) -> Any:
+        """The field for what kind of thing is on the photos."""
+        import ipywidgets as w
+
+        field = w.Text(value=self.given_noun, description="this is a", placeholder="toy")
+        field.observe(lambda _: self.start.hold(), "value")
+        answer_at_once(field)
+        return field
 
     @cached_property
     def message(self) -> Any:
@@ -52,7 +69,31 @@ class UploadPanel:
         """All of it, to be shown."""
         import ipywidgets as w
 
-        return w.VBox([self.choose, self.message])
+        more = [self.noun, self.start.box] if self.start.words else []
+        return w.VBox([self.choose, self.message, *more])
+
+    @property
+    def class_noun(self) -> str:
+        """What kind of thing is on the photos; empty for what their folder says."""
+        return self.noun.value.strip() if self.leave and self.start.words else self.given_noun
+
+    @class_noun.setter
+    def class_noun(self, given: str) -> None:
+        self.given_noun = given
+        if self.leave:
+            self.noun.value = given
+
+    def show(self) -> None:
+        """Show it below the cell."""
+        self.leave = show(self.box)
+
+    def wait(self) -> None:
+        """Return when the button is pressed, or nobody did anything for a while; at once where it
+        is not shown.
+        """
+        if self.leave:
+            self.start.wait()
+            self.leave(self.message.value)
 
     @property
     def folder(self) -> str:
@@ -70,6 +111,7 @@ class UploadPanel:
 
     def uploaded(self, _: Any) -> None:
         """Files came: write them, and say which, and which not."""
+        self.start.hold()
         told, names, archives = "", [], []
         try:
             for name, content in _files(self.choose.value):
@@ -84,8 +126,14 @@ class UploadPanel:
             told += f" {listed(archives)}: an archive; unpack it and choose the photos in it."
         used = f"{len(self.written)} files are in {self.target}"
         if self.written:
-            used += f" and are used in place of {self.subject}. Now run the cells below (again)"
+            used += f" and are used in place of {self.subject}. Now {self._next()}"
         self.message.value = escape(f"{used}: {listed(self.written) or 'none'}.{told}")
+
+    def _next(self) -> str:
+        """What somebody has to do then."""
+        if not self.start.words or self.start.pressed.is_set():
+            return "run the cells below (again)"
+        return f"say what they show, and press '{self.start.words}'"
 
     def _write(self, name: str, content: bytes) -> str:
         """Write one file under its name, or a numbered one where another has that; the name."""

@@ -1,18 +1,25 @@
 """The editor of `settings`, and a watcher that draws the training live."""
 
-import os
 import time
+from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.config import Settings, described
-from lib.files import BadInput
+from lib.files import BadInput, say
 from lib.plots import charts
 from lib.plots.figure import number
 from lib.training import SAMPLE_PLACES, sample_progress
+from lib.widgets.showing import Leave, answer_at_once, headless, show
+from lib.widgets.start_button import StartButton
 
 if TYPE_CHECKING:
-    from lib.training.loop import State
+    from lib.models import Base
+    from lib.training.loop import State, Watcher
+
+# More watchers of a training, from its settings and the base model that it will use up.
+Watchers = Callable[[Settings, "Base"], Sequence["Watcher"]]
 
 # What one changes first, with the reason for its value.
 REASONS = {
@@ -39,37 +46,21 @@ REASONS = {
 }
 
 
-def headless() -> bool:
-    """True where no one can press a button: outside a notebook, under papermill or nbconvert, or
-    with WORKBENCH_HEADLESS=1 (0: False).
-    """
-    asked = os.environ.get("WORKBENCH_HEADLESS", "")
-    if asked in ("0", "1"):
-        return asked == "1"
-    try:
-        from IPython import get_ipython
-
-        # Runners of whole notebooks say that nobody is there to answer an input(); front ends say
-        # that somebody is.
-        return not get_ipython().get_parent()["content"]["allow_stdin"]
-    except (ImportError, AttributeError, KeyError, TypeError):
-        return True
-
-
-def show(widget: Any) -> None:
-    """Show a widget below the cell."""
-    from IPython.display import display
-
-    display(widget)
-
-
 class TrainingPanel:
-    """The editor of `settings`, and a watcher that draws the training; see `training_panel`."""
+    """The editor of `settings`, and a watcher that draws the training; see `training_panel`.
+
+    model: the base model of the last `train`, with what was learnt.
+    """
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.model: "Base | None" = None
+        self.watchers: Watchers | None = None
+        self.start = StartButton("Train")
+        self.training = self.resuming = False
         self.state: "State | None" = None  # of the training that is watched
         self.box: Any = None
+        self.leave: Leave | None = None
         self.fields: dict[str, Any] = {}
         self.drawn, self.pause = 0.0, 1.0  # when it was drawn last, and seconds until it may again
         self.shown = 0  # steps with samples that are on the screen
@@ -95,13 +86,27 @@ class TrainingPanel:
             self.fields[name].observe(
                 lambda change, name=name: self.edit(name, change["new"]), "value"
             )
-        lines = [w.HBox([self.fields[name], w.HTML(escape(REASONS[name]))]) for name in names]
-        return w.VBox([*lines, self.message])
+            answer_at_once(self.fields[name])
+        narrow: Any = {"flex_flow": "row wrap"}  # a reason goes below its field where both are wide
+        lines = [
+            w.HBox([self.fields[name], w.HTML(escape(REASONS[name]))], layout=narrow)
+            for name in names
+        ]
+        return w.VBox([*lines, self.message, self.start.box])
 
     def edit(self, name: str, value: float) -> None:
-        """Make new settings with the field `name` changed."""
-        if value == getattr(self.settings, name):
+        """Make new settings with the field `name` changed, unless a training runs by them."""
+        now = getattr(self.settings, name)
+        if value == now:
             return
+        if self.training:
+            self.fields[name].value = now
+            self.message.value = escape(
+                f"{name} stays {number(now)}, for a training runs by it: stop it or wait for its"
+                " end, change the field, and run the cell below again."
+            )
+            return
+        self.start.hold()
         changes = {name: value}
         if name == "rank":
             changes["alpha"] = self.settings.alpha / self.settings.rank * value
@@ -116,36 +121,101 @@ class TrainingPanel:
             self.fields[name].value = getattr(self.settings, name)
             self.message.value = escape(str(error))
 
+    def train(self, watchers: Watchers | None = None) -> Path:
+        """Wait for the button, where somebody can press it, train by the settings on a base model
+        loaded afresh, and return the run folder.
+
+        Raises as `lib.training.train` does. May be called again, any time: a run that was stopped
+        goes on, one by the same settings that is finished is returned.
+        """
+        if self.fields:
+            self.start.wait()
+        self.watchers = watchers
+        return self._train()
+
+    def _train(self) -> Path:
+        from lib.models import load_base
+        from lib.training import train
+
+        self.training = True
+        try:
+            say(f"loading the base model '{self.settings.base}'")
+            self.model = load_base(self.settings.base)
+            more: Sequence[Watcher] = ()
+            if self.watchers:
+                say("measuring the base model before any step")
+                more = self.watchers(self.settings, self.model)
+            run = train(self.settings, self.model, watchers=[self, *more])
+            if self.state and self.state.stopping:  # maybe after this watcher saw the last step
+                self.draw(over=True)
+                self.end(self.state)
+            return run
+        finally:
+            self.training = False
+
     def __call__(self, state: "State") -> None:
         """Called by `train` after each step: draw now and then, and let a reader stop."""
         if self.state is not state:
-            if headless():
+            if headless() and not self.resuming:
                 return
             self.begin(state)
         over, new = state.stopping or state.step >= state.steps, len(state.samples) > self.shown
         if over or new or time.monotonic() - self.drawn > self.pause:
             self.draw(over)
-        if over:  # nothing to press any more
-            self.stop_button.disabled, self.bar.bar_style = True, "success"
+        if over:
+            self.end(state)
+
+    def end(self, state: "State") -> None:
+        """Nothing is to be stopped any more; what was cut short can go on."""
+        self.stop_button.disabled, self.bar.bar_style = True, "success"
+        if state.step < state.steps and self.model:
+            self.go_on_button.disabled = False
+        if self.leave:
+            self.leave(f"<p>{self.status.value}</p>{self.samples.value}{self.loss.value}")
+
+    def go_on(self) -> None:
+        """What the button to go on does: the training, from where it was stopped."""
+        if self.training:
+            return
+        self.go_on_button.disabled, self.resuming = True, True
+        self.status.value = "going on: the base model is loaded"
+        try:
+            self._train()
+            self.status.value += ". Run the cells below again"
+        except BadInput as error:
+            self.status.value, self.go_on_button.disabled = escape(str(error)), False
+        finally:
+            self.resuming = False
 
     def begin(self, state: "State") -> None:
-        """Show the live figure below the cell that trains."""
+        """Show the live figure below the cell that trains, or go on in the one that is there."""
         import ipywidgets as w
 
         self.state, self.shown, self.drawn = state, 0, 0.0
+        if self.resuming:
+            self.stop_button.disabled, self.bar.bar_style = False, ""
+            return
         tip = "End after this step and keep what was learnt; interrupting the kernel does the same"
         self.stop_button = w.Button(description="Stop here", icon="stop", tooltip=tip)
         self.stop_button.on_click(lambda _: self.stop())
+        tip = "Train on from where it was stopped"
+        self.go_on_button = w.Button(description="Go on", icon="play", tooltip=tip, disabled=True)
+        self.go_on_button.on_click(lambda _: self.go_on())
         self.bar = w.IntProgress(min=0, max=state.steps, description="step")
         self.status, self.loss, self.samples = w.HTML(), w.HTML(), w.HTML()
         self.box = w.VBox(
-            [w.HBox([self.stop_button, self.bar, self.status]), self.samples, self.loss]
-        )  # the samples tell more
-        show(self.box)
-        # ipykernel 7.4 hands a click to the shell that made the button, which is busy training; it
-        # is to go where the front end sent it.
-        if hasattr(self.stop_button.comm, "_reply_subshell_for"):
-            self.stop_button.comm._reply_subshell_for = lambda _, sent_to: sent_to
+            [
+                w.HBox(
+                    [self.stop_button, self.go_on_button, self.bar, self.status],
+                    layout={"flex_flow": "row wrap"},
+                ),
+                self.samples,  # they tell more than the loss
+                self.loss,
+            ]
+        )
+        self.leave = show(self.box)
+        answer_at_once(self.stop_button)
+        answer_at_once(self.go_on_button)
 
     def stop(self) -> None:
         """What the stop button does."""

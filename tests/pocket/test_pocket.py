@@ -17,7 +17,17 @@ from pocket.pictures import picture, pool
 from pocket.places import PHRASES
 from pocket.stage import Stage, constant, power, rate
 from pocket.unet import make_scheduler
-from pocket.world import COLORS, caption, held_out, render, sample_scene, training_scenes
+from pocket.world import (
+    COLORS,
+    GENERIC_NOUNS,
+    RARE_WORDS,
+    TEMPLATES,
+    caption,
+    held_out,
+    render,
+    sample_scene,
+    training_scenes,
+)
 
 POCKET = ROOT / "data" / "pocket"
 
@@ -405,3 +415,6 @@ def test_the_readme_of_the_base_says_what_was_measured():
 def test_the_world_in_words_is_the_world_that_is_drawn():
     world = json.loads((POCKET.parent / "prompts" / "world.json").read_text())
     assert (world["classes"], world["places"]) == (list(CLASSES), list(PHRASES.values()))
+    phrases = [*CLASSES, *PHRASES.values(), *COLORS, *GENERIC_NOUNS, *RARE_WORDS, "an", *TEMPLATES]
+    said = {word.strip(",") for phrase in phrases for word in phrase.split() if "{" not in word}
+    assert world["words"] == sorted(said), "every word of a caption that the base learnt from"

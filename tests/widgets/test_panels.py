@@ -3,29 +3,51 @@ reader.
 """
 
 import copy
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file
 
 from lib.files.errors import BadInput
 from lib.models.families import preset
 from lib.training.loop import train
 from lib.training.run_log import State
+from lib.widgets import start_button
 from lib.widgets.panels import explorer, photos_panel, training_panel
 from lib.widgets.photo_panel import PhotosPanel
 from lib.widgets.picture_explorer import Explorer, Models
-from lib.widgets.training_controls import REASONS, TrainingPanel, headless
+from lib.widgets.showing import headless
+from lib.widgets.start_button import StartButton
+from lib.widgets.training_controls import REASONS, TrainingPanel
+
+
+class Shown(list):
+    """The widgets that were displayed, and in `left` what stays in a notebook in their places."""
+
+    def __init__(self):
+        self.left = []
+
+    def display(self, thing, display_id=False):
+        if not display_id:
+            return self.append(thing)
+        self.left.append(thing.data)
+        return SimpleNamespace(update=lambda html, k=len(self.left) - 1: self.leave(k, html.data))
+
+    def leave(self, k, html):
+        self.left[k] = html
 
 
 @pytest.fixture
 def somebody(monkeypatch):
     """A reader who can press buttons; what is displayed is kept in the list."""
     monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *things, **_: shown.extend(things))
+    shown = Shown()
+    monkeypatch.setattr("IPython.display.display", shown.display)
     return shown
 
 
@@ -257,6 +279,28 @@ def test_a_crop_shrunk_in_small_steps_stays_about_its_middle_and_grows_back(some
     assert entries[0]["crop"] == [50, 0, 250, 200]
 
 
+def test_there_is_a_way_back_to_what_was_proposed_from_a_panel_made_again(somebody, plan):
+    entries, folder = plan
+    photos_panel(entries, folder, "zwx")
+    panel = PhotosPanel(entries, folder, "zwx")
+    panel.caption.value, panel.use.value = "a zwx toy in a room", "test"
+    assert photos_panel(entries, folder, "zwx") is entries, "the cell again"
+    again = somebody[-1]
+    buttons = {b.description: b for b in find(again, type(panel.reset))}
+    buttons["Caption as proposed"].click()
+    assert entries[0]["caption"] == "a zwx toy" and entries[0]["use"] == "test"
+    buttons["As proposed"].click()
+    assert entries[0]["use"] == "train"
+
+
+def test_a_caption_without_the_identifier_is_refused_with_a_word(somebody, plan):
+    panel = PhotosPanel(*plan, "zwx")
+    panel.caption.value = "a toy on a table"
+    assert panel.caption.value == "a zwx toy" == plan[0][0]["caption"]
+    assert "lacks the identifier &#x27;zwx&#x27;" in panel.message.value
+    assert "The caption stays as it was." in panel.message.value
+
+
 def test_an_edited_plan_is_one_that_prepare_takes(somebody, tmp_path):
     from lib.dataset.captions import read_subject
     from lib.dataset.folder_scan import scan
@@ -419,6 +463,111 @@ def test_a_stopped_training_leaves_a_usable_run(somebody, tmp_path, tiny_folder,
     load_run(folder, load_base(tiny_folder))
 
 
+def recipe(tmp_path, tiny_folder, dataset, **changes):
+    """Settings of a short training on the tiny base."""
+    common = {"base": tiny_folder, "data": str(dataset.root), "prior_weight": 0.0}
+    return settings(tmp_path, steps=6, sample_every=0, sample_steps=2, **common | changes)
+
+
+def in_the_middle(step, what):
+    """What makes watchers that do `what` after a step, and a list of those that were made."""
+    made = []
+
+    def watchers(settings, model):
+        made.append((settings, model))
+        return [lambda state: state.step == step and what()]
+
+    return watchers, made
+
+
+def test_a_training_cell_runs_again_after_a_stop_and_after_a_changed_field(
+    somebody, tmp_path, tiny_folder, dataset
+):
+    panel = training_panel(recipe(tmp_path, tiny_folder, dataset))
+    panel.start.button.click()
+    watchers, made = in_the_middle(2, lambda: panel.stop_button.click())
+    run = panel.train(watchers)
+    assert len((run / "log.jsonl").read_text().splitlines()) < 6
+    assert panel.train(watchers) == run and len(made) == 2, "the cell again: it goes on"
+    assert len((run / "log.jsonl").read_text().splitlines()) == 6
+    assert made[0][1] is not made[1][1] is panel.model, "each time on a base model loaded afresh"
+    panel.fields["steps"].value = 8
+    assert panel.train() == run and len((run / "log.jsonl").read_text().splitlines()) == 8
+    assert panel.train() == run, "and once more, of a finished one"
+
+
+def test_a_stopped_training_goes_on_by_one_click(somebody, tmp_path, tiny_folder, dataset):
+    panel = training_panel(recipe(tmp_path, tiny_folder, dataset))
+    panel.start.button.click()
+    watchers, made = in_the_middle(2, lambda: panel.stop_button.click())
+    run = panel.train(watchers)
+    assert not panel.go_on_button.disabled and panel.stop_button.disabled
+    shown = len(somebody)
+    panel.go_on_button.click()
+    assert len((run / "log.jsonl").read_text().splitlines()) == 6 and len(made) == 2
+    assert "step 6 of 6, done. Run the cells below again" in panel.status.value
+    assert panel.go_on_button.disabled and len(somebody) == shown, "in the same figure"
+    whole = training_panel(recipe(tmp_path, tiny_folder, dataset, output=str(tmp_path / "whole")))
+    whole.start.button.click()
+    gone_on, at_once = (load_file(r / "adapter.safetensors") for r in (run, whole.train()))
+    assert all(gone_on[name].equal(at_once[name]) for name in at_once), "as if never stopped"
+
+
+def test_settings_are_not_edited_under_a_training_that_runs(
+    somebody, tmp_path, tiny_folder, dataset
+):
+    panel = training_panel(recipe(tmp_path, tiny_folder, dataset))
+    panel.start.button.click()
+
+    def edit():
+        panel.fields["steps"].value = 3
+
+    panel.train(in_the_middle(2, edit)[0])
+    assert panel.settings.steps == 6 == panel.fields["steps"].value
+    assert "steps stays 6, for a training runs by it" in panel.message.value
+    edit()
+    assert panel.settings.steps == 3
+
+
+def test_a_cell_waits_for_the_button_as_long_as_somebody_is_busy(somebody, monkeypatch):
+    monkeypatch.setattr(start_button, "PATIENCE", 0.5)
+    start, began = StartButton("Train"), time.monotonic()
+    start.wait()
+    assert 0.4 < time.monotonic() - began < 5, "nobody did anything"
+    start.wait()
+    assert time.monotonic() - began < 6, "it is waited for once"
+    start = StartButton("Train")
+    threading.Timer(0.2, start.hold).start()
+    threading.Timer(1.5, start.button.click).start()
+    began = time.monotonic()
+    start.wait()
+    assert time.monotonic() - began > 1.2, "somebody changed a field, so it waits for the click"
+    before = StartButton("Train")
+    before.hold()
+    before.wait()  # a change before the cell ran does not say that a click would be heard now
+    pressed = StartButton("Train")
+    pressed.button.click()
+    assert "run the cells below" in pressed.message.value
+
+
+def test_an_edit_makes_the_cell_wait(somebody, tmp_path):
+    panel = training_panel(settings(tmp_path))
+    panel.start.waiting = True
+    panel.fields["steps"].value = 50
+    assert panel.start.held
+
+
+def test_a_notebook_that_is_opened_again_has_a_picture_and_a_line(somebody, runs, plan, tmp_path):
+    panel, state = TrainingPanel(settings(tmp_path)), State(1)
+    state.step, state.losses = 1, [1.0]
+    state.samples.append((1, [Image.new("RGB", (64, 64), "teal")] * 2))
+    panel(state)
+    photos_panel(*plan)
+    for left, said in zip(somebody.left, ("step 1 of 1, done", "2 to train on")):
+        assert "run this cell to have it" in left and "<img" in left and said in left
+    assert len(somebody.left) == len(somebody) == 2
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_folder, dataset):
     """A run of each method, three steps on the tiny base."""
@@ -457,6 +606,49 @@ def test_the_explorer_draws_by_its_widgets_and_gives_its_choices(somebody, runs)
         for word in ("a robot at night", "seed 5", "base model", "LoRA, weight 0.5", "DreamBooth")
     )
     assert not panel.button.disabled
+
+
+def test_enter_in_the_prompt_draws_what_stands_there(somebody, runs):
+    explorer(runs, steps=2)
+    panel = Explorer(Models(runs), explorer(runs, steps=2))
+    left = []
+    panel.leave = left.append
+    panel.prompt.value = "a robot in space"
+    panel.prompt._handle_custom_msg({"event": "submit"}, [])  # as the browser sends it
+    assert "a robot in space" in panel.picture.value and left == [panel.picture.value]
+    assert panel.prompt.continuous_update, "Enter comes before the change of an unfinished field"
+
+
+def test_words_that_the_base_does_not_know_are_marked(somebody, runs):
+    models = Models(runs)
+    models.settings = models.settings.replace(base="pocket")
+    panel = Explorer(models, {**explorer(runs, "a zwx robot in the snow"), "steps": 2})
+    assert panel.words.value == ""
+    panel.prompt.value = "a zwx robot in a kitchen, with a red Hat"
+    assert "<mark>kitchen,</mark> <mark>with</mark> a red <mark>Hat</mark>" in panel.words.value
+    assert models.unknown("a <b> robot") == ["<b>"] and "&lt;b&gt;" in (
+        setattr(panel.prompt, "value", "a <b> robot") or panel.words.value
+    )
+    assert "has never read “kitchen” and “hat”" in models.remark("a robot in a kitchen, a hat")
+    assert models.remark("a red robot on the beach") == ""
+    models.settings = models.settings.replace(base="sd15")
+    assert models.unknown("a kitchen") == []
+
+
+def test_the_explorer_draws_the_extracted_lora_too(runs, tmp_path):
+    from lib.convert import extract
+    from lib.convert.exporting import export_lora
+
+    file = export_lora(extract(runs["dreambooth"], 4)[0], "kohya", tmp_path / "cut.safetensors")
+    models = Models({"extracted": file.path, **runs})
+    drawn = models.draw("a robot", steps=2)
+    assert "base model, LoRA, weight 1, DreamBooth, DreamBooth cut to a LoRA" in drawn.alt
+    cut, base = (
+        models.picture(n, "a robot", 0, 4.0, w, 4) for n, w in (("extracted", None), ("base", 0.0))
+    )
+    assert cut.tobytes() != base.tobytes()
+    with pytest.raises(BadInput, match="lora and dreambooth"):
+        Models({"extracted": file.path})
 
 
 def test_an_adapter_of_weight_zero_is_the_base_and_one_is_not(runs):

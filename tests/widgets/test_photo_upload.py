@@ -1,6 +1,8 @@
 """Photos from one's own machine: into a folder of their own, nothing overwritten, nothing mixed."""
 
 import io
+import threading
+from types import SimpleNamespace
 
 import pytest
 from made_photos import picture
@@ -17,7 +19,13 @@ def shown(monkeypatch):
     monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
     monkeypatch.setattr(panels, "UPLOADS", [])
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *things, **_: shown.extend(things))
+
+    def display(thing, display_id=False):
+        if display_id:  # what stays in a notebook that is opened again
+            return SimpleNamespace(update=lambda html: None)
+        shown.append(thing)
+
+    monkeypatch.setattr("IPython.display.display", display)
     return shown
 
 
@@ -109,3 +117,26 @@ def test_without_a_reader_nothing_is_shown_and_the_folder_is_the_parameters(monk
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: pytest.fail("displayed"))
     panel = upload_panel("data/subjects/character", tmp_path / "photos")
     assert panel.folder == "data/subjects/character" and not (tmp_path / "photos").exists()
+
+
+def test_the_start_panel_waits_for_its_button_and_asks_what_it_is(shown, tmp_path):
+    panel = upload_panel("data/subjects/character", tmp_path / "photos", start="Train both ways")
+
+    def somebody():
+        upload(panel, {"a.jpg": photo(1)})
+        panel.noun.value = " teapot "
+        panel.start.button.click()
+
+    threading.Timer(0.3, somebody).start()
+    panel.wait()
+    assert panel.class_noun == "teapot" and panel.folder == str(tmp_path / "photos")
+    again = upload_panel("data/subjects/character", tmp_path / "photos", "mug", "Train both ways")
+    assert again is panel and panel.class_noun == "mug", "the parameter counts when it is given"
+
+
+def test_the_start_panel_waits_for_nobody_where_nobody_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "1")
+    monkeypatch.setattr(panels, "UPLOADS", [])
+    panel = upload_panel("data/subjects/character", tmp_path / "photos", "robot", "Train both ways")
+    panel.wait()
+    assert (panel.folder, panel.class_noun) == ("data/subjects/character", "robot")
