@@ -335,7 +335,25 @@ def sweep(
         typer.Option(help="a JSON file with a list of jobs, each of which --set then varies"),
     ] = None,
     output: Annotated[str, typer.Option(help="where everything goes")] = "runs/sweep",
-    workers: Annotated[str, typer.Option(help="how many notebooks run at once")] = "1",
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="how many notebooks run at once (default: 1; on a cluster, as it has room)"
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(help="run them on a Dask cluster: its scheduler's address, or local:4"),
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="run each as a job of Slurm")] = False,
+    slurm_local: Annotated[
+        bool, typer.Option("--slurm-local", help="try on this machine what --slurm does")
+    ] = False,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition")] = None,
+    time: Annotated[
+        int | None, typer.Option(min=1, help="minutes that Slurm gives a job (default: 60)")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that Slurm gives a job")] = None,
 ) -> None:
     """Run a notebook over many settings.
 
@@ -344,14 +362,19 @@ def sweep(
     \b
     python -m lib sweep notebooks/02_lora_training.ipynb \\
         --set rank=1,4,16 --set seed=0,1,2 --output runs/sweep --workers 2
+    python -m lib sweep notebooks/02_lora_training.ipynb --set seed=0,1,2 --dask tcp://head:8786
+    python -m lib sweep notebooks/02_lora_training.ipynb --set seed=0,1,2 \\
+        --slurm --partition gpu --time 30 --gpus 1
     """
-    from concurrent.futures.process import BrokenProcessPool
+    from concurrent.futures import BrokenExecutor
 
+    from lib.course.executors import Workers
     from lib.course.sweeping import JobsFailed, run_sweep
 
     stopped = f"Stopped; what is finished is in {output}, and the same command goes on from there."
-    with ending(JobsFailed, BrokenProcessPool, stopped=stopped):
-        run_sweep(notebook, lists or [], jobs, output, workers)
+    with ending(JobsFailed, BrokenExecutor, stopped=stopped):
+        asked = Workers(workers, dask, slurm, slurm_local, partition, time, gpus)
+        run_sweep(notebook, lists or [], jobs, output, asked)
 
 
 @app.command()

@@ -33,6 +33,7 @@ NOTEBOOKS = sorted(
 )
 SOURCES = sorted(path for path in (ROOT / "lib").rglob("*.py"))
 OPTIONS = 500  # lines of the command line, a list of commands and their options
+CLUSTER = {"distributed", "submitit"}  # an extra, which the tests have too
 LONGEST_CELL, LONGEST_FILE = 25, 480  # lines of at most 100 columns, one thing a line
 # What `make course` may be asked for, and who must be able to take it.
 PARAMETERS = {
@@ -150,7 +151,7 @@ def test_the_package_needs_the_same(floors):
         for line in read("requirements.txt").splitlines()
         if "[test]" in line
     }
-    assert for_tests == {"pytest", "pytest-xdist", "ruff", "import-linter", "pyright"}
+    assert for_tests == {"pytest", "pytest-xdist", "ruff", "import-linter", "pyright", *CLUSTER}
     assert {n: str(r) for n, r in requirements(project["project"]["dependencies"]).items()} == {
         n: str(r) for n, r in floors.items() if n not in for_tests
     }
@@ -158,6 +159,10 @@ def test_the_package_needs_the_same(floors):
         n: str(r)
         for n, r in requirements(project["project"]["optional-dependencies"]["test"]).items()
     } == {n: str(r) for n, r in floors.items() if n in for_tests}
+    assert {
+        n: str(r)
+        for n, r in requirements(project["project"]["optional-dependencies"]["cluster"]).items()
+    } == {n: str(r) for n, r in floors.items() if n in CLUSTER}
     folders = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for room in ("lib", "pocket")

@@ -15,10 +15,15 @@ import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+from traitlets.config import Config
 
 from lib.files.text import clock
 
 TICK = 0.25  # seconds between two looks at memory and clock
+ENGINE = "course"  # papermill's name for the engine of `register_engine`
+# Where both sides can, what kernel and runner say to each other is encrypted; otherwise each kernel
+# prints a warning into the progress.
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})
 QUIET = 10.0  # a log gets a line at least this often, so that nobody wonders whether it still runs
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
@@ -178,3 +183,30 @@ class Progress:
                 news = self._said != (self.notebook, self.stage) and waited > 1
                 if self.notebook and (self._live or news or waited > QUIET):
                     self.say()
+
+
+def register_engine() -> None:
+    """Tell papermill of `ENGINE`: its own engine, with `progress.at(index, cells)` called before
+    each cell.
+    """
+    # Late: it takes seconds.
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class CourseEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(
+            cls, nb_man: Any, kernel_name: str, progress: Any = None, **options: Any
+        ) -> Any:
+            """Run the notebook that `nb_man` holds, watched by `progress`."""
+            start = nb_man.cell_start
+
+            def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> Any:
+                progress.at(cell_index, nb_man.nb.cells)
+                return start(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(
+                nb_man, kernel_name, config=ENCRYPTED, **options
+            )
+
+    papermill_engines.register(ENGINE, CourseEngine)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lib.course.parameters import check_parameters, found_paths
-from lib.course.progress import Progress
+from lib.course.progress import ENGINE, Progress, register_engine
 from lib.course.report import report, table
 from lib.course.set_up_cell import set_up_cells
 from lib.files import ROOT, BadInput, read_json, write_json
@@ -53,8 +53,7 @@ def run_notebook(
     """
     import papermill
 
-    from lib.course.notebook_engine import ENGINE
-
+    register_engine()
     known = papermill.inspect_notebook(str(source))
     unknown = sorted(set(parameters) - set(known))
     if unknown:

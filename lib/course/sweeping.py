@@ -12,38 +12,42 @@ import difflib
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
+import math
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from lib.course.executors import OtherWorker, Shared, Workers
 from lib.course.parameters import check_parameters, found_paths
 from lib.course.progress import Progress
 from lib.course.runner import GUESS, NOTEBOOKS, run_notebook
 from lib.course.set_up_cell import set_up_cells
 from lib.files import BadInput, read_json, write_json
 from lib.files.csv_table import compact, flat, spread, write_table
-from lib.files.text import clock
+from lib.files.text import clock, last_line
 
 Job = dict[str, Any]
 Row = dict[str, Any]
+LOOK = 0.1  # seconds between two looks at which jobs are done
 Work = Callable[[Job, Path], Row]
 
 
 class Executor(Protocol):
-    """What runs jobs: a pool of concurrent.futures, a Dask client, submitit, `RunsHere`."""
+    """What runs jobs: a pool of concurrent.futures, those of `lib.course.executors`, `RunsHere`.
+
+    One that has a number `at_once` is not given more jobs than that before some are done.
+    """
 
     def submit(self, function: Callable[..., Row], /, *values: Any) -> Any:
-        """Begin a call; what is returned has `result()`, and `cancel()` where that can be done."""
+        """Begin a call; what is returned has `result()`, and where they can be had `done()` and
+        `cancel()`.
+        """
         ...
 
 
@@ -77,6 +81,23 @@ def run_name(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def named_jobs(jobs: Iterable[Job], work: Work) -> dict[str, Job]:
+    """The jobs by the names of their run folders. Raises BadInput for one that cannot be run."""
+    try:
+        named = {run_name(job): job for job in map(flat, jobs)}
+    except ValueError as error:
+        raise BadInput(
+            f"A job cannot be run ({error}): write each as settings by name, with numbers and"
+            " texts."
+        ) from None
+    if not named:
+        raise BadInput("The sweep has no jobs: give it one or more.")
+    if check := getattr(work, "check", None):
+        for job in named.values():
+            check(job)
+    return named
+
+
 def sweep(
     jobs: Iterable[Job],
     work: Work,
@@ -97,24 +118,17 @@ def sweep(
     up to `retries` times (unless it was bad input), and then noted in `folder/failed.json`. The
     rows become `folder/table.csv`, also after an interrupt.
 
+    A worker checks before its job that it shares `folder`, the code, the versions and
+    `work.files` (where `work` has them) with this process. A job that two workers were given, such
+    as one that was thought dead, is run once: the second waits, and finds the row.
+
     Raises BadInput before anything runs if a job is no flat dict, `work.check(job)` (where `work`
-    has it) refuses one, or `folder` is in use by another sweep. An executor that breaks raises its
-    own error; a later call goes on.
+    has it) refuses one, or `folder` is in use by another sweep, and OtherWorker where a worker does
+    not share what it must. An executor that breaks raises BrokenExecutor; a later call goes on.
     """
     from filelock import FileLock, Timeout
 
-    try:
-        named = {run_name(job): job for job in map(flat, jobs)}
-    except ValueError as error:
-        raise BadInput(
-            f"A job cannot be run ({error}): write each as settings by name, with numbers and"
-            " texts."
-        ) from None
-    if not named:
-        raise BadInput("The sweep has no jobs: give it one or more.")
-    if check := getattr(work, "check", None):
-        for job in named.values():
-            check(job)
+    named = named_jobs(jobs, work)
     folder = Path(folder).resolve()  # workers may stand elsewhere
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +142,8 @@ def sweep(
             f"The sweep cannot use the folder {folder} ({error.strerror}): choose another."
         ) from None
     with lock:
-        return _Sweep(named, work, folder, executor or RunsHere(), retries, say).run()
+        shared = Shared.of(folder, getattr(work, "files", ()))
+        return _Sweep(named, work, shared, executor or RunsHere(), retries, say).run()
 
 
 @dataclass
@@ -137,27 +152,32 @@ class _Sweep:
 
     jobs: dict[str, Job]
     work: Work
-    folder: Path
+    shared: Shared
     executor: Executor
     retries: int
     say: Callable[[str], object]
     rows: dict[str, Row] = field(default_factory=dict)
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    waiting: deque[tuple[str, int, Any]] = field(default_factory=deque)  # name, attempt, future
+    queue: deque[tuple[str, int]] = field(default_factory=deque)  # name, attempt
+    waiting: list[tuple[str, int, Any]] = field(default_factory=list)  # and what it was given
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run folders lie."""
+        return self.shared.folder
 
     def run(self) -> list[Row]:
         """The rows of all jobs that are finished in the end."""
         for key in self.jobs:
-            with suppress(ValueError):  # none yet, or a damaged one
-                self.rows[key] = flat(read_json(self.folder / key / "row.json"))
+            if row := _finished(self.folder / key):
+                self.rows[key] = row
         before = len(self.rows)
         self.say(f"{len(self.jobs)} jobs, {before} of them finished before")
+        self.queue.extend((key, 1) for key in self.jobs if key not in self.rows)
         try:
-            for key in self.jobs:
-                if key not in self.rows:
-                    self.submit(key, 1)
-            while self.waiting:
+            while self.queue or self.waiting:
+                self.submit_what_fits()
                 self.say(self.next_outcome(before))
         finally:
             for *_, future in self.waiting:  # left after an interrupt, or by a broken executor
@@ -166,31 +186,51 @@ class _Sweep:
             finished = self.write_results()
         return finished
 
-    def submit(self, key: str, attempt: int) -> None:
-        """Give a job to the executor, for the first time or again."""
-        future = self.executor.submit(_run, self.work, self.jobs[key], self.folder / key, attempt)
-        self.waiting.append((key, attempt, future))
+    def submit_what_fits(self) -> None:
+        """Give jobs to the executor, as many as it takes at once."""
+        most = getattr(self.executor, "at_once", math.inf)
+        while self.queue and len(self.waiting) < most:
+            key, attempt = self.queue.popleft()
+            values = (self.work, self.jobs[key], self.folder / key, attempt, self.shared)
+            self.waiting.append((key, attempt, self.executor.submit(_run, *values)))
+
+    def first_done(self) -> int:
+        """The place in `waiting` of a job that is done.
+
+        Or of the one that has waited longest, where futures cannot tell.
+        """
+        while True:
+            for place, (*_, future) in enumerate(self.waiting):
+                if not hasattr(future, "done") or future.done():
+                    return place
+            time.sleep(LOOK)
 
     def next_outcome(self, before: int) -> str:
-        """Wait for the job that has waited longest; a line on it, and on the time left.
+        """Wait until a job is done; a line on it, and on the time left.
 
         It leaves the queue once its outcome is known: not by an interrupt, nor where the executor
         breaks. `before`: how many were finished when the sweep began.
         """
-        key, attempt, future = self.waiting[0]
-        again = False
+        place = self.first_done()
+        key, attempt, future = self.waiting[place]
         try:
-            self.rows[key] = future.result()
-            outcome = "done"
-        except Exception as error:
-            last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            again = attempt <= self.retries and not isinstance(error, BadInput)
-            outcome = f"failed{', to be tried again' if again else ''} ({last})"
-            if not again:
-                self.failed[key] = {"settings": self.jobs[key], "error": last}
-        self.waiting.popleft()
+            told = future.result()
+        except BrokenExecutor:
+            raise
+        except Exception as error:  # of the executor: a worker died, an answer cannot be read
+            told = {"error": last_line(error), "again": True}
+        if "other_worker" in told:
+            raise OtherWorker(told["other_worker"])
+        del self.waiting[place]
+        again = told.get("again", False) and attempt <= self.retries
+        if "row" in told:
+            self.rows[key], outcome = told["row"], "done"
+        else:
+            outcome = f"failed{', to be tried again' if again else ''} ({told['error']})"
         if again:
-            self.submit(key, attempt + 1)
+            self.queue.append((key, attempt + 1))
+        elif "error" in told:
+            self.failed[key] = {"settings": self.jobs[key], "error": told["error"]}
         ended, spent = len(self.rows) + len(self.failed), time.monotonic() - self.started
         left = "time left unknown"
         if ended > before:
@@ -213,14 +253,36 @@ class _Sweep:
         return finished
 
 
-def _run(work: Work, job: Job, folder: Path, attempt: int) -> Row:
-    """One job, where the executor runs it. `attempt` makes a second call another one to executors
-    that remember calls, as Dask does.
+def _finished(folder: Path) -> Row | None:
+    """The row in a run folder; None where there is none yet, or a damaged one."""
+    try:
+        return flat(read_json(folder / "row.json"))
+    except ValueError:
+        return None
+
+
+def _run(work: Work, job: Job, folder: Path, attempt: int, shared: Shared) -> dict[str, Any]:
+    """One job, where the executor runs it, and what came of it: a "row", or an "error" and whether
+    it may be tried "again", or what an "other_worker" lacks.
+
+    As plain values, which every executor brings back unchanged, and not as an exception. `attempt`
+    makes a second call another one to executors that remember calls.
     """
-    folder.mkdir(exist_ok=True)
-    row = job | flat(work(dict(job), folder))
-    write_json(folder / "row.json", row)
-    return row
+    from filelock import FileLock
+
+    try:
+        shared.check()
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / ".lock"):  # another worker may have been given the same
+            row = _finished(folder)
+            if row is None:
+                row = job | flat(work(dict(job), folder))
+                write_json(folder / "row.json", row)
+        return {"row": row}
+    except OtherWorker as error:
+        return {"other_worker": str(error)}
+    except Exception as error:
+        return {"error": last_line(error), "again": not isinstance(error, BadInput)}
 
 
 class NotebookWork:
@@ -236,6 +298,7 @@ class NotebookWork:
         import papermill
 
         self.path = Path(notebook).resolve()
+        self.files = [self.path]  # what all workers have to see
         try:
             known = papermill.inspect_notebook(str(self.path))
         except Exception as error:  # whatever nbformat and papermill make of a broken file
@@ -326,35 +389,21 @@ def run_sweep(
     lists: Sequence[str],
     jobs_file: str | Path | None = None,
     output: str | Path = "runs/sweep",
-    workers: str = "1",
+    workers: Workers | None = None,
 ) -> None:
     """`sweep` over a notebook with the texts that a command line gives; prints the table.
 
-    `lists` are texts such as "rank=1,4", `workers` is how many processes run at once. Raises
-    BadInput as `sweep` does, JobsFailed, and BrokenProcessPool where a worker dies.
+    `lists` are texts such as "rank=1,4". Raises BadInput as `sweep` and `Workers` do, JobsFailed,
+    and BrokenExecutor where a process of a pool dies or a cluster is lost.
     """
-    if not workers.isdecimal() or int(workers) < 1:
-        raise BadInput(
-            f"--workers {workers} is not a whole number from 1: give how many notebooks run at"
-            " once."
-        )
+    workers = workers or Workers()
     work = NotebookWork(notebook)
     jobs = _jobs(jobs_file, lists)
     if work.ours:  # before they name their run folders: in another folder a path is another
         jobs = [job | found_paths(job, Path.cwd()) for job in jobs]
-    count = int(workers)
-    if count > 1:  # together they get the processor's cores, not each all of them
-        from lib.models.devices import available_processors  # late: brings in torch
-
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(available_processors() / count))))
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        try:
-            rows = sweep(jobs, work, output, pool, say=partial(print, flush=True))
-        except KeyboardInterrupt:
-            # Each worker has one more job at hand, which cannot be cancelled.
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
+    named_jobs(jobs, work)  # before a cluster is asked for
+    with workers.executor(output) as executor:
+        rows = sweep(jobs, work, output, executor, say=partial(print, flush=True))
     print("\n" + compact(rows, list(dict.fromkeys(setting for job in jobs for setting in job))))
     print(f"\nAll columns: {Path(output) / 'table.csv'}")
     failed = Path(output) / "failed.json"

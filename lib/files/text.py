@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -18,6 +19,11 @@ def printable(name: str | os.PathLike) -> str:
     """`name` without what would break a printed sentence: line breaks, undecodable bytes."""
     text = os.fsencode(name).decode("utf-8", "replace")
     return unicodedata.normalize("NFC", "".join(c if c.isprintable() else "?" for c in text))
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what Python would print of an exception: "ValueError: rank is 0"."""
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
 
 
 def writable(text: str, encoding: str = "utf-8") -> bool:
