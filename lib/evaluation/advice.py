@@ -2,6 +2,7 @@
 beside the measurement that it rests on.
 
     advise(Needs(memory_gib=8, disk_gib=20, concepts=40, fidelity="either", minutes=120)).table()
+    answer(comparison, needs)       # three sentences: which one, at what cost, how sure
 
 It rests on data/results/advice.json, which `python -m benchmarks.analysis` makes of PocketBench's
 rows, and on data/results/forecast.json. Where no measurement decides, the advice is "either", and
@@ -9,16 +10,17 @@ says so.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
 from lib.config import METHOD_NAMES, METHODS, PRESETS
 from lib.config.checked import checked
+from lib.evaluation.comparison_table import Comparison, weak_methods
 from lib.evaluation.results import NOT_MEASURED, read_result
 from lib.files import BadInput
-from lib.files.text import size_text
+from lib.files.text import amount, size_text
 from lib.plots import Table
 
 Fidelity = Literal["likeness first", "small files first", "either"]
@@ -37,6 +39,12 @@ COSTS = {
     "time": ("train_seconds", "time of training"),
 }
 
+LESS = {
+    "memory": "takes less memory",
+    "disk": "makes the smaller file",
+    "time": "trains in less time",
+}
+
 # (base, method) -> bytes at the peak of the smallest recipe
 Forecast = dict[tuple[str, str], float]
 
@@ -46,6 +54,16 @@ class Sentence(NamedTuple):
 
     text: str
     measurement: str
+
+
+class Decided(NamedTuple):
+    """The method that one question decides for, None where it does not, with the reason in a few
+    words and the sentence of the advice.
+    """
+
+    side: str | None
+    reason: str
+    sentence: Sentence
 
 
 class Estimate(NamedTuple):
@@ -101,12 +119,13 @@ class Advice:
     """A recommendation and the sentences that it rests on, the recommendation first.
 
     choice: "lora", "dreambooth", "either", or "neither" where both break a limit.
-    rank: for LoRA, None if that is no choice.
+    rank: for LoRA, None if that is no choice. reasons: what decided, such as "takes less memory".
     """
 
     choice: str
     sentences: tuple[Sentence, ...]
     rank: int | None = None
+    reasons: tuple[str, ...] = ()
 
     def table(self, caption: str = "") -> Table:
         """The sentences beside their measurements."""
@@ -139,9 +158,11 @@ def advise(
     sentences = [sentence for _, sentence in limits]
     if len(left) == 2:
         choice, why = _wanted(needs, measured, costs)
-        sentences += why
+        sentences += [found.sentence for found in why]
+        reasons = [found.reason for found in why if found.side == choice]
     else:
         choice = left[0] if left else "neither"
+        reasons = [f"alone fits your {what}" for what, (no, _) in zip(COSTS, limits) if no]
     if choice in ("lora", "either"):
         sentences.append(about_rank)
     if needs.concepts > 1:
@@ -164,6 +185,72 @@ def advise(
         choice,
         (Sentence(first, "the lines below"), *sentences),
         rank if choice in ("lora", "either") else None,
+        tuple(reasons),
+    )
+
+
+def answer(
+    own: Comparison, needs: Needs, measured: dict[str, Any] | None = None
+) -> tuple[str, str, str]:
+    """Three sentences on a comparison of two runs: which method for this subject, at what cost, and
+    how sure that is. They say what `advise` says, and no figure of the own run takes a side.
+
+    needs: their base is not read, for it is the comparison's. measured: what advice.json holds.
+    Raises BadInput where the bench's results are missing.
+    """
+    measured = measured or read_result("advice")
+    base = own.about["base"]
+    if base != "pocket":
+        from lib.memory.forecasting import known_shape  # brings in torch
+
+        base = known_shape(base)
+    return _which(own, needs, measured, base), _at_what_cost(own), _how_sure(own, measured, base)
+
+
+def _which(own: Comparison, needs: Needs, measured: dict[str, Any], base: str) -> str:
+    subject = f"'{own.about['identifier']} {own.about['class_noun']}'"
+    if base not in ("pocket", *measured["files"]):
+        return (
+            f"For {subject}, there is no figure that decides between LoRA and DreamBooth on the"
+            f" base model {base}."
+        )
+    found = advise(replace(needs, base=base), measured)
+    first = found.sentences[0].text
+    why = f": it {' and '.join(found.reasons)}." if found.reasons else "."
+    return f"For {subject}, {first[0].lower()}{first[1:].removesuffix('.')}{why}"
+
+
+def _at_what_cost(own: Comparison) -> str:
+    """The costs of the own run, both methods' in the same order."""
+    each = []
+    for method, name in METHOD_NAMES.items():
+        row = own.rows[method]
+        seconds, peak = row["seconds_per_step"], size_text(row["peak_bytes"])
+        each.append(
+            f"{name} took {amount(seconds, 's')} a step, {peak} at the peak and a file of"
+            f" {size_text(row['file_bytes'])}"
+        )
+    ranks = [run.settings.get("rank") for run in own.runs if run.method == "lora"]
+    rank = f" (LoRA of rank {ranks[0]})" if ranks and ranks[0] else ""
+    return f"At this cost in your own run{rank}: {', '.join(each)}."
+
+
+def _how_sure(own: Comparison, measured: dict[str, Any], base: str) -> str:
+    """What many subjects show, and what one cannot."""
+    effects = measured["effects"]
+    likeness, memory, file = (effects[key] for key in ("dino", "peak_bytes", "file_bytes"))
+    side = more_alike(likeness)
+    alike = f"{METHOD_NAMES[side]} is more alike" if side else _with_detail(likeness)
+    weak = weak_methods(own)
+    return (
+        f"How sure: over {likeness['subjects']} subjects x {likeness['seeds']} seeds of the small"
+        f" base model DreamBooth's memory is {memory['value']:.2f} times and its file"
+        f" {file['value']:.2f} times LoRA's; likeness: {alike}, DINO"
+        f" {likeness['text'].rsplit(', ', 1)[0]}; your own run is one subject and one seed,"
+        " and decides nothing"
+        + ("" if base == "pocket" else ", and likeness was not measured on its base model")
+        + (f"; train longer: {weak}" if weak else "")
+        + "."
     )
 
 
@@ -283,34 +370,45 @@ def _amount(value: float, what: str) -> str:
     return f"{value / 60:,.1f} minutes" if what == "time" else size_text(value)
 
 
-def _wanted(needs: Needs, measured: dict[str, Any], costs: Costs) -> tuple[str, list[Sentence]]:
-    """The choice and its sentences, where both methods are within the limits."""
+def _wanted(needs: Needs, measured: dict[str, Any], costs: Costs) -> tuple[str, list[Decided]]:
+    """The choice and what was asked for it, where both methods are within the limits."""
     if needs.fidelity == "small files first":
-        side, sentence = _cheaper("disk", needs, measured, costs)
-        return side or "either", [sentence]
-    found = [_cheaper(what, needs, measured, costs) for what in COSTS]
-    sides, why = {side for side, _ in found if side}, [sentence for _, sentence in found]
+        found = _cheaper("disk", needs, measured, costs)
+        return found.side or "either", [found]
+    why = [_cheaper(what, needs, measured, costs) for what in COSTS]
+    sides = {found.side for found in why if found.side}
     cheaper = sides.pop() if len(sides) == 1 else "either"
     if needs.fidelity == "either":
         return cheaper, why
     likeness = measured["effects"]["dino"]
-    kind, text = likeness["verdict"], f"DINO, DreamBooth minus LoRA: {likeness['text']}"
-    if needs.base != "pocket":
-        return "either", [
-            Sentence(
-                f"Likeness decides nothing: it was not measured on {needs.base}. Train both ways on"
-                " it to know.",
-                f"on the pocket base: {text}; {PUBLISHED}",
-            )
-        ]
-    if kind in ("holds", "does not hold"):
-        side = "dreambooth" if kind == "holds" else "lora"
-        return side, [
-            Sentence(f"Likeness: {METHOD_NAMES[side]} draws the subject more alike.", text)
-        ]
-    sentence = Sentence(f"Likeness decides nothing: {_with_detail(likeness)}.", text)
+    found = _likeness(needs, likeness)
+    if found.side:
+        return found.side, [found]
     # Only where likeness is known to be the same may costs decide in its place.
-    return (cheaper, [sentence, *why]) if kind == "no difference" else ("either", [sentence])
+    same = needs.base == "pocket" and likeness["verdict"] == "no difference"
+    return (cheaper, [found, *why]) if same else ("either", [found])
+
+
+def _likeness(needs: Needs, likeness: dict[str, Any]) -> Decided:
+    """The method that draws the subject more alike, by the effect `likeness` of the bench."""
+    text = f"DINO, DreamBooth minus LoRA: {likeness['text']}"
+    if needs.base != "pocket":
+        sentence = Sentence(
+            f"Likeness decides nothing: it was not measured on {needs.base}. Train both ways on"
+            " it to know.",
+            f"on the pocket base: {text}; {PUBLISHED}",
+        )
+        return Decided(None, "", sentence)
+    side = more_alike(likeness)
+    if side:
+        words = "draws the subject more alike"
+        return Decided(side, words, Sentence(f"Likeness: {METHOD_NAMES[side]} {words}.", text))
+    return Decided(None, "", Sentence(f"Likeness decides nothing: {_with_detail(likeness)}.", text))
+
+
+def more_alike(likeness: dict[str, Any]) -> str | None:
+    """The method that draws the subject more alike, None where that is not shown."""
+    return {"holds": "dreambooth", "does not hold": "lora"}.get(likeness["verdict"])
 
 
 def _with_detail(effect: dict[str, Any]) -> str:
@@ -318,10 +416,8 @@ def _with_detail(effect: dict[str, Any]) -> str:
     return effect["verdict"] + (f" ({effect['detail']})" if effect["detail"] else "")
 
 
-def _cheaper(
-    what: str, needs: Needs, measured: dict[str, Any], costs: Costs
-) -> tuple[str | None, Sentence]:
-    """The method that takes less, or None where that is not known, and a sentence on it."""
+def _cheaper(what: str, needs: Needs, measured: dict[str, Any], costs: Costs) -> Decided:
+    """The method that takes less, None where that is not known."""
     measure, words = COSTS[what]
     effect = measured["effects"][measure]
     lora, full = (costs[what][m] for m in METHODS)
@@ -336,5 +432,6 @@ def _cheaper(
     else:
         side, kind, text = None, "not known", _unmeasured(needs)
     if side:
-        return side, Sentence(f"{METHOD_NAMES[side]} takes less: {words}.", text)
-    return None, Sentence(f"Not decided by {words}: {kind}.", text)
+        sentence = Sentence(f"{METHOD_NAMES[side]} takes less: {words}.", text)
+        return Decided(side, LESS[what], sentence)
+    return Decided(None, "", Sentence(f"Not decided by {words}: {kind}.", text))

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,16 +246,9 @@ def verdict(comparison: Comparison) -> str:
     rows, text = comparison.rows, ""
     if all(method in rows for method in METHOD_NAMES):
         text = f"Measured in this run, LoRA first: {', '.join(_measured(rows))}. "
-    weak = [
-        name
-        for method, name in METHOD_NAMES.items()
-        if method in rows and rows[method]["dino"] <= rows["base_model"]["dino"]
-    ]
+    weak = weak_methods(comparison)
     if weak:
-        text += (
-            f"{' and '.join(weak)} did not come closer to the subject than the untouched base"
-            " model. "
-        )
+        text += f"{weak}. "
     if comparison.about.get("unlike"):
         text += f"Not like for like: the runs differ in {', '.join(comparison.about['unlike'])}. "
     return (
@@ -262,6 +256,20 @@ def verdict(comparison: Comparison) -> str:
         + "This is one subject and one training seed, so the differences have no interval and do"
         " not say which method is better in general."
     )
+
+
+def weak_methods(comparison: Comparison) -> str:
+    """Which methods learnt nothing of the subject, in words; empty where none did so."""
+    rows = comparison.rows
+    weak = [
+        name
+        for method, name in METHOD_NAMES.items()
+        if method in rows and rows[method]["dino"] <= rows["base_model"]["dino"]
+    ]
+    if not weak:
+        return ""
+    names = " and ".join(weak)
+    return f"{names} did not come closer to the subject than the untouched base model"
 
 
 def _measured(rows: dict[str, Row]) -> list[str]:
@@ -281,9 +289,11 @@ def _measured(rows: dict[str, Row]) -> list[str]:
     return [*texts, f"with the base model at DINO {floor:.3f} and real photos at {ceiling:.3f}"]
 
 
-def write_summary(path: str | Path, comparison: Comparison) -> dict[str, Any]:
-    """Write `summary.json` (rows by name, units beside them, versions, device, verdict) whole or
-    not at all; returns the dict.
+def write_summary(
+    path: str | Path, comparison: Comparison, answer: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write `summary.json` (rows by name, units beside them, versions, device, verdict, and the
+    sentences of `lib.evaluation.advice.answer`) whole or not at all; returns the dict.
     """
     from lib.models.devices import versions  # brings in torch
 
@@ -303,6 +313,7 @@ def write_summary(path: str | Path, comparison: Comparison) -> dict[str, Any]:
         "versions": versions(),
         "device": devices[0] if len(devices) == 1 else devices,
         "verdict": verdict(comparison),
+        "answer": list(answer),
     }
     json.dumps(summary, allow_nan=False)  # raises ValueError before anything is written
     write_json(path, summary)

@@ -49,6 +49,63 @@ def verdict_table(own: Comparison | None = None, found: dict[str, Any] | None = 
     return Table(rows, columns, f"PocketBench's verdicts. {IN_A_WORD}", rest)
 
 
+# Rows of the short table: the measure, its name with its unit, the format of a number, and what a
+# number is divided by.
+SHORT = {
+    "seconds_per_step": ("seconds a step", "{:.3g}", 1),
+    "peak_bytes": ("memory, MiB", "{:.3g}", 2**20),
+    "file_bytes": ("file, MiB", "{:.3g}", 2**20),
+    "dino": ("likeness (DINO)", "{:.3f}", 1),
+    "clip_t": ("prompt followed (CLIP-T)", "{:.3f}", 1),
+    "pres": ("class lost (PRES - base)", "{:+.3f}", 1),
+}
+
+
+SHORT_NOTE = (
+    "Your own run; the floor is the base model, the ceiling real photos. Many subjects:"
+    " PocketBench's DreamBooth against LoRA, times (x) or differences, with 95 % intervals."
+)
+
+
+def answer_table(own: Comparison, found: dict[str, Any] | None = None) -> Table:
+    """The own run in five columns: a measure, LoRA, DreamBooth, from the base model (floor) to real
+    photos (ceiling), and what PocketBench measured of DreamBooth against LoRA on many subjects.
+
+    found: what verdicts.json holds.
+    """
+    found = found or read_result("verdicts")
+    # A measure's first own part is the comparison itself, before its variants.
+    parts = [part for claim in found["claims"] for part in claim["parts"] if part["own"]]
+    measured = {part["measure"]: part for part in reversed(parts)}
+    rows = []
+    for measure, (words, form, per) in SHORT.items():
+        values = {
+            name: form.format(row[measure] / per)
+            for name, row in own.rows.items()
+            if row.get(measure) is not None
+        }
+        ends = [values[name] for name in ("base_model", "real_photos") if name in values]
+        sides = (values.get(method, "-") for method in METHODS)
+        rows.append([words, *sides, " to ".join(ends) or "-", _against(measured.get(measure))])
+    columns = [
+        "",
+        "LoRA",
+        "DreamBooth",
+        "floor to ceiling",
+        "many subjects: DreamBooth against LoRA",
+    ]
+    return Table(rows, columns)
+
+
+def _against(part: dict[str, Any] | None) -> str:
+    """The effect of DreamBooth against LoRA, with its interval; a dash without one."""
+    if part is None or part["value"] is None:
+        return "-"
+    form = "x {:.2f}" if part["unit"] in ("s", "bytes") else "{:+.3f}"
+    value, low, high = (part[end] and form.format(part[end]) for end in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if low and high else value
+
+
 def verdict_word(verdict: str) -> str:
     """A verdict in a word: "holds", "does not hold", "not told apart", or on what it depends."""
     said = re.sub(r" \([^)]*\)", "", verdict).split(":")[0]
@@ -68,10 +125,8 @@ def _measured(claim: dict[str, Any]) -> str:
     part = next((part for part in claim["parts"] if part["judged"]), None)
     if part is None or part["value"] is None:
         return "-"
-    form = "x {:.2f}" if part["unit"] in ("s", "bytes") else "{:+.3f}"
-    value, low, high = (part[end] and form.format(part[end]) for end in ("value", "low", "high"))
     what = part["label"] or MEASURE_NAMES.get(part["measure"], "")
-    return f"{what} {value} ({low} to {high})".strip() if low and high else f"{what} {value}"
+    return f"{what} {_against(part)}".strip()
 
 
 def verdict_details(own: Comparison | None = None, found: dict[str, Any] | None = None) -> Table:
@@ -162,7 +217,7 @@ def _figure(found: dict[str, Any]) -> Figure:
 
     table = Table(found["table"]["rows"], found["table"]["columns"], found["table"]["caption"])
     with Image.open(RESULTS / found["picture"]) as picture:
-        return Figure(picture.copy(), found["alt"], table, found["caption"])
+        return Figure(picture.copy(), found["alt"], table, found["caption"], drawn=True)
 
 
 def read_result(name: str) -> dict[str, Any]:

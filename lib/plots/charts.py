@@ -15,7 +15,7 @@ from PIL import Image
 
 from lib.config import MEASURE_NAMES, METHOD_NAMES
 from lib.files import BadInput
-from lib.plots.figure import Figure, Table, number
+from lib.plots.figure import CHART_WIDTH, Figure, Table, number
 from lib.plots.labels import label_ends, label_points
 from lib.plots.looks import PLAIN, looks, own_look
 
@@ -251,7 +251,7 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
                 look = own[name] if name else own_look(row)
                 _bar(axes, at + middle, group[name], name, thickness * 0.92, look)
     _bar_limits(axes, [v for group in groups.values() for v in group.values()], log)
-    axes.set_yticks(range(len(groups)), [textwrap.fill(name, 22) for name in groups])
+    axes.set_yticks(range(len(groups)), [textwrap.fill(name, 16) for name in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(False, axis="y")
     words = "; ".join(
@@ -386,7 +386,9 @@ def intervals(
     with the `margin` that counts as none as a band about it (of a ratio: a factor). log: a
     logarithmic axis, for ratios.
     """
-    chart, axes = _chart(x, "", height=0.9 + 0.36 * len(values))
+    names = [textwrap.fill(name, 20) for name in values]
+    tallest = 1 + max(name.count("\n") for name in names)
+    chart, axes = _chart(x, "", height=0.9 + (0.2 + 0.16 * tallest) * len(values))
     if around is not None:
         axes.axvline(around, color="black", linewidth=1)
         if margin:
@@ -398,7 +400,7 @@ def intervals(
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_yticks(range(len(values)), [textwrap.fill(name, 34) for name in values])
+    axes.set_yticks(range(len(values)), names)
     axes.set_ylim(len(values) - 0.5, -0.7)
     axes.grid(False, axis="y")
     rows = [[name, value, _ends((low, high))] for name, (value, low, high) in values.items()]
@@ -425,7 +427,7 @@ def _draw_interval(axes, k, value, low, high):
         (0, 6),
         textcoords="offset points",
         ha="center",
-        fontsize=9,
+        fontsize=10,
         # So that a number on the line around which all lie can be read.
         path_effects=[withStroke(linewidth=3, foreground="white")],
     )
@@ -445,7 +447,7 @@ def _chart(x: str, y: str, height: float = 3.4) -> "tuple[Chart, Axes]":
     # is changed.
     from matplotlib.figure import Figure as Chart
 
-    chart = Chart(figsize=(7.2, height), dpi=110, layout="constrained")
+    chart = Chart(figsize=(CHART_WIDTH / 110, height), dpi=160, layout="constrained")
     axes = chart.add_subplot(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Chart
 
+CHART_WIDTH = 495  # CSS pixels; on a phone's 358 a chart's smallest letters still have 11
 LARGEST = 120_000  # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
 
 
@@ -88,8 +89,9 @@ class Table:
 class Figure:
     """A picture to look at, what it shows in words, and its numbers.
 
-    Notebooks and reports show the picture, the caption, and the table below it. `chart` is the
-    matplotlib figure of a chart; `mime` and `data` are the picture as it is shown.
+    Notebooks and reports show the picture, the caption, and the table folded below it. `chart` is
+    the matplotlib figure of a chart; `drawn` says that the picture is one, dark on white, which a
+    dark page may invert; `mime` and `data` are the picture as it is shown.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class Figure:
         table: Table | None = None,
         caption: str = "",
         chart: "Chart | None" = None,
+        drawn: bool = False,
     ):
         self.image, self.alt, self.caption = image, alt, caption
-        self.table, self.chart = table, chart
+        self.table, self.chart, self.drawn = table, chart, drawn or chart is not None
         self.mime, self.data = _encode(image)
 
     def with_table(self, table: Table) -> "Figure":
@@ -110,19 +113,19 @@ class Figure:
         return self
 
     def _repr_html_(self):
-        source = f"data:{self.mime};base64,{base64.b64encode(self.data).decode()}"
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
         numbers = (
-            "<details open><summary>The figure in"
-            f" numbers</summary>{self.table._repr_html_()}</details>"
+            f"<details><summary>The figure in numbers</summary>{self.table._repr_html_()}</details>"
             if self.table
             else ""
         )
-        return (
-            f'<figure style="margin: 0"><img src="{source}" alt="{html.escape(self.alt)}"'
-            f' width="{self.image.width}" style="max-width: 100%; height:'
-            f' auto">{caption}</figure>{numbers}'
-        )
+        kind = ' class="chart"' if self.drawn else ""
+        return f'<figure{kind} style="margin: 0">{self._shown()}{caption}</figure>{numbers}'
+
+    def _shown(self):
+        """The picture in HTML."""
+        width = CHART_WIDTH if self.drawn else self.image.width
+        return img(self.mime, self.data, self.alt, f"width: {width}px; max-width: 100%")
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         # HTML is what front ends and nbconvert choose, for it alone keeps the alternative text; the
@@ -162,6 +165,12 @@ def as_table(rows: Sequence[Any], columns: Sequence[str] | None = None, caption:
         columns = list(columns or rows[0])
         rows = [[row.get(c) for c in columns] for row in rows]
     return Table(rows, columns or [], caption)
+
+
+def img(mime: str, data: bytes, alt: str, style: str) -> str:
+    """A picture as an HTML element that needs nothing beside it."""
+    source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    return f'<img src="{source}" alt="{html.escape(alt)}" style="{style}; height: auto">'
 
 
 def _encode(image):

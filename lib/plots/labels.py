@@ -31,8 +31,8 @@ PLACES = (
     (-18, -20),
 )
 
-SIZE = 9  # of the type, in points
-LINE_HEIGHT = 17  # pixels between names at the ends of lines
+SIZE = 10  # of the type, in points
+LINE_HEIGHT = 25  # pixels between names at the ends of lines
 
 
 def label_points(chart: "Chart", axes: "Axes", found: list[tuple[str, float, float, str]]) -> None:

@@ -242,9 +242,7 @@ class TrainingPanel:
                 smooth=20,
                 caption="The loss: faint each step, bold the mean of 20",
             )
-            self.loss.value = figure._repr_html_().replace(
-                "<details open>", "<details>"
-            )  # the numbers would push it off the screen
+            self.loss.value = figure._repr_html_()
         if len(state.samples) > self.shown:
             self.shown = len(state.samples)
             places = [place or "no place" for place in SAMPLE_PLACES][: len(state.samples[-1][1])]

@@ -1,5 +1,6 @@
-"""The README's five rows, the verdicts of notebook 04 and the guide name the same side: what ships
-of one is held to what ships of the others, whatever the figures are.
+"""The README's five rows, the verdicts of notebook 04, the guide, and the report's sentences and
+table name the same side: what ships of one is held to what ships of the others, whatever the
+figures are.
 """
 
 import json
@@ -7,7 +8,9 @@ import re
 
 import pytest
 
-from lib.evaluation.advice import Needs, advise
+from lib.evaluation.advice import LESS, Needs, advise, answer
+from lib.evaluation.comparison_table import Comparison
+from lib.evaluation.results import SHORT, answer_table
 from lib.files.paths import ROOT
 
 RESULTS = ROOT / "data" / "results"
@@ -65,3 +68,77 @@ def test_the_guide_takes_no_side_for_what_the_readme_calls_no_reason():
     left_open = [line.text for line in said if line.text.startswith("Not decided by time of train")]
     is_none = of_readme("seconds a training step") == NONE
     assert (len(decided), len(left_open)) == ((0, 1) if is_none else (1, 0))
+
+
+# --- the report's
+
+
+def own(lora, dreambooth):
+    """A run of one's own with these figures for all that is measured."""
+    rows = {"lora": lora, "dreambooth": dreambooth, "base_model": 0.2, "real_photos": 0.9}
+    keys = ("seconds_per_step", "peak_bytes", "file_bytes", "dino", "clip_t", "pres")
+    about = {"base": "pocket", "identifier": "zwx", "class_noun": "robot"}
+    return Comparison({name: dict.fromkeys(keys, value) for name, value in rows.items()}, about)
+
+
+AMPLE = Needs(memory_gib=64, disk_gib=100, minutes=1000)
+OWN = {"as the bench": own(0.5, 0.6), "the other way round": own(0.6, 0.5)}
+
+
+def of_sentences(measure, run, measured=None):
+    """Whom the report's sentences name; None where they say nothing of that measure."""
+    which, _, sure = answer(run, AMPLE, measured)
+    if measure == "dino":
+        said = re.search(r"; likeness: (.*?), DINO", sure)[1]
+        return NONE if said.startswith("no difference") else said.split(" ")[0]
+    what = {"train_seconds": "time", "peak_bytes": "memory", "file_bytes": "disk"}[measure]
+    return re.search(r", take (LoRA|DreamBooth)", which)[1] if LESS[what] in which else None
+
+
+def of_short_table(measure, run):
+    """Whom the report's table names in its last column, margins left out: more, or less."""
+    row = "seconds_per_step" if measure == "train_seconds" else measure
+    cell = next(line[-1] for line in answer_table(run).rows if line[0] == SHORT[row][0])
+    value = float(re.match(r"(?:x )?([+-]?[\d.]+)", cell)[1])
+    more = value > (1 if cell.startswith("x") else 0)
+    return FULL if more == (measure == "dino") else LORA
+
+
+@pytest.mark.parametrize("run", OWN.values(), ids=OWN)
+@pytest.mark.parametrize("row", SAME_QUESTION)
+def test_the_report_names_no_other_side_whatever_the_own_run_says(row, run):
+    measure, _, _ = SAME_QUESTION[row]
+    side = of_guide(measure)
+    said = of_sentences(measure, run)
+    assert said == side or (said is None and measure != "dino")
+    if side != NONE:
+        assert of_short_table(measure, run) == side
+
+
+def test_the_reports_first_sentence_is_the_guides_and_gives_its_reasons():
+    which, cost, sure = answer(OWN["as the bench"], AMPLE)
+    advice = advise(AMPLE)
+    first = advice.sentences[0].text.removesuffix(".")
+    assert which.startswith(f"For 'zwx robot', {first[0].lower()}{first[1:]}")
+    assert advice.reasons and all(reason in which for reason in advice.reasons)
+    assert "0.5 s a step" in cost and "0.6 s a step" in cost
+    facts = json.loads((RESULTS / "advice.json").read_text("utf-8"))["effects"]
+    assert facts["dino"]["text"].split(", ")[0] in sure and "decides nothing" in sure
+
+
+def test_the_reports_sentences_turn_round_with_the_bench():
+    measured = json.loads((RESULTS / "advice.json").read_text("utf-8"))
+    for measure in ("peak_bytes", "file_bytes", "dino"):
+        measured["effects"][measure]["verdict"] = "does not hold"
+    run = OWN["as the bench"]
+    assert of_sentences("peak_bytes", run, measured) == FULL
+    assert of_sentences("dino", run, measured) == LORA
+
+
+def test_a_base_that_nothing_was_measured_on_gets_no_side(monkeypatch):
+    monkeypatch.setattr("lib.memory.forecasting.known_shape", lambda base: base)
+    run = own(0.5, 0.1)
+    run.about["base"] = "my/model"
+    which, _, sure = answer(run, AMPLE)
+    assert "there is no figure that decides between LoRA and DreamBooth" in which
+    assert "likeness was not measured on its base model; train longer: DreamBooth did not" in sure

@@ -19,10 +19,11 @@ from PIL import Image
 from lib.__main__ import main
 from lib.course import runner
 from lib.course.progress import Progress
-from lib.course.report import table
+from lib.course.report import report, table
 from lib.course.runner import CourseFailed, course, run_notebook
 from lib.files.errors import BadInput
 from lib.files.text import clock
+from lib.plots.figure import Figure, as_table
 
 SUMMARY = {
     "lora": {
@@ -47,6 +48,7 @@ SUMMARY = {
     "real_photos": {"dino": 0.95, "clip_i": 0.97},
     "units": {"seconds_per_step": "s"},
     "verdict": "Nothing is decided.",
+    "answer": ["Take <either>.", "It costs a little.", "Not sure at all."],
     "about": {
         "reference": "2 held-out photos",
         "prompts": ["a robot"],
@@ -145,28 +147,78 @@ def test_the_course_runs_through(small, tmp_path):
     page = (output / "report.html").read_text()
     order = (
         "side by side</h1>",
-        "<td>0.091<",
+        "Take &lt;either&gt;.",
+        "It costs a little.",
+        "Not sure at all.",
+        "<td>0.0912<",
         "Nothing is decided.",
-        "Contents</h2>",
+        'id="key-picture"',
         "Some <code>",
         "Comparing</h2>",
     )
     places = [page.index(text) for text in order]
     assert places == sorted(places)
     assert len(re.findall(r"<h1\b", page)) == 1 and "A red square</h3>" in page
-    pictures = BeautifulSoup(page, "html.parser").find_all("img")
-    assert [p["alt"] for p in pictures] == ['a square in "red" & nothing else'] * 2, (
-        "the key picture is at the top, and in its place"
-    )
-    for picture in pictures:
-        data = picture["src"].removeprefix("data:image/png;base64,")
-        assert Image.open(io.BytesIO(base64.b64decode(data, validate=False))).size == (8, 8)
+    soup = BeautifulSoup(page, "html.parser")
+    (picture,) = soup.find_all("img")
+    assert picture["alt"] == 'a square in "red" & nothing else' and picture.find_parent(
+        id="key-picture"
+    ), "the key picture is at the top, once, and its place has a link to it"
+    assert [a.text for a in soup.main.select('a[href="#key-picture"]')]
+    data = picture["src"].partition(";base64,")[2]
+    assert Image.open(io.BytesIO(base64.b64decode(data, validate=False))).size == (8, 8)
+    assert not [code for code in soup.select(".highlight") if not code.find_parent("details")]
+    links = [a["href"] for a in soup.nav.select("a")]
+    assert len(links) == 4 and soup.find("input", id="unfold")["type"] == "checkbox"
     for target in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{target}"' in page, f"the link to {target} leads nowhere"
     outside = re.findall(
         r"<script|<link|(?:src|href)=[\"']?(?:https?:)?//|@import|url\((?!['\"]?data:)", page
     )
     assert not outside, "the page needs something from outside"
+
+
+def test_the_report_folds_what_is_long_and_keeps_pictures_small():
+    """Tables scroll in boxes of their own, long ones and long prints are folded, a large picture
+    is made as large as it is shown.
+    """
+    noise = Image.effect_noise((3000, 400), 60).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, "JPEG", quality=95)
+    figure = Figure(noise, "a grey noise")
+    outputs = [
+        {"text/html": as_table([[k, 1] for k in range(rows)], ["k", "n"], note)._repr_html_()}
+        for rows, note in ((3, "short"), (40, "long"))
+    ] + [
+        {"text/html": figure._repr_html_()},
+        {"image/jpeg": base64.b64encode(file.getvalue()).decode()},
+    ]
+    shown = [nbformat.v4.new_output("display_data", data=data) for data in outputs]
+    shown.append(nbformat.v4.new_output("stream", text="a line\n" * 50))
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)])
+    page = report([made], SUMMARY, "Title")
+    soup = BeautifulSoup(page, "html.parser")
+    boxes = {box["aria-label"]: box for box in soup.main.select(".scroll")}
+    assert all(table.find_parent(class_="scroll") for table in soup.find_all("table"))
+    assert not boxes["short"].find_parent("details") and boxes["long"].find_parent("details")
+    assert boxes["short"]["tabindex"] == "0"
+    (printed,) = [text for text in soup.main.find_all("pre") if "a line" in text.text]
+    assert printed.find_parent("details")
+    for picture in soup.find_all("img"):
+        data = base64.b64decode(picture["src"].partition(";base64,")[2])
+        assert Image.open(io.BytesIO(data)).width <= 1000 and len(data) < 200_000
+
+
+def test_the_answer_is_one_table_of_five_columns_with_the_whole_one_folded():
+    soup = BeautifulSoup(report([], SUMMARY, "Title"), "html.parser")
+    short, whole = soup.find(id="answer").find_all("table")
+    assert len(short.select("thead th")) == 5 and not short.find_parent("details")
+    assert whole.find_parent("details") and len(whole.select("tbody tr")) == 4
+    assert [row.text for row in short.select("tbody th")][:3] == [
+        "seconds a step",
+        "memory, MiB",
+        "file, MiB",
+    ]
 
 
 def test_a_second_run_knows_how_long_it_takes(small, tmp_path):
