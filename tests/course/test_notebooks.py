@@ -1,5 +1,5 @@
 """Notebooks 01 to 05, run in order by papermill on the real pocket base at small step counts, and
-what they leave behind.
+what they leave behind; and 00, which works alone.
 """
 
 import ast
@@ -46,6 +46,8 @@ SMALL = {
     "05_compose_and_ship": {"pictures": 4, **FEW},
 }
 NAMES = list(SMALL)
+START = "00_start_here"  # not a part of `make course`
+ALONE = {"steps": 4, "class_images": 4, **FEW}
 
 
 def execute(name, output, folder, **parameters):
@@ -117,6 +119,20 @@ def test_it_runs_and_shows_what_it_found(course, name):
     assert not [
         o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", ())
     ], "a panel where nobody can press it"
+    assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.slow
+def test_00_works_alone_and_answers(tmp_path):
+    notebook = execute(START, tmp_path / "out", tmp_path, **ALONE)
+    check_run(tmp_path / "out" / "lora", "lora", steps=4, samples=8)
+    check_run(tmp_path / "out" / "dreambooth", "dreambooth", steps=4, samples=8)
+    assert load_file(tmp_path / "out" / "extracted.safetensors"), "a file to take home"
+    [shown] = [c for c in notebook.cells if "key-picture" in c.metadata.get("tags", ())]
+    [alt] = [m["alt"] for o in shown.outputs for m in o.metadata.values()]
+    assert "base model (floor), LoRA, DreamBooth, DreamBooth cut to a LoRA" in alt
+    text = printed(notebook)
+    assert "one subject and one" in text and "DINO" in text and " MiB" in text
     assert "widgets" not in notebook.metadata
 
 
@@ -336,6 +352,7 @@ def test_every_cell_can_run_twice(tmp_path):
     few = {"output": str(tmp_path / "out"), "sample_steps": 1}
     training = {"steps": 2, "batch_size": 1}
     small = {
+        START: {"steps": 2, "class_images": 2, "output": str(tmp_path / "alone")},
         "01_dataset_prep": {"class_images": 2},
         "02_lora_training": training | {"rank": 2},
         "03_dreambooth_training": training,
@@ -344,7 +361,7 @@ def test_every_cell_can_run_twice(tmp_path):
     }
     for name, parameters in small.items():
         source = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
-        given = parameterize_notebook(source, parameters | few, kernel_name="python3")
+        given = parameterize_notebook(source, few | parameters, kernel_name="python3")
         notebook = each_cell_twice(given)
         NotebookClient(
             notebook,
@@ -426,6 +443,13 @@ def source(request):
     return nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
 
 
+def test_the_start_sends_a_reader_to_every_notebook():
+    first, *_, last = nbformat.read(ROOT / "notebooks" / f"{START}.ipynb", as_version=4).cells
+    assert "**The question:**" in first.source and "**Takes** about" in first.source
+    assert all(f"({name}.ipynb)" in last.source for name in NAMES)
+    assert "**You can now decide**" in last.source
+
+
 def setup_cell(notebook):
     [cell] = set_up_cells(notebook)
     return cell.source
@@ -456,7 +480,8 @@ def test_it_takes_about_as_long_as_it_says(name):
 
 
 def test_the_set_up_is_the_same_everywhere():
-    found = {setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in NAMES}
+    names = [START, *NAMES]
+    found = {setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in names}
     assert found == {CELL}, "`make notebooks` writes it into all of them"
 
 
@@ -525,7 +550,7 @@ def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
 def imported():
     """{package: names} that the notebooks import from lib."""
     found = {}
-    for name in NAMES:
+    for name in (START, *NAMES):
         for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
             if cell.cell_type != "code":
                 continue
@@ -552,7 +577,7 @@ def test_what_notebooks_import_and_use_is_there():
             if isinstance(here[name], ModuleType):
                 modules[name] = here[name]
     assert {"charts", "results"} <= set(modules)
-    for name in NAMES:
+    for name in (START, *NAMES):
         for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
             for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
