@@ -195,13 +195,13 @@ def export(
     python -m lib export runs/course/dreambooth --to checkpoint --out robot.safetensors
         # one file; diffusers is a folder
     """
-    from lib.convert import exporting, interchange, verification
+    from lib.convert import exporting, interchange
     from lib.training.kept_steps import at_step
 
     source = source if step is None else str(at_step(source, step))
     done = interchange.export(source, to, out, base, title, other_base)
     print(*done.lines(), sep="\n")
-    print(verification.check_pictures(source, done.path, exporting.base_of(source, base)))
+    print(interchange.check_pictures(source, done.path, exporting.base_of(source, base)))
     _print_written(done)
 
 
@@ -212,6 +212,9 @@ def import_(
     base: Base = None,
     data: Annotated[str | None, typer.Option(help="a data set to judge it by")] = None,
     other_base: OtherBase = False,
+    rank: Annotated[
+        int | None, typer.Option(help="of a LoHa or LoKr alone: the LoRA's that it is cut to")
+    ] = None,
 ) -> None:
     """Make a run of somebody's LoRA.
 
@@ -219,10 +222,11 @@ def import_(
 
     \b
     python -m lib import theirs.safetensors --base pocket --out runs/theirs
+    python -m lib import their_lokr.safetensors --base pocket --rank 32 --out runs/theirs
     """
     from lib.convert.interchange import import_lora
 
-    print(f"a run: {import_lora(source, out, base, data, other_base)}")
+    print(f"a run: {import_lora(source, out, base, data, other_base, rank)}")
 
 
 @app.command()
@@ -247,7 +251,7 @@ def merge(
         --to checkpoint --out both.safetensors
     python -m lib merge --base path/to/folder --to checkpoint --out base.safetensors
     """
-    from lib.convert import exporting, merging, verification
+    from lib.convert import exporting, interchange, merging
 
     paths, weights = _with_weights(sources or [])
     model = merging.whole_model(paths, weights, base, other_base)
@@ -255,7 +259,7 @@ def merge(
     print(*done.lines(), sep="\n")
     if weights == [1.0]:
         base_name = exporting.base_of(paths[0], base)
-        print(verification.check_pictures(paths[0], done.path, base_name))
+        print(interchange.check_pictures(paths[0], done.path, base_name))
     _print_written(done)
 
 

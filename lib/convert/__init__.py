@@ -12,9 +12,8 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.convert.adapter import read_adapter
-    from lib.convert.interchange import export, extract
+    from lib.convert.interchange import export, extract, library_loader
     from lib.convert.merging import merge
     from lib.convert.model_card import write_card
-    from lib.convert.verification import library_loader
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

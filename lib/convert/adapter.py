@@ -33,12 +33,18 @@ from lib.convert.adapter_config import (
     configured_alpha,
     header_configs,
 )
+from lib.convert.layer import (
+    Cut,
+    Layer,
+    Tensors,
+    cut_products,
+    product_kind,
+)
 from lib.files import BadInput, listed, write_json
 from lib.files.safetensors_file import open_weights, save_weights_file
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.layer_names import kohya_name, parse, short_name
 
-Tensors = dict[str, torch.Tensor]
 Header = dict[str, str]
 
 # How the last words of keys begin in LyCORIS' updates that are no LoRA.
@@ -50,11 +56,6 @@ OTHER_KINDS = {
     "diff": "full difference of weights",
 }
 
-# Of the randomised SVD: directions beyond the rank, and power iterations. Enough for a spectrum
-# that falls slowly.
-OVERSAMPLE = 10
-POWER_ITERATIONS = 3
-
 # What a header says of its own file, and does not go with the adapter into another.
 OF_THE_FILE = (
     CONFIG_KEY,
@@ -65,44 +66,21 @@ OF_THE_FILE = (
     "workbench.export",
 )
 
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's update.
-
-    `down` [r, in, ...kernel], `up` [out, r, ...1], `alpha`; `magnitude` [out] or [1, out, 1, 1] if
-    it is DoRA's.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float
-    magnitude: torch.Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    def delta(self, weight: float = 1.0) -> torch.Tensor:
-        """`weight` times the update as a matrix in float32, [out, in, ...kernel].
-
-        DoRA's magnitude is not in it.
-        """
-        scale = weight * self.alpha / self.rank
-        flat = self.up.flatten(1).float() @ self.down.flatten(1).float() * scale
-        return flat.reshape(self.up.shape[0], *self.down.shape[1:])
+# What a header says of a LoHa or LoKr, and is not true of the LoRA that it is cut to.
+OF_A_PRODUCT = ("ss_network_module", "ss_network_args", "ss_network_dim", "ss_network_alpha")
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA: its `layers`, {part: {layer name: Layer}}, the texts of its header, and its path.
 
-    Names of text encoders' layers begin with `text_model.`.
+    Names of text encoders' layers begin with `text_model.`. `told`: what was lost in reading it.
     """
 
     layers: dict[str, dict[str, Layer]]
     metadata: Header = field(default_factory=dict)
     source: str = ""
+    told: str = ""
 
     def __iter__(self) -> Iterator[tuple[str, str, Layer]]:
         """(part, name, layer) of every layer."""
@@ -123,20 +101,20 @@ def path_of(source: Source) -> Path:
     return Path(source.source if isinstance(source, Adapter) else source)
 
 
-def read_adapter(source: Source, layers: int = 2) -> Adapter:
+def read_adapter(source: Source, layers: int = 2, cut: Cut | None = None) -> Adapter:
     """The `Adapter` in a run folder, a .safetensors file or a PEFT folder.
 
-    `layers`: as in `lib.models.layer_names.parse`. Raises BadInput for files that are none or
-    damaged, for keys that belong to no LoRA or lack their partner (all listed), for DoRA as Kohya
-    stores it, and for values that are no numbers.
+    `layers`: as in `lib.models.layer_names.parse`. `cut`: to read a LoHa or LoKr, and nothing else.
+    Raises BadInput for files that are none or damaged, for keys that belong to no LoRA or lack
+    their partner (all listed), for DoRA as Kohya stores it, and for values that are no numbers.
     """
     if isinstance(source, Adapter):
         return source
     source = Path(source).expanduser()
     if not source.is_dir():
-        return _from_files({source: None}, source, layers)
+        return _from_files({source: None}, source, layers, cut)
     if (source / "adapter.safetensors").is_file():
-        return _from_files({source / "adapter.safetensors": None}, source, layers)
+        return _from_files({source / "adapter.safetensors": None}, source, layers, cut)
     folders = {part: source / part for part in TRAINABLE_PARTS}
     folders = {p: f for p, f in folders.items() if (f / CONFIG_FILE).is_file()}
     if not folders and (source / CONFIG_FILE).is_file():
@@ -152,7 +130,7 @@ def read_adapter(source: Source, layers: int = 2) -> Adapter:
             " a file or a PEFT folder."
         )
     files = {folder / "adapter_model.safetensors": part for part, folder in folders.items()}
-    return _from_files(files, source, layers)
+    return _from_files(files, source, layers, cut)
 
 
 def _part_of(folder: Path) -> str:
@@ -163,7 +141,9 @@ def _part_of(folder: Path) -> str:
     return folder.name if folder.name in TRAINABLE_PARTS else "unet"
 
 
-def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> Adapter:
+def _from_files(
+    files: Mapping[Path, str | None], source: Path, layers: int, cut: Cut | None = None
+) -> Adapter:
     """The `Adapter` in files: of a PEFT folder's the part of the model is known, else None."""
     found: dict[tuple[str, str], Tensors] = {}  # (part, layer name) -> {role: tensor}
     unknown: list[str] = []
@@ -180,7 +160,7 @@ def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> 
                 configs |= header_configs(weights.metadata, path)
             for key in weights.names:
                 part, name, role = parse(key, known_part, layers) or ("", "", "")
-                if not role:
+                if not role or not cut and product_kind({role: key}):
                     unknown.append(key)
                 elif role in found.setdefault((part, name), {}):
                     unknown.append(f"{key}, which is there twice")
@@ -188,14 +168,23 @@ def _from_files(files: Mapping[Path, str | None], source: Path, layers: int) -> 
                     found[part, name][role] = weights.read(key)
     for config in configs.values():
         check_config(config, source)
-    _check_complete(found, unknown, source)
+    products = {where: found.pop(where) for where in list(found) if product_kind(found[where])}
+    if cut and not products:
+        raise BadInput(f"{source} holds no LoHa or LoKr to be cut to a rank: leave the rank out.")
+    _check_complete(found, unknown, source, some=bool(products))
+    cut_layers, told = cut_products(products, cut, source) if cut else ({}, "")
     made: dict[str, dict[str, Layer]] = {part: {} for part in TRAINABLE_PARTS}
     for (part, name), roles in found.items():
         made[part][name] = _layer(source, part, name, roles, configs.get(part, {}))
+    for (part, name), layer in cut_layers.items():
+        made[part][name] = layer
     layers_of = {part: some for part, some in made.items() if some}
     _check_dora(layers_of, configs, source)
-    metadata = {key: value for key, value in texts.items() if key not in OF_THE_FILE}
-    return Adapter(layers_of, metadata, str(source))
+    left_out = OF_THE_FILE + (OF_A_PRODUCT if products else ())
+    metadata = {key: value for key, value in texts.items() if key not in left_out}
+    if told:
+        metadata["ss_training_comment"] = told
+    return Adapter(layers_of, metadata, str(source), told)
 
 
 def _of_peft(keys: Iterable[str]) -> bool:
@@ -218,10 +207,13 @@ def _check_dora(
 
 
 def _check_complete(
-    found: Mapping[tuple[str, str], Tensors], unknown: list[str], source: Path
+    found: Mapping[tuple[str, str], Tensors], unknown: list[str], source: Path, some: bool = False
 ) -> None:
-    """Raise BadInput if something of the files would be lost: keys, halves, DoRA of Kohya's."""
-    if not any({"down", "up"} & set(roles) for roles in found.values()):
+    """Raise BadInput if something of the files would be lost: keys, halves, DoRA of Kohya's.
+
+    `some`: whether they hold layers that are not in `found`.
+    """
+    if not some and not any({"down", "up"} & set(roles) for roles in found.values()):
         raise BadInput(f"{source} holds no LoRA: {_other_kind(unknown)}; name another file.")
     dora = [
         name
@@ -256,8 +248,14 @@ def _other_kind(unknown: list[str]) -> str:
     some = listed(sorted(unknown), 2)
     last = {key.rpartition(".")[2] for key in unknown}
     for start, kind in OTHER_KINDS.items():
-        if any(word.startswith(start) for word in last):
-            return f"it is a {kind}, which is not read ({len(unknown)} keys, such as {some})"
+        if not any(word.startswith(start) for word in last):
+            continue
+        if product_kind(dict.fromkeys(last)):
+            return (
+                f"it is a {kind} ({len(unknown)} keys, such as {some}), which comes in as a LoRA of"
+                " a rank that you choose, by `python -m lib import FILE --rank 32`, or else"
+            )
+        return f"it is a {kind}, which is not read ({len(unknown)} keys, such as {some})"
     return f"none of its {len(unknown)} keys ({some}) is one of diffusers', PEFT's or Kohya's LoRA"
 
 
@@ -399,42 +397,3 @@ def peft_config(part: str, layers: dict[str, Layer]) -> Config:
 
 def _commonest(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
-
-
-def low_rank(change: torch.Tensor, rank: int, exact: bool | None = None) -> tuple[Layer, float]:
-    """A change of weights [out, in, ...kernel] cut to `rank`, and the share of S^2 that is left.
-
-    Alpha is `rank`. The singular values go half into `up` and half into `down`, so that both fit
-    into fp16. `exact`: None chooses by size.
-    """
-    matrix = change.float().flatten(1)
-    full, total = min(matrix.shape), matrix.square().sum().item()
-    size = min(rank, full)
-    if exact or exact is None and full <= 4 * (size + OVERSAMPLE):
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        u, s, vh = _randomised_svd(matrix, min(full, size + OVERSAMPLE))
-    u, s, vh = u[:, :size], s[:size], vh[:size]
-    # Scaled to alpha = rank for layers that are smaller than it too: one alpha for the file, which
-    # every reader gets right.
-    root = (s * size / rank).sqrt()
-    down = (root[:, None] * vh).reshape(size, *change.shape[1:])
-    up = (u * root).reshape(change.shape[0], size, *[1] * (change.ndim - 2))
-    share = s.square().sum().item() / total if total else 1.0
-    layer = Layer(down.half().contiguous(), up.half().contiguous(), float(rank))
-    return layer, min(share, 1.0)
-
-
-def _randomised_svd(
-    matrix: torch.Tensor, size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first `size` singular triplets, nearly; the same every time.
-
-    A random sketch of the range, sharpened by power iterations.
-    """
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], size, generator=generator))[0]
-    for _ in range(POWER_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
-    u, s, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return basis @ u, s, vh

@@ -35,7 +35,7 @@ PREFIXES = {
 
 KOHYA = re.compile(
     r"(lora_unet|lora_te1|lora_te2|lora_te)_([^.]+)\."
-    r"(lora_down\.weight|lora_up\.weight|lora_mid\.weight|alpha|dora_scale)"
+    r"(lora_down\.weight|lora_up\.weight|lora_mid\.weight|alpha|dora_scale|hada_\w+|lokr_\w+)"
 )
 
 # What stands before a name with dots: the part's own name (diffusers, OneTrainer), or the place in
@@ -56,7 +56,7 @@ DOTTED = re.compile(
     r"(lora_A(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora\.down\.weight|lora\.up\.weight|"
     r"lora_down\.weight|lora_up\.weight|lora_mid\.weight|"
     r"lora_linear_layer\.down\.weight|lora_linear_layer\.up\.weight|"
-    r"lora_magnitude_vector(?:\.weight)?|dora_scale|alpha)"
+    r"lora_magnitude_vector(?:\.weight)?|dora_scale|alpha|hada_\w+|lokr_\w+)"
 )
 
 # How names of the U-Net begin: keys without a prefix are its (diffusers' older `save_attn_procs`).
@@ -102,7 +102,8 @@ OUTSIDE = {
 def parse(key: str, part: str | None = None, layers: int = 2) -> tuple[str, str, str] | None:
     """(part, name, role) of an adapter's key in any form, or None if it is none.
 
-    Roles: down, up, mid, alpha, magnitude or dora_scale. `part`: whose keys they are where keys
+    Roles: down, up, mid, alpha, magnitude, dora_scale, or those of LyCORIS' products by their own
+    names (hada_w1_a, lokr_w1, ...). `part`: whose keys they are where keys
     don't say (PEFT's). `layers`: of each U-Net block, to read SDXL's block numbers.
     """
     if hit := KOHYA.fullmatch(key):
@@ -118,7 +119,8 @@ def parse(key: str, part: str | None = None, layers: int = 2) -> tuple[str, str,
         return None
     if part is None or part not in TRAINABLE_PARTS:
         return None
-    found = next(meaning for word, meaning in ROLES.items() if word in role)
+    product = role.startswith(("hada_", "lokr_"))
+    found = role if product else next(ROLES[word] for word in ROLES if word in role)
     return part, full_name(part, name), found
 
 

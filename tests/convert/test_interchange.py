@@ -264,7 +264,7 @@ def test_layers_with_alphas_of_their_own_read_right_in_diffusers(tiny, tmp_path)
 
 
 def test_one_exported_file_draws_what_the_run_draws(tiny, tmp_path):
-    from lib.convert.verification import library_loader, picture_difference
+    from lib.convert.interchange import library_loader, picture_difference
 
     folder, *_ = tiny("sd1")
     run = written(adapter_for(folder), tmp_path / "run.safetensors")

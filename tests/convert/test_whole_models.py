@@ -18,13 +18,19 @@ from safetensors.torch import load_file, save_file
 from lib.__main__ import main
 from lib.config.settings import Settings
 from lib.convert import merging
-from lib.convert.adapter import kohya_tensors, low_rank, read_adapter
+from lib.convert.adapter import kohya_tensors, read_adapter
 from lib.convert.composition import MIXES, check_name, load_adapters, load_fused, mix
 from lib.convert.exporting import export_lora
-from lib.convert.interchange import extract, import_lora
+from lib.convert.interchange import (
+    check_pictures,
+    extract,
+    import_lora,
+    library_loader,
+    picture_difference,
+)
+from lib.convert.layer import low_rank
 from lib.convert.merging import MODEL_FORMS, merge, merged_weight
 from lib.convert.readers import checkpoint_readers
-from lib.convert.verification import check_pictures, library_loader, picture_difference
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.kohya_folders import from_kohya
 from lib.dataset.kohya_folders import to_kohya as data_to_kohya

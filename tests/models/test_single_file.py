@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lib.__main__ import main
 from lib.convert.exporting import export_lora
-from lib.convert.interchange import export, extract
+from lib.convert.interchange import export, extract, library_loader, picture_difference
 from lib.convert.merging import merge
-from lib.convert.verification import library_loader, picture_difference
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.files.paths import ROOT
