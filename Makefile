@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab notebooks test check bench race pocketbench pocket clean
+.PHONY: help course lab notebooks test check bench race interop rehearse pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -49,6 +49,13 @@ bench: $(READY) ## measure speed and memory, and write them into README.md
 
 race: $(READY) ## race diffusers' own scripts and write the table into README.md: make race SCRIPTS=path/to/examples/dreambooth
 	@$(RUN) -m benchmarks.race --scripts "$(SCRIPTS)" $(ARGS)
+
+interop: $(READY) ## run ComfyUI, LyCORIS and sd-scripts on our files: make interop ARGS='--sd-scripts path/to/sd-scripts'
+	@$(RUN) -m benchmarks.interop $(ARGS)
+	@$(RUN) -m benchmarks.pages
+
+rehearse: $(READY) ## run the Colab notebook alone in an empty folder, on a Python with torch, numpy and ipykernel
+	@$(RUN) -m benchmarks.colab_rehearsal $(ARGS)
 
 pocketbench: $(READY) ## run PocketBench, hours on a CPU, and write data/results and docs/results.md; goes on where it stopped
 	@$(RUN) -m benchmarks.pocketbench $(ARGS)

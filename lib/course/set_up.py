@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from getpass import getpass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 # What the notebooks import beside torch and numpy. Files on disk and settings depend on the version
 # of the first; of the others any version will do.
 WITH_VERSION = ("diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic")
-ANY_VERSION = ("pillow", "pillow-heif", "matplotlib", "ipywidgets", "psutil", "filelock")
+ANY_VERSION = (
+    *("pillow", "pillow-heif", "matplotlib", "ipywidgets", "psutil", "filelock"),
+    "bitsandbytes",  # what smaller cards train with, such as Colab's
+)
+
+DRIVE = "/content/drive"  # where Colab mounts the reader's Google Drive
 
 
 def start(folder: Path | None = None) -> None:
@@ -53,6 +59,74 @@ def start(folder: Path | None = None) -> None:
 
         check_parameters(shell.user_ns)
         shell.user_ns.update(found_paths(shell.user_ns, folder or ROOT))
+        on_colab(str(shell.user_ns.get("output", "")))
+        ask_for_download(str(shell.user_ns.get("base", "pocket")))
+        tell_machine(str(shell.user_ns.get("base", "pocket")))
+
+
+def on_colab(output: str) -> None:
+    """On Colab, mount Drive where `output` lies in it, or tell how runs are kept; else nothing."""
+    try:
+        from google.colab import drive  # pyright: ignore[reportMissingImports]: Colab alone has it
+    except ImportError:
+        return
+    if output.startswith(DRIVE):
+        drive.mount(DRIVE)
+    elif output:
+        print(
+            "Colab forgets its files when the runtime ends. To keep runs, and to find them from"
+            f" another notebook's runtime, set `output` to a folder of your Drive, such as"
+            f" {DRIVE}/MyDrive/workbench, and run this cell again: it asks for the Drive."
+        )
+
+
+def ask_for_download(base: str) -> None:
+    """Ask whether the hub model `base` may be downloaded, and for a token, where it is not here.
+
+    Where nobody can answer nothing is asked, and loading says what to set.
+    """
+    from lib.models.base_files import locate  # late: may be installed now
+
+    if base.count("/") != 1 or base[0] in "./~" or os.environ.get("WORKBENCH_DOWNLOAD") == "1":
+        return
+    try:
+        locate(base)
+        return
+    except BadInput:
+        pass
+    try:
+        question = (
+            f"Download '{base}' from the Hugging Face hub, which may be gigabytes? yes or no: "
+        )
+        if input(question).strip().lower() not in ("y", "yes"):
+            return
+        os.environ["WORKBENCH_DOWNLOAD"] = "1"
+        if not os.environ.get("HF_TOKEN"):
+            token = getpass("Your hub token, for gated models; leave it empty for others: ").strip()
+            os.environ.update({"HF_TOKEN": token} if token else {})
+    except (EOFError, NotImplementedError):  # a notebook run headless
+        return
+
+
+def tell_machine(base: str) -> None:
+    """Print which GPU was found, and the recipes that fit what it has free, by forecast.
+
+    Without a GPU, and the pocket base, which needs none, nothing.
+    """
+    import torch  # late: takes seconds
+
+    if base == "pocket":
+        return
+    if not torch.cuda.is_available():
+        print(
+            f"No GPU was found: '{base}' trains on the processor, in hours. On Colab choose one"
+            " under Runtime, Change runtime type."
+        )
+        return
+    from lib.memory.cards import fitting_recipes
+
+    device = torch.device("cuda")
+    print(f"{torch.cuda.get_device_name(device)}: {fitting_recipes(base, device)}")
 
 
 def unmet(requirements: str | Path) -> list[str]:
@@ -65,7 +139,8 @@ def unmet(requirements: str | Path) -> list[str]:
         if name not in WITH_VERSION + ANY_VERSION:
             continue
         try:
-            old = name in WITH_VERSION and _numbers(version(name)) < _numbers(floor)
+            found = version(name)  # of every one: without a version it is not there
+            old = name in WITH_VERSION and _numbers(found) < _numbers(floor)
         except PackageNotFoundError:
             old = True
         if old:

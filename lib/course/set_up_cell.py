@@ -1,22 +1,26 @@
 """The set-up cell, which stands in every notebook: its one text, and what writes it into them.
 
 A notebook that is opened alone, as on Colab, has nothing but this cell to find or fetch the rest,
-so the cell cannot be imported. After a change here, `make notebooks` writes it into all of them.
+so the cell cannot be imported. After a change here, `make notebooks` writes it into all of them,
+with the repository's address, which stands in pyproject.toml alone, and the badge that opens a
+notebook of it on Colab.
 """
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 from lib.files import ROOT
 
-CELL = """\
+TEMPLATE = """\
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 # Where the course is fetched from if only this file is here, as on Colab.
-REPOSITORY = os.environ.get("WORKBENCH_REPOSITORY", "")
+REPOSITORY = os.environ.get("WORKBENCH_REPOSITORY", "{repository}")
 FOLDER = Path.cwd()
 ROOT = next(
     (p for p in [FOLDER, *FOLDER.parents] if (p / "lib" / "course" / "set_up.py").is_file()),
@@ -38,6 +42,32 @@ start(FOLDER)"""
 
 LAST_LINE = "start("
 
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+BADGES = re.compile(r"\[!\[Open in Colab\].*\n\n")  # where a notebook begins with one
+
+
+def repository() -> str:
+    """The repository's address by pyproject.toml, or "" before there is one."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    return tomllib.loads(text)["tool"]["workbench"]["repository"]
+
+
+def set_up_cell(address: str) -> str:
+    """The set-up cell's text, for a repository at an address ("": the reader has to name it)."""
+    return TEMPLATE.replace("{repository}", address)
+
+
+def badge(address: str, notebook: str) -> str:
+    """What opens a notebook of a repository on Colab, as Markdown; "" where Colab cannot.
+
+    Colab opens what is public on GitHub (colab.research.google.com/github/...).
+    """
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
+    if not found:
+        return ""
+    place = f"https://colab.research.google.com/github/{found[1]}/blob/main/notebooks/{notebook}"
+    return BADGE.format(address=place) + "\n\n"
+
 
 def set_up_cells(notebook: dict) -> list[dict]:
     """The cells of a notebook (its JSON) that are set-up cells, of whatever version."""
@@ -49,13 +79,22 @@ def set_up_cells(notebook: dict) -> list[dict]:
     ]
 
 
-def write_set_up_cell(folder: str | Path = ROOT / "notebooks") -> list[Path]:
-    """Write `CELL` into every notebook in `folder`. Returns those that were changed."""
-    changed = []
+def write_set_up_cell(
+    folder: str | Path = ROOT / "notebooks", address: str | None = None
+) -> list[Path]:
+    """Write set-up cell and badge into every notebook in `folder`. Returns those that were changed.
+
+    `address`: the repository's, by default that in pyproject.toml.
+    """
+    changed, address = [], repository() if address is None else address
     for path in sorted(Path(folder).glob("*.ipynb")):
         notebook = json.loads(path.read_text("utf-8"))
         for cell in set_up_cells(notebook):
-            cell["source"] = CELL.splitlines(keepends=True)
+            cell["source"] = set_up_cell(address).splitlines(keepends=True)
+        opening = notebook["cells"][0]
+        if opening["cell_type"] == "markdown":
+            words = BADGES.sub("", "".join(opening["source"]), count=1)
+            opening["source"] = (badge(address, path.name) + words).splitlines(keepends=True)
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         if text != path.read_text("utf-8"):
             path.write_text(text, "utf-8")

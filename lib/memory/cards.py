@@ -209,6 +209,18 @@ def recipe_name(given_up: Iterable[str]) -> str:
     return "; ".join(words.split(",")[0] for words in given_up) or "plain"
 
 
+def fitting_recipes(base: str, device: torch.device) -> str:
+    """The least slow recipe of each method that fits what a device has free, in words."""
+    told = []
+    for method in METHODS:
+        ladder = forecast_ladder(plan(method, base), device.type)
+        room = usable_bytes_now(device)
+        fits = next((one for one in ladder if needed_bytes(one) <= room), None)
+        words = recipe_name(fits["given_up"]) if fits else "no recipe fits"
+        told.append(f"{METHOD_NAMES[method]}: {words}")
+    return "; ".join(told)
+
+
 def which_fits(base: str = "sd15", **changes: Any) -> Table:
     """A `Table` of the least slow recipe of both methods that fits each common card, and its GiB.
 

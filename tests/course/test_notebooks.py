@@ -27,7 +27,7 @@ from lib.config.settings import Settings
 from lib.course.progress import Progress
 from lib.course.runner import run_notebook
 from lib.course.set_up import unmet
-from lib.course.set_up_cell import CELL, set_up_cells, write_set_up_cell
+from lib.course.set_up_cell import badge, repository, set_up_cell, set_up_cells, write_set_up_cell
 from lib.dataset import preparation
 from lib.dataset.class_images import PLACES, SHOWN, class_prompts
 from lib.dataset.imagefolder import load_dataset
@@ -480,9 +480,15 @@ def test_it_takes_about_as_long_as_it_says(name):
 
 
 def test_the_set_up_is_the_same_everywhere():
-    names = [START, *NAMES]
-    found = {setup_cell(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)) for name in names}
-    assert found == {CELL}, "`make notebooks` writes it into all of them"
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    read = {path.name: nbformat.read(path, 4) for path in paths}
+    found = {setup_cell(notebook) for notebook in read.values() if set_up_cells(notebook)}
+    assert found == {set_up_cell(repository())}, "`make notebooks` writes it into all of them"
+    for name, notebook in read.items():
+        opening = notebook.cells[0].source
+        assert opening.startswith(badge(repository(), name) + "# "), (
+            f"{name}: `make notebooks` writes the badge for the address in pyproject.toml"
+        )
 
 
 def test_the_set_up_is_written_into_notebooks(tmp_path):
@@ -495,8 +501,28 @@ def test_the_set_up_is_written_into_notebooks(tmp_path):
     nbformat.write(made, tmp_path / "one.ipynb")
     assert write_set_up_cell(tmp_path) == [tmp_path / "one.ipynb"]
     cells = nbformat.read(tmp_path / "one.ipynb", 4).cells
-    assert [cell.source for cell in cells] == [CELL, "restart()\nprint('ü')"]
+    cell = set_up_cell(repository())
+    assert [each.source for each in cells] == [cell, "restart()\nprint('ü')"]
     assert write_set_up_cell(tmp_path) == []
+
+
+def test_one_address_goes_into_every_set_up_cell_and_badge(tmp_path):
+    cells = [
+        nbformat.v4.new_markdown_cell("# One\n\nWords."),
+        nbformat.v4.new_code_cell("start()"),
+    ]
+    path = tmp_path / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    for owner in ("first", "second"):
+        address = f"https://github.com/{owner}/course.git"
+        assert write_set_up_cell(tmp_path, address) == [path]
+        opening, setup = nbformat.read(path, 4).cells
+        place = f"colab.research.google.com/github/{owner}/course/blob/main/notebooks/one.ipynb)"
+        assert opening.source.count("Open in Colab") == 1 and place in opening.source
+        assert opening.source.endswith("\n\n# One\n\nWords.")
+        assert f'"WORKBENCH_REPOSITORY", "{address}"' in setup.source
+    write_set_up_cell(tmp_path, "file:///somewhere")  # Colab cannot open that
+    assert nbformat.read(path, 4).cells[0].source == "# One\n\nWords."
 
 
 def test_the_set_up_finds_the_course_and_can_run_twice(source):

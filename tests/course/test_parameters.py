@@ -19,7 +19,7 @@ from lib.config import described
 from lib.course import runner, sweeping
 from lib.course.parameters import SETTINGS, Parameters, check_parameters, found_paths
 from lib.course.set_up import start
-from lib.course.set_up_cell import CELL
+from lib.course.set_up_cell import set_up_cell
 from lib.evaluation.advice import Needs
 from lib.evaluation.judge import PAIRS
 from lib.files.errors import BadInput
@@ -112,7 +112,7 @@ def photos(tmp_path, monkeypatch):
 
 
 def test_the_set_up_of_every_notebook_checks_and_finds(shell, photos):
-    assert CELL.endswith("from lib import start\n\nstart(FOLDER)") and lib.start is start
+    assert set_up_cell("").endswith("from lib import start\n\nstart(FOLDER)") and lib.start is start
     shell.user_ns = {"guidance": "4,0"}
     with pytest.raises(BadInput, match="Setting 'guidance' must be a number"):
         start(Path.cwd())
@@ -143,7 +143,7 @@ def small_notebook(path):
     """A notebook with our set-up cell and two parameters."""
     cells = [
         nbformat.v4.new_code_cell("subject = ''\noutput = '.'\nsteps = 0"),
-        nbformat.v4.new_code_cell(CELL),
+        nbformat.v4.new_code_cell(set_up_cell("")),
     ]
     cells[0].metadata["tags"] = ["parameters"]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
