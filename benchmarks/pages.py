@@ -1,4 +1,4 @@
-"""What stands in README.md and docs/settings.md and is made from rows, figures and settings.
+"""What stands in README.md, docs/settings.md and docs/formats.md, made from rows and settings.
 
     python -m benchmarks.pages
 
@@ -16,6 +16,8 @@ from benchmarks.analysis.bench_figures import said
 from benchmarks.analysis.effects import TIME, effect
 from benchmarks.analysis.study_rows import read_bench
 from benchmarks.analysis.verdicts import read_forecast, shipped_bytes
+from benchmarks.interop.table import FORMATS_PAGE, who_reads_it
+from benchmarks.interop.table import RESULTS as INTEROP
 from benchmarks.sections import README, SETTINGS_PAGE, into_file, read, spread
 from lib.config import METHOD_NAMES
 from lib.config.checked import described
@@ -158,6 +160,7 @@ def main() -> None:
     into_file(README, "answer", answer(read_bench(), speed))
     into_file(README, "syllabus", syllabus(speed))
     into_file(SETTINGS_PAGE, "settings", settings_page())
+    into_file(FORMATS_PAGE, "interop", who_reads_it(read(INTEROP)))
 
 
 if __name__ == "__main__":

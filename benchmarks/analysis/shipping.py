@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.analysis.effects import COST, ENOUGH, Rows, interval
 from benchmarks.csv_rows import read_table
+from benchmarks.interop.table import claim as interop_claim
 from lib.evaluation.results import CLEAR
 from lib.files.paths import ROOT
 from lib.plots.charts import Axis, points
@@ -23,14 +24,6 @@ RESULTS = ROOT / "data" / "results" / "shipping.csv"
 
 
 KINDS = ("character", "clothing", "lighting")
-# Claim 16: what was measured, and what may be said.
-FORMATS = (
-    "every key of an export is held against the schemes of ComfyUI, Forge, WebUI, Kohya, diffusers"
-    " and PEFT, and read back",
-    "holds for the key schemes: tests/convert/test_interchange.py; the tools themselves were not"
-    " run",
-)
-
 # (how concepts were put together, at which weight) -> subject -> the share that survives
 Ways = dict[tuple[str, float], dict[str, float]]
 
@@ -196,12 +189,12 @@ def claim_rows(path: Path = RESULTS) -> dict[int, tuple[str, str]]:
     `benchmarks.analysis.verdicts`' table; {} where the bench was not run.
 
     7: survival of three concepts. 8: seconds to change concept. 16: what the tests hold (every
-    export against every tool's scheme) and what the machine measured.
+    export against every tool's scheme) and what the tools themselves did (`make interop`).
     """
     rows = rows_of(path)
     if not rows:
         return {}
-    claims = {7: _combining(rows), 8: _switching(rows), 16: FORMATS}
+    claims = {7: _combining(rows), 8: _switching(rows), 16: interop_claim()}
     return {number: claim for number, claim in claims.items() if claim}
 
 

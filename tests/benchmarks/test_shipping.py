@@ -172,10 +172,6 @@ def test_switching_says_which_way_it_came_out(tmp_path):
     assert claim_rows(table(tmp_path, 1, switch=better))[8][1].startswith("holds for choosing")
 
 
-def test_claim_16_names_what_was_and_what_was_not_run(tmp_path):
-    assert "the tools themselves were not run" in claim_rows(table(tmp_path, 1))[16][1]
-
-
 def test_the_table_is_sorted_and_says_how_many_subjects_it_rests_on(tmp_path):
     rows, headings, note = summary_rows(table(tmp_path, 2))
     assert [r[0] for r in rows][:2] == ["trained on all, LoRA", "adapters at 0.7"]

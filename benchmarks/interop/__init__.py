@@ -1,0 +1,1 @@
+"""The tools themselves on our files: `make interop`."""

@@ -1,0 +1,54 @@
+"""The tools themselves on our files: who reads what, by runs of their own code.
+
+    make interop                                   # ComfyUI and LyCORIS, from the registry
+    make interop ARGS='--sd-scripts FOLDER'        # a clone of kohya-ss/sd-scripts too
+    make interop ARGS='--full --sd-scripts FOLDER' # its training and merge too: 12 GB of disk
+
+Each tool gets an environment of its own in build/interop, which takes minutes once. A tool that
+cannot be had is told, with the reason, and its rows say so. The models are on meta tensors at the
+sizes of Stable Diffusion 1.5 and SDXL, so that the quick part needs no memory; the LoRA sits beside
+every layer that one can sit beside. Results go to benchmarks/results/interop.json and from there
+into docs/formats.md and claim 16 (`python -m benchmarks.pages`).
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.interop.checks import QUICK, checked, full_checks
+from benchmarks.interop.environments import PLACE, set_up
+from benchmarks.interop.table import RESULTS
+from benchmarks.sections import read
+from lib.files.errors import BadInput
+from lib.files.json_file import write_json
+from lib.models.devices import versions
+
+
+def main() -> None:
+    """Run all checks of the tools that can be had, and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--comfyui", type=Path, help="a checkout, in place of PyPI's copy")
+    parser.add_argument("--sd-scripts", type=Path, help="a checkout of kohya-ss/sd-scripts")
+    parser.add_argument("--place", type=Path, default=PLACE, help="for the environments and files")
+    parser.add_argument("--full", action="store_true", help="two steps of training and a merge too")
+    args = parser.parse_args()
+    before = read(RESULTS) or {}
+    found = {"versions": versions(), "tools": {}, "full": before.get("full", {})}
+    checkouts = {"comfyui": args.comfyui, "sd-scripts": args.sd_scripts, "lycoris": None}
+    for name, checkout in checkouts.items():
+        try:
+            tool = set_up(name, checkout, args.place)
+            print(f"{name} {tool.version}", flush=True)
+            found["tools"][name] = {"version": tool.version} | checked(QUICK[name], tool)
+            if args.full and name == "sd-scripts":
+                found["full"] = full_checks(tool)
+        except BadInput as error:
+            print(f"not run: {name}: {error}", flush=True)
+            found["tools"][name] = {"failed": str(error)}
+    write_json(RESULTS, found)
+    print(f"results: {RESULTS}; now: python -m benchmarks.pages")
+
+
+if __name__ == "__main__":
+    main()

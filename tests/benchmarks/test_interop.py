@@ -1,0 +1,117 @@
+"""What the page and claim 16 say of the tools is what `make interop` found; and, where the tools
+are set up, its quick half itself.
+"""
+
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import sections
+from benchmarks.analysis import shipping
+from benchmarks.interop import checks, environments, our_files, table
+from lib.convert.adapter import Adapter
+from lib.convert.layer import Layer
+from lib.files.errors import BadInput
+from lib.files.safetensors_file import open_weights
+from lib.models import open_base_weights
+
+
+def lora(left=(), error=0.0):
+    return {"keys": 12, "left": list(left), "layers": 4, "error": error}
+
+
+def found(**tools):
+    whole = {"keys": 20, "left": [], "missing": []}
+    told = {
+        name: {
+            "version": "1.2",
+            "sd15": {"checkpoint": whole, "loras": {"kohya": each}},
+        }
+        for name, each in tools.items()
+    }
+    return {"tools": told, "full": {}}
+
+
+def test_the_page_prints_what_was_found():
+    written = sections.section(table.FORMATS_PAGE, "interop")
+    assert written == table.who_reads_it(sections.read(table.RESULTS)), (
+        "run `python -m benchmarks.pages`"
+    )
+
+
+def test_a_tool_that_was_not_run_is_said_with_its_reason():
+    text = table.who_reads_it({"tools": {"sd-scripts": {"failed": "no checkout was named"}}})
+    assert "| kohya's sd-scripts | - | not run: no checkout was named | - | - |" in text
+    assert table.who_reads_it(None) == table.UNMEASURED
+
+
+def test_keys_that_a_tool_leaves_are_counted_in_the_table():
+    text = table.who_reads_it(found(comfyui=lora(), **{"sd-scripts": lora(["a.alpha"], 0.02)}))
+    assert "| ComfyUI 1.2 | Stable Diffusion 1.5 | checkpoint | 20 of 20 | lacks none |" in text
+    assert "| 12 of 12 | 4 layers: the same to the last bit |" in text
+    assert "| 11 of 12 | 4 layers: within 0.02 of it |" in text
+
+
+def test_claim_16_says_what_the_tools_did(tmp_path):
+    from lib.files.json_file import write_json
+
+    path = tmp_path / "found.json"
+    assert "were not run" in table.claim(path)[1]
+    write_json(path, found(comfyui=lora(), **{"sd-scripts": lora(["a.alpha"])}))
+    effect, verdict = table.claim(path)
+    assert "ComfyUI 1.2 takes 12 of 12 keys for Stable Diffusion 1.5" in effect
+    assert verdict.startswith("holds in Kohya's form for ComfyUI 1.2; kohya's sd-scripts 1.2")
+    write_json(path, found(comfyui=lora(error=0.5)))
+    assert "does not hold" in table.claim(path)[1]
+
+
+def test_the_shipped_verdict_is_of_the_shipped_runs():
+    assert shipping.claim_rows()[16] == table.claim()
+
+
+def test_a_sparse_file_has_the_keys_and_takes_no_room(tmp_path):
+    shapes = {"a": (1000, 1000), "b": (3,)}
+    path = our_files.sparse_file(tmp_path / "x.safetensors", shapes)
+    with open_weights(path) as file:
+        assert {name: file.shape(name) for name in file.names} == shapes
+        assert not file.read("a").any()
+    assert path.stat().st_size > 2_000_000 > 512 * path.stat().st_blocks * 10
+
+
+def test_a_probe_is_the_whole_change_times_its_vector():
+    base = open_base_weights("pocket")
+    name = "mid_block.resnets.0.conv1"
+    layer = Layer(torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1), 7.0)
+    [probe] = our_files.probes(Adapter({"unet": {name: layer}}), base).values()
+    flat = layer.delta().flatten(1)
+    wanted = torch.tensor(
+        [sum(row[k].item() * math.cos(k) for k in range(len(row))) for row in flat]
+    )
+    assert torch.allclose(probe, wanted, atol=1e-3)
+    halved = {"x": 0.5 * probe}
+    assert our_files.relative_error(halved, {"x": probe}) == pytest.approx(0.5)
+
+
+def test_sd_scripts_without_a_checkout_is_one_sentence(tmp_path):
+    with pytest.raises(BadInput, match="no checkout was named"):
+        environments.set_up("sd-scripts", None, tmp_path)
+    with pytest.raises(BadInput, match="there is no folder"):
+        environments.set_up("comfyui", tmp_path / "nowhere", tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing is made before that"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["comfyui", "lycoris"])
+def test_the_tool_itself_reads_what_we_write(name):
+    place = environments.PLACE
+    if not (place / environments.ENVIRONMENTS[name] / "ready").is_file():
+        pytest.skip(f"{name} is not set up in {place.relative_to(ROOT)}: `make interop` does it")
+    told = checks.checked(checks.QUICK[name], environments.set_up(name, None))
+    for base in told.values() if name == "comfyui" else ():
+        assert not base["checkpoint"]["left"] and not base["checkpoint"]["missing"]
+        assert not base["loras"]["kohya"]["left"]
+        assert base["loras"]["kohya"]["error"] < table.ROUNDING
+    for kind in told.get("kinds", {}).values():
+        assert kind["error"] < table.ROUNDING
