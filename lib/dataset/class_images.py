@@ -41,13 +41,14 @@ def plain_word(word: str) -> str:
 
 def class_prompts(dataset: Dataset, count: int = CLASS_IMAGES) -> list[str]:
     """`count` prompts for class images, without the identifier: in turn the plain class, the class
-    in a colour, in a place and in both, and another thing in a place.
+    in a colour, both in other words, and another thing in a place.
 
     The plain class keeps the class noun what it was (Ruiz et al. 2022, section 3.2), but only in
     the words that it is asked in: a full fine-tune on "a robot" alone keeps "a robot", and turns
     "a photo of a red robot" into the subject. As diverse as what people will ask, class images keep
-    the class in words that none of them has, and places the looks that the photos' backgrounds
-    would take over.
+    the class in words that none of them has. Other things keep the places the looks that the
+    photos' backgrounds would take over; the class itself in a place would win over the subject
+    there, where the photos' captions name none.
     What a style or a light is laid over is said by the captions, so there they are the captions
     without it.
     """
@@ -59,13 +60,12 @@ def class_prompts(dataset: Dataset, count: int = CLASS_IMAGES) -> list[str]:
     others = [other for other in CLASSES if other != noun]
     texts = []
     for k in range(-(-count // 5)):
-        # Shifted by one each time round, so that every colour meets every place.
-        colour, place = colours[(k + k // len(places)) % len(colours)], places[k % len(places)]
+        colour, place = colours[k % len(colours)], places[k % len(places)]
         texts += [
             prompts(subject, with_identifier=False),
             f"{colour} {noun}",
-            f"a picture of a {noun} {place}",
-            f"a picture of {colour} {noun} {place}",
+            f"a picture of a {noun}",
+            f"a picture of {colour} {noun}",
             f"a {others[k % len(others)]} {place}",
         ]
     return texts[:count]
