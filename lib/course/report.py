@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.config import CONTESTANT_NAMES
@@ -108,14 +109,15 @@ PAGE = f"""{{%- extends 'basic/index.html.j2' -%}}
 {{% block data_jpg scoped %}}{PICTURE.replace("KIND", "jpeg")}{{% endblock %}}"""
 
 
-def _comparison(summary: Mapping[str, Any]) -> tables.Comparison:
-    rows = {name: values for name, values in summary.items() if name in CONTESTANT_NAMES}
-    return tables.Comparison(rows, summary["about"])
-
-
 def table(summary: Mapping[str, Any]) -> Table:
-    """The comparison in `summary` (what `tables.write_summary` wrote) as a table."""
-    return tables.table(_comparison(summary))
+    """The comparison in `summary` (what `tables.write_summary` wrote) in five columns; the whole of
+    it is folded below them.
+    """
+    rows = {name: values for name, values in summary.items() if name in CONTESTANT_NAMES}
+    own = tables.Comparison(rows, summary["about"])
+    short = answer_table(own)
+    short.rest = tables.table(own)
+    return short
 
 
 def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foot: str = "") -> str:
@@ -132,7 +134,9 @@ def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foo
 
     contents: list[tuple[int, str, str]] = []
     cells: list[Any] = []
+    starts: dict[str, str] = {}  # a notebook's file name -> its first anchor on the page
     for number, notebook in enumerate(notebooks, 1):
+        starts[_file_name(notebook)] = f"part-{number}-{len(contents)}"
         for source in notebook.cells:
             cell: Any = nbformat.from_dict(source)
             cell.id = f"n{number}-{len(cells)}"  # ids are unique within a notebook only
@@ -155,6 +159,7 @@ def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foo
     _put(soup, "contents", _contents(contents))
     _put(soup, "answer", _answer(summary, title, foot))
     _move_key_picture(soup)
+    _link_within(soup, starts)
     for picture in soup.find_all("img"):
         picture["loading"] = "lazy"
     for text in soup.select("main pre"):
@@ -192,14 +197,11 @@ def _contents(found: Sequence[tuple[int, str, str]]) -> str:
 
 
 def _answer(summary: Mapping[str, Any], title: str, foot: str) -> str:
-    """The page's top: the answer, its table with the whole one folded below it, and the verdict."""
-    own = _comparison(summary)
-    short = answer_table(own)
-    short.rest = tables.table(own)
+    """The page's top: the answer, its table, and the verdict."""
     lines = [
         f"<h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(sentence)}</p>" for sentence in summary.get("answer", ())),
-        short._repr_html_(),
+        table(summary)._repr_html_(),
         *(f"<p>{html.escape(text)}</p>" for text in (summary.get("verdict", ""), foot) if text),
     ]
     return "".join(lines)
@@ -222,6 +224,23 @@ def _move_key_picture(soup: "BeautifulSoup") -> None:
     place = soup.new_tag("div", id="key-picture")
     place.append(shown[-1].extract())
     soup.select("#answer")[0].append(place)
+
+
+def _file_name(notebook: Any) -> str:
+    """What the file of an executed notebook is called, as papermill noted it."""
+    return Path(notebook.metadata.get("papermill", {}).get("input_path") or "").name
+
+
+def _link_within(soup: "BeautifulSoup", starts: Mapping[str, str]) -> None:
+    """Let links to other notebooks lead to their places on this page; those to notebooks that are
+    not on it become plain words, for the page lies in another folder.
+    """
+    for link in soup.select('main a[href$=".ipynb"]'):
+        anchor = starts.get(Path(str(link["href"])).name)
+        if anchor:
+            link["href"] = f"#{anchor}"
+        else:
+            link.unwrap()
 
 
 def _small(source: str) -> str:
@@ -258,7 +277,7 @@ def _fit(soup: "BeautifulSoup", found: "Tag") -> None:
     """Let a table scroll in a box of its own, which a keyboard reaches, and fold it where it is
     long or wide.
     """
-    rows, columns = len(found.select("tbody tr")), len(found.select("thead th"))
+    rows, columns = len(found.select("tbody tr")), len(found.select("thead tr > *"))
     caption = found.caption.extract() if found.caption else None
     words = caption.get_text() if caption else "Table"
     box = soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "group"})

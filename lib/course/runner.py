@@ -252,7 +252,8 @@ def _whole_number(name: str, text: str | None, least: int) -> int | None:
 
 
 def run_course(settings: dict[str, str | None], output: str | Path) -> None:
-    """`course` with the texts that a command line gives; prints the table and the verdict.
+    """`course` with the texts that a command line gives; prints the answer, its table, and where
+    the report is.
 
     Raises `BadInput` and `CourseFailed`.
     """
@@ -262,8 +263,9 @@ def run_course(settings: dict[str, str | None], output: str | Path) -> None:
     }
     summary = course(checked, output)
     print(
-        f"\n{table(summary)}",
-        summary.get("verdict", ""),
+        "",
+        *summary.get("answer", ()),
+        table(summary),
         closing(summary),
         f"Report: {Path(output) / 'report.html'}",
         sep="\n\n",

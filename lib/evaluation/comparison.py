@@ -160,6 +160,21 @@ def unlike(runs: Sequence[Run]) -> list[str]:
     return [f"{key} ({', '.join(v)})" for key, v in values.items() if len(set(v)) > 1]
 
 
+def costs_alone(runs: Sequence[Run]) -> Comparison:
+    """The comparison before anything is drawn or judged: what each of `runs` cost.
+
+    Raises BadInput as `same_ground` does.
+    """
+    subject = same_ground(runs).subject
+    about = {
+        "base": runs[0].settings["base"],
+        "identifier": subject.identifier,
+        "class_noun": subject.class_noun,
+    }
+    rows = {run.method: {key: run.metrics[key] for key in MEASURED} for run in runs}
+    return Comparison(rows, about, runs=list(runs))
+
+
 def choose_judge(name: str | None = "", base: str = "pocket") -> Judge:
     """The `Judge` called `name`; without a name the pocket judge for the pocket base, and DINO with
     CLIP for any other.

@@ -261,10 +261,11 @@ def verdict(comparison: Comparison) -> str:
 def weak_methods(comparison: Comparison) -> str:
     """Which methods learnt nothing of the subject, in words; empty where none did so."""
     rows = comparison.rows
+    floor = rows.get("base_model", {}).get("dino")  # none where nothing has been judged yet
     weak = [
         name
         for method, name in METHOD_NAMES.items()
-        if method in rows and rows[method]["dino"] <= rows["base_model"]["dino"]
+        if floor is not None and method in rows and rows[method]["dino"] <= floor
     ]
     if not weak:
         return ""

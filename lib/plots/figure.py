@@ -75,7 +75,13 @@ class Table:
             others = "".join(f"<td>{text}</td>" for text in texts)
             return f'<tr><th scope="row">{heading}</th>{others}</tr>'
 
-        head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in self.columns)
+        def head_of(column):
+            text = html.escape(str(column))
+            return (
+                f'<th scope="col">{text}</th>' if text else "<td></td>"
+            )  # a heading says something
+
+        head = "".join(map(head_of, self.columns))
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = "".join(map(cells, self.rows))
         rest = (

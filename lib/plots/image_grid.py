@@ -73,7 +73,8 @@ class Grid(Figure):
         left = "fit-content(9rem) " if rows else ""
         room = f"max-width: {(cell + GAP) * width + 150}px; min-width: {LEAST * width}px"
         self.laid_out = (
-            f'<div class="grid" style="overflow-x: auto"><div style="display: grid; {room};'
+            '<div class="grid" tabindex="0" style="overflow-x: auto">'
+            f'<div style="display: grid; {room};'
             f' grid-template-columns: {left}minmax(0, {(cell + GAP) * width}px)">'
             + ("<span></span>" if rows else "")
             + f'<div style="display: flex; align-items: end">{above}</div>'

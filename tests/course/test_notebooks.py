@@ -48,6 +48,7 @@ SMALL = {
 NAMES = list(SMALL)
 START = "00_start_here"  # not a part of `make course`
 ALONE = {"steps": 4, "class_images": 4, **FEW}
+APPENDIX = "appendix_recipes"  # stands beside the course, needs no run
 
 
 def execute(name, output, folder, **parameters):
@@ -277,6 +278,33 @@ def test_04_writes_the_summary(course):
 
 
 @pytest.mark.slow
+def test_04_asks_its_conclusion_first_and_gives_it_last(course):
+    course("04_comparison")
+    summary = read_json(course.output / "summary.json")
+    which, cost, sure = summary["answer"]
+    said = [
+        "".join(o.get("text", "") for o in c.get("outputs", ()))
+        for c in course("04_comparison").cells
+    ]
+    first, last = [text for text in said if which in text]
+    assert first.startswith("Is it so?") and cost not in first and cost in last
+    assert sure.split(" seeds ")[0] in first and "one subject and one seed" in first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_appendix_needs_no_run_and_reads_those_that_are_there(course, tmp_path, trained):
+    if trained:
+        course("03_dreambooth_training")
+    notebook = execute(APPENDIX, course.output if trained else tmp_path, tmp_path)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", ())]
+    assert not [o for o in outputs if o.output_type == "error"]
+    shown = [o for o in outputs if any(kind.startswith("image/") for kind in o.get("data", ()))]
+    assert len(shown) == (8 if trained else 6)
+    assert ("was not measured along the way" in printed(notebook)) != trained
+
+
+@pytest.mark.slow
 def test_01_keeps_the_photos_aspect_where_it_is_asked_to(tmp_path):
     (tmp_path / "photos").mkdir()
     for k in range(5):
@@ -450,6 +478,25 @@ def test_the_start_sends_a_reader_to_every_notebook():
     assert "**You can now decide**" in last.source
 
 
+def test_04_has_its_parts_in_order_and_few_cells():
+    """What it is to be read for comes first, and at most about forty cells."""
+    cells = nbformat.read(ROOT / "notebooks/04_comparison.ipynb", as_version=4).cells
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert len(cells) <= 42
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Parameters",
+        "Set-up",
+        "The conclusion, to be checked",
+        "Cost",
+        "Fidelity",
+        "Forgetting",
+        "Many subjects",
+        "A verdict on every claim",
+        "So which one?",
+        "Exercises",
+    ]
+
+
 def setup_cell(notebook):
     [cell] = set_up_cells(notebook)
     return cell.source
@@ -576,7 +623,7 @@ def test_the_set_up_fetches_the_course_where_it_is_missing(tmp_path):
 def imported():
     """{package: names} that the notebooks import from lib."""
     found = {}
-    for name in (START, *NAMES):
+    for name in (START, *NAMES, APPENDIX):
         for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
             if cell.cell_type != "code":
                 continue
@@ -603,7 +650,7 @@ def test_what_notebooks_import_and_use_is_there():
             if isinstance(here[name], ModuleType):
                 modules[name] = here[name]
     assert {"charts", "results"} <= set(modules)
-    for name in (START, *NAMES):
+    for name in (START, *NAMES, APPENDIX):
         for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
             for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -212,7 +212,7 @@ def test_the_report_folds_what_is_long_and_keeps_pictures_small():
 def test_the_answer_is_one_table_of_five_columns_with_the_whole_one_folded():
     soup = BeautifulSoup(report([], SUMMARY, "Title"), "html.parser")
     short, whole = soup.find(id="answer").find_all("table")
-    assert len(short.select("thead th")) == 5 and not short.find_parent("details")
+    assert len(short.select("thead tr > *")) == 5 and not short.find_parent("details")
     assert whole.find_parent("details") and len(whole.select("tbody tr")) == 4
     assert [row.text for row in short.select("tbody th")][:3] == [
         "seconds a step",
@@ -352,8 +352,12 @@ def test_a_subject_folder_is_checked_first(tmp_path):
     ]
 
 
-def test_the_table_has_every_row():
-    _, *lines = table(SUMMARY).text().splitlines()  # without the caption
+def test_the_table_has_five_columns_and_the_whole_one_below_it():
+    short = table(SUMMARY)
+    assert short.columns[:3] == ["", "LoRA", "DreamBooth"] and len(short.columns) == 5
+    assert short.rows[0][:3] == ["seconds a step", "0.0912", "0.12"]
+    assert short.rows[3][:4] == ["likeness (DINO)", "0.800", "0.900", "0.200 to 0.950"]
+    _, *lines = short.rest.text().splitlines()  # without the caption
     assert [
         name in line
         for name, line in zip(["LoRA", "DreamBooth", "base model", "real photos"], lines[1:])
@@ -363,6 +367,21 @@ def test_the_table_has_every_row():
         and "0.900" in lines[2]
         and "clip" not in lines[4]
     )
+
+
+def test_links_between_notebooks_stay_on_the_page():
+    texts = [
+        "# One\n\nSee [two](02_two.ipynb), [three](03_three.ipynb), [x](https://x.org).",
+        "# Two",
+    ]
+    made = []
+    for name, text in zip(("01_one", "02_two"), texts):
+        made.append(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]))
+        made[-1].metadata["papermill"] = {"input_path": f"/there/{name}.ipynb"}
+    soup = BeautifulSoup(report(made, SUMMARY, "Title"), "html.parser")
+    links = {a.text: a["href"] for a in soup.main.select("a[href]")}
+    assert soup.find(id=links["two"][1:]).find_next("h2").text == "Two"
+    assert "three" not in links and links["x"] == "https://x.org"
 
 
 def test_a_terminal_gets_one_line_that_fits(monkeypatch):
