@@ -77,6 +77,7 @@ nav a {text-decoration: none; display: block; padding: .15rem 0}
 nav a:hover {text-decoration: underline}
 .level2 {font-weight: 600; margin-top: .5rem}
 .level3 {padding-left: .75rem}
+@media (max-width: 40rem) {th, td {padding: .3rem} table {font-size: .8125rem}}
 @media (min-width: 64rem) {
   body {display: grid; grid-template-columns: 17rem minmax(0, 1fr)}
   nav {height: 100vh; overflow-y: auto; border-bottom: 0; border-right: 1px solid var(--line)}
@@ -202,7 +203,8 @@ def _answer(summary: Mapping[str, Any], title: str, foot: str) -> str:
         f"<h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(sentence)}</p>" for sentence in summary.get("answer", ())),
         table(summary)._repr_html_(),
-        *(f"<p>{html.escape(text)}</p>" for text in (summary.get("verdict", ""), foot) if text),
+        f"<details><summary>In words</summary><p>{html.escape(summary.get('verdict', ''))}</p>"
+        f"<p>{html.escape(foot)}</p></details>",
     ]
     return "".join(lines)
 

@@ -241,16 +241,18 @@ def _how_sure(own: Comparison, measured: dict[str, Any], base: str) -> str:
     likeness, memory, file = (effects[key] for key in ("dino", "peak_bytes", "file_bytes"))
     side = more_alike(likeness)
     alike = f"{METHOD_NAMES[side]} is more alike" if side else _with_detail(likeness)
-    weak = weak_methods(own)
+    weak, unlike = weak_methods(own), ", ".join(own.about.get("unlike", ()))
+    notes = [
+        "your own run is one subject and one seed, and decides nothing",
+        "" if base == "pocket" else "likeness was not measured on its base model",
+        f"not like for like, the runs differ in {unlike}" if unlike else "",
+        f"train longer: {weak}" if weak else "",
+    ]
     return (
         f"How sure: over {likeness['subjects']} subjects x {likeness['seeds']} seeds of the small"
         f" base model DreamBooth's memory is {memory['value']:.2f} times and its file"
         f" {file['value']:.2f} times LoRA's; likeness: {alike}, DINO"
-        f" {likeness['text'].rsplit(', ', 1)[0]}; your own run is one subject and one seed,"
-        " and decides nothing"
-        + ("" if base == "pocket" else ", and likeness was not measured on its base model")
-        + (f"; train longer: {weak}" if weak else "")
-        + "."
+        f" {likeness['text'].rsplit(', ', 1)[0]}; {'; '.join(filter(None, notes))}."
     )
 
 

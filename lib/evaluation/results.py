@@ -87,14 +87,7 @@ def answer_table(own: Comparison, found: dict[str, Any] | None = None) -> Table:
         ends = [values[name] for name in ("base_model", "real_photos") if name in values]
         sides = (values.get(method, "-") for method in METHODS)
         rows.append([words, *sides, " to ".join(ends) or "-", _against(measured.get(measure))])
-    columns = [
-        "",
-        "LoRA",
-        "DreamBooth",
-        "floor to ceiling",
-        "many subjects: DreamBooth against LoRA",
-    ]
-    return Table(rows, columns)
+    return Table(rows, ["", "LoRA", "DreamBooth", "floor to ceiling", "many subjects"], SHORT_NOTE)
 
 
 def _against(part: dict[str, Any] | None) -> str:

@@ -386,9 +386,10 @@ def intervals(
     with the `margin` that counts as none as a band about it (of a ratio: a factor). log: a
     logarithmic axis, for ratios.
     """
-    names = [textwrap.fill(name, 20) for name in values]
+    names = [textwrap.fill(name, 24) for name in values]
     tallest = 1 + max(name.count("\n") for name in names)
-    chart, axes = _chart(x, "", height=0.9 + (0.2 + 0.16 * tallest) * len(values))
+    apart = max(0.36, 0.1 + 0.16 * min(tallest, 3))  # inches; longer names have shorter neighbours
+    chart, axes = _chart(x, "", height=0.9 + apart * len(values))
     if around is not None:
         axes.axvline(around, color="black", linewidth=1)
         if margin:

@@ -142,3 +142,9 @@ def test_a_base_that_nothing_was_measured_on_gets_no_side(monkeypatch):
     which, _, sure = answer(run, AMPLE)
     assert "there is no figure that decides between LoRA and DreamBooth" in which
     assert "likeness was not measured on its base model; train longer: DreamBooth did not" in sure
+
+
+def test_runs_that_are_not_alike_are_told_in_the_last_sentence():
+    run = own(0.5, 0.6)
+    run.about["unlike"] = ["steps (300, 400)"]
+    assert "not like for like, the runs differ in steps (300, 400)" in answer(run, AMPLE)[2]
