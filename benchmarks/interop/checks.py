@@ -1,6 +1,7 @@
 """What is asked of each tool, and how its answers are held to ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def files_of_lycoris(tool: Tool, work: Path) -> Found:
     base, found = open_base_weights("pocket"), {}
     for kind in answer["files"]:
         source, run = folder / f"{kind}.safetensors", folder / f"run_{kind}"
-        subprocess.run(["rm", "-rf", run], check=True)
+        shutil.rmtree(run, ignore_errors=True)
         rank = None if kind == "locon" else ENOUGH
         import_lora(source, run, "pocket", rank=rank)
         adapter = read_adapter(run, base.layers)
@@ -142,11 +143,10 @@ def _trained(tool: Tool, work: Path) -> Found:
     """Two steps of sd-scripts' train_network.py on a data set that `to-kohya` wrote."""
     data, tokenizer = work / "data", work / "tokenizers" / "openai_clip-vit-large-patch14"
     if not data.is_dir():
-        robot = str(ROOT / "data" / "subjects" / "robot")
-        _ours("prepare", robot, "--class-noun", "robot", "--out", str(work / "prepared"))
-        _ours("to-kohya", str(work / "prepared"), "--out", str(data))
-        subprocess.run(["cp", "-r", POCKET / "tokenizer", tokenizer.parent], check=True)
-        (tokenizer.parent / "tokenizer").rename(tokenizer)
+        prepared, few = str(work / "prepared"), ("--class-images", "2", "--sample-steps", "2")
+        _ours("prepare", str(ROOT / "data" / "subjects" / "character"), "--out", prepared, *few)
+        _ours("to-kohya", prepared, "--out", str(data))
+        shutil.copytree(work / "base" / "tokenizer", tokenizer)
     arguments = {
         "pretrained_model_name_or_path": work / "base.safetensors",
         "train_data_dir": data / "train",
@@ -167,7 +167,7 @@ def _trained(tool: Tool, work: Path) -> Found:
     tool.run(HERE / "tool_side.py", str(tool.source / "train_network.py"), *words)
     adapter = read_adapter(work / "trained.safetensors")
     base = open_base_weights(str(work / "base"))
-    subprocess.run(["rm", "-rf", work / "run"], check=True)
+    shutil.rmtree(work / "run", ignore_errors=True)
     import_lora(work / "trained.safetensors", work / "run", base.name)
     texts = adapter.metadata
     folders = json.loads(texts["ss_dataset_dirs"])

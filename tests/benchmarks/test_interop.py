@@ -50,8 +50,8 @@ def test_a_tool_that_was_not_run_is_said_with_its_reason():
 def test_keys_that_a_tool_leaves_are_counted_in_the_table():
     text = table.who_reads_it(found(comfyui=lora(), **{"sd-scripts": lora(["a.alpha"], 0.02)}))
     assert "| ComfyUI 1.2 | Stable Diffusion 1.5 | checkpoint | 20 of 20 | lacks none |" in text
-    assert "| 12 of 12 | 4 layers: the same to the last bit |" in text
-    assert "| 11 of 12 | 4 layers: within 0.02 of it |" in text
+    assert "| 12 of 12 | 4 layers: the same |" in text
+    assert "| 11 of 12 | 4 layers: within 0.0200 of it |" in text
 
 
 def test_claim_16_says_what_the_tools_did(tmp_path):
