@@ -88,7 +88,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             summary = rehearse(Path(work))
     compared = [name for name, row in summary.items() if isinstance(row, dict) and "dino" in row]
-    assert {"base", "lora", "dreambooth"} <= set(compared), f"compared were only {compared}"
+    assert {"base_model", "lora", "dreambooth"} <= set(compared), f"compared were only {compared}"
     print(f"compared: {', '.join(compared)}, after {time.time() - started:.0f} s")
 
 
