@@ -20,7 +20,7 @@ help:     ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1	/'
 	@echo "make course SUBJECT=path/to/photos CLASS_NOUN=toy [IDENTIFIER=zwx] [BASE=pocket] [STEPS=n] [SEED=n] [OUTPUT=runs/course]"
 
-course: $(READY) ## run notebooks 01 to 05 and write runs/course/report.html
+course: $(READY) ## run notebooks 01 to 06 and write runs/course/report.html
 	@$(RUN) -m lib course $(COURSE_OPTIONS)
 
 # From the project's folder data/ and runs/ can be seen; an upload of photos is one message, of which

@@ -33,6 +33,7 @@ QUESTIONS = {
     "03_dreambooth_training": "What changes when every weight trains?",
     "04_comparison": "Which one, at what cost, and how sure?",
     "05_compose_and_ship": "How do I combine, merge, cut down and share?",
+    "06_many_runs": "How do I train a grid, and what may its table say?",
 }
 RANK = 16  # of the Stable Diffusion LoRA whose file is computed
 
@@ -119,19 +120,22 @@ def _scored(name: str, found: Any) -> list[str]:
 def syllabus(speed: dict[str, Any]) -> str:
     """The course as a table: each notebook's question, minutes and memory.
 
-    The minutes are those of `make bench`'s machine; question and memory are what the notebook says.
+    The minutes are those of `make bench`'s machine, a dash where it has not measured them; question
+    and memory are what the notebook says.
     """
     lines = [
         "| notebook | its question | minutes on two cores | memory |",
         "| --- | --- | ---: | ---: |",
     ]
-    for name, seconds in speed["notebooks"].items():
+    for name, question in QUESTIONS.items():
+        seconds = speed["notebooks"].get(name)
+        minutes = f"{seconds / 60:.1f}" if seconds else "-"
         path = ROOT / "notebooks" / f"{name}.ipynb"
         opening = nbformat.read(path, as_version=4).cells[0].source
         memory = re.search(r"about ([\d.]+ GiB) of memory", opening)
         title = name.replace("_", " ")
         lines.append(
-            f"| [{title}](notebooks/{name}.ipynb) | {QUESTIONS[name]} | {seconds / 60:.1f} |"
+            f"| [{title}](notebooks/{name}.ipynb) | {question} | {minutes} |"
             f" {memory[1] if memory else '-'} |"
         )
     return "\n".join([*lines, ""])

@@ -20,6 +20,7 @@ from lib.files.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from lib.config.settings import Settings
     from lib.course.set_up import start, tell_limits
+    from lib.course.sweeping import grid, sweep_notebook
     from lib.dataset.captions import prompts
     from lib.dataset.preparation import open_or_prepare
     from lib.files.errors import BadInput

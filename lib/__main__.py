@@ -77,7 +77,7 @@ def course(
     seed: Annotated[str | None, typer.Option(help="where all randomness starts from")] = None,
     output: Annotated[str, typer.Option(help="where everything goes")] = "runs/course",
 ) -> None:
-    """Run notebooks 01 to 05 and write one report.
+    """Run notebooks 01 to 06 and write one report.
 
     Executed notebooks, report.html, summary.json and timings.json go to the output folder.
 

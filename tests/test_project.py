@@ -24,6 +24,7 @@ COURSE = [
     "03_dreambooth_training",
     "04_comparison",
     "05_compose_and_ship",
+    "06_many_runs",
 ]
 NOTEBOOKS = sorted(
     {
@@ -42,6 +43,7 @@ PARAMETERS = {
     "03": {"base", "seed", "steps", "output"},
     "04": {"seed", "output"},
     "05": {"seed", "output"},
+    "06": {"base", "output"},
 }
 
 

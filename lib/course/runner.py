@@ -1,4 +1,4 @@
-"""The whole course, headlessly: notebooks 01 to 05 in order, one report, one table.
+"""The whole course, headlessly: notebooks 01 to 06 in order, one report, one table.
 
     python -m lib course                      # the example subject, as `make course` does
     python -m lib course --subject my/photos --class-noun toy --output runs/toy
@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "03_dreambooth_training": 90,
     "04_comparison": 50,
     "05_compose_and_ship": 60,
+    "06_many_runs": 45,
 }
 GUESS = 60  # seconds of a notebook that is not one of the course's
 

@@ -384,26 +384,40 @@ class JobsFailed(RuntimeError):
     """A sweep ran through, but jobs failed. Its text says how many, and which file says why."""
 
 
+def sweep_notebook(
+    notebook: str | Path,
+    jobs: Iterable[Job],
+    folder: str | Path,
+    workers: Workers | int = 1,
+    say: Callable[[str], object] = partial(print, flush=True),
+) -> list[Row]:
+    """`sweep` over a notebook with `NotebookWork`; `workers` is who runs it, or how many at once.
+
+    Raises BadInput as `sweep` and `Workers` do, and BrokenExecutor.
+    """
+    if isinstance(workers, int):
+        workers = Workers(count=str(workers))
+    work, jobs = NotebookWork(notebook), list(jobs)
+    if work.ours:  # before they name their run folders: in another folder a path is another
+        jobs = [job | found_paths(job, Path.cwd()) for job in jobs]
+    named_jobs(jobs, work)  # before a cluster is asked for
+    with workers.executor(folder) as executor:
+        return sweep(jobs, work, folder, executor, say=say)
+
+
 def run_sweep(
     notebook: str | Path,
     lists: Sequence[str],
     jobs_file: str | Path | None = None,
     output: str | Path = "runs/sweep",
-    workers: Workers | None = None,
+    workers: Workers | int = 1,
 ) -> None:
-    """`sweep` over a notebook with the texts that a command line gives; prints the table.
+    """`sweep_notebook` with the texts that a command line gives; prints the table.
 
-    `lists` are texts such as "rank=1,4". Raises BadInput as `sweep` and `Workers` do, JobsFailed,
-    and BrokenExecutor where a process of a pool dies or a cluster is lost.
+    `lists` are texts such as "rank=1,4". Raises as `sweep_notebook` does, and JobsFailed.
     """
-    workers = workers or Workers()
-    work = NotebookWork(notebook)
     jobs = _jobs(jobs_file, lists)
-    if work.ours:  # before they name their run folders: in another folder a path is another
-        jobs = [job | found_paths(job, Path.cwd()) for job in jobs]
-    named_jobs(jobs, work)  # before a cluster is asked for
-    with workers.executor(output) as executor:
-        rows = sweep(jobs, work, output, executor, say=partial(print, flush=True))
+    rows = sweep_notebook(notebook, jobs, output, workers)
     print("\n" + compact(rows, list(dict.fromkeys(setting for job in jobs for setting in job))))
     print(f"\nAll columns: {Path(output) / 'table.csv'}")
     failed = Path(output) / "failed.json"
