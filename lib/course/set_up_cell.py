@@ -82,19 +82,23 @@ def set_up_cells(notebook: dict) -> list[dict]:
 def write_set_up_cell(
     folder: str | Path = ROOT / "notebooks", address: str | None = None
 ) -> list[Path]:
-    """Write set-up cell and badge into every notebook in `folder`. Returns those that were changed.
+    """Write set-up cell and badge into every notebook in `folder` and its solutions. Returns those
+    that were changed.
 
     `address`: the repository's, by default that in pyproject.toml.
     """
     changed, address = [], repository() if address is None else address
-    for path in sorted(Path(folder).glob("*.ipynb")):
+    folder = Path(folder)
+    for path in sorted([*folder.glob("*.ipynb"), *folder.glob("solutions/*.ipynb")]):
         notebook = json.loads(path.read_text("utf-8"))
         for cell in set_up_cells(notebook):
             cell["source"] = set_up_cell(address).splitlines(keepends=True)
         opening = notebook["cells"][0]
         if opening["cell_type"] == "markdown":
             words = BADGES.sub("", "".join(opening["source"]), count=1)
-            opening["source"] = (badge(address, path.name) + words).splitlines(keepends=True)
+            opening["source"] = (
+                badge(address, path.relative_to(folder).as_posix()) + words
+            ).splitlines(keepends=True)
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         if text != path.read_text("utf-8"):
             path.write_text(text, "utf-8")

@@ -10,5 +10,6 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.widgets.panels import explorer, photos_panel, training_panel, upload_panel
+    from lib.widgets.prediction import predict
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)
