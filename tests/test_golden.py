@@ -334,6 +334,7 @@ def test_what_is_shipped_is_as_recorded(lib, made, tmp_path):
 @pytest.mark.slow
 def test_the_course_is_as_recorded(lib, tmp_path):
     check(make_course(lib, tmp_path / "course"), "course")
+    assert (tmp_path / "course/report.html").stat().st_size < 3_000_000, "a page to mail"
 
 
 def test_a_changed_number_is_found():

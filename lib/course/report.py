@@ -44,7 +44,7 @@ main {max-width: 52rem; padding: 0 1rem 4rem; margin: 0 auto; min-width: 0}
 h1, h2, h3, h4 {line-height: 1.25; scroll-margin-top: 3.5rem}
 h2 {margin-top: 4rem; border-top: 1px solid var(--line); padding-top: 1.5rem}
 a[id] {scroll-margin-top: 3.5rem}
-#answer p {font-size: 1.05rem}
+#answer > p:not(.caption) {font-size: 1.05rem}
 img {max-width: 100%}
 figcaption, .caption {color: var(--soft); font-size: .9rem; margin: .4rem 0}
 figure {margin: 0 0 .5rem}
@@ -77,7 +77,11 @@ nav a {text-decoration: none; display: block; padding: .15rem 0}
 nav a:hover {text-decoration: underline}
 .level2 {font-weight: 600; margin-top: .5rem}
 .level3 {padding-left: .75rem}
-@media (max-width: 40rem) {th, td {padding: .3rem} table {font-size: .8125rem}}
+@media (max-width: 40rem) {
+  h1 {font-size: 1.5rem}
+  th, td {padding: .3rem}
+  table {font-size: .8125rem}
+}
 @media (min-width: 64rem) {
   body {display: grid; grid-template-columns: 17rem minmax(0, 1fr)}
   nav {height: 100vh; overflow-y: auto; border-bottom: 0; border-right: 1px solid var(--line)}
