@@ -238,10 +238,12 @@ def _file_name(notebook: Any) -> str:
 
 
 def _link_within(soup: "BeautifulSoup", starts: Mapping[str, str]) -> None:
-    """Let links to other notebooks lead to their places on this page; those to notebooks that are
-    not on it become plain words, for the page lies in another folder.
+    """Let links to other notebooks lead to their places on this page; those to other files become
+    plain words, for the page lies in another folder.
     """
-    for link in soup.select('main a[href$=".ipynb"]'):
+    for link in soup.select("main a[href]"):
+        if re.match(r"#|[a-z]+:", str(link["href"])):
+            continue
         anchor = starts.get(Path(str(link["href"])).name)
         if anchor:
             link["href"] = f"#{anchor}"
