@@ -147,6 +147,7 @@ def _trained(tool: Tool, work: Path) -> Found:
         _ours("prepare", str(ROOT / "data" / "subjects" / "character"), "--out", prepared, *few)
         _ours("to-kohya", prepared, "--out", str(data))
         shutil.copytree(work / "base" / "tokenizer", tokenizer)
+        _older_tokenizer(tokenizer)
     arguments = {
         "pretrained_model_name_or_path": work / "base.safetensors",
         "train_data_dir": data / "train",
@@ -179,6 +180,14 @@ def _trained(tool: Tool, work: Path) -> Found:
             "layers_imported": sum(1 for _ in adapter),
         }
     }
+
+
+def _older_tokenizer(folder: Path) -> None:
+    """Write the two files that transformers 4's CLIPTokenizer reads beside tokenizer.json."""
+    model = read_json(folder / "tokenizer.json")["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), "utf-8")
 
 
 def _merged(tool: Tool, work: Path) -> Found:
