@@ -84,14 +84,22 @@ def _full(found: dict[str, Any]) -> list[str]:
     """What their training and their merge did, at Stable Diffusion 1.5's size."""
     if not found:
         return ["Their own training and merge were not run on this version: `--full`."]
-    trained, merged = found["trained"], found["merged"]
-    return [
-        f"sd-scripts {found['sd-scripts']} trained {trained['steps']} steps on our data set"
-        f" (`to-kohya`, {trained['pictures']} pictures in {', '.join(trained['folders'])}), and its"
-        f" LoRA came in with {trained['layers_imported']} layers. Its merge and ours differ by"
-        f" {merged['largest']:.1g} at most in {merged['tensors']} tensors, in which the LoRA moves"
-        f" weights by up to {merged['moved']:.2g}."
-    ]
+    said = []
+    if trained := found.get("trained"):
+        said.append(
+            f"sd-scripts {found['sd-scripts']} trained {trained['steps']} steps on our data set"
+            f" (`to-kohya`, {trained['pictures']} pictures an epoch from"
+            f" {', '.join(trained['folders'])}/), and its LoRA came in with"
+            f" {trained['layers_imported']} layers."
+        )
+    if merged := found.get("merged"):
+        said.append(
+            f"Its merge and ours differ by {merged['largest']:.1g} at most in {merged['tensors']}"
+            f" tensors, in which the LoRA moves weights by up to {merged['moved']:.2g}."
+        )
+    else:
+        said.append("Its merge was not held against ours yet.")
+    return [" ".join(said)]
 
 
 def claim(path: Path = RESULTS) -> tuple[str, str]:
