@@ -113,7 +113,8 @@ def train(settings: Settings, base: Base | None = None, watchers: Sequence[Watch
         if found == "new":
             processes.of_first(lambda: create_run_folder(run, settings))
         # Sums depend on the threads that they are taken in.
-        with held_threads(recorded_threads(run) if found == "interrupted" else None):
+        threads = processes.threads(recorded_threads(run) if found == "interrupted" else None)
+        with held_threads(threads):
             training = prepare(settings, base, dataset, run, processes)
             if processes.first:
                 training.watchers.extend(watchers)
@@ -253,7 +254,8 @@ def run_steps(settings: Settings, training: Training) -> Path:
                 state.step, state.seconds = step.taken, clock.total
                 if step.taken % READ_EVERY == 0 or step.taken == settings.steps:
                     log.flush()
-                    pace.look(exact=settings.save_every > 0)
+                    # One of several processes does not change its threads alone.
+                    pace.look(exact=settings.save_every > 0 or processes.count > 1)
                 if samples_due(step.taken, settings.sample_every) and processes.first:
                     add_samples(step, training)
                 # Those that memory does not suffice for are left out from here on.

@@ -7,6 +7,7 @@ would put a wrapper between PEFT's names and ours and adds up within each of sev
 passes. Only the first process writes, draws and measures.
 """
 
+import atexit
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from lib.config import Settings
 from lib.files import BadInput
 from lib.models import out_of_memory
+from lib.models.devices import fair_threads
 from lib.step.training_step import Share
 
 T = TypeVar("T")
@@ -44,7 +46,19 @@ ENDED = (
     " by the same settings in as many processes to go on from the last checkpoint."
 )
 
+PARTED = (
+    "An earlier training of these processes ended with an error, after which they are not connected"
+    " any more: launch them again for the next one."
+)
+
 FINE, SHORT_OF_MEMORY, FAILED = range(3)
+
+
+class Connection:
+    """What the processes of a launch are to each other, from its first training to its end."""
+
+    trainings = 0
+    parted = False  # by an error
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,16 @@ class Processes(Share):
         if worst == FAILED:
             raise BadInput(ENDED)
 
+    def threads(self, recorded: int | None) -> int | None:
+        """How many threads each process sums with: all with the same, so that a resume is exact.
+
+        Those that an interrupted run was trained with, or the fewest that are fair in any of them;
+        None where one process decides for itself.
+        """
+        if self.count == 1:
+            return recorded
+        return -self.largest(-(recorded or fair_threads()))
+
     def portion(self, settings: Settings) -> Settings:
         """The recipe of the largest part that a process takes of a batch."""
         rows = -(-settings.batch_size // self.count)
@@ -141,10 +165,12 @@ class Processes(Share):
 
 @contextmanager
 def joined(settings: Settings) -> Iterator[Processes]:
-    """The processes that were launched for this training, connected within the block.
+    """The processes that were launched, connected within the block.
 
-    Raises BadInput, before anything is loaded, for what several cannot do. Where all of them fail,
-    one says so, and the others end with exit code 1.
+    They stay so for the next training of the same launch: at a second meeting they would find what
+    their launcher remembers of the first, and wait for ever. Raises BadInput, before anything is
+    loaded, for what several cannot do. Where all of them fail, one says so, and the others end with
+    exit code 1.
     """
     told = os.environ
     count = int(told["WORLD_SIZE"]) if all(name in told for name in LAUNCHED) else 1
@@ -160,22 +186,32 @@ def joined(settings: Settings) -> Iterator[Processes]:
     if count == 1:
         yield Processes()
         return
+    if Connection.parted:
+        raise BadInput(PARTED)
     cards = torch.cuda.is_available() and told.get("ACCELERATE_USE_CPU") != "true"
     if cards:
         torch.cuda.set_device(int(told["LOCAL_RANK"]))
-    # flags and objects go by way of the CPU, so that no step waits for a card
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=PATIENCE)
+    if not dist.is_initialized():
+        # flags and objects go by way of the CPU, so that no step waits for a card
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=PATIENCE)
+        atexit.register(_part)
+    Connection.trainings += 1
     try:
         yield Processes(rank, count)
-    except Exception as error:
+    except BaseException as error:
         if str(error) == ENDED:  # whoever knows more tells it first
             time.sleep(1)
-        if not _first_to_tell():
+        silent = isinstance(error, Exception) and not _first_to_tell()
+        Connection.parted = True
+        _part()  # the others may wait for this one
+        if silent:
             raise SystemExit(1) from None
         raise
-    finally:
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+
+
+def _part() -> None:
+    with suppress(RuntimeError, AssertionError, ValueError):  # parted already
+        dist.destroy_process_group()
 
 
 def check_launch(settings: Settings, count: int, told: Mapping[str, str]) -> None:
@@ -232,6 +268,6 @@ def _first_to_tell() -> bool:
     """Whether no other process has told yet why all end."""
     try:
         store = dist.distributed_c10d._get_default_store()
-        return store.add("told", 1) == 1
+        return store.add(f"told in {Connection.trainings}", 1) == 1
     except (RuntimeError, ValueError):  # it went with the process that held it
         return True

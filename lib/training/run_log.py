@@ -138,7 +138,7 @@ class Pace:
         return median(steps[-PACE_STEPS:]) / median(steps[:PACE_STEPS])
 
     def look(self, exact: bool) -> None:
-        """Say so once, and what helps. Where no resume has to be `exact`, threads give way too."""
+        """Say so once, and what helps. Where sums need not be `exact`, threads give way too."""
         times = self.slower()
         if self.told or self.clock.cuda or times < SEVERAL_TIMES:
             return
@@ -151,7 +151,7 @@ class Pace:
         elif before > 1:
             helps += (
                 ", or to stop this training and begin a new one with OMP_NUM_THREADS=1 (the threads"
-                f" of this one, {before}, stay, so that a resume is exact)"
+                f" of this one, {before}, stay: its sums depend on them)"
             )
         say(
             f"steps take {times:.0f} times as long as the first ones, as other programs want the"

@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT
 from short_runs import losses, same, weights
 
@@ -25,7 +25,15 @@ from lib.__main__ import main
 from lib.config import Settings
 from lib.step import Step
 from lib.training.loop import train
+from lib.training.run_log import Pace
+import torch
 
+torch.set_num_threads(1 + int(os.environ["RANK"]))  # a machine that seemed less busy to the second
+
+def look(pace, exact):
+    print("threads", torch.get_num_threads(), "fixed" if exact else "free", file=sys.stderr)
+
+Pace.look = look
 rank, take, add = int(os.environ["RANK"]), Step.__call__, Step.add_gradients
 
 def dies(step, *inputs):
@@ -43,8 +51,7 @@ def stop(state):
         state.stop()
 
 for word in sys.argv[1:]:
-    what, port, path = word.split(":", 2)
-    os.environ["MASTER_PORT"] = port  # a launch has one training, and each here its own meeting
+    what, path = word.split(":", 1)
     Step.__call__ = dies if what == "dies" else take
     Step.add_gradients = runs_short if what == "short" else add
     if what == "dies":
@@ -53,20 +60,17 @@ for word in sys.argv[1:]:
 """
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def launched(*words):
     """What two processes ended with: exit code, standard output and standard error of each."""
-    words = [f"{what}:{free_port()}:{path}" for what, path in words]
+    words = [f"{what}:{path}" for what, path in words]
+    # The processes meet at their launcher's, which remembers what they left there before.
+    launcher = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = os.environ | {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
+        "MASTER_PORT": str(launcher.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
@@ -82,7 +86,7 @@ def launched(*words):
         for rank in range(2)
     ]
     try:
-        told = [one.communicate(timeout=240) for one in running]
+        told = [one.communicate(timeout=600) for one in running]
     finally:
         for one in running:
             one.kill()
@@ -93,7 +97,7 @@ def test_two_processes_give_the_numbers_of_one(make, tmp_path):
     cases = {
         "lora": ("lora", {"prior": "teacher"}),
         "dreambooth": ("dreambooth", {"batch_size": 3, "accumulate": 2}),
-        "fp16": ("lora", {"precision": "fp16"}),
+        "fp16": ("lora", {"precision": "fp16", "save_every": 0}),
         "cut": ("lora", {}),
         "whole": ("lora", {}),
         "short": ("lora", {}),
@@ -108,6 +112,8 @@ def test_two_processes_give_the_numbers_of_one(make, tmp_path):
     words.append(("cut", tmp_path / "cut.json"))
     for code, _, error in launched(*words):
         assert code == 0, error[-3000:]
+        looks = {line for line in error.splitlines() if line.startswith("threads")}
+        assert looks == {"threads 1 fixed"}, "threads are the same in all, and no one changes them"
     run = {name: tmp_path / f"two_{name}" for name in cases}
     for name, settings in made.items():
         measured = json.loads((run[name] / "metrics.json").read_text())
@@ -130,6 +136,16 @@ def test_two_processes_give_the_numbers_of_one(make, tmp_path):
     assert len(list((run["whole"] / "samples").glob("*.png"))) == 8, "one process draws"
     measured = json.loads((run["short"] / "metrics.json").read_text())
     assert measured["recipe"]["checkpointing"] == "largest", "both went a rung down"
+
+
+def test_after_an_error_the_next_training_of_the_same_processes_is_refused(make, monkeypatch):
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(processes.Connection, "parted", True)
+    with pytest.raises(BadInput, match="are not connected any more: launch them again"):
+        with processes.joined(make("lora", batch_size=4)):
+            pass
 
 
 def test_a_process_that_dies_ends_all_with_one_sentence_and_no_other_number_goes_on(make, tmp_path):
