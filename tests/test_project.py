@@ -190,10 +190,8 @@ def test_what_the_library_imports_is_required(floors):
     from importlib.metadata import packages_distributions
 
     packages = packages_distributions()
-    optional = {
-        "lpips",
-        "torchvision",
-    }  # used where they are there, and never missed: lib/evaluation/judge.py
+    # Used where they are there, and never missed: lib/evaluation/judge.py; Colab's own.
+    optional = {"lpips", "torchvision", "google"}
     for path in SOURCES:
         for name in sorted(set(imported(path)) - set(sys.stdlib_module_names) - {"lib"} - optional):
             owners = {canonicalize_name(owner) for owner in packages.get(name, [name])}
