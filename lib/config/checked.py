@@ -27,11 +27,18 @@ Record = TypeVar("Record")
 # A whole number is taken for a float and becomes one; nothing else is converted.
 RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-TYPE_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    list[int]: "a list of whole numbers",
+    list[str]: "a list of texts",
+}
 
 UNKNOWN = ("unexpected_keyword_argument",)
 MISSING = ("missing",)
-WRONG_TYPE = ("int_type", "float_type", "string_type", "bool_type")
+WRONG_TYPE = ("int_type", "float_type", "string_type", "bool_type", "list_type")
 OUTSIDE = ("finite_number", "greater_than_equal", "less_than_equal")
 NO_CHOICE = ("literal_error",)
 FIRST_TOLD = (UNKNOWN, MISSING, WRONG_TYPE, OUTSIDE, NO_CHOICE)  # where there are several mistakes
@@ -119,8 +126,9 @@ def _sentence(mistake, record, what):
         return f"{what} '{name}' is missing: give it a value."
     field = described(record)[name]
     if kind in WRONG_TYPE or kind in NO_CHOICE and not isinstance(value, str):
+        says = "but it is" if len(mistake["loc"]) == 1 else "but in it is"
         return (
-            f"{what} '{name}' must be {TYPE_WORDS[field.kind]}, but it is {value!r}"
+            f"{what} '{name}' must be {TYPE_WORDS[field.kind]}, {says} {value!r}"
             f" ({type(value).__name__}): write it as one."
         )
     if kind in OUTSIDE:

@@ -42,6 +42,12 @@ class Parameters:
     pictures: Annotated[int, Field(ge=4, le=10_000)] = 8
     kohya_lora: str = ""
     masks: str = ""
+    photos: str = ""
+    subjects: list[str] = Field(default_factory=list)
+    ranks: list[int] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=list)
+    job_steps: Annotated[int, Field(ge=1, le=100_000)] = 20
+    workers: Count = 2
 
     def __post_init__(self) -> None:
         if not self.subject.strip():
@@ -53,6 +59,7 @@ class Parameters:
 # The settings of a training that are parameters, each with the value that means the preset's.
 SETTINGS = {
     "base": None,
+    "data": None,
     "output": None,
     "seed": None,
     "steps": 0,
