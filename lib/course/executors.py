@@ -219,10 +219,11 @@ def _dask(address: str, count: int | None) -> Iterator[Submitting]:
     """
     from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
 
+    here: Any = LocalCluster  # its type hints know no cluster without a dashboard
     if address.startswith(LOCAL):
         number = int(address.removeprefix(LOCAL))
         with (
-            LocalCluster(
+            here(
                 n_workers=number,
                 threads_per_worker=1,  # a notebook is a process of its own
                 memory_limit=0,  # of the worker alone, not of its notebook
@@ -275,6 +276,10 @@ def _slurm(asked: Workers, folder: Path) -> Iterator[Submitting]:
     which all machines see.
     """
     import submitit  # pyright: ignore[reportMissingImports]
+    from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
+        FailedJobError,
+        UncompletedJobError,
+    )
 
     place = "slurm" if asked.slurm else "local"
     executor = submitit.AutoExecutor(folder, cluster=place)
@@ -294,7 +299,7 @@ def _slurm(asked: Workers, folder: Path) -> Iterator[Submitting]:
         def result(self) -> Any:
             try:
                 return self.job.result()
-            except submitit.core.utils.UncompletedJobError:
+            except UncompletedJobError:
                 said = (self.job.stderr() or "").strip().splitlines() or [self.job.state]
                 raise RuntimeError(
                     f"job {self.job.job_id} of {place} ended without a result ({said[-1]}): see"
@@ -305,7 +310,7 @@ def _slurm(asked: Workers, folder: Path) -> Iterator[Submitting]:
         try:
             with redirect_stderr(io.StringIO()):  # it is in the error too
                 return Waiting(executor.submit(function, *values))
-        except submitit.core.utils.FailedJobError as error:
+        except FailedJobError as error:
             raise BadInput(
                 f"Slurm did not take a job ({last_line(error)}): check --partition, --time and"
                 " --gpus; what else it wants, such as an account, it reads from SBATCH_ variables."
