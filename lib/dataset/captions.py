@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lib.files import BadInput
+from lib.files import ROOT, BadInput, read_json
+
+# The words of the pocket base's world: its things and places, and all that its captions hold.
+WORLD = read_json(ROOT / "data" / "prompts" / "world.json")
 
 # What the identifier stands for decides where it goes: beside a thing's noun, or behind "in" for
 # what can hold of any thing.
@@ -269,3 +272,17 @@ def rename(text: Any, renamed: Mapping[str, str]) -> Any:
     found = {old.lower(): new for old, new in renamed.items()}
     words = "|".join(map(whole_word, found))
     return re.sub(words, lambda hit: found[hit[0].lower()], composed(text), flags=re.IGNORECASE)
+
+
+def unknown_words(text: str, captions: Iterable[str]) -> list[str]:
+    """The words of `text` that the pocket base has read neither in its own training nor in
+    `captions`.
+    """
+    known = set(WORLD["words"]).union(map(plain_word, " ".join(captions).split()))
+    words = dict.fromkeys(map(plain_word, text.split()))
+    return [word for word in words if word and word not in known]
+
+
+def plain_word(word: str) -> str:
+    """A word of a prompt in small letters, without what stands around it."""
+    return word.lower().strip(".,;:!?\"'()“”")

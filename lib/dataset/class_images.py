@@ -6,9 +6,8 @@ They are asked for in words and drawn by the untouched base.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lib.dataset.captions import class_caption, prompts
+from lib.dataset.captions import WORLD, class_caption, prompts
 from lib.dataset.imagefolder import Dataset, add_class_images
-from lib.files import ROOT, read_json
 
 if TYPE_CHECKING:
     from lib.models import Base
@@ -16,27 +15,11 @@ if TYPE_CHECKING:
 CLASS_IMAGES = 40
 
 # What the pocket base learnt to draw: nouns, and places such as "in the snow".
-WORLD = read_json(ROOT / "data" / "prompts" / "world.json")
 CLASSES, PLACES = tuple(WORLD["classes"]), tuple(WORLD["places"])
 
 # Of these alone are class images: in the others the class is asked for afterwards, to see whether
 # it is still a class (`lib.evaluation.fidelity.class_protocol`).
 SHOWN = {name: tuple(words) for name, words in WORLD["class_images"].items()}
-
-
-def unknown_words(text: str, dataset: Dataset) -> list[str]:
-    """The words of `text` that the pocket base has read in no caption, nor a training on `dataset`
-    in one of its photos'.
-    """
-    captions = " ".join(item.caption for item in dataset.train)
-    known = set(WORLD["words"]).union(map(plain_word, captions.split()))
-    words = dict.fromkeys(map(plain_word, text.split()))
-    return [word for word in words if word and word not in known]
-
-
-def plain_word(word: str) -> str:
-    """A word of a prompt in small letters, without what stands around it."""
-    return word.lower().strip(".,;:!?\"'()“”")
 
 
 def class_prompts(dataset: Dataset, count: int = CLASS_IMAGES) -> list[str]:

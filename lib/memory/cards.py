@@ -199,9 +199,9 @@ def forecast_ladder(
     ]
 
 
-def first_that_fits(ladder: Sequence[Mapping[str, Any]], card: float) -> Mapping[str, Any] | None:
-    """The first recipe of a `forecast_ladder` that fits a card of `card` GB, or None."""
-    return next((one for one in ladder if needed_bytes(one) <= usable_bytes(card)), None)
+def first_that_fits(ladder: Sequence[Mapping[str, Any]], room: float) -> Mapping[str, Any] | None:
+    """The first recipe of a `forecast_ladder` that fits into `room` bytes, or None."""
+    return next((one for one in ladder if needed_bytes(one) <= room), None)
 
 
 def recipe_name(given_up: Iterable[str]) -> str:
@@ -214,8 +214,7 @@ def fitting_recipes(base: str, device: torch.device) -> str:
     told = []
     for method in METHODS:
         ladder = forecast_ladder(plan(method, base), device.type)
-        room = usable_bytes_now(device)
-        fits = next((one for one in ladder if needed_bytes(one) <= room), None)
+        fits = first_that_fits(ladder, usable_bytes_now(device))
         words = recipe_name(fits["given_up"]) if fits else "no recipe fits"
         told.append(f"{METHOD_NAMES[method]}: {words}")
     return "; ".join(told)
@@ -369,7 +368,7 @@ def _like(card: Card, chosen: Card) -> bool:
 
 
 def _card_row(ladder: Sequence[Mapping[str, Any]], card: Card) -> dict[str, Any]:
-    found = first_that_fits(ladder, card.gib)
+    found = first_that_fits(ladder, usable_bytes(card.gib))
     return {
         "card": card.name,
         "card_gb": card.gib,

@@ -75,13 +75,12 @@ class Table:
             others = "".join(f"<td>{text}</td>" for text in texts)
             return f'<tr><th scope="row">{heading}</th>{others}</tr>'
 
-        def head_of(column):
+        def heading_of(column):
+            # An empty heading would be read out as one that says nothing.
             text = html.escape(str(column))
-            return (
-                f'<th scope="col">{text}</th>' if text else "<td></td>"
-            )  # a heading says something
+            return f'<th scope="col">{text}</th>' if text else "<td></td>"
 
-        head = "".join(map(head_of, self.columns))
+        head = "".join(map(heading_of, self.columns))
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = "".join(map(cells, self.rows))
         rest = (

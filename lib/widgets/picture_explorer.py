@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.config import CONTESTANT_NAMES, METHOD_NAMES, Settings
-from lib.dataset.captions import prompts
-from lib.dataset.class_images import plain_word, unknown_words
+from lib.dataset.captions import plain_word, prompts, unknown_words
 from lib.dataset.imagefolder import Dataset, load_dataset
 from lib.files import BadInput
 from lib.plots import Figure, grid
@@ -53,7 +52,7 @@ class Models:
         """The words of `prompt` that the base model has never read, nor the runs in a caption."""
         if self.settings.base != "pocket":  # others have read everyday English
             return []
-        return unknown_words(prompt, self.dataset)
+        return unknown_words(prompt, [item.caption for item in self.dataset.train])
 
     def draw(
         self,

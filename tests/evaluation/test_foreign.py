@@ -34,8 +34,10 @@ def owl(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "dreambooth"])
-def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(method, owl, tmp_path):
+@pytest.mark.parametrize("method, gain", [("lora", 0.3), ("dreambooth", 0.1)])
+def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(
+    method, gain, owl, tmp_path
+):
     dataset, judge, floor = owl
     assert not [item for item in dataset.train if any(place in item.caption for place in PLACES)]
     settings = preset(method, data=str(dataset.root), output=str(tmp_path / "run"), sample_every=0)
@@ -47,5 +49,5 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(meth
 
     # Measured in fp32 on a Zen 3, over the floor with the same two seeds a prompt: LoRA gains .61,
     # DreamBooth .18 and .25 (two training seeds).
-    assert found["dino"] > floor + 0.1, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
+    assert found["dino"] > floor + gain, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
     assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"

@@ -347,8 +347,8 @@ def test_a_card_must_hold_what_comes_before_the_step_too():
         == cards.needed_bytes(found[-1])
     )
     assert (
-        cards.first_that_fits(found, 4) is None
-        and cards.first_that_fits(found, 6)["settings"].quantize == "nf4"
+        cards.first_that_fits(found, cards.usable_bytes(4)) is None
+        and cards.first_that_fits(found, cards.usable_bytes(6))["settings"].quantize == "nf4"
     )
 
 
