@@ -172,21 +172,29 @@ def advise(
                 "claims 7 and 8: measured in notebook 05",
             )
         )
-    first = {
+    return Advice(
+        choice,
+        (Sentence(_recommended(choice, rank), "the lines below"), *sentences),
+        rank if choice in ("lora", "either") else None,
+        tuple(reasons),
+    )
+
+
+def _recommended(choice: str, rank: int | None = None) -> str:
+    """The recommendation in words, of a LoRA of a certain `rank` or of any."""
+    lora = "LoRA" if rank is None else f"LoRA, rank {rank}"
+    return {
         "neither": (
             "Neither is known to be within your limits: widen the broken one, take fewer concepts"
             " or a smaller base model."
         ),
-        "either": (f"Either LoRA, rank {rank}, or DreamBooth: nothing below decides between them."),
-        "lora": f"Take LoRA, rank {rank}.",
+        "either": (
+            f"Either {lora}{'' if rank is None else ','} or DreamBooth: nothing"
+            f" {'measured' if rank is None else 'below'} decides between them."
+        ),
+        "lora": f"Take {lora}.",
         "dreambooth": "Take DreamBooth.",
     }[choice]
-    return Advice(
-        choice,
-        (Sentence(first, "the lines below"), *sentences),
-        rank if choice in ("lora", "either") else None,
-        tuple(reasons),
-    )
 
 
 def answer(
@@ -215,7 +223,8 @@ def _which(own: Comparison, needs: Needs, measured: dict[str, Any], base: str) -
             f" base model {base}."
         )
     found = advise(replace(needs, base=base), measured)
-    first = found.sentences[0].text
+    # Of no rank: what decides was measured at the preset's, and the own run has one of its own.
+    first = _recommended(found.choice)
     why = f": it {' and '.join(found.reasons)}." if found.reasons else "."
     return f"For {subject}, {first[0].lower()}{first[1:].removesuffix('.')}{why}"
 
@@ -287,9 +296,14 @@ def _rank(needs: Needs, measured: dict[str, Any]) -> tuple[int, Sentence]:
                 f"DINO, rank {best} minus rank {rank}: {behind['text']}",
             )
         if rank == best and len(ranks) > 1:
+            smaller = [
+                f"; minus rank {other['rank']}: {other['best_minus_this']['text']}"
+                for other in ranks
+                if other["rank"] < best
+            ]
             return rank, Sentence(
                 f"Rank {rank} is the best of {listed}, and no smaller one is shown to be as good.",
-                f"DINO of rank {rank}, mean {behind['of']:.3f}",
+                f"DINO of rank {rank}, mean {behind['of']:.3f}{''.join(smaller[-1:])}",
             )
     return preset, Sentence(
         f"Rank {preset} is the preset's: ranks were not compared on {measured['enough']} subjects"
@@ -425,7 +439,8 @@ def _cheaper(what: str, needs: Needs, measured: dict[str, Any], costs: Costs) ->
     lora, full = (costs[what][m] for m in METHODS)
     if needs.base == "pocket":
         side = {"holds": "lora", "does not hold": "dreambooth"}.get(effect["verdict"])
-        kind, text = _with_detail(effect), f"{measure}, DreamBooth / LoRA: {effect['text']}"
+        lora_then = f"LoRA, rank {PRESETS['lora', 'pocket']['rank']}"  # in the bench's main part
+        kind, text = _with_detail(effect), f"{measure}, DreamBooth / {lora_then}: {effect['text']}"
     elif lora and full:
         ratio, same = full.amount / lora.amount, effect["margin"]
         side = "lora" if ratio > 1 + same else "dreambooth" if ratio < 1 / (1 + same) else None

@@ -221,6 +221,11 @@ def test_the_rank_is_the_smallest_that_is_as_good_as_the_best():
         advise(needs(fidelity="small files first"), bench(ranks={1: 0.4, 4: 0.5, 64: 0.7})).rank
         == 64
     )
+    only = advise(needs(fidelity="small files first"), bench(ranks={1: 0.4, 4: 0.5, 64: 0.7}))
+    told = next(s.measurement for s in only.sentences if s.text.startswith("Rank 64"))
+    assert "minus rank 16: +0." in told, "a reader who has trained that sees how far apart they are"
+    cost = next(s for s in advise(needs(), bench()).sentences if "less: the file" in s.text)
+    assert f"DreamBooth / LoRA, rank {PRESET}: x" in cost.measurement
     assert (
         advise(needs(fidelity="small files first"), bench(subjects=5, ranks={1: 0.6, 4: 0.6})).rank
         == PRESET
