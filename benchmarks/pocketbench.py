@@ -27,8 +27,10 @@ import torch
 
 from benchmarks import learning_rates
 from benchmarks.csv_rows import read_table
-from benchmarks.studies import SELDOM, WORDS, studies
+from benchmarks.studies import CUTS, SELDOM, WORDS, cut_from, studies
 from benchmarks.studies import job as preset_job
+from lib.convert.composition import load_adapters
+from lib.convert.interchange import extract
 from lib.course.sweeping import run_name, sweep
 from lib.dataset.captions import prompts, read_subject
 from lib.dataset.class_images import PLACES, draw_class_images
@@ -190,40 +192,12 @@ def work(job, folder):
         for key, value in real_row(judge(), data).items()
         if key in ("dino", "clip_i")
     }
-    if job["method"] != "base":
-        own = (
-            "rank",
-            "targets",
-            "prior_weight",
-            "learning_rate",
-            "steps",
-            "cooldown",
-            "seed",
-            *SELDOM,
-        )
-        chosen = {key: job[key] for key in own if key in job}
-        settings = preset(
-            job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen
-        )
-        # Of an attempt that failed: its curve would lack what is not trained again.
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        # Of these alone figures show the way.
-        plain = job == preset_job(job["subject"], job["method"], job["seed"])
-        curve = (
-            Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
-            if plain
-            else None
-        )
-        run = train(settings, base, [curve] if curve else [])
-        found = read_json(run / "metrics.json")
-        for key, used in found["recipe"].items():
-            # Where bitsandbytes cannot run, training goes without and says so.
-            if used != getattr(settings, key):
-                raise BadInput(
-                    f"This device trained with {key} {used!r} instead of"
-                    f" {getattr(settings, key)!r}: run that study elsewhere."
-                )
+    if job["method"] in CUTS:
+        base, row = cut(job)
+    elif job["method"] != "base":
+        run, curve = train_job(job, folder, base, data)
         base = load_run(run, load_base()).cast_for_sampling()
+        found = read_json(run / "metrics.json")
         row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if curve else {})
     found = evaluate(
         base,
@@ -243,7 +217,8 @@ def work(job, folder):
     row |= {key: value - floor[key] for key, value in scores.items()}
     row["drift"] = prediction_drift(base, kept)["mean"]
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
-    shutil.rmtree(folder / "run", ignore_errors=True)  # 21 MB a run, and no one asks for them again
+    if not (is_plain(job) and job["method"] == "dreambooth"):  # of these LoRAs are cut
+        shutil.rmtree(folder / "run", ignore_errors=True)
     base_hash, judged_by = hashes()
     stack = versions()
     used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
@@ -260,6 +235,65 @@ def work(job, folder):
         | used
         | {"cell_seconds": time.perf_counter() - start}
     )
+
+
+def is_plain(job):
+    """Whether a job changes nothing of its method's preset but the subject and the seed."""
+    return job == preset_job(job["subject"], job["method"], job["seed"])
+
+
+def train_job(job, folder, base, data):
+    """(run folder, the curve along it or None) of a job's training; figures show the way of plain
+    ones alone. Raises BadInput where the device trains by another recipe than was asked for.
+    """
+    own = (
+        "rank",
+        "targets",
+        "prior_weight",
+        "learning_rate",
+        "steps",
+        "cooldown",
+        "seed",
+        *SELDOM,
+    )
+    chosen = {key: job[key] for key in own if key in job}
+    settings = preset(
+        job["method"], data=str(data.root), output=str(folder / "run"), sample_every=0, **chosen
+    )
+    # Of an attempt that failed: its curve would lack what is not trained again.
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    curve = (
+        Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
+        if is_plain(job)
+        else None
+    )
+    run = train(settings, base, [curve] if curve else [])
+    for key, used in read_json(run / "metrics.json")["recipe"].items():
+        # Where bitsandbytes cannot run, training goes without and says so.
+        if used != getattr(settings, key):
+            raise BadInput(
+                f"This device trained with {key} {used!r} instead of"
+                f" {getattr(settings, key)!r}: run that study elsewhere."
+            )
+    return run, curve
+
+
+def run_folder(job):
+    """Where the training of a job lies."""
+    return WORK / "runs" / run_name(job) / "run"
+
+
+def cut(job):
+    """(a base model with the LoRA in it that is cut from the job's DreamBooth training, its costs:
+    that training's, and the adapter's bytes).
+    """
+    run = run_folder(cut_from(job))
+    adapter, _ = extract(run, job["rank"], progress=lambda done, total: None)
+    tensors = [t for *_, layer in adapter for t in (layer.down, layer.up)]
+    found = read_json(run / "metrics.json")
+    costs = {key: found[key] for key in COSTS}
+    costs["file_bytes"] = sum(t.numel() * t.element_size() for t in tensors)
+    return load_adapters(load_base(), {job["method"]: adapter}), costs
 
 
 def by_prompt(pictures, photos):
@@ -393,6 +427,11 @@ def main():
         )
     write_json(stamp, {"hashes": hashes()})
     hand_in(jobs)
+    cuts = [j for j in jobs if j["method"] in CUTS]
+    for j in cuts:
+        whole, done = run_folder(cut_from(j)), WORK / "runs" / run_name(j) / "row.json"
+        if not done.is_file() and not (whole / "metrics.json").is_file():
+            (whole.parent / "row.json").unlink(missing_ok=True)  # its weights are needed: once more
     make_data(
         [j for j in jobs if not (WORK / "runs" / run_name(j) / "row.json").is_file()], subjects
     )
@@ -402,7 +441,11 @@ def main():
         args.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
     )
     with nullcontext() if args.workers == 1 else pool as executor:
-        rows = {row["settings_hash"]: row for row in sweep(jobs, work, WORK / "runs", executor)}
+        found = sweep([j for j in jobs if j not in cuts], work, WORK / "runs", executor)
+        found += sweep(cuts, work, WORK / "runs", executor)  # now their trainings are there
+    rows = {row["settings_hash"]: row for row in found}
+    for j in cuts:
+        shutil.rmtree(run_folder(cut_from(j)), ignore_errors=True)  # 21 MB each
     print(
         f"{len(write_results(plan, rows))} rows in {RESULTS.relative_to(ROOT)}, {len(rows)} of them"
         " of these studies"

@@ -24,7 +24,12 @@ SELDOM = {
     "weights",
     "fused_backward",
     "quantize",
+    "prior",
 }
+# DreamBooth's change of the weights cut to a LoRA, at so many times the rank of LoRA's preset.
+CUTS = {"extracted": 1, "extracted_twice": 2}
+# What an anchor of this weight leaves of a change that nothing renews: 61, 22 and 5 %.
+ANCHORS = (0.5, 1.5, 3.0)
 TEXT_SHARES = (0.05, 0.2, 1.0)  # of the U-Net's learning rate: what the text encoder trains at
 PLAIN_SEEDS = (
     3  # of the plain recipe, whose spread over seeds is what other recipes are held against
@@ -39,6 +44,10 @@ def job(
     """
     if method == "base":
         return {"subject": subject, "variant": variant, "method": method}
+    if method in CUTS:
+        whole = job(subject, "dreambooth", seed, variant, **changes)
+        rank = CUTS[method] * preset("lora", data="-", output="-").rank
+        return whole | {"method": method, "rank": rank}
     s = preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
     own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
     common = {
@@ -49,6 +58,11 @@ def job(
         "seed": seed,
     }
     return {"subject": subject, "variant": variant, "method": method} | own | common | seldom(s)
+
+
+def cut_from(cut: dict[str, Any]) -> dict[str, Any]:
+    """The DreamBooth training that a job of `CUTS` is cut from."""
+    return {key: value for key, value in cut.items() if key != "rank"} | {"method": "dreambooth"}
 
 
 def seldom(settings: Settings) -> dict[str, Any]:
@@ -89,7 +103,13 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
     without_prior: tuple[dict[str, Any], ...] = ({}, {"prior_weight": 0.0})
     return {
         "main": [job(s, "base") for s in subjects]
-        + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in METHODS],
+        + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in (*METHODS, *CUTS)],
+        "anchor": [
+            job(s, m, prior="anchor", prior_weight=weight)
+            for weight in ANCHORS
+            for s in some
+            for m in METHODS
+        ],
         "rank": [
             job(s, "lora", seed, rank=rank)
             for seed in range(seeds)

@@ -1,7 +1,7 @@
 """`make pocket`: train the pocket base and the judge from nothing. Safe to stop: the same command
 goes on where it was.
 
-    python -m pocket [vae text unet judge identity measure detail]
+    python -m pocket [vae text unet decoder judge identity measure detail]
         [--work runs/pocket] [--out data] [--steps unet=12000] [--guidance 4]
 
 Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights
@@ -12,11 +12,12 @@ the number of samples that `detail` draws and judges.
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "text", "unet", "judge", "identity", "measure", "detail")
+STAGES = ("vae", "text", "unet", "decoder", "judge", "identity", "measure", "detail")
 STEPS = {
     "vae": 2500,
     "text": 600,
     "unet": 12_000,
+    "decoder": 900,
     "judge": 1500,
     "identity": 4000,
     "detail": 4000,

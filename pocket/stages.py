@@ -1,5 +1,5 @@
-"""The stages of training the pocket base, in order: VAE, text tower, U-Net; then the judge's CLIP,
-and what was measured.
+"""The stages of training the pocket base, in order: VAE, text tower, U-Net, decoder; then the
+judge's CLIP, and what was measured.
 """
 
 import copy
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lib.files.json_file import read_json, write_json
 from lib.models.devices import device_name
 
 from . import clip as clip_
+from . import decoder as decoder_
 from . import unet as unet_
 from . import vae as vae_
 from .detail import best_device
@@ -140,7 +141,7 @@ def unet(work: Path, out: Path, steps: int, batch: int = 64, first: int = 6000) 
     model = model.to(device, memory_format=torch.channels_last)
     work.mkdir(parents=True, exist_ok=True)
     side, channels = model.config.sample_size, model.config.in_channels
-    kept = work / f"latents_{encoder_hash(vae)}.bin"
+    kept = work / f"latents_{parts_hash(vae.encoder, vae.quant_conv)}.bin"
     ahead = (
         56 if device.type == "cpu" else 2048
     )  # a GPU waits for many drawings at once, on all cores
@@ -168,6 +169,22 @@ def unet(work: Path, out: Path, steps: int, batch: int = 64, first: int = 6000) 
     record(out, "unet", stage.run(watch))
     pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
     pipe.to("cpu", dtype=torch.float16).save_pretrained(folder)
+
+
+def decoder(work: Path, out: Path, steps: int, files: int = 56) -> None:
+    """Train the VAE's decoder on, on `files` files of latents as the U-Net leaves them, and write
+    the VAE again; its encoder stays as it is.
+    """
+    folder = out / "pocket"
+    kind: Any = StableDiffusionPipeline
+    pipe = kind.from_pretrained(folder, dtype=torch.float32)
+    vae = pipe.vae.to(memory_format=torch.channels_last)
+    kept = work / f"decoder_{parts_hash(vae.encoder, vae.quant_conv, pipe.unet)}"
+    training = decoder_.DecoderTraining(
+        vae, decoder_.pairs(pipe, kept, files), steps, kept / "decoder.pt"
+    )
+    record(out, "decoder", training.run())
+    vae.half().save_pretrained(folder / "vae")
 
 
 def first_unet(text_width: int) -> tuple[Any, float]:
@@ -207,12 +224,12 @@ def look(pipe: Any, file: Path, count: int = 16, steps: int = 25, guidance: floa
     )
 
 
-def encoder_hash(vae: Any) -> str:
-    """Eight digits that change when the encoder does: latents made by another encoder are never
+def parts_hash(*parts: torch.nn.Module) -> str:
+    """Eight digits that change with any weight of `parts`: what other weights made is never
     reused.
     """
     total = hashlib.sha256()
-    for part in (vae.encoder, vae.quant_conv):
+    for part in parts:
         for tensor in part.state_dict().values():
             same = (
                 tensor.float().cpu().contiguous() + 0.0

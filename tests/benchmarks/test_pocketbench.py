@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks import pocketbench as bench
@@ -12,8 +13,10 @@ from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
-from lib.models.base import Base
+from lib.models.base import Base, load_base
+from lib.models.families import preset
 from lib.step import quantization as recipes
+from lib.training.loop import train
 from pocket.subjects import bench_subjects
 
 
@@ -26,7 +29,8 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
     plan = plans.studies([s.name for s in subjects], 3)
     names = {study: {run_name(j) for j in jobs} for study, jobs in plan.items()}
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
-    assert len(plan["main"]) == 13 * (1 + 2 * 3)
+    assert len(plan["main"]) == 13 * (1 + 4 * 3)
+    assert len(plan["anchor"]) == 12 * 2 * len(plans.ANCHORS)
     shared = {study: len(names["main"] & some) for study, some in names.items() if study != "main"}
     assert shared == {
         "rank": 13 * 3,
@@ -38,6 +42,7 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
         "kinds": 0,
         "recipes": 12,
         "text_encoder": 12,
+        "anchor": 0,
     }
     assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
 
@@ -80,6 +85,32 @@ def test_every_low_memory_recipe_is_a_run_of_its_own_that_names_what_it_changes(
         assert plans.text_rates(method) == pytest.approx(
             [s * found[0]["learning_rate"] for s in plans.TEXT_SHARES]
         )
+
+
+def test_a_lora_is_cut_from_the_training_that_the_job_names(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "WORK", tmp_path)
+    whole, *cuts = (plans.job("00-robot", m, seed=1) for m in ("dreambooth", *plans.CUTS))
+    assert [plans.cut_from(c) for c in cuts] == [whole, whole]
+    assert len({run_name(j) for j in (whole, *cuts)}) == 3
+    train(
+        preset(
+            "dreambooth",
+            data=str(dataset.root),
+            output=str(bench.run_folder(whole)),
+            steps=2,
+            prior_weight=0.0,
+            sample_every=0,
+        )
+    )
+    once, twice = (bench.cut(c) for c in cuts)
+    assert set(once[1]) == set(bench.COSTS)
+    assert once[1]["seconds_per_step"] == twice[1]["seconds_per_step"], "that of the training"
+    assert 1.5 < twice[1]["file_bytes"] / once[1]["file_bytes"] < 2.1
+    plain, drawn = (
+        np.asarray(model.generate(["a zwx robot"], [0], steps=2)[0], float)
+        for model in (load_base(), once[0])
+    )
+    assert np.abs(plain - drawn).max() > 0, "the adapter is at work"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from pocket import clip, detail, measure, stages, unet, vae
+from pocket import clip, decoder, detail, measure, stages, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
 from pocket.muon import orthogonal
 from pocket.objects import ACCESSORIES, CLASSES, HEAD
@@ -347,11 +347,63 @@ def test_the_stages_make_a_pipeline_and_go_on(tiny_folder, tmp_path, monkeypatch
     training = json.loads((out / "pocket" / "measured.json").read_text())["training"]
     assert training["unet"]["steps"] == 4 and set(training) == {"vae", "unet"}
     stages.look(again.to(torch.float32), work / "look.png", count=2, steps=1)
+
+    monkeypatch.setattr(decoder.make_pairs, "__defaults__", (3,))
+    stages.decoder(work, out, steps=2, files=5)
+    sharper = AutoencoderKL.from_pretrained(out / "pocket" / "vae")
+    made = {f: f.stat().st_mtime_ns for f in work.rglob("*.npz")}
+    assert len(made) == 5
+    assert not torch.equal(sharper.decoder.conv_in.weight, again.vae.decoder.conv_in.weight)
+    stages.decoder(work, out, steps=3, files=5)
+    assert made == {f: f.stat().st_mtime_ns for f in work.rglob("*.npz")}, "pairs are made once"
+    assert torch.equal(
+        AutoencoderKL.from_pretrained(out / "pocket" / "vae").encoder.conv_in.weight,
+        sharper.encoder.conv_in.weight,
+    ), "the encoder stays: latents, and with them trainings, are what they were"
+    assert (
+        json.loads((out / "pocket" / "measured.json").read_text())["training"]["decoder"]["steps"]
+        == 3
+    )
     assert (work / "look.png").is_file()
 
     shutil.copytree(out / "pocket" / "unet", shipped / "unet")
     carried, peak = stages.first_unet(32)
     assert torch.equal(carried.conv_in.weight, again.unet.conv_in.weight.float()) and peak == 1e-3
+
+
+def test_latents_are_worn_more_the_further_they_go_back(tiny_folder):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
+    shape = (1, pipe.unet.config.in_channels, 16, 16)
+    one, other = torch.zeros(shape), torch.full(shape, 3.0)
+
+    def worn(latents: torch.Tensor, back: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return decoder.wear(pipe, latents, back, ["a red car"], 1.5, generator)
+
+    apart = [float((worn(one, n) - worn(other, n)).abs().mean()) for n in (1, 6)]
+    assert apart[0] > apart[1] > 0, "the drawing is told less and less"
+    everything = decoder.SAMPLER_STEPS
+    assert torch.equal(worn(one, everything), worn(other, everything)), "a sample from noise alone"
+    believed = decoder.trust(torch.tensor([0.0, 4.0, 8.0]))
+    assert torch.allclose(believed, torch.tensor([1.0, 0.5, 0.2]))
+
+
+def test_the_critic_learns_to_tell_and_the_decoder_is_held_to_the_drawings(drawn):
+    """A critic alone, on drawings and on smeared ones, soon tells them; the loss of worn latents
+    is none where the decoder gives the drawing itself.
+    """
+    _, pictures = drawn
+    real = vae.to_tensor(pictures[:32])
+    smeared = torch.nn.functional.avg_pool2d(real, 3, 1, 1)
+    torch.manual_seed(0)
+    critic = decoder.Critic(16)
+    optimizer = torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.5, 0.95))
+    for _ in range(25):
+        loss = decoder.hinge(critic(real), critic(smeared))
+        decoder.update(optimizer, loss)
+    assert all(r.mean() > m.mean() + 0.2 for r, m in zip(critic(real), critic(smeared)))
+    worn = decoder.Pairs(real, real, real, torch.full((len(real),), 4.0))
+    assert decoder.worn_loss(real, worn) == 0 < decoder.worn_loss(smeared, worn)
 
 
 def test_timesteps_are_fewest_at_the_ends():
