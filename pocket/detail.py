@@ -19,7 +19,7 @@ from torch import nn
 
 from .objects import ACCESSORIES, CLASSES
 from .pen import PATTERNS
-from .vae import to_tensor
+from .vae import to_pictures, to_tensor
 from .world import EYES, Scene
 
 SEEING = ("robot", "cat", "bird", "fish", "mushroom")  # the classes that are drawn with eyes
@@ -328,10 +328,7 @@ def through(vae: Any, pictures: np.ndarray) -> np.ndarray:
     done = []
     with torch.no_grad():
         for x in _batches(pictures, vae, 64):
-            y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-            done.append(
-                ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            )
+            done.append(to_pictures(vae.decode(vae.encode(x).latent_dist.mode()).sample))
     return np.concatenate(done)
 
 

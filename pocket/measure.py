@@ -25,7 +25,7 @@ from . import detail as detail_
 from .objects import CLASSES
 from .pictures import pool
 from .places import PHRASES
-from .vae import psnr
+from .vae import psnr, to_pictures
 from .world import COLORS, SIZE, Scene, held_out, prompt, render, sample_scene
 
 if TYPE_CHECKING:
@@ -170,8 +170,8 @@ def draw_samples(
     guidance: float = 4.0,
     batch: int = 64,
 ) -> np.ndarray:
-    """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]; kept in `folder` by the
-    batch, so that it goes on where it was.
+    """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]. Its latents are kept in
+    `folder` by the batch, so that drawing goes on where it was, and another decoder reads the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
@@ -185,22 +185,29 @@ def draw_samples(
                 torch.Generator().manual_seed(FIRST_FRESH_SEED + start + i)
                 for i in range(len(wanted))
             ]
-            images = pipe(
+            latents = pipe(
                 prompts,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=noise,
-                output_type="np",
+                output_type="latent",
             ).images
-            np.save(file, (images * 255).round().astype(np.uint8))
+            np.save(file, latents.float().cpu().numpy())
             passed = (time.time() - began) / 60
             left = passed / (start + len(wanted)) * (len(scenes) - start - len(wanted))
             print(
                 f"samples: {start + len(wanted)}/{len(scenes)}  {passed:.1f} min, {left:.1f} left",
                 flush=True,
             )
-        done.append(np.load(file))
+        done.append(decoded(pipe.vae, np.load(file)))
     return np.concatenate(done)
+
+
+def decoded(vae: Any, latents: np.ndarray) -> np.ndarray:
+    """Latents [N, channels, h, w] as pictures, uint8 [N, H, W, 3]."""
+    z = torch.as_tensor(latents, device=vae.device) / vae.config.scaling_factor
+    with torch.no_grad():
+        return to_pictures(vae.decode(z).sample)
 
 
 def the_reader(work: Path, steps: int = 2500) -> detail_.Reader:
@@ -237,7 +244,7 @@ def detail(
     scenes = [sample_scene(FIRST_FRESH_SEED + i) for i in range(2 * count)]
     drawings = pool(render, scenes)
     passed, others = detail_.through(pipe.vae, drawings[:count]), drawings[count:]
-    kept = work / f"samples_{weights_hash(pipe)}_{guidance:g}_{steps}"
+    kept = work / f"samples_{weights_hash(pipe.unet)}_{guidance:g}_{steps}"
     samples = draw_samples(pipe, scenes[:count], kept, steps, guidance)
     seen = {
         n: detail_.features(reader, p)
@@ -266,14 +273,15 @@ def detail(
     }
 
 
-def weights_hash(pipe: Any) -> str:
-    """Eight digits that change with the U-Net or the VAE: samples of other weights are never taken
-    for these.
+def weights_hash(*parts: torch.nn.Module) -> str:
+    """Eight digits that change with any weight of `parts`: what other weights made is never taken
+    for theirs.
     """
     total = hashlib.sha256()
-    for part in (pipe.unet, pipe.vae):
+    for part in parts:
         for tensor in part.state_dict().values():
-            total.update(tensor.float().cpu().contiguous().numpy().tobytes())
+            same = tensor.float().cpu().contiguous() + 0.0  # -0 is 0: an average turns one into it
+            total.update(same.numpy().tobytes())
     return total.hexdigest()[:8]
 
 

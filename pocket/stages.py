@@ -3,7 +3,6 @@ judge's CLIP, and what was measured.
 """
 
 import copy
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from . import decoder as decoder_
 from . import unet as unet_
 from . import vae as vae_
 from .detail import best_device
-from .measure import grid, held_out_scenes
+from .measure import grid, held_out_scenes, weights_hash
 from .pictures import picture, pool
 from .stage import Stage, constant, power
 from .world import Scene, prompt, render, training_scenes
@@ -141,7 +140,7 @@ def unet(work: Path, out: Path, steps: int, batch: int = 64, first: int = 6000) 
     model = model.to(device, memory_format=torch.channels_last)
     work.mkdir(parents=True, exist_ok=True)
     side, channels = model.config.sample_size, model.config.in_channels
-    kept = work / f"latents_{parts_hash(vae.encoder, vae.quant_conv)}.bin"
+    kept = work / f"latents_{weights_hash(vae.encoder, vae.quant_conv)}.bin"
     ahead = (
         56 if device.type == "cpu" else 2048
     )  # a GPU waits for many drawings at once, on all cores
@@ -179,7 +178,7 @@ def decoder(work: Path, out: Path, steps: int, files: int = 56) -> None:
     kind: Any = StableDiffusionPipeline
     pipe = kind.from_pretrained(folder, dtype=torch.float32)
     vae = pipe.vae.to(memory_format=torch.channels_last)
-    kept = work / f"decoder_{parts_hash(vae.encoder, vae.quant_conv, pipe.unet)}"
+    kept = work / f"decoder_{weights_hash(vae.encoder, vae.quant_conv, pipe.unet)}"
     training = decoder_.DecoderTraining(
         vae, decoder_.pairs(pipe, kept, files), steps, kept / "decoder.pt"
     )
@@ -222,20 +221,6 @@ def look(pipe: Any, file: Path, count: int = 16, steps: int = 25, guidance: floa
     grid(np.concatenate([drawn, (images * 255).round().astype(np.uint8)]), columns=8, scale=3).save(
         file
     )
-
-
-def parts_hash(*parts: torch.nn.Module) -> str:
-    """Eight digits that change with any weight of `parts`: what other weights made is never
-    reused.
-    """
-    total = hashlib.sha256()
-    for part in parts:
-        for tensor in part.state_dict().values():
-            same = (
-                tensor.float().cpu().contiguous() + 0.0
-            )  # -0 is 0: an average turns one into the other
-            total.update(same.numpy().tobytes())
-    return total.hexdigest()[:8]
 
 
 def judge(work: Path, out: Path, steps: int) -> None:

@@ -55,6 +55,12 @@ def to_tensor(pictures: np.ndarray, device: str | torch.device = "cpu") -> torch
     return torch.as_tensor(pictures, device=device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def to_pictures(decoded: torch.Tensor) -> np.ndarray:
+    """Float [B, 3, H, W] in [-1, 1], or a little beyond -> uint8 [B, H, W, 3]."""
+    pixels = (decoded.clamp(-1, 1) + 1) * 127.5
+    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def psnr(vae: Any, pictures: np.ndarray, batch: int = 64) -> float:
     """Mean peak signal-to-noise ratio in dB of the VAE's reconstructions of uint8 [N, H, W, 3],
     through uint8 as saved files are.
