@@ -100,6 +100,8 @@ MEASURES |= {
 }
 
 LORA, FULL, BASE = {"method": "lora"}, {"method": "dreambooth"}, {"method": "base"}
+# DreamBooth cut to a LoRA, of LoRA's rank and of twice that.
+CUT, CUT_TWICE = {"method": "extracted"}, {"method": "extracted_twice"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import numpy as np
 from benchmarks.analysis.effects import (
     BASE,
     BENCH,
+    CUT,
+    CUT_TWICE,
     FULL,
     LORA,
     MEASURES,
@@ -86,6 +88,17 @@ class Part(NamedTuple):
         return effect(rows, self.measure, self.study, self.of, self.against, self.pair)
 
 
+def beside(measure: str, against: Columns = LORA) -> list[Part]:
+    """The third contestant beside a claim, shown and not judged: DreamBooth cut to a LoRA, of
+    LoRA's rank and of twice that.
+    """
+    other = "LoRA" if against == LORA else "DreamBooth"
+    return [
+        Part(f"cut to a LoRA of {rank}, against {other}", measure, 0, "main", of, against)
+        for rank, of in (("its rank", CUT), ("twice its rank", CUT_TWICE))
+    ]
+
+
 RARE = {"variant": "rare"}
 POOR = {"variant": ("duplicates", "one_background")}
 
@@ -133,7 +146,7 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
         3,
         "LoRA's file is smaller",
         "bytes as shipped, pocket base; beside it Stable Diffusion, computed",
-        [Part("", "file_bytes")],
+        [Part("", "file_bytes"), *beside("file_bytes")],
     ),
     (
         4,
@@ -164,6 +177,7 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
                 Part(f"{name} over base, DINO", "dino", 0, "main", of, BASE, ())
                 for name, of in (("LoRA", LORA), ("DreamBooth", FULL))
             ),
+            *beside("dino", FULL),
         ],
     ),
     (7, "LoRAs combine, checkpoints hardly", "what survives of each of three concepts", LATER),
@@ -225,6 +239,7 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
         ),
         [
             *(Part(label, measure, sign) for label, measure, sign in OVERFITS),
+            *beside("pres"),
             *(
                 Part(
                     f"{label} on careless data",
@@ -292,6 +307,7 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
             Part("seconds", "seconds_per_step", 0),
             Part("memory", "peak_bytes", 0),
             Part("file", "file_bytes", 0),
+            *beside("dino"),
         ],
     ),
 )
@@ -337,7 +353,11 @@ def _claims(rows: Rows, forecast: dict[tuple[str, str], float]) -> list[dict[str
                 "measurement": measurement,
                 "effect": text,
                 "verdict": verdict,
-                "parts": [_part_record(part, e) for part, e in found.get(claim, [])],
+                "parts": [
+                    _part_record(part, e)
+                    for part, e in found.get(claim, [])
+                    if part.sign or e.subjects  # what stands beside appears when it was measured
+                ],
             }
         )
     return lines
