@@ -17,7 +17,10 @@ from lib.config.settings import METHODS
 from lib.files.paths import ROOT
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
-RATES = {"lora": (1e-3, 2e-3, 2.8e-3, 4e-3), "dreambooth": (4e-4, 5.6e-4, 8e-4, 1.6e-3)}
+RATES = {
+    "lora": (1e-3, 2e-3, 2.8e-3, 4e-3, 1e-2),
+    "dreambooth": (4e-4, 8e-4, 1.2e-3, 1.6e-3, 4e-3),
+}
 # (subject, variant): each with captions that name the place, and with ones that don't, as most
 # people's photos come.
 SUBJECTS = tuple(

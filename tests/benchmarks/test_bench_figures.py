@@ -300,7 +300,9 @@ def test_the_section_links_every_figure_and_shows_some(made):
 
 def test_a_bench_that_has_only_begun_has_a_section_too():
     rows = [row for row in whole() if row["study"] == "rate"]
-    assert "Not run yet: main, rank, prior, again, identifier" in section(rows, figures(rows))
+    assert "Not run yet: main, anchor, rank, prior, again, identifier" in section(
+        rows, figures(rows)
+    )
     text = section(rows, figures(rows))
     assert (
         text.startswith("The main comparison has not been run yet")
