@@ -1,5 +1,5 @@
 # `make course` runs the whole course, `make test` its tests. Every target sets itself up in .venv first; a second call installs nothing.
-.PHONY: help course lab notebooks test check bench race interop rehearse pocketbench pocket clean
+.PHONY: help course lab site notebooks test check bench race interop rehearse pocketbench pocket clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -30,6 +30,11 @@ LAB_OPTIONS := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(RUN) -m jupyterlab $(LAB_OPTIONS) $(ARGS)
+
+site: $(READY) ## build the course's pages into build/site, from the last course run; OUTPUT=runs/toy names another
+	@$(RUN) -c "import furo, myst_nb, sphinx" 2>/dev/null || \
+	  $(PIP) install --quiet --editable ".[site]" --no-build-isolation --constraint constraints.txt
+	@$(RUN) -m benchmarks.course_site $${OUTPUT:+"$$OUTPUT"}
 
 notebooks: $(READY) ## write the set-up cell, which all notebooks share, into each of them
 	@$(RUN) -c "from lib.course.set_up_cell import write_set_up_cell; write_set_up_cell()"

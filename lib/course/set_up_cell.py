@@ -2,8 +2,8 @@
 
 A notebook that is opened alone, as on Colab, has nothing but this cell to find or fetch the rest,
 so the cell cannot be imported. After a change here, `make notebooks` writes it into all of them,
-with the repository's address, which stands in pyproject.toml alone, and the badge that opens a
-notebook of it on Colab.
+with the repository's address, which stands in pyproject.toml alone, and the badges that open a
+notebook of it on Colab and Binder.
 """
 
 import json
@@ -42,7 +42,14 @@ start(FOLDER)"""
 
 LAST_LINE = "start("
 
-BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+# Colab has no more of the repository than the one notebook; Binder has all of it, and sets it up by
+# environment.yml.
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook})"
+    " [![Open in Binder](https://mybinder.org/badge_logo.svg)]"
+    "(https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{notebook})"
+)
 BADGES = re.compile(r"\[!\[Open in Colab\].*\n\n")  # where a notebook begins with one
 
 
@@ -58,15 +65,12 @@ def set_up_cell(address: str) -> str:
 
 
 def badge(address: str, notebook: str) -> str:
-    """What opens a notebook of a repository on Colab, as Markdown; "" where Colab cannot.
+    """What opens a notebook of a repository on Colab and Binder, as Markdown; "" where they cannot.
 
-    Colab opens what is public on GitHub (colab.research.google.com/github/...).
+    Both open what is public on GitHub.
     """
     found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
-    if not found:
-        return ""
-    place = f"https://colab.research.google.com/github/{found[1]}/blob/main/notebooks/{notebook}"
-    return BADGE.format(address=place) + "\n\n"
+    return BADGE.format(repository=found[1], notebook=notebook) + "\n\n" if found else ""
 
 
 def set_up_cells(notebook: dict) -> list[dict]:

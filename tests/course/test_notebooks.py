@@ -646,6 +646,8 @@ def test_one_address_goes_into_every_set_up_cell_and_badge(tmp_path):
         opening, setup = nbformat.read(path, 4).cells
         place = f"colab.research.google.com/github/{owner}/course/blob/main/notebooks/one.ipynb)"
         assert opening.source.count("Open in Colab") == 1 and place in opening.source
+        place = f"mybinder.org/v2/gh/{owner}/course/main?urlpath=lab/tree/notebooks/one.ipynb)"
+        assert opening.source.count("Open in Binder") == 1 and place in opening.source
         assert opening.source.endswith("\n\n# One\n\nWords.")
         assert f'"WORKBENCH_REPOSITORY", "{address}"' in setup.source
     write_set_up_cell(tmp_path, "file:///somewhere")  # Colab cannot open that
