@@ -24,11 +24,9 @@ from lib.files.whole_writes import file_hash
 
 LOOK = 256  # pixels of the shorter side at which sharpness, exposure and bars are judged
 
-
 # Softness of 15 sharp photographs: 0.21 to 0.47; of the same blurred by 12 of 1,440 pixels: 0.78 to
 # 0.88. The rest are grey levels.
 SOFT, DARK, BRIGHT, FLAT = 0.7, 70, 190, 16
-
 
 BAR = 16  # grey levels: black padding, with what JPEG adds to it, stays below
 
@@ -104,6 +102,12 @@ TABLES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("text", "caption", "prompt")
 CAPTION_ENDINGS = (".caption", ".txt")  # the later one counts where both are there
 
+# What may be meant for use and is not read, by the ending, and what to do then.
+CAPTIONS_ARE_READ = "captions are read from .txt, .caption, metadata.jsonl and metadata.csv"
+UNREAD = dict.fromkeys((".json", ".jsonl", ".parquet", ".tags", ".yaml"), CAPTIONS_ARE_READ)
+UNREAD |= dict.fromkeys((".zip", ".rar", ".7z", ".tar", ".gz", ".tgz"), "archives are not opened")
+PHOTOS_INSIDE = "photos are taken from the folder itself"
+
 
 def list_photos(folder: Path) -> Listing:
     """The photos in `folder`, by their content, and the captions in files beside them.
@@ -119,10 +123,29 @@ def list_photos(folder: Path) -> Listing:
             others.append(path)
     used = _captions_of_tables(listing, [path for path in others if path.name in TABLES])
     used |= _captions_of_texts(listing, [path for path in others if _may_be_caption(path)])
-    listing.ignored = tuple(
-        printable(path.name) + ("/" if path.is_dir() else "") for path in others if path not in used
+    unread: dict[str, list[str]] = {}  # why a file is not used, where it may be meant: its name
+    for path in others:
+        if path in used:
+            continue
+        name = printable(path.name) + ("/" if path.is_dir() else "")
+        if reason := _may_be_meant(path):
+            unread.setdefault(reason, []).append(name)
+        else:
+            listing.ignored += (name,)
+    listing.findings += tuple(
+        f"not used: {listed(names)}, for {reason}; bring what was meant into that form"
+        for reason, names in unread.items()
     )
     return listing
+
+
+def _may_be_meant(path: Path) -> str:
+    """Why a file or folder that may hold photos or captions is not used; "" where it holds none."""
+    if path.name.startswith(".") or path.name in TABLES:  # what is wrong with a table is said there
+        return ""
+    if not path.is_dir():
+        return UNREAD.get(path.suffix.lower(), "")
+    return PHOTOS_INSIDE if _readable(path) and any(map(is_photo, path.iterdir())) else ""
 
 
 def _may_be_caption(path: Path) -> bool:

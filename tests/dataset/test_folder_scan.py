@@ -110,6 +110,30 @@ def test_what_is_no_picture_stays_a_stray_or_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("trip/", "photos are taken from the folder itself"),
+        ("0.json", "captions are read from .txt"),  # a caption file of other tools
+        ("meta_cap.json", "captions are read from .txt"),  # Kohya's fine tuning
+        ("metadata.parquet", "captions are read from .txt"),
+        ("photos.zip", "archives are not opened"),
+    ],
+)
+def test_what_may_be_meant_is_not_called_nothing_to_do(tmp_path, name, reason):
+    photos = photos_in(tmp_path / "photos")
+    if name.endswith("/"):
+        (photos / name).mkdir()
+        picture(77).save(photos / name / "a.png")
+    else:
+        (photos / name).write_bytes(b'{"caption": "a zwx toy"}')
+    (photos / "empty").mkdir()
+    found = scan(photos)
+    said = [finding for finding in found.findings if name in finding]
+    assert len(said) == 1 and said[0].startswith("not used: ") and reason in said[0]
+    assert found.ignored == ("empty/",)
+
+
+@pytest.mark.parametrize(
     "name, head, said",
     [
         ("a.jpg", b"\0\0\0\x0cJXL \r\n\x87\n", "is a JXL file"),
