@@ -56,6 +56,11 @@ OTHER_KINDS = {
     "diff": "full difference of weights",
 }
 
+# How a LoRA's halves are stored.
+PRECISIONS = ("F16", "BF16", "F32", "F64")
+
+HEAVIEST = 100  # of an adapter's weight; more overflows fp16 or is a slip
+
 # What a header says of its own file, and does not go with the adapter into another.
 OF_THE_FILE = (
     CONFIG_KEY,
@@ -165,6 +170,7 @@ def _from_files(
                 elif role in found.setdefault((part, name), {}):
                     unknown.append(f"{key}, which is there twice")
                 else:
+                    _check_precision(weights.dtype(key), role, path)
                     found[part, name][role] = weights.read(key)
     for config in configs.values():
         check_config(config, source)
@@ -185,6 +191,25 @@ def _from_files(
     if told:
         metadata["ss_training_comment"] = told
     return Adapter(layers_of, metadata, str(source), told)
+
+
+def _check_precision(kind: str, role: str, path: Path) -> None:
+    """Raise BadInput for whole numbers and the like, whose scale stands in no key of a LoRA."""
+    if role != "alpha" and kind not in PRECISIONS:
+        raise BadInput(
+            f"{path} holds a LoRA's halves in {kind}, quantised in a way that no LoRA file states:"
+            " get it in fp16, bf16 or fp32."
+        )
+
+
+def check_weights(weights: Iterable[float]) -> None:
+    """Raise BadInput unless every weight of an adapter is a number of a size that can be meant."""
+    for weight in weights:
+        if not abs(weight) <= HEAVIEST:  # so written, it finds what is no number too
+            raise BadInput(
+                f"The weight {weight} of an adapter is outside -{HEAVIEST} to {HEAVIEST}: 1 is as"
+                " it was trained, 0.6 a part of that."
+            )
 
 
 def _of_peft(keys: Iterable[str]) -> bool:

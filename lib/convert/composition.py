@@ -22,6 +22,7 @@ from lib.convert.adapter import (
     Adapter,
     Layer,
     Source,
+    check_weights,
     diffusers_tensors,
     peft_config,
     read_adapter,
@@ -79,6 +80,7 @@ def load_adapters(
     no name, and for an adapter that is damaged or for another base.
     """
     loaded = {name for names in base.pipe.get_list_adapters().values() for name in names}
+    check_weights((weights or {}).values())
     for name in adapters:
         check_name(name, loaded)
     read = _read_fitting(adapters, open_base_weights(base.name), other_base) if adapters else {}
@@ -152,6 +154,7 @@ def mix(
     `how`: one of `MIXES`. The base's weights are not needed. Chance (dare) is the same every time.
     Raises BadInput if PEFT cannot mix these that way, such as linear with unlike ranks.
     """
+    check_weights((weights or {}).values())
     base_weights = open_base_weights(base)
     for name in sources:
         check_name(name)

@@ -17,7 +17,15 @@ from pathlib import Path
 
 import torch
 
-from lib.convert.adapter import Adapter, Header, Layer, Source, path_of, read_adapter
+from lib.convert.adapter import (
+    Adapter,
+    Header,
+    Layer,
+    Source,
+    check_weights,
+    path_of,
+    read_adapter,
+)
 from lib.convert.exporting import (
     CONTENT_HASHES,
     Facts,
@@ -102,6 +110,7 @@ def whole_model(
         raise BadInput(
             f"There are {len(weights)} weights for {len(sources)} adapters: give one for each."
         )
+    check_weights(weights)
     if not sources:
         if base is None:
             raise BadInput("Nothing is named: name LoRAs, or with --base the model to write bare.")

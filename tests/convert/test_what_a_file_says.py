@@ -11,9 +11,10 @@ import torch
 from adapters import adapter_for
 from safetensors.torch import load_file, save_file
 
-from lib.convert.adapter import Adapter, Layer, read_adapter
+from lib.convert.adapter import Adapter, Layer, kohya_tensors, read_adapter
+from lib.convert.composition import mix
 from lib.convert.exporting import ADAPTER_FORMS, export_lora
-from lib.convert.merging import merge, merged_weight
+from lib.convert.merging import merge, merged_weight, whole_model
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 from lib.models.base_weights import open_base_weights
@@ -377,3 +378,30 @@ def test_an_adapter_of_any_precision_is_written_and_read_back_as_it_is(tiny, tmp
     done = export_lora(adapter, form, path, base=str(folder))
     assert done.read_back and same_layers(read_adapter(done.path), adapter)
     assert {layer.down.dtype for *_, layer in read_adapter(done.path)} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_halves_that_are_no_plain_numbers_are_refused_by_name(tiny, tmp_path, dtype):
+    """Eight-bit ones mean nothing without their scale, which no LoRA file has a key for."""
+    tensors, header = kohya_tensors(adapter_for(tiny("sd1")[0]))
+    for key, tensor in tensors.items():
+        if "alpha" not in key:
+            tensors[key] = (10 * tensor.float()).to(dtype)
+    path = tmp_path / "theirs.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, header)
+    with pytest.raises(BadInput, match="quantised") as refused:
+        read_adapter(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e9])
+def test_a_weight_that_nobody_means_is_blamed_on_the_weight(tiny, weight):
+    """And not on a training that diverged, after the tensors were put together."""
+    folder = str(tiny("sd1")[0])
+    adapter = adapter_for(folder)
+    for refused in (
+        lambda: whole_model([adapter], [weight], folder),
+        lambda: mix({"one": adapter, "two": adapter}, "cat", {"one": 1, "two": weight}, folder),
+    ):
+        with pytest.raises(BadInput, match="The weight .* is outside -100 to 100"):
+            refused()
