@@ -26,6 +26,8 @@ from lib.files.whole_writes import unwritable_refused, whole_file
 # A zip archive, as torch.save writes them, and pickle's own protocols.
 PICKLE_BEGINNINGS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
+POINTER = b"version https://git-lfs"
+
 # Too coarse to merge or to measure.
 COARSE_TYPES = ("F8", "F6_", "F4")
 
@@ -63,6 +65,7 @@ class open_weights:
 
         self.path = path = Path(path).expanduser()
         refuse_pickle(path)
+        refuse_pointer(path)
         try:
             self._file = safe_open(path, "pt")
             self.metadata: dict[str, str] = dict(self._file.metadata() or {})
@@ -142,6 +145,17 @@ def refuse_pickle(path: str | Path) -> None:
             f"{path} is a pickle, which can run any code when it is opened, so it is not read: get"
             " the .safetensors file, or let someone who trusts it convert it with torch.load(...,"
             " weights_only=True) and safetensors.torch.save_file."
+        )
+
+
+def refuse_pointer(path: str | Path) -> None:
+    """Raise BadInput for git-lfs' pointer, which `git clone` without git-lfs leaves for a file."""
+    with open(path, "rb") as file:
+        start = file.read(len(POINTER))
+    if start == POINTER:
+        raise BadInput(
+            f"{path} is git-lfs' pointer to a file and not the file: run `git lfs install` and `git"
+            " lfs pull` in its folder, or download it by itself."
         )
 
 

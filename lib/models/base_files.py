@@ -93,6 +93,9 @@ def header_shapes(path: Path) -> Shapes:
     """
     from safetensors import SafetensorError, safe_open
 
+    from lib.files.safetensors_file import refuse_pointer  # late, as these: they import torch
+
+    refuse_pointer(path)
     try:
         with safe_open(path, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_tiny
 
 from lib.files.errors import BadInput
+from lib.files.safetensors_file import open_weights
 from lib.models.base import load_base
 from lib.models.base_files import locate
 from lib.models.base_weights import open_base_weights
@@ -88,6 +89,16 @@ def load_base_unchecked(folder):
     import diffusers
 
     return diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+
+def test_git_lfs_pointers_are_told_by_name_and_how_to_get_the_files(copy, tmp_path):
+    folder = copy()
+    file, _ = weights_of(folder, "unet")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert "git lfs pull" in refusal(folder)
+    lora = shutil.copyfile(file, tmp_path / "lora.safetensors")
+    with pytest.raises(BadInput, match="git lfs pull"):
+        open_weights(lora)
 
 
 @pytest.mark.parametrize("part", PARTS)
