@@ -2,20 +2,22 @@
 
     make interop                                   # ComfyUI and LyCORIS, from the registry
     make interop ARGS='--sd-scripts FOLDER'        # a clone of kohya-ss/sd-scripts too
-    make interop ARGS='--full --sd-scripts FOLDER' # its training and merge too: 12 GB of disk
+    make interop ARGS='--webui FOLDER --forge FOLDER'  # AUTOMATIC1111's, and Forge's after a start
+    make interop ARGS='--full --sd-scripts FOLDER' # pictures, training, merge: 12 GB of disk
 
 Each tool gets an environment of its own in build/interop, which takes minutes once. A tool that
-cannot be had is told, with the reason, and its rows say so. The models are on meta tensors at the
-sizes of Stable Diffusion 1.5 and SDXL, so that the quick part needs no memory; the LoRA sits beside
-every layer that one can sit beside. Results go to benchmarks/results/interop.json and from there
-into docs/formats.md and claim 16 (`python -m benchmarks.pages`).
+cannot be had is told, with the reason, and its rows say so, or stay as they were found before. The
+models are on meta tensors at the sizes of Stable Diffusion 1.5 and SDXL, so that the quick part
+needs no memory; the LoRA sits beside every layer that one can sit beside. Results go to
+benchmarks/results/interop.json and from there into docs/formats.md and claim 16 (`python -m
+benchmarks.pages`).
 """
 
 import argparse
 from pathlib import Path
 
-from benchmarks.interop.checks import QUICK, checked, full_checks
-from benchmarks.interop.environments import PLACE, set_up
+from benchmarks.interop.checks import FULL, QUICK, checked
+from benchmarks.interop.environments import NOT_SET_UP, PLACE, set_up
 from benchmarks.interop.table import RESULTS
 from benchmarks.sections import read
 from lib.files.errors import BadInput
@@ -30,22 +32,25 @@ def main() -> None:
     )
     parser.add_argument("--comfyui", type=Path, help="a checkout, in place of PyPI's copy")
     parser.add_argument("--sd-scripts", type=Path, help="a checkout of kohya-ss/sd-scripts")
+    parser.add_argument("--webui", type=Path, help="a checkout of stable-diffusion-webui")
+    parser.add_argument("--forge", type=Path, help="a checkout of stable-diffusion-webui-forge")
     parser.add_argument("--place", type=Path, default=PLACE, help="for the environments and files")
-    parser.add_argument("--full", action="store_true", help="two steps of training and a merge too")
+    parser.add_argument("--full", action="store_true", help="a picture, training, a merge too")
     args = parser.parse_args()
     before = read(RESULTS) or {}
     found = {"versions": versions(), "tools": {}, "full": before.get("full", {})}
     checkouts = {"comfyui": args.comfyui, "sd-scripts": args.sd_scripts, "lycoris": None}
+    checkouts |= {"webui": args.webui, "forge": args.forge} | dict.fromkeys(NOT_SET_UP)
     for name, checkout in checkouts.items():
         try:
             tool = set_up(name, checkout, args.place)
             print(f"{name} {tool.version}", flush=True)
             found["tools"][name] = {"version": tool.version} | checked(QUICK[name], tool)
-            if args.full and name == "sd-scripts":
-                found["full"] = full_checks(tool)
+            found["full"] |= checked(FULL.get(name, []), tool) if args.full else {}
         except BadInput as error:
             print(f"not run: {name}: {error}", flush=True)
-            found["tools"][name] = {"failed": str(error)}
+            kept = before.get("tools", {}).get(name, {"failed": ""})
+            found["tools"][name] = {"failed": str(error)} if "failed" in kept else kept
     write_json(RESULTS, found)
     print(f"results: {RESULTS}; now: python -m benchmarks.pages")
 

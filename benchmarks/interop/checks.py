@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks.interop import our_files
-from benchmarks.interop.environments import Tool, last_line
+from benchmarks.interop.environments import CHECKOUTS, Tool, last_line
+from benchmarks.interop.picture import one_picture
 from lib.convert.adapter import Adapter, read_adapter
 from lib.convert.interchange import import_lora
+from lib.convert.merging import write_older_tokenizer
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
@@ -61,6 +63,17 @@ def ours(name: str, work: Path) -> tuple[BaseWeights, Adapter, dict[str, str], P
 def keys_in_comfyui(tool: Tool, work: Path) -> Found:
     """What ComfyUI takes of our checkpoint and LoRA, at both sizes."""
     return {name: _keys(tool, work, name, "comfyui_probe.py") for name in EVERY}
+
+
+def keys_in_webui(tool: Tool, work: Path) -> Found:
+    """What WebUI's reader takes of our LoRA, at both sizes."""
+    return {name: _keys(tool, work, name, "webui_probe.py") for name in EVERY}
+
+
+def keys_in_forge(tool: Tool, work: Path) -> Found:
+    """What Forge takes of our checkpoint and LoRA, at both sizes."""
+    guess = tool.source / CHECKOUTS["forge"]
+    return {name: _keys(tool, work, name, "forge_probe.py", guess=guess) for name in EVERY}
 
 
 def keys_in_sd_scripts(tool: Tool, work: Path) -> Found:
@@ -127,16 +140,28 @@ def files_of_lycoris(tool: Tool, work: Path) -> Found:
     return {"version": answer["version"], "kinds": found}
 
 
-def full_checks(tool: Tool) -> Found:
+def picture_in_comfyui(tool: Tool, work: Path) -> Found:
+    """One picture by ComfyUI with our LoRA against diffusers with the run."""
+    picture = one_picture(tool, *_full_base(work))
+    return {"picture": picture | {"version": tool.version}}
+
+
+def training_and_merge(tool: Tool, work: Path) -> Found:
     """sd-scripts' own training from our Kohya-form data set, and its merge against ours."""
+    base, _ = _full_base(work)
+    full = base.parent
+    return {"sd-scripts": tool.version} | _trained(tool, full) | _merged(tool, full)
+
+
+def _full_base(work: Path) -> tuple[Path, Path]:
+    """(a folder of random weights at Stable Diffusion 1.5's size, the same as one file)."""
     from benchmarks.random_base import build
 
-    work = tool.python.parents[2] / "files" / "full"
-    base, checkpoint = work / "base", work / "base.safetensors"
+    base, checkpoint = work / "full" / "base", work / "full" / "base.safetensors"
     if not checkpoint.is_file():
         build("sd15", base, dtype=torch.half)
         _ours("merge", "--base", str(base), "--to", "checkpoint", "--out", str(checkpoint))
-    return {"sd-scripts": tool.version} | _trained(tool, work) | _merged(tool, work)
+    return base, checkpoint
 
 
 def _trained(tool: Tool, work: Path) -> Found:
@@ -147,7 +172,7 @@ def _trained(tool: Tool, work: Path) -> Found:
         _ours("prepare", str(ROOT / "data" / "subjects" / "character"), "--out", prepared, *few)
         _ours("to-kohya", prepared, "--out", str(data))
         shutil.copytree(work / "base" / "tokenizer", tokenizer)
-        _older_tokenizer(tokenizer)
+        write_older_tokenizer(tokenizer)
     arguments = {
         "pretrained_model_name_or_path": work / "base.safetensors",
         "train_data_dir": data / "train",
@@ -180,14 +205,6 @@ def _trained(tool: Tool, work: Path) -> Found:
             "layers_imported": sum(1 for _ in adapter),
         }
     }
-
-
-def _older_tokenizer(folder: Path) -> None:
-    """Write the two files that transformers 4's CLIPTokenizer reads beside tokenizer.json."""
-    model = read_json(folder / "tokenizer.json")["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
-    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), "utf-8")
 
 
 def _merged(tool: Tool, work: Path) -> Found:
@@ -224,4 +241,9 @@ QUICK = {
     "comfyui": [keys_in_comfyui],
     "sd-scripts": [keys_in_sd_scripts],
     "lycoris": [files_of_lycoris],
+    "webui": [keys_in_webui],
+    "forge": [keys_in_forge],
 }
+
+# What takes long and much of a disk.
+FULL = {"comfyui": [picture_in_comfyui], "sd-scripts": [training_and_merge]}

@@ -49,10 +49,13 @@ def main(request):
     return answer
 
 
-def prepare(source):
-    """Let ComfyUI be imported on a processor. Returns the list that its messages go to."""
+def prepare(source, *options):
+    """Let ComfyUI be imported on a processor, with `options` of its command line.
+
+    Returns the list that its messages go to.
+    """
     sys.path.insert(0, source)
-    sys.argv = [sys.argv[0], "--cpu"]
+    sys.argv = [sys.argv[0], "--cpu", *options]
     import comfy.options
 
     comfy.options.enable_args_parsing()

