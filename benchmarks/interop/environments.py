@@ -41,7 +41,7 @@ CHECKOUTS = {
 
 # Tools that `make interop` sets up none of, and why.
 NOT_SET_UP = {
-    "invokeai": "the import of its probe asks for some 40 packages in versions of its own",
+    "invokeai": "it asks for some 40 packages in versions of its own",
     "stable-diffusion.cpp": "the registry has its sources alone, which take long to build",
 }
 
@@ -139,7 +139,7 @@ def _comfyui(python: Path, place: Path) -> Path:
 # Where a checkout says of its version: the file, and the words around it.
 VERSIONS = {
     "comfyui_version.py": r'__version__ = "(.+?)"',
-    "modules_forge/forge_version.py": r"version = '(.+?)'",
+    "modules_forge/forge_version.py": r"version = '([\d.]+)",
     "CHANGELOG.md": r"## ([\d.]+)",
     "README.md": r"\*\*Version ([\d.]+)",
 }
