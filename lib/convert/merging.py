@@ -9,7 +9,6 @@ is in memory, so that a checkpoint of any size passes.
 """
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -237,8 +236,6 @@ def _write_folder(out: Path, base_weights: BaseWeights, read: Reader, texts: Hea
     readers = _check_all_load(folder_readers(base_weights), out)
     with unwritable_refused(out), whole_folder(out, mark=True) as path:
         _copy_configurations(configurations, path)
-        for tokenizer in path.glob("tokenizer*"):
-            write_older_tokenizer(tokenizer)
         if base_weights.path.is_file():
             _write_prediction(path, base_weights)
         for part, names in base_weights.shapes.items():
@@ -268,23 +265,6 @@ def _check_all_load(readers: Readers, out: Path) -> Readers:
                 f" ({bad[0]}): look whether the base's own files are whole."
             )
     return readers
-
-
-def write_older_tokenizer(folder: Path) -> None:
-    """Write vocab.json and merges.txt beside a tokenizer.json that stands alone.
-
-    transformers 5 writes that alone; transformers 4, and the tools with it, read a CLIPTokenizer of
-    the other two (Sennrich et al. 2016, arXiv 1508.07909: the words' parts, and what joins them).
-    """
-    source, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
-    if not source.is_file() or vocabulary.exists():
-        return
-    model = read_json(source).get("model", {})
-    if model.get("type") != "BPE":
-        return
-    vocabulary.write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
-    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), "utf-8")
 
 
 def _copy_configurations(folder: Path, path: Path) -> None:

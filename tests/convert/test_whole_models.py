@@ -151,18 +151,6 @@ def test_a_tuned_model_as_a_folder_loads_with_its_tuned_text_encoder(
             assert torch.equal(theirs, target.read(part, name).half().float()), (part, name)
 
 
-def test_a_folder_has_the_tokenizers_files_that_transformers_4_reads(tmp_path):
-    """It, and the tools that pin it, make a CLIPTokenizer of vocab.json and merges.txt alone."""
-    from transformers import CLIPTokenizer
-
-    folder = merge([], "diffusers", tmp_path / "folder", base="pocket").path
-    words = ["a zwx robot in the snow", "castle, on fire!", "ab\u00efb \u4e2d"]
-    wanted = CLIPTokenizer.from_pretrained(folder / "tokenizer")(words).input_ids
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    assert CLIPTokenizer.from_pretrained(folder / "tokenizer")(words).input_ids == wanted
-    assert (folder / "tokenizer" / "merges.txt").read_text("utf-8").startswith("#version: ")
-
-
 def test_dreambooth_written_whole_draws_what_the_run_draws(tiny, tmp_path, dataset):
     folder, *_ = tiny("sd1")
     run = tuned_run(folder, tmp_path / "run", dataset)
