@@ -16,7 +16,6 @@ from benchmarks.interop.environments import CHECKOUTS, Tool, last_line
 from benchmarks.interop.picture import one_picture
 from lib.convert.adapter import Adapter, read_adapter
 from lib.convert.interchange import import_lora
-from lib.convert.merging import write_older_tokenizer
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
@@ -172,7 +171,7 @@ def _trained(tool: Tool, work: Path) -> Found:
         _ours("prepare", str(ROOT / "data" / "subjects" / "character"), "--out", prepared, *few)
         _ours("to-kohya", prepared, "--out", str(data))
         shutil.copytree(work / "base" / "tokenizer", tokenizer)
-        write_older_tokenizer(tokenizer)
+        _older_tokenizer(tokenizer)
     arguments = {
         "pretrained_model_name_or_path": work / "base.safetensors",
         "train_data_dir": data / "train",
@@ -205,6 +204,14 @@ def _trained(tool: Tool, work: Path) -> Found:
             "layers_imported": sum(1 for _ in adapter),
         }
     }
+
+
+def _older_tokenizer(folder: Path) -> None:
+    """Write the two files that transformers 4's CLIPTokenizer reads beside tokenizer.json."""
+    model = read_json(folder / "tokenizer.json")["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), "utf-8")
 
 
 def _merged(tool: Tool, work: Path) -> Found:
