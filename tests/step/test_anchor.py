@@ -5,6 +5,7 @@ import torch
 from short_runs import batch, losses, same, stop_at
 
 from lib.files.errors import BadInput
+from lib.memory.cards import forecast_recipe
 from lib.memory.forecasting import forecast, plan
 from lib.models.base import load_base
 from lib.step.training_step import Step
@@ -82,13 +83,13 @@ def test_a_training_with_an_anchor_needs_no_class_images_and_goes_on_bit_for_bit
 
 def test_the_forecast_counts_two_bytes_a_weight():
     changes = {"prior_weight": 1.0, "batch_size": 1}
-    plain = forecast(plan("dreambooth", "sd15", prior_weight=0.0, batch_size=1))
+    plain = forecast_recipe(plan("dreambooth", "sd15", prior_weight=0.0, batch_size=1))
     held = forecast(plan("dreambooth", "sd15", prior="anchor", **changes))
-    more = held.by_category["optimiser"] - plain.by_category["optimiser"]
+    more = held.by_category["optimiser"] - plain["by_category"]["optimiser"]
     assert more == 2 * 859_520_964, "one fp16 copy of SD 1.5's U-Net"
     lora = forecast(plan("lora", "sd15", prior="anchor", **changes))
-    beside = forecast(plan("lora", "sd15", prior_weight=0.0, batch_size=1))
-    assert lora.bytes - beside.bytes < 2**20
+    beside = forecast_recipe(plan("lora", "sd15", prior_weight=0.0, batch_size=1))
+    assert lora.bytes - beside["bytes"] < 2**20
 
 
 def test_an_anchor_and_a_trained_magnitude_are_refused(make):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def test_the_command_line_goes_on_after_being_killed_and_interrupted(make, tmp_p
             if now > newest:
                 process.send_signal(send)
                 break
+            time.sleep(0.01)  # the processor is the training's
         process.communicate()
         ended.append((process.returncode, seen))
     assert [code for code, _ in ended] == [-signal.SIGKILL, 0, 0] and ended[1][1] > 0
