@@ -40,7 +40,7 @@ notebooks: $(READY) ## write the set-up cell, which all notebooks share, into ea
 	@$(RUN) -c "from lib.course.set_up_cell import write_set_up_cell; write_set_up_cell()"
 
 test: $(READY) ## run the tests, two at a time; ARGS='-k name' picks some, one at a time
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(or $(ARGS),--numprocesses 2 --maxschedchunk 1)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest $(or $(ARGS),--numprocesses 2)
 
 check: $(READY) ## format, lint, order of imports, types, links, quick tests: before each commit
 	@$(RUN) -m ruff format --check --quiet .

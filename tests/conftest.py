@@ -16,8 +16,29 @@ import torch
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 ROOT = Path(__file__).resolve().parent.parent
-# Where the pocket base attends, at each place, to the start of the prompt alone.
-LONE = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
+
+# Tests of these share what takes minutes to make, and each of pytest-xdist's workers would make its
+# own: all of a group go to one worker. (Its own `loadgroup` does nothing under pytest 9.2.)
+TOGETHER = {
+    "tests/course/test_notebooks.py": "course",
+    "tests/test_golden.py::test_the_course_is_as_recorded": "course",
+    "tests/test_golden.py": "golden",
+    "tests/evaluation/test_foreign.py": "owl",
+    "tests/evaluation/test_curve.py": "curves",
+}
+
+
+@pytest.hookimpl(optionalhook=True)  # it is pytest-xdist's
+def pytest_xdist_make_scheduler(config, log):
+    """Each test goes to a worker that is free, but for those of `TOGETHER`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            groups = (group for start, group in TOGETHER.items() if nodeid.startswith(start))
+            return next(groups, nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
