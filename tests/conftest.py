@@ -100,6 +100,17 @@ def make(tiny_folder, dataset, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def course(tmp_path_factory):
+    """The six notebooks, run once as tests/golden holds them, on one thread: a `WholeCourse`."""
+    from test_golden import COURSE
+    from whole_course import WholeCourse
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return WholeCourse(COURSE, tmp_path_factory.mktemp("course") / "out")
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """tiny("sd1") -> (folder, U-Net's config, CLIP's layers), each made once."""
     import scheme

@@ -10,6 +10,7 @@ the training.
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lib.dataset.imagefolder import Dataset
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from lib.evaluation.fidelity import (
     EvaluationPlan,
+    PromptPairs,
     class_protocol,
     evaluate,
     evaluation_prompts,
@@ -41,6 +43,13 @@ SHORT_PLAN = EvaluationPlan(seeds=(500,), steps=15, class_pictures=4)
 CLASS_SEEDS = 2500
 
 Point = dict[str, Any]
+
+
+def short_plan(prompts: PromptPairs, most_steps: int) -> EvaluationPlan:
+    """`SHORT_PLAN` with these prompts, in at most `most_steps` steps of sampling: what is measured
+    along the way is drawn no finer than what is shown.
+    """
+    return replace(SHORT_PLAN, prompts=prompts, steps=min(SHORT_PLAN.steps, most_steps))
 
 
 class Curve:

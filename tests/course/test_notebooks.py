@@ -3,7 +3,6 @@ what they leave behind; and 00, which works alone.
 """
 
 import ast
-import hashlib
 import io
 import json
 import math
@@ -22,11 +21,12 @@ from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from safetensors.torch import load_file
+from whole_course import digests
 
 from benchmarks.pages import QUESTIONS
 from lib.config.settings import Settings
 from lib.course.progress import Progress
-from lib.course.runner import run_notebook
+from lib.course.runner import NOTEBOOKS, run_notebook
 from lib.course.set_up import unmet
 from lib.course.set_up_cell import badge, repository, set_up_cell, set_up_cells, write_set_up_cell
 from lib.dataset import preparation
@@ -38,16 +38,8 @@ from lib.evaluation.fidelity import protocol
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 
-FEW = {"sample_steps": 5}
-SMALL = {
-    "01_dataset_prep": {"subject": "data/subjects/character", "class_images": 8, **FEW},
-    "02_lora_training": {"steps": 8, "rank": 4, **FEW},
-    "03_dreambooth_training": {"steps": 8, **FEW},
-    "04_comparison": {"pictures_per_prompt": 1, "class_pictures": 2, **FEW},
-    "05_compose_and_ship": {"pictures": 4, **FEW},
-    "06_many_runs": {"job_steps": 4, **FEW},
-}
-NAMES = list(SMALL)
+FEW = {"sample_steps": 2}
+NAMES = list(NOTEBOOKS)
 JOB = "one_run"  # what 06 sweeps
 # Those whose predictions are asked for by `predict`.
 CHECKED = [name for name in NAMES if name != "06_many_runs"]
@@ -75,33 +67,6 @@ def printed(notebook):
         for o in c.get("outputs", ())
         if o.output_type == "stream" and o.name == "stdout"
     )
-
-
-def digests(folder):
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    """The notebooks, executed in order when first asked for: {name: notebook}, in a namespace
-    with the output folder.
-    """
-    folder = tmp_path_factory.mktemp("course")
-
-    class Course:
-        output, done, photos = folder / "out", {}, digests(ROOT / "data/subjects/character")
-
-        def __call__(self, name):
-            for each in NAMES[: NAMES.index(name) + 1]:
-                if each not in self.done:
-                    self.done[each] = execute(each, self.output, folder, **SMALL[each])
-            return self.done[name]
-
-    return Course()
 
 
 @pytest.mark.slow
@@ -224,6 +189,7 @@ def test_training_is_measured_along_the_way(course, name, method):
     assert [p["step"] for p in points] == [0, 2, 4, 6, 8] and curve["dino"][
         "encoder"
     ] == "data/judge/identity"
+    assert curve["steps"] == 5, "as the notebook's pictures"
     assert all(
         math.isfinite(p[key])
         for p in points
@@ -353,7 +319,8 @@ def test_04_draws_kohyas_lora_as_a_third_row(course, tmp_path):
     course("03_dreambooth_training")
     shutil.copytree(course.output, tmp_path / "out")
     file = export_lora(tmp_path / "out" / "lora", "kohya", tmp_path / "theirs.safetensors").path
-    third = SMALL["04_comparison"] | {"prompts": "course", "kohya_lora": str(file)}
+    few = {"pictures_per_prompt": 1, "class_pictures": 2, "prompts": "course", **FEW}
+    third = few | {"kohya_lora": str(file)}
     text = printed(execute("04_comparison", tmp_path / "out", tmp_path, **third))
     rows = read_json(tmp_path / "out" / "summary.json")
     assert "trained with 'zwx robot', says its header" in text

@@ -19,6 +19,7 @@ from lib.evaluation.curve import (
     read_curve,
     read_curves,
     seconds_to,
+    short_plan,
 )
 from lib.evaluation.fidelity import evaluate
 from lib.evaluation.judge import load_judge
@@ -66,6 +67,12 @@ def runs(dataset, judge, tiny_folder, tmp_path_factory):
         train(watched, base, watchers=[curve])
         made[method] = folder / "plain", folder / "watched", curve
     return made
+
+
+def test_a_curve_is_drawn_in_no_more_steps_than_the_pictures_beside_it():
+    pairs = [("a zwx robot", "a robot")]
+    assert short_plan(pairs, 25) == SHORT_PLAN.asking(pairs) and SHORT_PLAN.steps == 15
+    assert short_plan(pairs, 5) == replace(SHORT_PLAN, prompts=pairs, steps=5)
 
 
 def log(run):
