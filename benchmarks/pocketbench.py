@@ -217,7 +217,7 @@ def work(job, folder):
     row |= {key: value - floor[key] for key, value in scores.items()}
     row["drift"] = prediction_drift(base, kept)["mean"]
     row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
-    if not (is_plain(job) and job["method"] == "dreambooth"):  # of these LoRAs are cut
+    if not (job["method"] == "dreambooth" and is_plain(job)):  # of these LoRAs are cut
         shutil.rmtree(folder / "run", ignore_errors=True)
     base_hash, judged_by = hashes()
     stack = versions()

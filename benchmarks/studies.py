@@ -105,8 +105,11 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
         "main": [job(s, "base") for s in subjects]
         + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in (*METHODS, *CUTS)],
         "anchor": [
-            job(s, m, prior="anchor", prior_weight=weight)
-            for weight in ANCHORS
+            job(s, m, **changes)
+            for changes in (
+                *without_prior,
+                *({"prior": "anchor", "prior_weight": weight} for weight in ANCHORS),
+            )
             for s in some
             for m in METHODS
         ],

@@ -1,6 +1,6 @@
 """PocketBench's studies as figures, each with its numbers as a table: what rank, prior
-preservation, careless data, another training seed, low-memory recipes and a trained text encoder
-change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figures.py).
+preservation, an anchor, careless data, another training seed, low-memory recipes and a trained
+text encoder change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figures.py).
 """
 
 import math
@@ -128,6 +128,39 @@ def prior(rows: Rows) -> Figure | None:
         about,
         ["with minus without (95 %)", "of", "so with it there is"],
     )
+
+
+def anchor(rows: Rows) -> Figure | None:
+    """What an anchor of each weight does in place of class images, and what nothing does: scores
+    minus those with class images, for both methods.
+    """
+    there = [r for r in rows if r.get("study") == "anchor" and r["method"] != "base"]
+    weights = sorted({r["prior_weight"] for r in there if r.get("prior") == "anchor"})
+    images = max((r["prior_weight"] for r in there if not r.get("prior")), default=0)
+    if not weights or not images:
+        return None
+    class_images = {"prior": None, "prior_weight": images}
+    ways = {"nothing": {"prior": None, "prior_weight": 0}} | {
+        f"anchor {weight:g}": {"prior": "anchor", "prior_weight": weight} for weight in weights
+    }
+    measures = ("dino", "clip_t", "pres", "obedience", "drift")
+    found = {
+        f"{name}, {way}": {
+            m: effect(rows, m, "anchor", where | changed, where | class_images) for m in measures
+        }
+        for name, where in WHO.items()
+        for way, changed in ways.items()
+    }
+    drawn = dots(
+        {f"{SCORES[m]}, {who}": by[m] for who, by in found.items() for m in ("dino", "pres")}
+    )
+    lines = [[who, *(_change(e) for e in by.values())] for who, by in found.items()]
+    about = (
+        f"An anchor to the base's weights, or nothing, minus class images (weight {images:g}),"
+        f" {size(rows, 'anchor')}; the band counts as the same"
+    )
+    columns = [f"{SCORES[m]}, change (95 %)" for m in measures]
+    return _with_table(drawn, lines, "difference of cosines", about, columns)
 
 
 def again(rows: Rows) -> Figure | None:
@@ -408,6 +441,7 @@ def rates(rows: Rows) -> Figure | None:
 FIGURES = MAIN | {
     "rank": rank_curve,
     "prior": prior,
+    "anchor": anchor,
     "careless": careless,
     "again": again,
     "recipes": recipes,

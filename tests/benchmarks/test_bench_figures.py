@@ -38,6 +38,11 @@ def whole():
         for r in bench(study="prior", seeds=1)
     ]
     rows += [
+        dict(r, prior=kind, prior_weight=w, dino=r["dino"] - w / 10, pres=r["pres"] - w / 20)
+        for kind, w in ((None, 0.0), (None, 0.3), ("anchor", 0.5), ("anchor", 3.0))
+        for r in bench(study="anchor", seeds=1)
+    ]
+    rows += [
         dict(r, seed=100)
         for r in bench(subjects=8, seeds=1, study="again", seed=2, dino=0.05, clip_t=0.2)
     ]
@@ -89,6 +94,7 @@ def test_every_figure_is_made_and_says_what_it_rests_on(made):
         "forgetting",
         "rank",
         "prior",
+        "anchor",
         "careless",
         "again",
         "recipes",
@@ -171,6 +177,15 @@ def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     assert ranks[0][1].startswith(
         f"{effect(whole(), 'dino', 'rank', LORA | {'rank': 1}, None, ()).value:.3f} ("
     )
+
+
+def test_an_anchor_is_compared_with_class_images(made):
+    assert "class images (weight 0.3)" in made["anchor"].caption
+    lines = {row[0]: row[1:] for row in made["anchor"].table.rows}
+    assert list(lines)[:3] == ["LoRA, nothing", "LoRA, anchor 0.5", "LoRA, anchor 3"]
+    assert lines["DreamBooth, anchor 3"][0].startswith("-0.270")
+    assert lines["DreamBooth, anchor 3"][2].startswith("-0.135")
+    assert lines["LoRA, nothing"][0].startswith("+0.030")
 
 
 def test_prior_preservation_is_compared_with_none(made):

@@ -30,7 +30,7 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
     names = {study: {run_name(j) for j in jobs} for study, jobs in plan.items()}
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
     assert len(plan["main"]) == 13 * (1 + 4 * 3)
-    assert len(plan["anchor"]) == 12 * 2 * len(plans.ANCHORS)
+    assert len(plan["anchor"]) == 12 * 2 * (2 + len(plans.ANCHORS))
     shared = {study: len(names["main"] & some) for study, some in names.items() if study != "main"}
     assert shared == {
         "rank": 13 * 3,
@@ -42,7 +42,7 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
         "kinds": 0,
         "recipes": 12,
         "text_encoder": 12,
-        "anchor": 0,
+        "anchor": 12 * 2,
     }
     assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
 
