@@ -29,6 +29,7 @@ from benchmarks import learning_rates
 from benchmarks.csv_rows import read_table
 from benchmarks.studies import CUTS, SELDOM, WORDS, cut_from, studies
 from benchmarks.studies import job as preset_job
+from lib.config.presets import PRESETS
 from lib.convert.composition import load_adapters
 from lib.convert.interchange import extract
 from lib.course.sweeping import run_name, sweep
@@ -170,9 +171,11 @@ def judge():
 def hashes():
     """(of the base model's weights, of the judge's): rows of different ones never share a table."""
     base = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(POCKET.rglob("*.safetensors"))))
-    # What the class is asked is part of the judge: rows asked otherwise are another judge's.
+    # What the class is asked, and in how many steps pictures are drawn, is part of the judge:
+    # rows asked otherwise are another judge's.
     files = [*sorted(JUDGE.rglob("*.safetensors")), PROMPTS / "pocket.json"]
     seen = hashlib.sha256(b"".join(f.read_bytes() for f in files))
+    seen.update(str(PRESETS["lora", "pocket"]["sample_steps"]).encode())
     return base.hexdigest()[:12], f"pocket {seen.hexdigest()[:8]}"
 
 

@@ -251,7 +251,7 @@ def switching(job, folder):
     for k in range(-1, ROUNDS):  # the first is to warm up
         for kind, base in bases.items():
             start = time.perf_counter()
-            base.generate(["a robot"] * 8, range(8))
+            base.generate(["a robot"] * 8, range(8), 25)
             seconds[kind] += [time.perf_counter() - start] * (k >= 0)
     row |= {f"pictures_per_second_{kind}": 8 / median(found) for kind, found in seconds.items()}
     weights = {

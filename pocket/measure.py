@@ -166,7 +166,7 @@ def draw_samples(
     pipe: Any,
     scenes: Sequence[Scene],
     folder: Path,
-    steps: int = 25,
+    steps: int = 12,
     guidance: float = 4.0,
     batch: int = 64,
 ) -> np.ndarray:
@@ -229,7 +229,7 @@ def detail(
     count: int = 4000,
     guidance: float = 4.0,
     reader: detail_.Reader | None = None,
-    steps: int = 25,
+    steps: int = 12,
 ) -> dict[str, Any]:
     """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator,
     parts, a shuffled grid.
@@ -317,6 +317,7 @@ def measure(
     earlier = json.loads(file.read_text()) if file.is_file() else {}
     found = {
         "prompts": count,
+        "steps": base.sample_steps,
         "right": shares,
         "judge reads held-out drawings": judge_accuracy(clip, tokenizer),
         "judge reads the usual mix": judge_accuracy(clip, tokenizer, plain=0.55),
@@ -347,7 +348,7 @@ def readme(found: Mapping[str, Any]) -> str:
         "",
         (
             f"{found['prompts']} prompts whose class-colour-place triple training never saw, one"
-            " picture each (25 DDIM steps, guidance 4),"
+            f" picture each ({found['steps']} DDIM steps, guidance 4),"
         ),
         "read by the judge's CLIP:",
         "",

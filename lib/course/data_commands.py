@@ -32,7 +32,9 @@ def prepare(
     ] = "square",
     held_out: Annotated[int, typer.Option(help="photos that are not trained on")] = 2,
     class_images: Annotated[int, typer.Option(help="pictures of the class to draw")] = 40,
-    sample_steps: Annotated[int, typer.Option(help="sampling steps of each of these")] = 25,
+    sample_steps: Annotated[
+        int, typer.Option(help="sampling steps of each of these; 0: as many as the base needs")
+    ] = 0,
     guidance: Annotated[float, typer.Option(help="guidance scale of these")] = 4.0,
     seed: Annotated[int, typer.Option(help="where all randomness starts from")] = 0,
 ) -> None:

@@ -67,7 +67,7 @@ SETTINGS = {
     "rank": 0,
     "batch_size": 0,
     "prior_weight": -1,
-    "sample_steps": None,
+    "sample_steps": 0,
     "guidance": None,
     "keep": None,
 }

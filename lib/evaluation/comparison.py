@@ -246,6 +246,7 @@ def compare(
         say(_words(adapters["kohya_lora"], subject))
     for key, base in _contestants(runs, adapters):
         if key == "base_model":  # the first, and untouched: drift is measured from it
+            plan = plan.on(base)
             plan = plan if plan.prompts else plan.asking(protocol(subject, base))
             if plan.class_pictures:
                 asked_of_class = list(

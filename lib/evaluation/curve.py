@@ -84,7 +84,7 @@ class Curve:
         self.base, self.dataset, self.judge = base, dataset, judge
         self.run, self.every = Path(run), every
         self.prompts = plan.prompts or evaluation_prompts(dataset.subject, SAMPLE_PLACES)
-        self.plan = plan.asking(self.prompts)
+        self.plan = plan.on(base).asking(self.prompts)
         self.points: list[Point] = []
         self.images: dict[int, list[Image.Image]] = {}
         self.asked = class_protocol(dataset.subject, base)[: plan.class_pictures]

@@ -45,14 +45,14 @@ class EvaluationPlan:
     prompts: pairs (with the identifier, with the class noun only); None leaves them to whoever
     evaluates.
     seeds: each prompt is drawn once with each.
-    steps, guidance: of sampling.
+    steps, guidance: of sampling; 0 steps are as many as the base needs (`on`).
     class_pictures: pictures of the class in each set of words (see `class_protocol`), for PRES,
     drift and obedience; 0 leaves all three out.
     """
 
     prompts: PromptPairs | None = None
     seeds: Sequence[int] = (1000, 1001)
-    steps: int = 25
+    steps: int = 0
     guidance: float = 4.0
     class_pictures: int = 8
 
@@ -60,6 +60,10 @@ class EvaluationPlan:
     def sampling(self) -> dict[str, Any]:
         """How pictures are drawn, as `Base.generate` takes it."""
         return {"steps": self.steps, "guidance": self.guidance}
+
+    def on(self, base: Base) -> "EvaluationPlan":
+        """The same with the steps of `base` where none are named: records tell what was done."""
+        return replace(self, steps=self.steps or base.sample_steps)
 
     def asking(self, prompts: PromptPairs) -> "EvaluationPlan":
         """The same plan with these prompts."""

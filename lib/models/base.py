@@ -46,7 +46,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.config import bucket
+from lib.config import PRESETS, Settings, bucket
 from lib.files import BadInput
 from lib.models.base_files import check_parts, locate
 from lib.models.base_weights import open_base_weights
@@ -146,6 +146,12 @@ class Base:
     def resolution(self) -> int:
         """Side of its pictures in pixels."""
         return self.side or self.stored_denoiser.config.sample_size * self.pipe.vae_scale_factor
+
+    @property
+    def sample_steps(self) -> int:
+        """Denoising steps in which it draws unless told otherwise: its family's preset."""
+        family = "pocket" if self.resolution == 64 else self.family.name
+        return PRESETS["lora", family].get("sample_steps", Settings.sample_steps)
 
     @property
     def tokenizers(self) -> list[Any]:
@@ -266,7 +272,7 @@ class Base:
         self,
         prompts: Sequence[str],
         seeds: Iterable[int],
-        steps: int = 25,
+        steps: int = 0,
         guidance: float = 4.0,
         adapter_weight: float | None = None,
         progress: Callable[[int, int], Any] | None = None,
@@ -274,6 +280,7 @@ class Base:
     ) -> list[Image.Image]:
         """One picture per (prompt, seed) pair, the same whatever stands beside it in the batch.
 
+        `steps` are denoising steps, 0 as many as the base needs (`sample_steps`).
         `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is
         called after each batch. `size` is (width, height) in pixels, if not the base's square.
         """
@@ -287,7 +294,7 @@ class Base:
         images, (width, height) = [], size or (self.resolution, self.resolution)
         count = pictures_per_pass(width * height, DENOISER_PIXELS)
         options: dict[str, Any] = {
-            "num_inference_steps": steps,
+            "num_inference_steps": steps or self.sample_steps,
             "guidance_scale": guidance,
             "height": height,
             "width": width,

@@ -89,7 +89,7 @@ def explorer(
     seed: int = 0,
     guidance: float = 4.0,
     adapter_weight: float = 1.0,
-    steps: int = 25,
+    steps: int = 0,
 ) -> dict[str, Any]:
     """Base model, LoRA and DreamBooth side by side for a prompt, seed, guidance scale and adapter
     weight of one's own choice.

@@ -60,7 +60,7 @@ class Models:
         seed: int = 0,
         guidance: float = 4.0,
         adapter_weight: float = 1.0,
-        steps: int = 25,
+        steps: int = 0,
     ) -> Figure:
         """A `Figure` of one picture from each model, from the same noise. Raises BadInput for no
         prompt, a long one or a broken run.

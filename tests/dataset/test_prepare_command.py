@@ -67,7 +67,7 @@ def test_photos_may_keep_their_aspect(photos, tiny_folder, tmp_path):
         (["--class-noun", "toy", "--identifier", "toy"], "is in the class noun too"),
         (["--class-noun", "toy", "--kind", "car"], "kind 'car' is unknown"),
         (["--class-noun", "toy", "--class-images", "0"], "'class_images' is 0"),
-        (["--class-noun", "toy", "--sample-steps", "0"], "'sample_steps' is 0"),
+        (["--class-noun", "toy", "--sample-steps", "-1"], "'sample_steps' is -1"),
         (["--class-noun", "toy", "--aspect", "wide"], "aspect"),
         (["--class-noun", "toy", "--held-out", "two"], "'--held-out'"),
     ],
