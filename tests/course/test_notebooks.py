@@ -41,8 +41,6 @@ from lib.files.json_file import read_json
 FEW = {"sample_steps": 2}
 NAMES = list(NOTEBOOKS)
 JOB = "one_run"  # what 06 sweeps
-# Those whose predictions are asked for by `predict`.
-CHECKED = [name for name in NAMES if name != "06_many_runs"]
 START = "00_start_here"  # not a part of `make course`
 ALONE = {"steps": 4, "class_images": 4, **FEW}
 APPENDIX = "appendix_recipes"  # stands beside the course, needs no run
@@ -362,6 +360,10 @@ def test_the_solutions_run(path, tmp_path):
     run_notebook(path, tmp_path / path.name, few, Progress({}, io.StringIO()))
 
 
+def test_every_notebook_of_the_course_has_its_exercises_worked_out():
+    assert [path.stem for path in SOLVED] == NAMES
+
+
 @pytest.mark.parametrize("path", SOLVED, ids=lambda path: path.stem)
 def test_each_exercise_has_a_hint_and_a_worked_answer(path):
     exercises = nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells[-1].source
@@ -534,7 +536,7 @@ def test_it_says_what_it_teaches(source):
     )
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", [*NAMES, APPENDIX])
 def test_its_predictions_can_be_answered_and_stand_beside_the_result(name):
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
@@ -550,7 +552,7 @@ def test_its_predictions_can_be_answered_and_stand_beside_the_result(name):
     assert len(asked) >= 3 and sorted(asked) == sorted(answered), "each is asked and shown once"
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_says_its_question_what_it_decides_and_where_to_go(name):
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     assert f"**The question:** {QUESTIONS[name]}\n" in cells[0].source
