@@ -50,7 +50,7 @@ class PhotosPanel:
         names = [(f"{k + 1}: {printable(e['file'])}", k) for k, e in enumerate(plan)]
         self.choose = w.Dropdown(options=names, value=0, description="photo")
         self.previous, self.next, self.reset, self.default_caption = (
-            w.Button(description=d)
+            w.Button(description=d, layout={"width": "max-content", "min_width": "9em"})
             for d in ("Previous", "Next", "As proposed", "Caption as proposed")
         )
         # Not radio buttons or a list: they need arrow keys, which JupyterLab takes for itself. Each

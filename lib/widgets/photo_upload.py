@@ -43,6 +43,7 @@ class UploadPanel:
         import ipywidgets as w
 
         button = w.FileUpload(accept=ACCEPTED, multiple=True, description="Upload photos")
+        button.layout.width = "max-content"  # it counts the files behind its name
         button.observe(self.uploaded, "value")
         answer_at_once(button)
         return button

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 # A widget lives as long as the notebook's Python. Opened again, JupyterLab has an error in its
-# place, in an element without any other in it: that is hidden, and what was left is shown, as long
-# as no living panel is beside it. Other front ends, which say so in their own way, show neither;
-# where styles are not heard, as on GitHub, there are no widgets.
+# place, in an output without any element in it: that is hidden, and what was left is shown, as long
+# as no living panel is beside it. (A button without an icon has no element in it either.) Other
+# front ends, which say so in their own way, show neither; where styles are not heard, as on GitHub,
+# there are no widgets.
 STYLE = """<style>
 .left-of-a-panel {display: none}
 .jp-OutputArea .left-of-a-panel {display: block}
 .jp-OutputArea:has(.jupyter-widgets > *) .left-of-a-panel {display: none}
-.jp-OutputArea .jupyter-widgets:not(:has(*)) {display: none}
+.jp-OutputArea .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {display: none}
 </style>"""
 LEFT = "Here was a panel, which works while the notebook's Python runs: run this cell to have it."
 

@@ -29,6 +29,7 @@ class StartButton:
         import ipywidgets as w
 
         button = w.Button(description=self.words, icon="play", button_style="primary")
+        button.layout.width = "max-content"  # whatever its words are
         button.on_click(lambda _: self.press())
         answer_at_once(button)
         return button

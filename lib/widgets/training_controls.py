@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.config import Settings, described
+from lib.config import METHOD_NAMES, Settings, described
 from lib.files import BadInput, say
 from lib.plots import charts
 from lib.plots.figure import number
@@ -235,7 +235,8 @@ class TrainingPanel:
             how = "done"
         elif over:
             how = "stopped; what was learnt is kept"
-        self.status.value = escape(f"step {state.step} of {state.steps}, {how}")
+        name = METHOD_NAMES[self.settings.method]  # a notebook may train both
+        self.status.value = escape(f"{name}: step {state.step} of {state.steps}, {how}")
         if state.losses:
             figure = charts.curves(
                 {"loss": state.losses},

@@ -5,12 +5,12 @@ Takes `pip install -e ".[browser]"` and a Chromium (Debian's package `chromium`,
 `playwright install chromium`); skipped where either is missing.
 """
 
-import shutil
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from in_browser import chromium
 from PIL import Image
 from test_runner import SUMMARY
 
@@ -20,12 +20,8 @@ from lib.plots import as_table, charts
 from lib.plots.figure import CHART_WIDTH
 from lib.plots.image_grid import grid
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra")
 
-SYSTEM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 SIZES = {"laptop": (1280, 900), "phone": (390, 844)}
 SMALLEST = 11  # pixels of a letter
 LETTER = 10 * 110 / 72  # pixels of a chart's smallest letters where it is CHART_WIDTH wide
@@ -91,12 +87,8 @@ def path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as play:
-        if not SYSTEM and not Path(play.chromium.executable_path).exists():
-            pytest.skip("there is no Chromium here")
-        made = play.chromium.launch(executable_path=SYSTEM or None, args=["--no-sandbox"])
+    with chromium() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(params=["light", "dark"])

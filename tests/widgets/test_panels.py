@@ -410,7 +410,7 @@ def test_the_live_figure_follows_and_the_stop_button_stops(somebody, tmp_path):
     state.step = 11
     panel(state)
     assert (
-        "step 11 of 40, stopped" in panel.status.value
+        "LoRA: step 11 of 40, stopped" in panel.status.value
         and panel.stop_button.disabled
         and len(somebody) == 1
     )
