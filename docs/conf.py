@@ -16,6 +16,7 @@ html_theme = "furo"
 html_theme_options = {"navigation_with_keys": True}  # arrow keys: the page before, the page after
 html_sourcelink_suffix = ""
 html_show_copyright = False
+html_use_index = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 pygments_style = "a11y-high-contrast-light"
