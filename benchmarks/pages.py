@@ -89,9 +89,8 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             " caveat**: the last row was asked in the words of its class images, which had one"
             " wording. In other words it may turn round: a DreamBooth so trained drew the subject"
             " for the class. Class images in many wordings, as the course draws them now, held it"
-            " there too on the three subjects tried, but cost DreamBooth likeness on the one whose"
-            " photos name no place, at the rate that was found with the old ones: notebook 03 asks"
-            " your own both ways.",
+            " there too on the three subjects tried, but cost DreamBooth likeness on one that was"
+            " drawn by another hand: notebook 03 asks your own both ways.",
             "",
         ]
     )
