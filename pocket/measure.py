@@ -38,6 +38,11 @@ TARGETS = {"class": 0.95, "colour": 0.92, "place": 0.97}
 FIRST_HELD_OUT_SEED = 10_000_000
 FIRST_FRESH_SEED = 20_000_000  # scenes of any triple that nothing was trained on
 READER_SCENES = 16_000
+# Pictures that are not in the repository: where they come from.
+ELSEWHERE = {
+    "foreign drawings": "The foreign drawings are colour emoji of the Noto font on plain grounds.",
+    "photographs": "The photographs are three subjects of the DreamBooth data set.",
+}
 
 
 def held_out_triples() -> list[tuple[str, str, str]]:
@@ -321,7 +326,7 @@ def measure(
         "right": shares,
         "judge reads held-out drawings": judge_accuracy(clip, tokenizer),
         "judge reads the usual mix": judge_accuracy(clip, tokenizer, plain=0.55),
-        "psnr_db": earlier.get("psnr_db", {}) | reconstruction(base.pipe.vae, folders),
+        "psnr_db": reconstruction(base.pipe.vae, folders),
         "bytes": sum(f.stat().st_size for f in (out / "pocket").rglob("*.safetensors")),
         "training": earlier.get("training", {}),
     } | ({"detail": earlier["detail"]} if "detail" in earlier else {})
@@ -373,15 +378,13 @@ def readme(found: Mapping[str, Any]) -> str:
         lines += ["", *_detail_lines(found["detail"])]
     lines += [
         "",
-        (
-            f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors. The foreign drawings are"
-            " colour emoji of the Noto font on plain"
+        " ".join(
+            [
+                f"Weights: {found['bytes'] / 1e6:.1f} MB of fp16 safetensors.",
+                *(words for name, words in ELSEWHERE.items() if name in found["psnr_db"]),
+                "Measured by `python -m pocket measure`.",
+            ]
         ),
-        (
-            "grounds, the photographs three subjects of the DreamBooth data set; neither is in the"
-            " repository. Measured by"
-        ),
-        "`python -m pocket measure`.",
     ]
     return "\n".join(lines) + "\n"
 
