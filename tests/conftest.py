@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LONE = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
 
 # Tests of these share what takes minutes to make, and each of pytest-xdist's workers would make its
-# own: all of a group go to one worker. (Its own `loadgroup` does nothing under pytest 9.2.)
+# own: all of a group go to one worker, the group with most tests first. (Its own `loadgroup` does
+# nothing under pytest 9.2.)
 TOGETHER = {
     "tests/course/test_notebooks.py": "course",
     "tests/test_golden.py::test_the_course_is_as_recorded": "course",
@@ -37,19 +38,10 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return group(nodeid) or nodeid
+            groups = (group for start, group in TOGETHER.items() if nodeid.startswith(start))
+            return next(groups, nodeid)
 
     return Scheduling(config, log)
-
-
-def group(nodeid):
-    """The group of `TOGETHER` that a test belongs to, or None."""
-    return next((name for start, name in TOGETHER.items() if nodeid.startswith(start)), None)
-
-
-def pytest_collection_modifyitems(items):
-    """The longest group first: what comes last is waited for by one worker alone."""
-    items.sort(key=lambda item: group(item.nodeid) != "course")
 
 
 @pytest.fixture(scope="session")

@@ -103,10 +103,14 @@ COLUMNS = ("text", "caption", "prompt")
 CAPTION_ENDINGS = (".caption", ".txt")  # the later one counts where both are there
 
 # What may be meant for use and is not read, by the ending, and what to do then.
-CAPTIONS_ARE_READ = "captions are read from .txt, .caption, metadata.jsonl and metadata.csv"
+CAPTIONS_ARE_READ = (
+    "captions are read from .txt, .caption, metadata.jsonl and metadata.csv; write them there"
+)
 UNREAD = dict.fromkeys((".json", ".jsonl", ".parquet", ".tags", ".yaml"), CAPTIONS_ARE_READ)
-UNREAD |= dict.fromkeys((".zip", ".rar", ".7z", ".tar", ".gz", ".tgz"), "archives are not opened")
-PHOTOS_INSIDE = "photos are taken from the folder itself"
+UNREAD |= dict.fromkeys(
+    (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz"), "archives are not opened; unpack it here"
+)
+PHOTOS_INSIDE = "photos are taken from the folder itself; move what you want used"
 
 
 def list_photos(folder: Path) -> Listing:
@@ -133,8 +137,7 @@ def list_photos(folder: Path) -> Listing:
         else:
             listing.ignored += (name,)
     listing.findings += tuple(
-        f"not used: {listed(names)}, for {reason}; bring what was meant into that form"
-        for reason, names in unread.items()
+        f"not used: {listed(names)}, for {reason}" for reason, names in unread.items()
     )
     return listing
 
