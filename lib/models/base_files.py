@@ -29,6 +29,9 @@ PART_FILES = {
     "scheduler": ("scheduler_config.json",),
 }
 
+PREDICTIONS = ("epsilon", "v_prediction")  # what a denoiser may predict: noise, or velocity
+BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # with diffusers' defaults
+
 # What is said of a base's weight that is none.
 NOT_NUMBERS = (
     "Base model '{}' holds values that are not numbers (in {}): its file is damaged, or its own"
@@ -148,6 +151,30 @@ def check_parts(folder: Path, weights: Iterable[str], others: Iterable[str]) -> 
         else:
             continue
         raise BadInput(f"Base model {folder} is incomplete ({missing}): download or copy it again.")
+    if "scheduler" in others:
+        _check_schedule(folder / "scheduler" / "scheduler_config.json")
+
+
+def _check_schedule(file: Path) -> None:
+    """Raise BadInput for a noise schedule that no training can follow: another one in its place
+    would be a wrong loss without a word.
+    """
+    stated = read_json(file)
+    predicted = stated.get("prediction_type", PREDICTIONS[0])
+    steps = stated.get("num_train_timesteps", 1000)
+    betas = [stated.get(name, default) for name, default in BETAS.items()]
+    if predicted not in PREDICTIONS:
+        wrong = f"prediction_type {predicted!r}, and here it can be {' or '.join(PREDICTIONS)}"
+    elif isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        wrong = f"num_train_timesteps {steps!r}, which is no whole number from 1 on"
+    elif not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
+        wrong = f"{' and '.join(BETAS)} {betas}, which are not both between 0 and 1"
+    else:
+        return
+    raise BadInput(
+        f"{file} says {wrong}: copy the file again from where the base model came from, or take"
+        " another base."
+    )
 
 
 def _check_part(folder: Path, part: str) -> None:

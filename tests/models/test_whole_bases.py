@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_tiny
 
 from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
 from lib.files.safetensors_file import open_weights
 from lib.models.base import load_base
 from lib.models.base_files import locate
@@ -131,6 +132,28 @@ def test_a_part_that_the_index_leaves_out_is_named(copy, part, value):
     folder = copy("sdxl")
     rename_part(folder, part, value)
     assert f"is incomplete (model_index.json names no {part})" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("prediction_type", "sample"),
+        ("prediction_type", "v-prediction"),
+        ("prediction_type", None),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", "1000"),
+        ("beta_end", 1.2),
+        ("beta_start", None),
+    ],
+)
+def test_a_noise_schedule_that_no_training_can_follow_is_refused(copy, name, value):
+    """A prediction type that was not velocity was taken for noise: a wrong loss without a word."""
+    folder = copy("sd1")
+    file = folder / "scheduler" / "scheduler_config.json"
+    write_json(file, read_json(file) | {name: value})
+    said = refusal(folder)
+    assert said.startswith(f"{file} says {name}") or "beta_start and beta_end" in said
+    assert "take another base" in said and repr(value) in said
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
