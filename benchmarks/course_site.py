@@ -49,7 +49,9 @@ PARTS = {
         "notebooks/solutions/01_dataset_prep.ipynb",
         "notebooks/solutions/02_lora_training.ipynb",
         "notebooks/solutions/03_dreambooth_training.ipynb",
+        "notebooks/solutions/04_comparison.ipynb",
         "notebooks/solutions/05_compose_and_ship.ipynb",
+        "notebooks/solutions/06_many_runs.ipynb",
     ],
     "Guides": [
         "docs/glossary.md",
