@@ -34,20 +34,25 @@ def owl(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, gain", [("lora", 0.3), ("dreambooth", 0.1)])
+@pytest.mark.parametrize(
+    "method, changes", [("lora", {}), ("dreambooth", {"learning_rate": 1.2e-3})]
+)
 def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(
-    method, gain, owl, tmp_path
+    method, changes, owl, tmp_path
 ):
     dataset, judge, floor = owl
     assert not [item for item in dataset.train if any(place in item.caption for place in PLACES)]
-    settings = preset(method, data=str(dataset.root), output=str(tmp_path / "run"), sample_every=0)
+    settings = preset(
+        method, data=str(dataset.root), output=str(tmp_path / "run"), sample_every=0, **changes
+    )
     tuned = load_run(train(settings), load_base())
     found = evaluate(tuned, dataset, judge, EvaluationPlan(evaluation_prompts(dataset.subject)))
     asked = [place for place in PHRASES for _ in range(2)]
     seen = [scene["place"] for scene in read_scene(judge, found["images"])]
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
 
-    # Measured in fp32 on a Zen 3, over the floor with the same two seeds a prompt: LoRA gains .61,
-    # DreamBooth .18 and .25 (two training seeds).
-    assert found["dino"] > floor + gain, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
+    # Measured in fp32 on a Zen 3: LoRA gains .61 over the floor, DreamBooth more than .3. At its
+    # preset's rate of 8e-4, the best of the tuning subjects, it gains .08 here: class images beside
+    # photos that name no place hold it back (docs/troubleshooting.md).
+    assert found["dino"] > floor + 0.3, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
     assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"
