@@ -150,8 +150,7 @@ class Base:
     @property
     def sample_steps(self) -> int:
         """Denoising steps in which it draws unless told otherwise: its family's preset."""
-        family = "pocket" if self.resolution == 64 else self.family.name
-        return PRESETS["lora", family].get("sample_steps", Settings.sample_steps)
+        return PRESETS["lora", self.family.name].get("sample_steps", Settings.sample_steps)
 
     @property
     def tokenizers(self) -> list[Any]:

@@ -12,13 +12,14 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lib.config.presets import PRESETS
 from lib.config.settings import Settings
 from lib.evaluation.fidelity import EvaluationPlan
 from lib.files.errors import BadInput
 from lib.models.base import load_base
 from lib.models.base_files import locate
 from lib.models.devices import fast_arithmetic, out_of_memory
-from lib.models.families import family_of, preset
+from lib.models.families import Family, family_of, preset
 from lib.models.pipeline import read_pipeline
 from lib.step.methods import trainable, tuned_parts
 
@@ -57,12 +58,14 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny):
 
 
 def test_a_base_draws_in_as_many_steps_as_it_needs_unless_told(tiny, monkeypatch):
-    assert tiny.sample_steps == preset("lora").sample_steps == 12, "64 pixels, as the pocket base"
+    assert tiny.sample_steps == PRESETS["lora", "pocket"]["sample_steps"] == 12, (
+        "64 pixels, as the pocket base"
+    )
     own, named, same = (tiny.generate(["a robot"], [5], steps=n)[0] for n in (0, 2, 12))
     assert own.tobytes() == same.tobytes() != named.tobytes()
     plan = EvaluationPlan().on(tiny)
     assert plan.sampling["steps"] == 12 and EvaluationPlan(steps=3).on(tiny).steps == 3
-    monkeypatch.setattr(tiny, "side", 512)
+    monkeypatch.setattr(tiny, "family", Family())
     assert tiny.sample_steps == Settings.sample_steps == 25
 
 
