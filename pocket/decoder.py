@@ -117,7 +117,8 @@ def pairs(pipe: Any, folder: Path, files: int) -> dict[str, Pairs]:
         file = folder / f"{index:05d}.npz"
         if not file.is_file():
             with whole_file(file) as unfinished, unfinished.open("wb") as out:
-                np.savez(out, **make_pairs(pipe, index))
+                made: dict[str, Any] = make_pairs(pipe, index)
+                np.savez(out, **made)
             print(f"pairs: file {index + 1} of {files}", flush=True)
         with np.load(file) as found:
             one = dict(found)
@@ -225,7 +226,8 @@ class DecoderTraining:
     def __init__(self, vae: Any, of: dict[str, Pairs], steps: int, file: Path) -> None:
         self.vae, self.of, self.steps, self.file = vae, of, steps, file
         torch.manual_seed(0)
-        self.critic = Critic().to(memory_format=torch.channels_last)
+        critic: Any = Critic()  # torch's type hints know no memory format without a device
+        self.critic = critic.to(memory_format=torch.channels_last)
         self.first = copy.deepcopy(vae).requires_grad_(False)
         self.weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         self.means = [w.detach().clone() for w in self.weights]

@@ -94,7 +94,7 @@ def set_up(name: str, checkout: Path | None, place: Path = PLACE) -> Tool:
         raise BadInput("no checkout was named: git clone it, and give its folder")
     if checkout is not None and not checkout.is_dir():
         raise BadInput(f"there is no folder {checkout}")
-    if name in CHECKOUTS and not (checkout / CHECKOUTS[name]).exists():
+    if checkout and name in CHECKOUTS and not (checkout / CHECKOUTS[name]).exists():
         raise BadInput(f"{checkout} holds no {CHECKOUTS[name]}: give a whole checkout")
     folder = place / ENVIRONMENTS[name]
     python = folder / "bin" / "python"

@@ -106,7 +106,9 @@ CAPTION_ENDINGS = (".caption", ".txt")  # the later one counts where both are th
 CAPTIONS_ARE_READ = (
     "captions are read from .txt, .caption, metadata.jsonl and metadata.csv; write them there"
 )
-UNREAD = dict.fromkeys((".json", ".jsonl", ".parquet", ".tags", ".yaml"), CAPTIONS_ARE_READ)
+UNREAD: dict[str, str] = dict.fromkeys(
+    (".json", ".jsonl", ".parquet", ".tags", ".yaml"), CAPTIONS_ARE_READ
+)
 UNREAD |= dict.fromkeys(
     (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz"), "archives are not opened; unpack it here"
 )
