@@ -27,7 +27,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from lib.files.whole_writes import whole_file
 
 from .clip import captions_for
+from .detail import with_detail
 from .pictures import picture, pool
+from .stage import constant, rate
 from .unet import encode_captions, encode_pictures
 from .vae import to_tensor
 from .world import render, sample_scene
@@ -164,8 +166,7 @@ class Critic(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Three tensors of logits; above 0 says "a drawing"."""
-        blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        fine = self.fine(torch.cat([x, 4 * (x - blurred)], 1))
+        fine = self.fine(with_detail(x))
         coarse = self.coarse(fine)
         seen = fine, coarse, self.whole(coarse)
         return [head(features) for head, features in zip(self.heads, seen)]
@@ -306,17 +307,17 @@ class DecoderTraining:
         """Train to the last step; returns steps, seconds and the smoothed losses."""
         began = time.time() - self.seconds
         shown: dict[str, float] = {}
+        average = constant(0.99)
         self.vae.train()
         while self.step < self.steps:
-            share = decoder_rate(self.step, self.steps)
             for optimizer, peak in zip(self.optimizers, (DECODER_RATE, CRITIC_RATE)):
                 for group in optimizer.param_groups:
-                    group["lr"] = share * peak
+                    group["lr"] = rate(self.step, self.steps, peak, warmup=50)
             for name, value in self._take_step().items():
                 shown[name] = 0.95 * shown.get(name, value) + 0.05 * value
             self.step += 1
             for mean, now in zip(self.means, self.weights):
-                mean.lerp_(now.detach(), 1 - min(0.99, (1 + self.step) / (10 + self.step)))
+                mean.lerp_(now.detach(), 1 - average(self.step))
             if self.step % 20 == 0 or self.step == self.steps:
                 self.seconds = time.time() - began
                 words = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
@@ -355,8 +356,3 @@ def update(optimizer: Any, loss: torch.Tensor, clipped: Sequence[torch.Tensor] =
     if clipped:
         nn.utils.clip_grad_norm_(list(clipped), 1.0)
     optimizer.step()
-
-
-def decoder_rate(step: int, steps: int) -> float:
-    """The share of the peak rate at a step: up in 50 steps, down to .02 over the last 30 %."""
-    return min(1, (step + 1) / 50) * max(0.02, min(1, (steps - step) / (0.3 * steps)))

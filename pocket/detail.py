@@ -249,6 +249,12 @@ def auc(scores: Any, labels: Any) -> float:
     return float((ranks[labels].sum() - n * (n + 1) / 2) / (n * m))
 
 
+def with_detail(x: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, 3, H, W] with what a 3 x 3 blur would take from them behind: [B, 6, H, W]."""
+    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return torch.cat([x, 4 * (x - blurred)], 1)
+
+
 class Discriminator(nn.Module):
     """One logit from a picture. Beside the picture it sees what a 3 x 3 blur would take from it:
     there lie smear and grain.
@@ -262,8 +268,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        return self.head(self.trunk(torch.cat([x, 4 * (x - blurred)], 1)))[:, 0]
+        return self.head(self.trunk(with_detail(x)))[:, 0]
 
 
 def discriminate(

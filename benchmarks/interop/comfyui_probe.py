@@ -9,14 +9,13 @@ LoRA which keys ComfyUI leaves aside, and what it makes of every n-th layer: the
 weight, times a fixed vector.
 """
 
-import logging
 import re
 import sys
 import types
 from importlib.machinery import ModuleSpec
 
 import torch
-from tool_side import answer_to, keep, meta_weights, stand_in_for_torchvision
+from tool_side import answer_to, keep, listen, meta_weights, stand_in_for_torchvision
 
 # What ComfyUI itself does not miss (comfy/sd.py, CLIP).
 UNUSED = (".logit_scale", ".transformer.text_projection.weight")
@@ -64,15 +63,7 @@ def prepare(source, *options):
         sys.modules[name] = stub = types.ModuleType(name)
         stub.__spec__, stub.__path__ = ModuleSpec(name, None), []
     stand_in_for_torchvision()
-    messages = []
-
-    class Listener(logging.Handler):
-        def emit(self, record):
-            messages.append(record.getMessage())
-
-    logging.getLogger().addHandler(Listener())
-    logging.getLogger().setLevel(logging.DEBUG)
-    return messages
+    return listen()
 
 
 def load(weights):

@@ -1,6 +1,7 @@
 """What the probes share, in a tool's own environment: nothing here knows this project."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -16,6 +17,19 @@ def stand_in_for_torchvision():
     """
     for name in ("nms", "qnms"):
         VISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def listen():
+    """The list to which all messages of the tool's log go from now on."""
+    messages = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    logging.getLogger().addHandler(Listener())
+    logging.getLogger().setLevel(logging.DEBUG)
+    return messages
 
 
 def meta_weights(path, dtype=torch.half):

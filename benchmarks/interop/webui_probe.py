@@ -8,14 +8,13 @@ needs repositories beside WebUI's. The reader asks a model for its modules by na
 modules are named as the checkpoint's keys; so the model here is made of those, on the meta device.
 """
 
-import logging
 import re
 import sys
 import tempfile
 import types
 
 import torch
-from tool_side import answer_to, keep, meta_weights
+from tool_side import answer_to, keep, listen, meta_weights
 
 
 def main(request):
@@ -56,14 +55,7 @@ def prepare(source):
     modules.devices.cpu = modules.devices.device = torch.device("cpu")
     modules.devices.dtype = torch.float
     modules.models.sd3.mmdit.QkvLinear = type("QkvLinear", (torch.nn.Linear,), {})
-    messages = []
-
-    class Listener(logging.Handler):
-        def emit(self, record):
-            messages.append(record.getMessage())
-
-    logging.getLogger().addHandler(Listener())
-    logging.getLogger().setLevel(logging.DEBUG)
+    messages = listen()
     # It lists the folder of LoRAs when it is imported: here it finds none.
     place = tempfile.gettempdir()
     modules.shared.cmd_opts = types.SimpleNamespace(lora_dir=place, lyco_dir_backcompat=place)
