@@ -286,3 +286,18 @@ def unknown_words(text: str, captions: Iterable[str]) -> list[str]:
 def plain_word(word: str) -> str:
     """A word of a prompt in small letters, without what stands around it."""
     return word.lower().strip(".,;:!?\"'()“”")
+
+
+def caption_text(path: Path) -> str:
+    """What a caption file holds, in UTF-8, or in UTF-16 where it begins as Windows writes that.
+
+    Raises BadInput where it is neither.
+    """
+    try:
+        data = path.read_bytes()
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return data.decode(encoding)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"The caption {path} cannot be read as text ({error}): save it as UTF-8."
+        ) from None

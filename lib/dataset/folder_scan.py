@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from lib.dataset.captions import composed
+from lib.dataset.captions import caption_text, composed
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, format_of, open_photo
 from lib.files import BadInput, listed, printable
@@ -169,7 +169,7 @@ def _captions_of_texts(listing: Listing, files: Iterable[Path]) -> set[Path]:
         named = photos.get(composed(path.stem).casefold(), [])
         used |= {path} if named else set()
         without += [] if named else [printable(path.name)]
-        if named and (text := " ".join(_read_text(path).split())):
+        if named and (text := " ".join(caption_text(path).split())):
             listing.captions |= {name: (text, path.name) for name in named}
     # One text alone is rather a note.
     if without and len(used) + len(without) > 1:
@@ -212,7 +212,7 @@ def _captions_of_tables(listing: Listing, files: Iterable[Path]) -> set[Path]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a metadata.jsonl or metadata.csv, by column. Raises BadInput."""
-    text = _read_text(path)
+    text = caption_text(path)
     if path.suffix == ".csv":
         return list(csv.DictReader(io.StringIO(text)))
     rows = []
@@ -230,18 +230,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
-
-
-def _read_text(path: Path) -> str:
-    """A text file, in UTF-8, or in UTF-16 where it begins as Windows writes that."""
-    try:
-        data = path.read_bytes()
-        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        return data.decode(encoding)
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"The caption {path} cannot be read as text ({error}): save it as UTF-8."
-        ) from None
 
 
 def scan(
