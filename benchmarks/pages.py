@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 
 from benchmarks.analysis.bench_figures import said
-from benchmarks.analysis.effects import TIME, effect
+from benchmarks.analysis.effects import CUT, CUT_TWICE, TIME, effect
 from benchmarks.analysis.study_rows import read_bench
 from benchmarks.analysis.verdicts import read_forecast, shipped_bytes
 from benchmarks.interop.table import FORMATS_PAGE, who_reads_it
@@ -21,12 +21,13 @@ from benchmarks.interop.table import RESULTS as INTEROP
 from benchmarks.sections import README, SETTINGS_PAGE, into_file, read, spread
 from lib.config import METHOD_NAMES
 from lib.config.checked import described
+from lib.config.presets import PRESETS
 from lib.config.settings import Settings
 from lib.files.paths import ROOT
 from lib.files.text import amount, size_text
 
 SPEED = ROOT / "benchmarks" / "results" / "pocket.json"
-COLUMNS = ["", "LoRA", "DreamBooth", "so"]
+COLUMNS = ["", "LoRA", "DreamBooth", "DreamBooth cut to a LoRA", "so"]
 QUESTIONS = {
     "01_dataset_prep": "What makes photos ready to train on?",
     "02_lora_training": "What is a low-rank update, and what does it learn?",
@@ -35,7 +36,7 @@ QUESTIONS = {
     "05_compose_and_ship": "How do I combine, merge, cut down and share?",
     "06_many_runs": "How do I train a grid, and what may its table say?",
 }
-RANK = 16  # of the Stable Diffusion LoRA whose file is computed
+RANK = PRESETS["lora", "sd1"]["rank"]  # of the LoRA whose file is computed
 
 
 def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
@@ -45,7 +46,6 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
     (benchmarks/results/pocket.json), of today's training step.
     """
     likeness = effect(rows, "dino")
-    forgetting = effect(rows, "pres")
     seconds = speed["seconds"]
     memory = {
         method: amount(speed["memory"][method]["peak_bytes"], "bytes")
@@ -59,6 +59,7 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             "seconds a training step",
             spread(seconds["lora"]),
             spread(seconds["dreambooth"]),
+            "as DreamBooth",
             f"{quicker(seconds['ratio']['median'])}: DreamBooth's step takes"
             f" {spread(seconds['ratio'])} times as long in the same round",
         ],
@@ -66,18 +67,20 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             "memory of training; SDXL at 1024 pixels, smallest recipe (forecast)",
             f"{memory['lora']}; {forecast['lora']}",
             f"{memory['dreambooth']}; {forecast['dreambooth']}",
+            "as DreamBooth",
             f"{smaller(speed, 'peak_bytes')}: this decides on a small card",
         ],
         [
             f"file to share; Stable Diffusion 1.5 (rank {RANK}, computed)",
             f"{file['lora']}; {sd15['lora']}",
             f"{file['dreambooth']}; {sd15['dreambooth']}",
+            "as LoRA",
             f"{smaller(speed, 'file_bytes')}: this decides with many subjects",
         ],
-        _scored("likeness to held-out photos (DINO's role, 1 is a copy)", likeness),
-        _scored("the class turns into the subject (PRES minus the base's)", forgetting),
+        _scored(rows, "likeness to held-out photos (DINO's role, 1 is a copy)", "dino"),
+        _scored(rows, "the class turns into the subject (PRES minus the base's)", "pres"),
     ]
-    table = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- | --- |"]
+    table = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- | --- | --- |"]
     table += ["| " + " | ".join(line) + " |" for line in lines]
     subjects = f"{likeness.subjects} subjects x {likeness.seeds} seeds"
     return "\n".join(
@@ -111,11 +114,21 @@ def smaller(speed: dict[str, Any], measure: str) -> str:
     return min(sides, key=lambda name: sides[name])
 
 
-def _scored(name: str, found: Any) -> list[str]:
-    """A row of the table for an effect of DreamBooth against LoRA."""
+def _scored(rows: list[dict[str, Any]], name: str, measure: str) -> list[str]:
+    """A row of the table for a score, with the effect of DreamBooth against LoRA."""
+    found = effect(rows, measure)
     sides = [amount(value, found.unit) for value in (found.against, found.of)]
     change = found.text().rsplit(", ", 1)[0]
-    return [name, *sides, f"DreamBooth: {said(found)}; {change}"]
+    return [name, *sides, _of_cuts(rows, measure), f"DreamBooth: {said(found)}; {change}"]
+
+
+def _of_cuts(rows: list[dict[str, Any]], measure: str) -> str:
+    """The mean of DreamBooth cut to a LoRA, of LoRA's rank and of twice that; a dash where it was
+    not measured.
+    """
+    once, twice = (effect(rows, measure, of=of, against=None) for of in (CUT, CUT_TWICE))
+    texts = [amount(e.value, e.unit) for e in (once, twice) if e.value is not None]
+    return f"{texts[0]}; at twice the rank {texts[1]}" if len(texts) == 2 else "-"
 
 
 def syllabus(speed: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 import torch
 
@@ -181,63 +182,99 @@ def hashes():
 
 def work(job, folder):
     """Train one job (or take the base as it is), draw, score: a flat row."""
-    start, data, base, row = time.perf_counter(), load_dataset(data_folder(job)), load_base(), {}
-    asked = class_protocol(data.subject, base)
-    kept = prediction_cache(base, [prompt.text for prompt in asked])
-    photo_sets = {
-        key: fixed_noise(base, [i.path for i in part], [i.caption for i in part])
-        for key, part in (("loss_train", data.train), ("loss_held_out", data.test))
-    }
-    of_class = EvaluationPlan()
-    floor = class_floor(base, data, asked)
-    ceiling = {
-        f"{key}_real": value
-        for key, value in real_row(judge(), data).items()
-        if key in ("dino", "clip_i")
-    }
-    if job["method"] in CUTS:
-        base, row = cut(job)
-    elif job["method"] != "base":
-        run, curve = train_job(job, folder, base, data)
-        base = load_run(run, load_base()).cast_for_sampling()
-        found = read_json(run / "metrics.json")
-        row = {key: found[key] for key in COSTS} | (along(curve.points, ceiling) if curve else {})
-    found = evaluate(
-        base,
-        data,
-        judge(),
-        EvaluationPlan(bench_prompts(data.subject, job["variant"] != "without_identifier"), SEEDS),
-    )
-    for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
-        image.save(folder / f"{k}.png")
-    row |= (
-        {key: found[key] for key in SCORES}
-        | by_prompt(found["pictures"], data.train)
-        | ceiling
-        | copies(judge(), data)
-    )
-    scores = class_scores(base, data, judge(), asked, of_class)
-    row |= {key: value - floor[key] for key, value in scores.items()}
-    row["drift"] = prediction_drift(base, kept)["mean"]
-    row |= {key: fixed_noise_loss(base, fixed)["mean"] for key, fixed in photo_sets.items()}
+    start = time.perf_counter()
+    data, base = load_dataset(data_folder(job)), load_base()
+    before = before_training(base, data)
+    tuned, row = contestant(job, folder, base, data)
+    row |= fidelity(job, folder, tuned, data)
+    row |= forgetting(before, tuned, data)
     if not (job["method"] == "dreambooth" and is_plain(job)):  # of these LoRAs are cut
         shutil.rmtree(folder / "run", ignore_errors=True)
+    row |= identity(job, data, device_name(tuned.device))
+    return row | {"cell_seconds": time.perf_counter() - start}
+
+
+class Before(NamedTuple):
+    """What the untouched base says, for what training changes of it.
+
+    - asked: what the class is asked; floor: how the base scores in it
+    - predictions: the base's, of those prompts
+    - losses: {column: photos with the noise that their loss is measured at}
+    """
+
+    asked: list
+    floor: dict
+    predictions: Any
+    losses: dict
+
+
+def before_training(base, data):
+    """The `Before` of a base and a data set."""
+    asked = class_protocol(data.subject, base)
+    parts = (("loss_train", data.train), ("loss_held_out", data.test))
+    return Before(
+        asked=asked,
+        floor=class_floor(base, data, asked),
+        predictions=prediction_cache(base, [prompt.text for prompt in asked]),
+        losses={
+            column: fixed_noise(base, [i.path for i in part], [i.caption for i in part])
+            for column, part in parts
+        },
+    )
+
+
+def contestant(job, folder, base, data):
+    """(the model that the job's method makes of `base`, its costs and the way of its training)."""
+    if job["method"] == "base":
+        return base, {}
+    if job["method"] in CUTS:
+        return cut(job)
+    run, curve = train_job(job, folder, base, data)
+    found = read_json(run / "metrics.json")
+    row = {key: found[key] for key in COSTS}
+    if curve:
+        row |= along(curve.points, real_row(judge(), data)["dino"])
+    return load_run(run, load_base()).cast_for_sampling(), row
+
+
+def fidelity(job, folder, tuned, data):
+    """What pictures of the subject score, beside what real photos and plain copies do; some of
+    them are left in `folder`.
+    """
+    asked = bench_prompts(data.subject, job["variant"] != "without_identifier")
+    found = evaluate(tuned, data, judge(), EvaluationPlan(asked, SEEDS))
+    for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
+        image.save(folder / f"{k}.png")
+    real = real_row(judge(), data)
+    return (
+        {key: found[key] for key in SCORES}
+        | by_prompt(found["pictures"], data.train)
+        | {f"{key}_real": real[key] for key in ("dino", "clip_i")}
+        | copies(judge(), data)
+    )
+
+
+def forgetting(before, tuned, data):
+    """What became of the class, and the losses on both parts of the photos."""
+    scores = class_scores(tuned, data, judge(), before.asked, EvaluationPlan())
+    return (
+        {key: value - before.floor[key] for key, value in scores.items()}
+        | {"drift": prediction_drift(tuned, before.predictions)["mean"]}
+        | {key: fixed_noise_loss(tuned, fixed)["mean"] for key, fixed in before.losses.items()}
+    )
+
+
+def identity(job, data, device):
+    """What a row is of: its settings, base, judge, device and libraries."""
     base_hash, judged_by = hashes()
     stack = versions()
-    used = {key: stack[key] for key in ("torch", "diffusers", "peft")}
-    known = {
+    return {
         "class_noun": data.subject.class_noun,
         "settings_hash": run_name(job),
         "base_hash": base_hash,
         "judge": judged_by,
-    }
-    return (
-        row
-        | known
-        | {"device": device_name(base.device)}
-        | used
-        | {"cell_seconds": time.perf_counter() - start}
-    )
+        "device": device,
+    } | {key: stack[key] for key in ("torch", "diffusers", "peft")}
 
 
 def class_floor(base, data, asked):
@@ -349,13 +386,17 @@ def along(points, ceiling):
         for k, p in enumerate(points)
         for key in ("dino", "clip_t", "pres", "drift", "obedience")
     }
-    return row | costs_along(points, ceiling["dino_real"])
+    return row | costs_along(points, ceiling)
 
 
 def shipped():
-    """The rows in the table that are of this base and judge; none where the file is absent."""
-    rows = read_table(RESULTS) if RESULTS.is_file() else []
-    return [row for row in rows if (row["base_hash"], row["judge"]) == hashes()]
+    """The rows in the table; none where the file is absent."""
+    return read_table(RESULTS) if RESULTS.is_file() else []
+
+
+def is_of_today(row):
+    """Whether a row is of the base and the judge that are here now."""
+    return (row["base_hash"], row["judge"]) == hashes()
 
 
 def hand_in(jobs):
@@ -363,7 +404,7 @@ def hand_in(jobs):
     finished ones.
     """
     wanted = {run_name(j): j for j in jobs}
-    for row in shipped():
+    for row in filter(is_of_today, shipped()):
         key = row["settings_hash"]
         if key in wanted and not (WORK / "runs" / key / "row.json").is_file():
             found = {k: v for k, v in row.items() if v is not None and k != "study"}
@@ -373,6 +414,8 @@ def hand_in(jobs):
 def write_results(plan, rows):
     """Write the table: `rows` in every study of `plan` that asked for them, and the rows of other
     studies that were there before.
+
+    A study keeps the rows of a former base or judge until it is run anew: then all of them go.
     """
     done = [
         {"study": study} | rows[run_name(j)]
@@ -384,7 +427,13 @@ def write_results(plan, rows):
         if row["study"] == "identifier" and row["variant"] == "good":
             row["variant"] = "rare"
     new = {(row["study"], row["settings_hash"]) for row in done}
-    done = [row for row in shipped() if (row["study"], row["settings_hash"]) not in new] + done
+    anew = {row["study"] for row in done}
+    done += [
+        row
+        for row in shipped()
+        if (row["study"], row["settings_hash"]) not in new
+        and (is_of_today(row) or row["study"] not in anew)
+    ]
     order = list(studies(["-"], 1))
     done.sort(
         key=lambda row: (

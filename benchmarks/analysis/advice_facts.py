@@ -6,6 +6,7 @@
 from typing import Any
 
 from benchmarks.analysis.effects import ENOUGH, LORA, Effect, Rows, decide, effect, number
+from benchmarks.analysis.study_rows import is_of_mains_base
 from benchmarks.analysis.verdicts import SHAPES, shipped_bytes
 from lib.config.settings import METHODS
 from lib.evaluation.advice import COSTS
@@ -38,8 +39,10 @@ def advice_facts(rows: Rows) -> dict[str, Any]:
 
 def _with_main_ranks(rows: Rows) -> Rows:
     """The rows, with the main study's LoRA runs copied into the study of ranks where that has none
-    of their rank.
+    of their rank and is of the same base model.
     """
+    if not is_of_mains_base(rows, "rank"):
+        return rows
     runs = [row for row in rows if row.get("method") == "lora" and row.get("rank") is not None]
     there = {row["rank"] for row in runs if row.get("study") == "rank"}
     copies = [

@@ -22,7 +22,7 @@ from benchmarks.analysis.effects import (
     decide,
     effect,
 )
-from benchmarks.analysis.study_rows import common, ranked, size
+from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size
 from lib.config.names import MEASURE_NAMES
 from lib.files.text import amount
 from lib.plots.charts import intervals, points
@@ -74,12 +74,13 @@ def main_table(rows: Rows) -> Table:
     what its interval allows to say.
 
     A measure that is younger than the main comparison's rows is read off its repetition on another
-    training seed, and says so.
+    training seed, where both are of one base model, and says so.
     """
     lines = []
     for measure, name in (SCORES | COSTS).items():
         main, unit = effect(rows, measure), MEASURES[measure][1]
-        found = main if main.subjects else effect(rows, measure, "again")
+        instead = not main.subjects and is_of_mains_base(rows, "again")
+        found = effect(rows, measure, "again") if instead else main
         if found.subjects:
             ends = [
                 level(rows, m, of=BASE)[0] if m in MEASURES else None
@@ -138,7 +139,7 @@ def pareto(rows: Rows) -> Figure | None:
     """Likeness against prompt following, of the base, of LoRA at every rank and of DreamBooth, on
     the subjects that all of them have.
     """
-    ranks = ranked(rows)
+    ranks = ranked(rows) if is_of_mains_base(rows, "rank") else []
     lora = (
         {"LoRA by rank": [(r, "rank", LORA | {"rank": r}) for r in ranks]}
         if ranks

@@ -72,15 +72,18 @@ def _cell(rows: Rows) -> float:
     """Seconds that a cell takes, both methods trained, drawn and scored, of one core; 0 where no
     row says so.
     """
-    seconds = [
-        [
-            r["cell_seconds"]
-            for r in rows
-            if r.get("cell_seconds") and r["method"] == m and r["study"] == "again"
+    for study in ("main", "again"):  # the first rows of the main one did not tell yet
+        seconds = [
+            [
+                r["cell_seconds"]
+                for r in rows
+                if r.get("cell_seconds") and r["method"] == m and r["study"] == study
+            ]
+            for m in METHODS
         ]
-        for m in METHODS
-    ]
-    return sum(map(median, seconds)) if all(seconds) else 0
+        if all(seconds):
+            return sum(map(median, seconds))
+    return 0
 
 
 def section(rows: Rows, made: dict[str, Figure]) -> str:

@@ -21,7 +21,7 @@ from benchmarks.analysis.effects import (
     repeated,
     swing,
 )
-from benchmarks.analysis.study_rows import common, ranked, size
+from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size
 from lib.config.names import METHOD_NAMES
 from lib.config.presets import PRESETS
 from lib.files.text import amount
@@ -167,6 +167,8 @@ def again(rows: Rows) -> Figure | None:
     """A part of the main comparison on another training seed against the same subjects of the main
     one: by how much the effects differ.
     """
+    if not is_of_mains_base(rows, "again"):
+        return None
     some, found = (
         common(rows, [("again", LORA), ("again", FULL)], seeds=False),
         {m: repeated(rows, m) for m in SCORES},
@@ -448,9 +450,16 @@ FIGURES = MAIN | {
     "text_encoder": text_encoder,
     "rates": rates,
 }
+STUDIES = {"rates": "rate"}  # of the figures whose study goes by another name
+FORMER = (
+    " Run on a former base model, before the one that ships: its numbers are for this study alone."
+)
 
 
 def figures(rows: Rows) -> dict[str, Figure]:
     """name -> its picture and table, of those that the rows have runs for."""
-    made = {name: make(rows) for name, make in FIGURES.items()}
-    return {name: figure for name, figure in made.items() if figure}
+    made = {name: figure for name, make in FIGURES.items() if (figure := make(rows))}
+    for name, figure in made.items():
+        if name not in MAIN and not is_of_mains_base(rows, STUDIES.get(name, name)):
+            figure.caption += FORMER
+    return made

@@ -19,6 +19,7 @@ TIMES = ("seconds_per_step", "train_seconds", "seconds_to_half", "seconds_to_bes
 
 # What a step's time depends on, beside the method.
 RECIPE = (
+    "base_hash",
     "device",
     "method",
     "rank",
@@ -72,6 +73,17 @@ def busy(rows: Rows) -> Rows:
         for row in some
         if row["seconds_per_step"] > BUSY * median(r["seconds_per_step"] for r in some)
     ]
+
+
+def is_of_mains_base(rows: Rows, study: str) -> bool:
+    """Whether a study was run on the base model and by the judge of the main one.
+
+    A study keeps its rows until it is run anew, so it may speak of a former base: then it is held
+    against itself alone, and says so.
+    """
+    both = [row for row in rows if row.get("study") in (study, "main")]
+    names = ("base_hash", "judge")
+    return all(len({row.get(name) for row in both} - {None}) <= 1 for name in names)
 
 
 def ranked(rows: Rows) -> list[int]:

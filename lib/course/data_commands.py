@@ -55,20 +55,21 @@ def prepare(
     from lib.dataset.preparation import IDENTIFIERS, prepare_all, read_words
     from lib.models import load_base
 
-    given = {
-        "class_noun": class_noun,
-        "identifier": identifier,
-        "kind": kind,
-        "subject": folder,
-        "base": base,
-        "aspect": aspect,
-        "held_out": held_out,
-        "class_images": class_images,
-        "sample_steps": sample_steps,
-        "guidance": guidance,
-        "seed": seed,
-    }
-    check_parameters(given)
+    check_parameters(
+        {
+            "class_noun": class_noun,
+            "identifier": identifier,
+            "kind": kind,
+            "subject": folder,
+            "base": base,
+            "aspect": aspect,
+            "held_out": held_out,
+            "class_images": class_images,
+            "sample_steps": sample_steps,
+            "guidance": guidance,
+            "seed": seed,
+        }
+    )
     # Before a base is loaded, which may be slow: whether the words can be used at all.
     read_subject(folder, kind or None, class_noun or None, identifier or IDENTIFIERS[0])
     found = report(scan(folder, kind=kind or None, aspect=aspect))
@@ -82,8 +83,9 @@ def prepare(
         "steps": sample_steps,
         "guidance": guidance,
     }
-    options = {"held_out": held_out, "seed": seed, "aspect": aspect}
-    dataset = prepare_all(folder, out, model, subject, drawing, **options)
+    dataset = prepare_all(
+        folder, out, model, subject, drawing, held_out=held_out, seed=seed, aspect=aspect
+    )
     tell_limits(model, subject)
     print(
         *(note for note in dataset.notes if note.split(": ", 1)[-1] not in found),

@@ -91,7 +91,15 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     for name, preset in SETTINGS.items():
         if name in values and (preset is None or values[name] != preset):
             training[name] = values[name]
-    Settings(**training)
+    try:
+        Settings(**training)
+    except BadInput as error:
+        left = (
+            f" {value} leaves it to the preset."
+            for name, value in SETTINGS.items()
+            if value is not None and f"'{name}'" in str(error)
+        )
+        raise BadInput(str(error) + "".join(left)) from None
     Parameters(**{name: values[name] for name in described(Parameters) if name in values})
     Needs(**needs | {name: values[name] for name in described(Needs) if name in values})
 

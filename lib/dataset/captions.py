@@ -295,8 +295,7 @@ def caption_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        return data.decode(encoding)
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, ValueError) as error:
         raise BadInput(
             f"The caption {path} cannot be read as text ({error}): save it as UTF-8."

@@ -10,11 +10,13 @@ from bench_rows import base_rows, bench
 from PIL import Image
 
 from benchmarks import sections
+from benchmarks.analysis.advice_facts import advice_facts
 from benchmarks.analysis.bench_figures import SCORES, level, main_table, pareto
 from benchmarks.analysis.effects import BASE, BENCH, FULL, LORA, effect, swing
 from benchmarks.analysis.results_page import SHOWN, file, section
 from benchmarks.analysis.study_figures import again, careless, figures, rank_curve, rates, recipes
 from benchmarks.analysis.study_rows import common, read_bench, size
+from benchmarks.analysis.verdicts import verdicts
 from lib.evaluation.results import RESULTS
 
 RANKS = {1: 0.1, 16: 0.0, 64: -0.02}
@@ -199,6 +201,24 @@ def test_prior_preservation_is_compared_with_none(made):
     assert (
         lines["DINO, LoRA"][0].startswith("+0.000")
         and lines["drift, LoRA"][2] == "no difference (the same within 0.01)"
+    )
+
+
+def test_a_study_of_a_former_base_says_so_and_is_held_against_itself_alone():
+    today = {"base_hash": "new", "judge": "j"}
+    rows = [dict(r, **today) if r["study"] == "main" else dict(r) for r in whole()]
+    made = figures(rows)
+    assert "again" not in made and "again" in figures(whole())
+    former = {name for name, figure in made.items() if "former base model" in figure.caption}
+    assert former == {"rank", "prior", "anchor", "careless", "recipes", "text_encoder", "rates"}
+    assert not any("former base" in figure.caption for figure in figures(whole()).values())
+    points = [line[0] for line in made["pareto"].table.rows]
+    assert "LoRA" in points and "LoRA by rank" not in points
+    claims = {claim["claim"]: claim["effect"] for claim in verdicts(rows)["claims"]}
+    assert "former base model" in claims[13] and "former base model" not in claims[6]
+    assert (
+        advice_facts(rows)["ranks"]
+        == advice_facts([r for r in rows if r["study"] == "rank"])["ranks"]
     )
 
 

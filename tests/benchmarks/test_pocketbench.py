@@ -211,5 +211,14 @@ def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkey
     )
     bench.write_results({"main": [three]}, rows)
     assert len(bench.shipped()) == 4
+    # Of another base, no row counts as finished; a study's rows stay until it is run anew.
     monkeypatch.setattr(bench, "hashes", lambda: ("another", "j"))
-    assert bench.shipped() == []
+    monkeypatch.setattr(bench, "WORK", tmp_path / "of_another")
+    bench.hand_in([one, two, three])
+    assert not (tmp_path / "of_another").exists()
+    anew = {run_name(one): rows[run_name(one)] | {"base_hash": "another"}}
+    bench.write_results({"main": [one, two, three]}, anew)
+    assert [(r["study"], r["method"], r["base_hash"]) for r in bench.shipped()] == [
+        ("main", "base", "another"),
+        ("identifier", "lora", "b"),
+    ]

@@ -60,7 +60,7 @@ def test_every_parameter_is_known_and_stays_what_it_is(path):
     [
         ("class_images", 10.0, "must be a whole number, but it is 10.0 (float): write it as one."),
         ("class_images", 0, "is 0, outside 1 to 10000"),
-        ("sample_steps", -1, "is -1, outside 1 to 1000"),
+        ("sample_steps", -1, "is -1, outside 1 to 1000: choose a value in that range. 0 leaves"),
         ("guidance", "4,0", "must be a number, but it is '4,0' (str): write it as one."),
         ("seed", -1, "is -1, outside 0 to"),
         ("held_out", -1, "is -1, outside 0 to"),
