@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from lib.convert.composition import load_adapters
+from lib.convert.interchange import extract
 from lib.dataset.captions import prompts
 from lib.dataset.class_images import draw_class_images
 from lib.dataset.imagefolder import load_dataset
@@ -37,7 +39,6 @@ from lib.models.families import preset
 from lib.training.loop import train
 train(preset({method!r}, data={data!r}, output={output!r}, steps=1, sample_every=0))
 """
-PICTURE_STEPS = 25  # of the picture that is timed
 SHOWN = ("on the beach", "in the forest", "at night", "in the snow", "in space")
 
 
@@ -78,7 +79,7 @@ def measure(rounds, steps):
                 }
             found["ratio"].append(found["dreambooth"][-1] / found["lora"][-1])
             start = time.perf_counter()
-            base.generate(["a red robot in the snow"] * 8, range(8), PICTURE_STEPS)
+            base.generate(["a red robot in the snow"] * 8, range(8), base.sample_steps)
             found["picture"].append((time.perf_counter() - start) / 8)
             if k < 3:
                 start = time.perf_counter()
@@ -87,19 +88,20 @@ def measure(rounds, steps):
                     [sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
                 )
                 found["cold start"].append(time.perf_counter() - start)
-        device = device_name(base.device)
+        device, picture_steps = device_name(base.device), base.sample_steps
     return {
         "seconds": {name: middle(values) for name, values in found.items()},
         "memory": peaks,
         "device": device,
         "steps": steps,
+        "picture_steps": picture_steps,
         "versions": versions(),
     }
 
 
 def picture():
-    """The README's picture: the same prompts and seeds by base model, LoRA and DreamBooth of the
-    course, under the real photos.
+    """The README's picture: the same prompts and seeds by the base model and the course's three
+    contestants, under the real photos.
     """
     from PIL import Image
 
@@ -107,12 +109,21 @@ def picture():
 
     data = load_dataset(COURSE / "data")
     items = [*data.test, *data.train][: len(SHOWN)]
+    rank = preset("lora", data="-", output="-").rank
+    cut, _ = extract(COURSE / "dreambooth", rank, progress=lambda done, total: None)
+    models = {
+        "base model": load_base(),
+        "LoRA": load_run(COURSE / "lora", load_base()),
+        "DreamBooth": load_run(COURSE / "dreambooth", load_base()),
+        "DreamBooth cut to a LoRA": load_adapters(load_base(), {"cut": cut}),
+    }
+    seeds = [3000 + k for k in range(len(SHOWN))]
     rows = []
-    for run in (None, "lora", "dreambooth"):
-        base = load_run(COURSE / run, load_base()) if run else load_base()
-        words = [prompts(data.subject, place, with_identifier=run is not None) for place in SHOWN]
-        rows.append(base.generate(words, [3000 + k for k in range(len(SHOWN))]))
-    drawn = grid(rows, rows=["base model", "LoRA", "DreamBooth"], columns=SHOWN).image
+    for name, model in models.items():
+        known = name != "base model"
+        words = [prompts(data.subject, place, with_identifier=known) for place in SHOWN]
+        rows.append(model.generate(words, seeds))
+    drawn = grid(rows, rows=list(models), columns=SHOWN).image
     places = [item.caption.removeprefix(prompts(data.subject)).strip() for item in items]
     photos = grid(
         [[Image.open(item.path) for item in items]], rows=["photos"], columns=places
@@ -157,9 +168,9 @@ def figures(found):
         (
             f"In the same round a DreamBooth step took {spread(s['ratio'])} times as long as a LoRA"
             " step; the table's medians are each of their own rounds, so their quotient differs. A"
-            f" picture of {PICTURE_STEPS} guided steps takes {spread(s['picture'])} s; LoRA's cold"
-            f" start to the end of its first step, in {s['cold start']['rounds']} rounds,"
-            f" {spread(s['cold start'], 1)} s."
+            f" picture of {found['picture_steps']} guided steps takes {spread(s['picture'])} s;"
+            f" LoRA's cold start to the end of its first step, in {s['cold start']['rounds']}"
+            f" rounds, {spread(s['cold start'], 1)} s."
         ),
     ]
     if course:

@@ -172,11 +172,12 @@ def judge():
 def hashes():
     """(of the base model's weights, of the judge's): rows of different ones never share a table."""
     base = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(POCKET.rglob("*.safetensors"))))
-    # What the class is asked, and in how many steps pictures are drawn, is part of the judge:
-    # rows asked otherwise are another judge's.
+    # What the class is asked, and how pictures are drawn, is part of the judge: rows asked
+    # otherwise are another judge's.
     files = [*sorted(JUDGE.rglob("*.safetensors")), PROMPTS / "pocket.json"]
     seen = hashlib.sha256(b"".join(f.read_bytes() for f in files))
-    seen.update(str(PRESETS["lora", "pocket"]["sample_steps"]).encode())
+    drawn = PRESETS["lora", "pocket"]
+    seen.update(f"{drawn['sample_steps']} {drawn['guidance']}".encode())
     return base.hexdigest()[:12], f"pocket {seen.hexdigest()[:8]}"
 
 

@@ -35,7 +35,9 @@ def prepare(
     sample_steps: Annotated[
         int, typer.Option(help="sampling steps of each of these; 0: as many as the base needs")
     ] = 0,
-    guidance: Annotated[float, typer.Option(help="guidance scale of these")] = 4.0,
+    guidance: Annotated[
+        float, typer.Option(help="guidance scale of these; 0: the base's own")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="where all randomness starts from")] = 0,
 ) -> None:
     """Prepare a data set from a folder of photos.

@@ -68,7 +68,7 @@ SETTINGS = {
     "batch_size": 0,
     "prior_weight": -1,
     "sample_steps": 0,
-    "guidance": None,
+    "guidance": 0,
     "keep": None,
 }
 

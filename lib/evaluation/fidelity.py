@@ -45,7 +45,7 @@ class EvaluationPlan:
     prompts: pairs (with the identifier, with the class noun only); None leaves them to whoever
     evaluates.
     seeds: each prompt is drawn once with each.
-    steps, guidance: of sampling; 0 steps are as many as the base needs (`on`).
+    steps, guidance: of sampling; 0 is the base's own (`on`).
     class_pictures: pictures of the class in each set of words (see `class_protocol`), for PRES,
     drift and obedience; 0 leaves all three out.
     """
@@ -53,7 +53,7 @@ class EvaluationPlan:
     prompts: PromptPairs | None = None
     seeds: Sequence[int] = (1000, 1001)
     steps: int = 0
-    guidance: float = 4.0
+    guidance: float = 0.0
     class_pictures: int = 8
 
     @property
@@ -62,8 +62,11 @@ class EvaluationPlan:
         return {"steps": self.steps, "guidance": self.guidance}
 
     def on(self, base: Base) -> "EvaluationPlan":
-        """The same with the steps of `base` where none are named: records tell what was done."""
-        return replace(self, steps=self.steps or base.sample_steps)
+        """The same with the steps and the guidance of `base` where none are named: records tell
+        what was done.
+        """
+        steps, guidance = self.steps or base.sample_steps, self.guidance or base.guidance
+        return replace(self, steps=steps, guidance=guidance)
 
     def asking(self, prompts: PromptPairs) -> "EvaluationPlan":
         """The same plan with these prompts."""

@@ -153,6 +153,11 @@ class Base:
         return PRESETS["lora", self.family.name].get("sample_steps", Settings.sample_steps)
 
     @property
+    def guidance(self) -> float:
+        """Guidance scale at which it draws unless told otherwise: its family's preset."""
+        return PRESETS["lora", self.family.name].get("guidance", Settings.guidance)
+
+    @property
     def tokenizers(self) -> list[Any]:
         """The tokenizer of each text encoder, the first one's first."""
         return [getattr(self.pipe, name) for name in self.family.tokenizers()]
@@ -272,14 +277,15 @@ class Base:
         prompts: Sequence[str],
         seeds: Iterable[int],
         steps: int = 0,
-        guidance: float = 4.0,
+        guidance: float = 0.0,
         adapter_weight: float | None = None,
         progress: Callable[[int, int], Any] | None = None,
         size: tuple[int, int] | None = None,
     ) -> list[Image.Image]:
         """One picture per (prompt, seed) pair, the same whatever stands beside it in the batch.
 
-        `steps` are denoising steps, 0 as many as the base needs (`sample_steps`).
+        `steps` are denoising steps, `guidance` is the scale of guidance; 0 is the base's own of
+        either (`sample_steps`, `Base.guidance`), and guidance 1 is none.
         `adapter_weight` scales a loaded LoRA (1 as trained, 0 the base). `progress(done, total)` is
         called after each batch. `size` is (width, height) in pixels, if not the base's square.
         """
@@ -294,7 +300,7 @@ class Base:
         count = pictures_per_pass(width * height, DENOISER_PIXELS)
         options: dict[str, Any] = {
             "num_inference_steps": steps or self.sample_steps,
-            "guidance_scale": guidance,
+            "guidance_scale": guidance or self.guidance,
             "height": height,
             "width": width,
         }

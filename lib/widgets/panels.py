@@ -87,7 +87,7 @@ def explorer(
     runs: Mapping[str, str | Path],
     prompt: str | None = None,
     seed: int = 0,
-    guidance: float = 4.0,
+    guidance: float = 0.0,
     adapter_weight: float = 1.0,
     steps: int = 0,
 ) -> dict[str, Any]:
@@ -95,14 +95,15 @@ def explorer(
     weight of one's own choice.
 
     `runs`: {"lora": run folder, "dreambooth": run folder, "extracted": a LoRA's file}, one or more,
-    at least one of them a run. Returns the choices as a dict, which the widgets edit;
-    `Models(runs).draw(**choices)` draws the same picture without them.
+    at least one of them a run. Guidance 0 is that of the first run's samples. Returns the choices
+    as a dict, which the widgets edit; `Models(runs).draw(**choices)` draws the same picture without
+    them.
     """
     models = Models(runs)
     choices = {
         "prompt": prompt or models.prompt(),
         "seed": seed,
-        "guidance": float(guidance),
+        "guidance": float(guidance or models.settings.guidance),
         "adapter_weight": float(adapter_weight),
         "steps": steps,
     }

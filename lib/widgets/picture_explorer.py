@@ -58,7 +58,7 @@ class Models:
         self,
         prompt: str,
         seed: int = 0,
-        guidance: float = 4.0,
+        guidance: float = 0.0,
         adapter_weight: float = 1.0,
         steps: int = 0,
     ) -> Figure:
@@ -67,7 +67,7 @@ class Models:
         """
         if not prompt.strip():
             raise BadInput("The prompt is empty: write what the picture shows.")
-        base = self.model("base")
+        base, guidance = self.model("base"), guidance or self.settings.guidance
         pieces, most = len(base.tokens(prompt)), base.pipe.tokenizer.model_max_length - 2
         if pieces > most:  # what comes after them would be cut off without a word
             raise BadInput(

@@ -118,7 +118,7 @@ def test_without_a_reader_panels_return_their_input_and_show_nothing(nobody, pla
     assert choices == {
         "prompt": "a toy",
         "seed": 3,
-        "guidance": 4.0,
+        "guidance": 2.0,
         "adapter_weight": 1.0,
         "steps": 0,
     }
