@@ -396,10 +396,14 @@ def each_cell_twice(notebook):
     return notebook
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").rglob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_what_0_leaves_to_the_base_never_reaches_its_settings_as_0(path):
     code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
-    for call in re.findall(r"preset\((?:[^()]|\([^()]*\))*\)|recipe = dict\([^()]*\)", code):
+    for call in re.findall(
+        r"(?:preset|replace)\((?:[^()]|\([^()]*\))*\)|recipe = dict\([^()]*\)", code
+    ):
         for name in ("sample_steps", "guidance"):
             assert f"{name}={name}," not in call and f"{name}={name})" not in call, call
 
