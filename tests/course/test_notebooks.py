@@ -105,6 +105,17 @@ def test_00_works_alone_and_answers(tmp_path):
     assert "widgets" not in notebook.metadata
 
 
+def test_the_report_opens_with_the_picture_of_all_contestants():
+    tagged = [
+        (path.stem, cell.source)
+        for path in sorted((ROOT / "notebooks").glob("0[1-6]_*.ipynb"))
+        for cell in nbformat.read(path, 4).cells
+        if "key-picture" in cell.metadata.get("tags", ())
+    ]
+    name, source = tagged[-1]  # the last one is moved to the top
+    assert name == "04_comparison" and "result.images" in source
+
+
 @pytest.mark.slow
 def test_06_sweeps_a_grid_once_and_gives_no_interval_of_one_subject(course):
     notebook = course("06_many_runs")
