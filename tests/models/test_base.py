@@ -19,7 +19,7 @@ from lib.files.errors import BadInput
 from lib.models.base import load_base
 from lib.models.base_files import locate
 from lib.models.devices import fast_arithmetic, out_of_memory
-from lib.models.families import Family, family_of, preset
+from lib.models.families import FAMILIES, Family, family_of, preset
 from lib.models.pipeline import read_pipeline
 from lib.step.methods import trainable, tuned_parts
 
@@ -67,6 +67,20 @@ def test_a_base_draws_in_as_many_steps_as_it_needs_unless_told(tiny, monkeypatch
     assert plan.sampling["steps"] == 12 and EvaluationPlan(steps=3).on(tiny).steps == 3
     monkeypatch.setattr(tiny, "family", Family())
     assert tiny.sample_steps == Settings.sample_steps == 25
+
+
+def test_a_base_draws_at_its_own_guidance_unless_told(tiny, monkeypatch):
+    assert tiny.guidance == PRESETS["dreambooth", "pocket"]["guidance"] == 2.0
+    own, named, same = (
+        tiny.generate(["a robot"], [5], steps=3, guidance=g)[0] for g in (0, 6.0, 2.0)
+    )
+    assert own.tobytes() == same.tobytes() != named.tobytes()
+    assert EvaluationPlan().on(tiny).guidance == 2.0
+    assert EvaluationPlan(guidance=6.0).on(tiny).sampling["guidance"] == 6.0
+    own = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
+    for family in FAMILIES:
+        monkeypatch.setattr(tiny, "family", family())
+        assert tiny.guidance == own.get(family.name, 2.0)
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -656,7 +656,7 @@ def test_an_adapter_of_weight_zero_is_the_base_and_one_is_not(runs):
 
     models, ask = Models(runs), ("a robot", 0, 4.0)
     pictures = {w: models.picture("lora", *ask, w, 4).tobytes() for w in (0.0, 1.0)}
-    base = load_base(models.settings.base).generate(["a robot"], [0], 4)[0].tobytes()
+    base = load_base(models.settings.base).generate(["a robot"], [0], 4, 4.0)[0].tobytes()
     assert pictures[0.0] == base == models.picture("base", *ask, 0.0, 4).tobytes() != pictures[1.0]
     assert models.picture("dreambooth", *ask, None, 4).tobytes() != base
 
