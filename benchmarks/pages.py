@@ -82,18 +82,17 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
     ]
     table = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- | --- | --- |"]
     table += ["| " + " | ".join(line) + " |" for line in lines]
-    subjects = f"{likeness.subjects} subjects x {likeness.seeds} seeds"
+    subjects = likeness.text().rsplit("), ", 1)[-1]
     return "\n".join(
         [
             *table,
             "",
             f"Measured on the small base model that ships (drawings of 64 pixels): {subjects}, each"
-            " method at its own best learning rate; intervals are 95 % over subjects. **One"
-            " caveat**: the last row was asked in the words of its class images, which had one"
-            " wording. In other words it may turn round: a DreamBooth so trained drew the subject"
-            " for the class. Class images in many wordings, as the course draws them now, held it"
-            " there too on the three subjects tried, but cost DreamBooth likeness on one that was"
-            " drawn by another hand: notebook 03 asks your own both ways.",
+            " method at the best of the learning rates that were tried; intervals are 95 % over"
+            " subjects. The class is asked for in words that no class image has. **One caveat**:"
+            " the captions of these photos name the place. Where captions name none, DreamBooth at"
+            " this rate hardly learnt a subject that was drawn by another hand"
+            " ([what helps](docs/troubleshooting.md)): look at your own.",
             "",
         ]
     )

@@ -127,11 +127,11 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
         1,
         "LoRA trains faster",
         (
-            "seconds: a step; half of the way from base to real photos (runs that get there), and"
-            " the best step, both read off the curve's quarters, on straight lines between them"
+            "seconds: all steps; half of the way from base to real photos (runs that get there),"
+            " and the best step, both read off the curve's quarters, on straight lines between them"
         ),
         [
-            Part("a step", "seconds_per_step"),
+            Part("all steps", "train_seconds"),
             Part("half of the way", "seconds_to_half"),
             Part("the best step", "seconds_to_best"),
         ],
