@@ -116,7 +116,9 @@ def smaller(speed: dict[str, Any], measure: str) -> str:
 def _scored(rows: list[dict[str, Any]], name: str, measure: str) -> list[str]:
     """A row of the table for a score, with the effect of DreamBooth against LoRA."""
     found = effect(rows, measure)
-    sides = [amount(value, found.unit) for value in (found.against, found.of)]
+    sides = [
+        "-" if value is None else amount(value, found.unit) for value in (found.against, found.of)
+    ]
     change = found.text().rsplit(", ", 1)[0]
     return [name, *sides, _of_cuts(rows, measure), f"DreamBooth: {said(found)}; {change}"]
 

@@ -65,8 +65,11 @@ class EvaluationPlan:
         """The same with the steps and the guidance of `base` where none are named: records tell
         what was done.
         """
-        steps, guidance = self.steps or base.sample_steps, self.guidance or base.guidance
-        return replace(self, steps=steps, guidance=guidance)
+        return replace(
+            self,
+            steps=self.steps or base.sample_steps,
+            guidance=self.guidance or base.guidance,
+        )
 
     def asking(self, prompts: PromptPairs) -> "EvaluationPlan":
         """The same plan with these prompts."""
