@@ -54,7 +54,7 @@ def _copies(rows: Rows) -> str:
     show at most.
     """
     found = {
-        m: effect(rows, f"{m}_copies", "again", {"method": "lora"}, None, ())
+        m: effect(rows, f"{m}_copies", "main", {"method": "lora"}, None, ())
         for m in ("memorising", "nearest")
     }
     texts = [amount(e.value, e.unit) for e in found.values() if e.value is not None]
@@ -72,18 +72,15 @@ def _cell(rows: Rows) -> float:
     """Seconds that a cell takes, both methods trained, drawn and scored, of one core; 0 where no
     row says so.
     """
-    for study in ("main", "again"):  # the first rows of the main one did not tell yet
-        seconds = [
-            [
-                r["cell_seconds"]
-                for r in rows
-                if r.get("cell_seconds") and r["method"] == m and r["study"] == study
-            ]
-            for m in METHODS
+    seconds = [
+        [
+            r["cell_seconds"]
+            for r in rows
+            if r.get("cell_seconds") and r["method"] == m and r["study"] == "main"
         ]
-        if all(seconds):
-            return sum(map(median, seconds))
-    return 0
+        for m in METHODS
+    ]
+    return sum(map(median, seconds)) if all(seconds) else 0
 
 
 def section(rows: Rows, made: dict[str, Figure]) -> str:
