@@ -337,12 +337,17 @@ def _matches(row: Row, where: Columns) -> bool:
 def _check_alike(rows: Rows, study: str, is_ratio: bool) -> None:
     """Raise BadInput where the runs are of several base models or, for scores, several judges."""
     for name in ("base_hash",) if is_ratio else ("base_hash", "judge"):
-        found = {row.get(name) for row in rows}
-        if len(found - {None}) > 1:
+        if are_mixed(rows, name):
+            found = {row.get(name) for row in rows}
             raise BadInput(
                 f"The study '{study}' mixes {name} {', '.join(map(str, found))}, which don't"
                 " compare: keep the rows of one."
             )
+
+
+def are_mixed(rows: Rows, name: str) -> bool:
+    """Whether the rows that have a column have several values in it."""
+    return len({row.get(name) for row in rows} - {None}) > 1
 
 
 def swing(rows: Rows, measure: str, study: str, of: Columns, subjects: int) -> float | None:

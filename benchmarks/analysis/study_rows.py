@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.analysis.effects import BASE, BENCH, Columns, Rows
+from benchmarks.analysis.effects import BASE, BENCH, Columns, Rows, are_mixed
 from benchmarks.csv_rows import read_table
 
 # a run whose step took so many times the median of its like shared the machine with other work
@@ -82,8 +82,7 @@ def is_of_mains_base(rows: Rows, study: str) -> bool:
     against itself alone, and says so.
     """
     both = [row for row in rows if row.get("study") in (study, "main")]
-    names = ("base_hash", "judge")
-    return all(len({row.get(name) for row in both} - {None}) <= 1 for name in names)
+    return not (are_mixed(both, "base_hash") or are_mixed(both, "judge"))
 
 
 def ranked(rows: Rows) -> list[int]:
