@@ -21,6 +21,11 @@ RATES = {
     "lora": (1e-3, 2e-3, 2.8e-3, 4e-3, 1e-2),
     "dreambooth": (4e-4, 8e-4, 1.2e-3, 1.6e-3, 4e-3),
 }
+# {steps of a training: the rates that are tried at that length}.
+LENGTHS = {
+    150: {"lora": (2.8e-3, 4e-3, 5.6e-3), "dreambooth": (8e-4, 1.2e-3, 1.6e-3)},
+    300: {"lora": (2.8e-3,), "dreambooth": (8e-4,)},
+}
 # (subject, variant): each with captions that name the place, and with ones that don't, as most
 # people's photos come.
 SUBJECTS = tuple(

@@ -48,7 +48,7 @@ def job(
         whole = job(subject, "dreambooth", seed, variant, **changes)
         rank = CUTS[method] * preset("lora", data="-", output="-").rank
         return whole | {"method": method, "rank": rank}
-    s = preset(method, data="-", output="-", steps=STEPS, seed=seed, **changes)
+    s = preset(method, data="-", output="-", seed=seed, **{"steps": STEPS} | changes)
     own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
     common = {
         "prior_weight": s.prior_weight,
@@ -135,6 +135,14 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
             for s, v in tuning
             for m in METHODS
             for rate in learning_rates.RATES[m]
+        ],
+        "length": [job(s, "base", variant=v) for s, v in tuning]
+        + [
+            job(s, m, variant=v, steps=steps, learning_rate=rate)
+            for steps, rates in learning_rates.LENGTHS.items()
+            for m in METHODS
+            for rate in rates[m]
+            for s, v in tuning
         ],
         "identifier": [
             job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS
