@@ -47,15 +47,15 @@ def both(likeness, obedience):
     )
 
 
-def curves(rows):
-    """{method: [{learning_rate, both, dino, clip_t, likeness, obedience, runs}]} of the rows of
-    study "rate", in order of the rate.
+def curves(rows, study="rate", steps=None):
+    """{method: [{learning_rate, both, dino, clip_t, likeness, obedience, runs}]} of a study's rows,
+    in order of the rate; `steps` takes the trainings of that length alone.
 
     likeness: share of the way in DINO from the base model (0) to the real photos (1); obedience:
     CLIP-T as a share of the base model's; both are means over subjects of means over seeds, and
     `both` joins them.
     """
-    rows = [row for row in rows if row["study"] == "rate"]
+    rows = [row for row in rows if row["study"] == study]
     base, result = (
         {(row["subject"], row["variant"]): row for row in rows if row["method"] == "base"},
         {},
@@ -64,7 +64,7 @@ def curves(rows):
         groups = defaultdict(lambda: defaultdict(list))
         for row in rows:
             subject = row["subject"], row["variant"]
-            if row["method"] == method and subject in base:
+            if row["method"] == method and subject in base and steps in (None, row.get("steps")):
                 floor = base[subject]
                 likeness = (row["dino"] - floor["dino"]) / (floor["dino_real"] - floor["dino"])
                 scores = (likeness, row["clip_t"] / floor["clip_t"], row["dino"], row["clip_t"])

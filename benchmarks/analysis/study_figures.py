@@ -6,7 +6,6 @@ text encoder change. `FIGURES` has the main comparison's too (benchmarks/analysi
 import math
 from typing import Any
 
-from benchmarks import learning_rates
 from benchmarks.analysis.bench_figures import FIGURES as MAIN
 from benchmarks.analysis.bench_figures import SCORES, WHO, dots, level, said
 from benchmarks.analysis.effects import (
@@ -22,11 +21,11 @@ from benchmarks.analysis.effects import (
     swing,
 )
 from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size
-from lib.config.names import METHOD_NAMES
+from benchmarks.analysis.tuning_figures import length, rates
 from lib.config.presets import PRESETS
 from lib.files.text import amount
 from lib.plots.charts import Axis, intervals, points
-from lib.plots.figure import Figure, Table, as_table
+from lib.plots.figure import Figure, Table
 
 # The columns of the study "recipes" in which one differs from plain training, each in words.
 RECIPES = {
@@ -400,46 +399,6 @@ def _with_table(
     return figure
 
 
-def rates(rows: Rows) -> Figure | None:
-    """What each learning rate is worth: the mean of likeness and obedience by which it is chosen,
-    the best ringed.
-    """
-    found = {name: points for name, points in learning_rates.curves(rows).items() if points}
-    if not found:
-        return None
-    best = {METHOD_NAMES[m]: f"{learning_rates.best(points):g}" for m, points in found.items()}
-    ends = {
-        METHOD_NAMES[m]: [f"{points[k]['learning_rate']:g}" for k in (0, -1)]
-        for m, points in found.items()
-    }
-    chosen = ", ".join(
-        f"{n} {r}{' (at the end of what was tried)' * (r in ends[n])}" for n, r in best.items()
-    )
-    lines = {
-        METHOD_NAMES[m]: [
-            (f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points
-        ]
-        for m, points in found.items()
-    }
-    sets = len({(r["subject"], r["variant"]) for r in rows if r.get("study") == "rate"})
-    about = (
-        f"Each method's learning rate, {size(rows, 'rate')}, {sets} photo sets; chosen: {chosen};"
-        " neighbours are not told apart"
-    )
-    figure = points(
-        lines, Axis("learning rate", log=True), "likeness and obedience", about, mark=best
-    )
-    columns = ("learning_rate", "likeness", "obedience", "both", "dino", "clip_t")
-    body = [
-        [METHOD_NAMES[m], *(p[c] for c in columns)] for m, points in found.items() for p in points
-    ]
-    figure.table = as_table(
-        body,
-        ["", "learning rate", "likeness", "obedience", "both (harmonic mean)", "DINO", "CLIP-T"],
-    )
-    return figure
-
-
 FIGURES = MAIN | {
     "rank": rank_curve,
     "prior": prior,
@@ -449,6 +408,7 @@ FIGURES = MAIN | {
     "recipes": recipes,
     "text_encoder": text_encoder,
     "rates": rates,
+    "length": length,
 }
 STUDIES = {"rates": "rate"}  # of the figures whose study goes by another name
 FORMER = (

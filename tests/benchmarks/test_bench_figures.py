@@ -14,8 +14,9 @@ from benchmarks.analysis.advice_facts import advice_facts
 from benchmarks.analysis.bench_figures import SCORES, level, main_table, pareto
 from benchmarks.analysis.effects import BASE, BENCH, FULL, LORA, effect, swing
 from benchmarks.analysis.results_page import SHOWN, file, section
-from benchmarks.analysis.study_figures import again, careless, figures, rank_curve, rates, recipes
+from benchmarks.analysis.study_figures import again, careless, figures, rank_curve, recipes
 from benchmarks.analysis.study_rows import common, read_bench, size
+from benchmarks.analysis.tuning_figures import rates
 from benchmarks.analysis.verdicts import verdicts
 from lib.evaluation.results import RESULTS
 
@@ -59,6 +60,14 @@ def whole():
         for r in swept
     ]
     rows += [dict(r, variant="good", dino_real=0.9, clip_t=0.5) for r in base_rows(swept)]
+    longer = [dict(r, study="length") for r in swept]
+    rows += [
+        dict(r, steps=steps, learning_rate=rate, dino=r["dino"] - abs(rate - 1e-3) * 10 - less)
+        for steps, less in ((150, 0.1), (300, 0.0))
+        for rate in (1e-3, 2e-3)
+        for r in longer
+    ]
+    rows += [dict(r, variant="good", dino_real=0.9, clip_t=0.5) for r in base_rows(longer)]
     plain = [dict(r, precision="fp32") for r in bench(subjects=6, study="recipes")]
     for changes, less in (
         ({}, 0.001),
@@ -102,6 +111,7 @@ def test_every_figure_is_made_and_says_what_it_rests_on(made):
         "recipes",
         "text_encoder",
         "rates",
+        "length",
     ]
     assert (
         "12 subjects x 3 seeds" in made["scores"].caption
@@ -161,6 +171,24 @@ def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
     }
 
 
+def test_each_length_is_shown_at_the_best_rate_that_was_tried_at_it(made):
+    figure = made["length"]
+    assert "3 photo sets: each length at the best of the rates" in figure.caption
+    table = figure.table.rows
+    assert [row[:3] for row in table[:4]] == [
+        ["DreamBooth", steps, rate] for steps in (150, 300) for rate in (1e-3, 2e-3)
+    ]
+    drawn = {
+        line.get_label(): [float(y) for y in line.get_ydata()]
+        for line in figure.chart.axes[0].lines
+        if line.get_label() in ("LoRA", "DreamBooth")
+    }
+    for name, ys in drawn.items():
+        best = [r[5] for r in table if r[0] == name and r[2] == 1e-3]
+        assert ys == pytest.approx(best) and ys[0] < ys[1]
+    assert set(drawn) == {"LoRA", "DreamBooth"}
+
+
 def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     figure = made["rates"]
     assert "3 photo sets; chosen: LoRA 0.001, DreamBooth 0.0002; neighbours" in figure.caption
@@ -210,7 +238,9 @@ def test_a_study_of_a_former_base_says_so_and_is_held_against_itself_alone():
     made = figures(rows)
     assert "again" not in made and "again" in figures(whole())
     former = {name for name, figure in made.items() if "former base model" in figure.caption}
-    assert former == {"rank", "prior", "anchor", "careless", "recipes", "text_encoder", "rates"}
+    assert former == {
+        *("rank", "prior", "anchor", "careless", "recipes", "text_encoder", "rates", "length")
+    }
     assert not any("former base" in figure.caption for figure in figures(whole()).values())
     points = [line[0] for line in made["pareto"].table.rows]
     assert "LoRA" in points and "LoRA by rank" not in points
@@ -335,7 +365,7 @@ def test_the_section_links_every_figure_and_shows_some(made):
 
 def test_a_bench_that_has_only_begun_has_a_section_too():
     rows = [row for row in whole() if row["study"] == "rate"]
-    assert "Not run yet: main, anchor, rank, prior, again, identifier" in section(
+    assert "Not run yet: main, anchor, rank, prior, again, length, identifier" in section(
         rows, figures(rows)
     )
     text = section(rows, figures(rows))
