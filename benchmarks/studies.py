@@ -48,7 +48,8 @@ def job(
         whole = job(subject, "dreambooth", seed, variant, **changes)
         rank = CUTS[method] * preset("lora", data="-", output="-").rank
         return whole | {"method": method, "rank": rank}
-    s = preset(method, data="-", output="-", seed=seed, **{"steps": STEPS} | changes)
+    changes = {"steps": STEPS} | changes
+    s = preset(method, data="-", output="-", seed=seed, **changes)
     own = {"rank": s.rank, "targets": s.targets} if method == "lora" else {}
     common = {
         "prior_weight": s.prior_weight,

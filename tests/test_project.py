@@ -191,7 +191,7 @@ def test_what_the_library_imports_is_required(floors):
 
     packages = packages_distributions()
     # Used where they are there, and never missed: lib/evaluation/judge.py; Colab's own.
-    optional = {"lpips", "torchvision", "google"}
+    optional = {"lpips", "masc", "torchvision", "google"}
     for path in SOURCES:
         for name in sorted(set(imported(path)) - set(sys.stdlib_module_names) - {"lib"} - optional):
             owners = {canonicalize_name(owner) for owner in packages.get(name, [name])}

@@ -62,7 +62,8 @@ def length(rows: Rows) -> Figure | None:
     """How long to train: trainings of several lengths, each at the best of the rates that were
     tried at that length.
     """
-    lengths = sorted({int(r["steps"]) for r in rows if r.get("study") == "length" and r.get("steps")})
+    own = [r for r in rows if r.get("study") == "length"]
+    lengths = sorted({int(r["steps"]) for r in own if r.get("steps")})
     if not lengths:
         return None
     lines: dict[str, list[tuple[int, int, float]]] = {}

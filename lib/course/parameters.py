@@ -42,6 +42,7 @@ class Parameters:
     pictures: Annotated[int, Field(ge=4, le=10_000)] = 8
     kohya_lora: str = ""
     masks: str = ""
+    masc: str = ""
     photos: str = ""
     subjects: list[str] = Field(default_factory=list)
     ranks: list[int] = Field(default_factory=list)
@@ -54,6 +55,11 @@ class Parameters:
             raise BadInput("Setting 'subject' is empty: name a folder.")
         for name in ("subject", "kohya_lora", "masks"):
             check_path(name, getattr(self, name))
+        if self.masc and not self.masks:
+            raise BadInput(
+                "Setting 'masc' needs masks of the held-out photos: name their folder in 'masks',"
+                " or leave 'masc' empty."
+            )
 
 
 # The settings of a training that are parameters, each with the value that means the preset's.

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from lib.evaluation.fidelity import (
     protocol,
     real_row,
 )
-from lib.evaluation.judge import Judge, load_judge
+from lib.evaluation.judge import Judge, load_judge, load_masc
 from lib.files import BadInput, read_json
 from lib.files.whole_writes import size_of
 from lib.models import Base, load_base, open_base_weights
@@ -175,14 +176,16 @@ def costs_alone(runs: Sequence[Run]) -> Comparison:
     return Comparison(rows, about, runs=list(runs))
 
 
-def choose_judge(name: str | None = "", base: str = "pocket") -> Judge:
+def choose_judge(name: str | None = "", base: str = "pocket", masc: str = "") -> Judge:
     """The `Judge` called `name`; without a name the pocket judge for the pocket base, and DINO with
-    CLIP for any other.
+    CLIP for any other. With `masc`, the folder or hub name of a SigLIP2, MaSC beside them.
 
     Where those are not on this machine and were not asked for by name, it says how to get them, and
     the pocket judge scores meanwhile: its figures name it, and stand in no column with another
-    judge's.
+    judge's. Raises BadInput as `load_judge` and `load_masc` do.
     """
+    if masc:
+        return replace(choose_judge(name, base), masc=load_masc(masc), masc_name=masc)
     try:
         return load_judge(name or ("pocket" if base == "pocket" else "real"))
     except BadInput as error:

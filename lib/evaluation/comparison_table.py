@@ -53,13 +53,14 @@ class Comparison:
 class Column(NamedTuple):
     """A column of the table: its heading, the format of its cells, and what it means.
 
-    per: what a value is divided by before it is printed.
+    per: what a value is divided by before it is printed. agreement: with people, as published.
     """
 
     heading: str
     form: str
     meaning: str
     per: int = 1
+    agreement: float | None = None
 
     def cell(self, value: float | None) -> str:
         """A value as text; a dash where there is nothing to measure."""
@@ -95,6 +96,7 @@ COLUMNS = {
         "{:.3f}",
         "mean cosine of the judge's identity encoder, pictures x reference photos; higher is"
         " more alike, 1 at most",
+        agreement=0.311,
     ),
     "dino_share": Column(
         "of ceiling",
@@ -105,6 +107,7 @@ COLUMNS = {
         "CLIP-I",
         "{:.3f}",
         "mean cosine of the judge's CLIP, pictures x reference photos",
+        agreement=0.135,
     ),
     "dino_subject": Column(
         "DINO, subject",
@@ -116,10 +119,18 @@ COLUMNS = {
         "{:.3f}",
         "clip_i against the photos' subjects alone, on grey",
     ),
+    "masc": Column(
+        "MaSC",
+        "{:.3f}",
+        "of the patches of a photo that show its subject, the mean of the largest cosine to any"
+        " patch of a picture (SigLIP2); never to be compared with dino",
+        agreement=0.471,
+    ),
     "clip_t": Column(
         "CLIP-T",
         "{:.3f}",
         "mean plain cosine of picture and prompt (class noun only) in the judge's CLIP",
+        agreement=0.327,
     ),
     "pres": Column(
         "PRES - base",
@@ -181,6 +192,21 @@ COLUMNS = {
         "mean LPIPS between pictures of one prompt, where it can be had; higher is more diverse",
     ),
 }
+
+
+def agreement() -> Table:
+    """How far each measure of pictures agrees with people, as published for the encoders of the
+    judge "real" (MaSC's paper, arXiv 2605.22469).
+    """
+    asked = {"clip_t": "is the prompt followed?"}
+    rows = [
+        [asked.get(name, "is it the subject?"), column.heading, f"{column.agreement:.3f}"]
+        for name, column in COLUMNS.items()
+        if column.agreement is not None
+    ]
+    people = ["is it the subject?", "people, one with another", "0.658"]
+    caption = "Agreement with people (Krippendorff's alpha: 1 is always, 0 is chance)"
+    return Table([people, *rows], ["question", "measure", "alpha"], caption)
 
 
 def certificate_rows() -> list[list[Any]]:

@@ -275,15 +275,16 @@ def _spread(
     }
 
 
-def subject_alone(photos: Sequence[Path], masks: Masks, root: Path) -> list[Image.Image]:
-    """Each of `photos` (paths in the folder `root`) with everything but its subject painted a
-    neutral grey: RGB PIL pictures.
+def subject_masks(
+    photos: Sequence[Path], masks: Masks, root: Path
+) -> list[tuple[Image.Image, Image.Image]]:
+    """(RGB picture, its mask in black and white) of each of `photos`, paths in the folder `root`.
 
     `masks` holds a mask (PIL or path) by the photo's name in `root`, such as "test/000.png": of the
     photo's size, white on the subject, black elsewhere. Raises BadInput for a mask that is missing,
     of another size or empty.
     """
-    alone = []
+    found = []
     for photo in photos:
         name, picture = photo.relative_to(root).as_posix(), upright(photo)
         if name not in masks:
@@ -299,8 +300,19 @@ def subject_alone(photos: Sequence[Path], masks: Masks, root: Path) -> list[Imag
             )
         if not mask.getbbox():
             raise BadInput(f"The mask of {name} is black all over: paint the subject white.")
-        alone.append(Image.composite(picture, Image.new("RGB", picture.size, GREY), mask))
-    return alone
+        found.append((picture, mask))
+    return found
+
+
+def subject_alone(photos: Sequence[Path], masks: Masks, root: Path) -> list[Image.Image]:
+    """Each of `photos` with everything but its subject painted a neutral grey: RGB PIL pictures.
+
+    Takes and raises what `subject_masks` does.
+    """
+    return [
+        Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)
+        for picture, mask in subject_masks(photos, masks, root)
+    ]
 
 
 def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
@@ -309,7 +321,7 @@ def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
     With held-out photos: training photos against them (no photo meets itself); otherwise training
     photos among themselves, without self-pairs. clip_t, diversity and consistency are None: nobody
     prompted for the photos. nearest is 0 by its definition. With `masks` (see `evaluate`) also
-    dino_subject and clip_i_subject; None without held-out photos.
+    dino_subject and clip_i_subject, and where the judge has it masc; None without held-out photos.
     """
     train, test = ([i.path for i in part] for part in (dataset.train, dataset.test))
     row = {
@@ -332,6 +344,9 @@ def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
         }
         if masks:
             row[f"{name}_subject"] = similarity(encode(train), encode(alone)) if alone else None
+    if alone and masks and judge.masc:
+        masked = subject_masks(test, masks, dataset.root)
+        row["masc"] = judge.masked_likeness(masked, [upright(photo) for photo in train])
     return row
 
 
@@ -360,7 +375,9 @@ def evaluate(
     are against the photos' subjects alone, on grey. Nobody has masks of pictures just made, and
     there is no segmenter here, so only the photos are masked: a picture gets no credit for the
     photos' background, but still pays for its own. Compare these scores between methods, never with
-    dino. Raises BadInput before anything is made if a prompt or a mask does not fit.
+    dino. So it is with masc, where the judge has it (`lib.evaluation.judge.load_masc`).
+
+    Raises BadInput before anything is made if a prompt or a mask does not fit.
     """
     subject = dataset.subject
     pairs = plan.prompts or evaluation_prompts(subject)
@@ -385,8 +402,11 @@ def evaluate(
     for row, (asked, _, seed) in zip(result["pictures"], drawn):
         row |= {"asked": asked, "seed": seed}
     if alone:
-        masked = score(judge, images, plain_prompts, alone)
-        result |= {f"{name}_subject": masked[name] for name in ("dino", "clip_i")}
+        to_subject = score(judge, images, plain_prompts, alone)
+        result |= {f"{name}_subject": to_subject[name] for name in ("dino", "clip_i")}
+    if masks and judge.masc:
+        masked = subject_masks(test or train, masks, dataset.root)
+        result["masc"] = judge.masked_likeness(masked, images)
     real = None
     if test:
         cosines = judge.identity(test) @ judge.identity(train).T

@@ -8,6 +8,9 @@ Beside them LPIPS (Zhang et al. 2018, arXiv 1801.03924), the distance in DreamBo
 can be had: it takes the packages lpips and torchvision (on Colab: `pip install lpips`) and
 AlexNet's weights. Both networks' weights come as pickles only; torch reads them with
 `weights_only`, so that no code in them runs.
+
+And MaSC (arXiv 2605.22469), which looks at the subject alone and agrees with people better: it
+takes the package masc-metric, the weights of a SigLIP2, and masks of the photos.
 """
 
 import hashlib
@@ -42,6 +45,8 @@ Picture = Image.Image | str | Path
 Device = str | torch.device
 # The mean LPIPS of all pairs of different pictures, and "", or None and why it cannot be had
 Lpips = tuple[Callable[[Sequence[Picture]], float] | None, str]
+# (photo, its mask, picture) -> how much of the photo's subject is in the picture, -1 to 1
+Masc = Callable[[Image.Image, Image.Image, Image.Image], float]
 
 
 def _load(kind: Any, name: str | Path) -> Any:
@@ -178,13 +183,16 @@ def load_identity(name: str | Path = PAIRS["pocket"][1], device: Device = "cpu")
 class Judge:
     """Both encoders: `identity(pictures)` and `clip_images(pictures)` give unit rows [N, D].
 
-    So does `clip_texts(texts)` for texts, which remembers the rows in `texts`.
+    So does `clip_texts(texts)` for texts, which remembers the rows in `texts`. masc: of
+    `load_masc`, where it was asked for; the model's name or folder is `masc_name`.
     """
 
     name: str
     identity: Encoder
     clip_images: Encoder
     tokenizer: Any
+    masc: Masc | None = None
+    masc_name: str = ""
     texts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
@@ -204,12 +212,29 @@ class Judge:
             "judge": self.name,
             **found,
             "diversity": "1 - cosine of CLIP between pictures of one prompt",
+            "masc": self.masc_name or "not asked for",
             "lpips": (
                 "LPIPS 0.1 with AlexNet"
                 if self.lpips[0]
                 else f"not measured, diversity stands in: {self.lpips[1]}"
             ),
         }
+
+    def masked_likeness(
+        self, masked: Sequence[tuple[Image.Image, Image.Image]], pictures: Sequence[Image.Image]
+    ) -> float | None:
+        """MaSC of pictures against photos with their masks, the mean over all pairs; None where
+        this judge has no MaSC. Raises BadInput if a score is not a number.
+        """
+        if not self.masc:
+            return None
+        found = [self.masc(photo, mask, made) for made in pictures for photo, mask in masked]
+        if not np.isfinite(found).all():
+            raise BadInput(
+                f"MaSC by {self.masc_name} gave a score that is not a number: a mask may be so"
+                " small that it fills no patch; paint the whole subject white."
+            )
+        return float(np.mean(found))
 
     @cached_property
     def lpips(self) -> Lpips:
@@ -260,6 +285,46 @@ def load_judge(
 
     images = _encoder(clip, model, embed, model.config.vision_config.image_size)
     return Judge(name, load_identity(identity, device), images, _load(CLIPTokenizer, clip))
+
+
+def load_masc(name: str | Path, device: Device = "cpu") -> Masc:
+    """MaSC's concept preservation by the SigLIP2 of a folder or hub name: the mean, over those
+    patches of a photo that show its subject, of the largest cosine to any patch of a picture.
+
+    Never goes online. Raises BadInput where the package or the weights are missing, and for
+    weights that are not safetensors.
+    """
+    try:
+        # Optional: its torchvision is not needed for this.
+        from masc import MaSC  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise BadInput(
+            f"MaSC needs a package that cannot be imported ({error}): `pip install --no-deps"
+            " masc-metric`, or leave 'masc' empty."
+        ) from error
+    silence_libraries()
+    try:
+        folder = _folder(name)
+        if not any(folder.glob("*.safetensors")):
+            raise OSError(f"there is no .safetensors file in {folder}")
+        scorer = MaSC(str(folder), str(device))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"MaSC's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}): run"
+            f" `hf download {name}` once while online, or give the path of a folder that holds a"
+            " SigLIP2."
+        ) from error
+    # The package tells by the folder's name whether pictures keep their shape, which is a family
+    # of its own in transformers.
+    scorer.is_naflex = scorer.model.config.model_type == "siglip2"
+
+    def preserved(photo: Image.Image, mask: Image.Image, picture: Image.Image) -> float:
+        # Its other score, of the prompt, would need a mask of the picture; with one that hides
+        # all of it the package leaves that out.
+        whole = np.ones((picture.height, picture.width), np.float32)
+        return scorer.score(photo, np.asarray(mask), picture, whole, prompt="").cp
+
+    return preserved
 
 
 def load_lpips(device: Device = "cpu") -> Lpips:
