@@ -52,8 +52,10 @@ def curves(rows, study="rate", steps=None):
     in order of the rate; `steps` takes the trainings of that length alone.
 
     likeness: share of the way in DINO from the base model (0) to the real photos (1); obedience:
-    CLIP-T as a share of the base model's; both are means over subjects of means over seeds, and
-    `both` joins them.
+    CLIP-T as a share of the real photos' with their own captions, 1 at most, for a subject that
+    CLIP hardly takes for its class lowers both. Both are means over subjects of means over seeds,
+    and `both` joins them. Rows of before the photos' CLIP-T was measured are held against the
+    base's.
     """
     rows = [row for row in rows if row["study"] == study]
     base, result = (
@@ -67,7 +69,8 @@ def curves(rows, study="rate", steps=None):
             if row["method"] == method and subject in base and steps in (None, row.get("steps")):
                 floor = base[subject]
                 likeness = (row["dino"] - floor["dino"]) / (floor["dino_real"] - floor["dino"])
-                scores = (likeness, row["clip_t"] / floor["clip_t"], row["dino"], row["clip_t"])
+                followed = row["clip_t"] / (floor.get("clip_t_real") or floor["clip_t"])
+                scores = (likeness, min(followed, 1.0), row["dino"], row["clip_t"])
                 groups[row["learning_rate"]][subject].append(scores)
         result[method] = []
         for rate, subjects in sorted(groups.items()):

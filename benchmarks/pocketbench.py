@@ -250,7 +250,7 @@ def fidelity(job, folder, tuned, data):
     return (
         {key: found[key] for key in SCORES}
         | by_prompt(found["pictures"], data.train)
-        | {f"{key}_real": real[key] for key in ("dino", "clip_i")}
+        | {f"{key}_real": real[key] for key in ("dino", "clip_i", "clip_t")}
         | copies(judge(), data)
     )
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from benchmarks.analysis.advice_facts import advice_facts
+from benchmarks.analysis.ranges import ranges
 from benchmarks.analysis.results_page import write_page
 from benchmarks.analysis.shipping import extraction, shipping_facts
 from benchmarks.analysis.study_figures import figures
@@ -32,6 +33,7 @@ def results(
         "verdicts": verdicts(rows, read_forecast()),
         "studies": {name: figure_record(name, figure) for name, figure in made.items()},
         "advice": advice_facts(rows),
+        "ranges": ranges(rows),
         "shipping": shipping_facts()
         | {"extraction": extracted and figure_record("extraction", extracted)},
     }

@@ -380,7 +380,8 @@ def _words(adapter: Adapter, subject: Subject) -> str:
 
 def add_shares(rows: dict[str, Row]) -> None:
     """Add `dino_share` and `clip_i_share`, 0 at the base model and 1 at the real photos (None
-    where these score no higher), and make `pres` and `pres_trained` relative to the base model's.
+    where these score no higher), and `clip_t_share`, of what the real photos score with their own
+    captions; make `pres` and `pres_trained` relative to the base model's.
     """
     floor, ceiling = rows["base_model"], rows["real_photos"]
     priors = {key: floor[key] for key in ("pres", "pres_trained") if floor.get(key) is not None}
@@ -388,4 +389,6 @@ def add_shares(rows: dict[str, Row]) -> None:
         for key in ("dino", "clip_i"):
             distance = ceiling[key] - floor[key]
             row[f"{key}_share"] = (row[key] - floor[key]) / distance if distance > 0 else None
+        if row.get("clip_t") is not None and (ceiling.get("clip_t") or 0) > 0:
+            row["clip_t_share"] = row["clip_t"] / ceiling["clip_t"]
         row |= {key: row[key] - prior for key, prior in priors.items() if key in row}

@@ -132,6 +132,12 @@ COLUMNS = {
         "mean plain cosine of picture and prompt (class noun only) in the judge's CLIP",
         agreement=0.327,
     ),
+    "clip_t_share": Column(
+        "CLIP-T, of photos'",
+        "{:.0%}",
+        "clip_t as a share of the real photos', with their own captions: a subject that CLIP does"
+        " not take for its class lowers both",
+    ),
     "pres": Column(
         "PRES - base",
         "{:+.3f}",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.dataset.captions import Subject
+from lib.dataset.captions import Subject, class_caption
 from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.class_images import PLACES
 from lib.dataset.imagefolder import Dataset
@@ -319,13 +319,16 @@ def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
     """The ceiling: the real photos scored as if a model had made them.
 
     With held-out photos: training photos against them (no photo meets itself); otherwise training
-    photos among themselves, without self-pairs. clip_t, diversity and consistency are None: nobody
-    prompted for the photos. nearest is 0 by its definition. With `masks` (see `evaluate`) also
+    photos among themselves, without self-pairs. clip_t is of all photos with their own captions,
+    without the identifier: what the subject itself is worth to CLIP, however it is drawn. diversity
+    and consistency are None. nearest is 0 by its definition. With `masks` (see `evaluate`) also
     dino_subject and clip_i_subject, and where the judge has it masc; None without held-out photos.
     """
     train, test = ([i.path for i in part] for part in (dataset.train, dataset.test))
+    texts = [class_caption(dataset.subject, i.caption) for i in (*dataset.train, *dataset.test)]
+    shown = judge.clip_images(train + test) * judge.clip_texts(texts)
     row = {
-        "clip_t": None,
+        "clip_t": finite("clip_t", shown.sum(1).mean()),
         "diversity": None,
         "consistency": None,
         "memorising": None,

@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any
 
-from lib.config import MEASURE_NAMES, METHODS
-from lib.evaluation.comparison_table import Comparison
+from lib.config import MEASURE_NAMES, METHOD_NAMES, METHODS
+from lib.evaluation.comparison_table import COLUMNS, Comparison
 from lib.files import ROOT, BadInput, read_json
 from lib.files.text import amount
 from lib.plots import Figure, Table
@@ -171,6 +171,36 @@ def _own_text(part: dict[str, Any], own: Comparison, mine: dict[str, dict[str, A
     by = f" (by {judge['encoder']})" if judge and unit == "cosine" else ""
     sides = f"LoRA {amount(lora, unit)}, DreamBooth {amount(dreambooth, unit)}"
     return f"{part['label']} {sides}{by}".strip()
+
+
+def range_lines(own: Comparison, found: dict[str, Any] | None = None) -> list[str]:
+    """Whether the reader's own run lies where PocketBench's subjects do, in sentences.
+
+    own: the comparison of the reader's two runs. found: what ranges.json holds, of each method and
+    measure the 95 % prediction interval of one more subject. A run of another judge is not held
+    against them.
+    """
+    found = found or read_result("ranges")
+    if own.about.get("judge") != "pocket" or own.about.get("base") != "pocket":
+        return ["PocketBench is of the pocket base and its judge: your run is held against none."]
+    outside, count = [], 0
+    for method in METHODS:
+        row = own.rows.get(method, {})
+        for measure, (low, high) in found[method].items():
+            value = row.get(measure)
+            if value is None:
+                continue
+            if measure == "obedience":  # the bench's is what training changed
+                value -= own.rows["base_model"][measure]
+            count += 1
+            if not low <= value <= high:
+                name = f"{METHOD_NAMES[method]}'s {COLUMNS[measure].heading}"
+                outside.append(f"{name} is {value:.3f} (the bench's {low:.3f} to {high:.3f})")
+    subjects = f"where one more subject is expected by PocketBench's {found['subjects']}"
+    if not outside:
+        return [f"On all {count} numbers your run lies {subjects}."]
+    rest = f"On {count - len(outside)} of {count} numbers your run lies {subjects}; not so:"
+    return [rest, *outside]
 
 
 def study(name: str) -> Figure:

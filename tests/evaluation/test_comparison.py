@@ -242,6 +242,17 @@ def test_no_room_between_floor_and_ceiling_gives_no_share():
     assert rows["base_model"]["dino_share"] is None and rows["real_photos"]["clip_i_share"] is None
 
 
+def test_prompt_following_is_a_share_of_what_the_photos_themselves_score():
+    rows = {
+        name: {"dino": 0.5, "clip_i": 0.5, "clip_t": followed}
+        for name, followed in (("base_model", 0.6), ("lora", 0.36), ("real_photos", 0.4))
+    }
+    add_shares(rows)
+    assert {name: row["clip_t_share"] for name, row in rows.items()} == pytest.approx(
+        {"base_model": 1.5, "lora": 0.9, "real_photos": 1.0}
+    )
+
+
 def test_the_table_shows_the_same_in_every_form():
     result = outcome()
     found = table(result)

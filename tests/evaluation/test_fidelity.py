@@ -492,8 +492,8 @@ def of(subject="character", train=(10, 50), test=(0, 90)):
     return SimpleNamespace(
         subject=words,
         root=None,
-        train=[SimpleNamespace(path=a) for a in train],
-        test=[SimpleNamespace(path=a) for a in test],
+        train=[SimpleNamespace(path=a, caption="a zwx cat") for a in train],
+        test=[SimpleNamespace(path=a, caption="a zwx cat at home") for a in test],
     )
 
 
@@ -535,12 +535,24 @@ def test_without_held_out_photos_what_needs_them_is_none():
     assert one["dino"] == pytest.approx(cos(10))
 
 
+def test_real_photos_are_held_against_their_own_captions_without_the_identifier():
+    class Reader(Vectors):
+        def clip_texts(self, texts):
+            self.read = texts
+            return super().clip_texts(texts)
+
+    judge = Reader()
+    real_row(judge, of(train=(10,), test=(0, 90)))
+    assert judge.read == ["a cat", "a cat at home", "a cat at home"]
+
+
 def test_the_row_of_real_photos_on_vectors():
     row = real_row(Vectors(), of())
     assert row["dino"] == pytest.approx((cos(10) + cos(80) + cos(50) + cos(40)) / 4) and row[
         "dino_train"
     ] == pytest.approx(cos(40))
-    assert row["nearest"] == 0 and row["consistency"] is row["diversity"] is row["clip_t"] is None
+    assert row["nearest"] == 0 and row["consistency"] is row["diversity"] is None
+    assert row["clip_t"] == pytest.approx((cos(10) + cos(50) + cos(0) + cos(90)) / 4)
     alone = real_row(Vectors(), of(test=()))
     assert (
         alone["dino"] == alone["dino_train"] == pytest.approx(cos(40)) and alone["nearest"] is None

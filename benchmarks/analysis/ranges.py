@@ -1,0 +1,70 @@
+"""Between what one more subject is expected to lie, by those of the main comparison: what a
+reader's own run is held against.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from benchmarks.analysis.effects import ENOUGH, Rows, student
+from lib.config.settings import METHODS
+
+# Columns of the bench's rows that a comparison's rows have too, under the same name.
+COLUMNS = (
+    "dino",
+    "clip_i",
+    "clip_t_share",
+    "pres",
+    "pres_trained",
+    "obedience",
+    "drift",
+    "memorising",
+    "nearest",
+    "diversity",
+    "consistency",
+)
+
+
+def ranges(rows: Rows) -> dict[str, Any]:
+    """{"subjects": how many, "judge": whose scores, "lora": {column: [low, high]}, ...} of the
+    main comparison; a column that too few subjects have is left out.
+
+    The 95 % prediction interval of one more subject, means over seeds being the values: mean
+    +- t * s * sqrt(1 + 1 / n).
+    """
+    main = [with_share(row) for row in rows if row.get("study") == "main"]
+    found: dict[str, Any] = {
+        "subjects": len({row["subject"] for row in main}),
+        "judge": next((row["judge"] for row in main if row.get("judge")), None),
+    }
+    for method in METHODS:
+        own = [row for row in main if row["method"] == method]
+        found[method] = {
+            column: [round(end, 4) for end in ends]
+            for column in COLUMNS
+            if (ends := predicted(own, column))
+        }
+    return found
+
+
+def with_share(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with `clip_t_share`, CLIP-T as a share of the real photos'; None where that was not
+    measured.
+    """
+    followed, real = row.get("clip_t"), row.get("clip_t_real")
+    return row | {"clip_t_share": followed / real if followed and real else None}
+
+
+def predicted(rows: Rows, column: str) -> tuple[float, float] | None:
+    """The interval of one more subject in a column, or None with too few subjects."""
+    by_subject: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(column) is not None:
+            by_subject.setdefault(row["subject"], []).append(row[column])
+    if len(by_subject) < ENOUGH:
+        return None
+    means = np.array([np.mean(values) for values in by_subject.values()])
+    count = len(means)
+    reach = student(0.025, count - 1) * means.std(ddof=1) * math.sqrt(1 + 1 / count)
+    return float(means.mean() - reach), float(means.mean() + reach)
