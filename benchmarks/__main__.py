@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.analysis.ranges import COLUMNS
+from lib.config.names import CONTESTANT_NAMES
 from lib.convert.composition import load_adapters
 from lib.convert.interchange import extract
 from lib.dataset.captions import prompts
@@ -199,6 +201,12 @@ def main():
     if (COURSE / "summary.json").is_file():
         summary = read_json(COURSE / "summary.json")
         found["course"] = summary.get("course")
+        # What the default run scored: held against where PocketBench's subjects lie.
+        found["scores"] = {
+            name: {key: summary[name].get(key) for key in COLUMNS if key in summary[name]}
+            for name in CONTESTANT_NAMES
+            if name in summary
+        }
         found["notebooks"] = (
             read_json(COURSE / "timings.json") if (COURSE / "timings.json").is_file() else None
         )

@@ -18,7 +18,7 @@ from lib.files.paths import ROOT
 
 RESULTS = ROOT / "data" / "results" / "learning_rates.json"
 RATES = {
-    "lora": (1e-3, 2e-3, 2.8e-3, 4e-3, 1e-2),
+    "lora": (1e-3, 2.8e-3, 4e-3, 5.6e-3, 1e-2),
     "dreambooth": (4e-4, 8e-4, 1.2e-3, 1.6e-3, 4e-3),
 }
 # {steps of a training: the rates that are tried at that length}.

@@ -314,7 +314,7 @@ def train_job(job, folder, base, data):
     # Of an attempt that failed: its curve would lack what is not trained again.
     shutil.rmtree(folder / "run", ignore_errors=True)
     curve = (
-        Curve(base, data, judge(), settings.output, every=job["steps"] // POINTS)
+        Curve(base, data, judge(), settings.output, every=max(1, round(job["steps"] / POINTS)))
         if is_plain(job)
         else None
     )

@@ -4,7 +4,8 @@ import shutil
 from functools import cache
 
 from benchmarks.pocketbench import photos
-from lib.config.settings import METHODS, Settings
+from lib.config.presets import PRESETS
+from lib.config.settings import METHODS
 from lib.dataset.class_images import draw_class_images
 from lib.dataset.imagefolder import add_class_images, load_dataset
 from lib.dataset.preparation import prepare
@@ -14,7 +15,11 @@ from lib.models.base import load_base
 from lib.models.families import preset
 from lib.training.loop import train
 
-WORK, OTHERS, STEPS = ROOT / "runs" / "shipbench", ("clothing", "lighting"), Settings.steps
+WORK, OTHERS, STEPS = (
+    ROOT / "runs" / "shipbench",
+    ("clothing", "lighting"),
+    PRESETS["lora", "pocket"]["steps"],
+)
 
 
 def data_of(concept):

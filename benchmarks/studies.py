@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from benchmarks import learning_rates
+from lib.config.presets import PRESETS
 from lib.config.settings import METHODS, Settings
 from lib.dataset.captions import KINDS
 from lib.memory.ladder import recipes
@@ -13,7 +14,7 @@ from lib.models.families import preset
 from pocket.objects import CLASSES
 
 RANKS = (1, 4, 16, 64)
-STEPS = Settings.steps  # of every training, the presets'
+STEPS = PRESETS["lora", "pocket"]["steps"]  # of every training, and DreamBooth's too
 # Settings that a run names only where they are not the default, so that a run which leaves them
 # alone keeps its hash.
 SELDOM = {
