@@ -505,7 +505,8 @@ def main():
     )
     with nullcontext() if args.workers == 1 else pool as executor:
         found = sweep([j for j in jobs if j not in cuts], work, WORK / "runs", executor)
-        found += sweep(cuts, work, WORK / "runs", executor)  # now their trainings are there
+        if cuts:  # now their trainings are there
+            found += sweep(cuts, work, WORK / "runs", executor)
     rows = {row["settings_hash"]: row for row in found}
     for j in cuts:
         shutil.rmtree(run_folder(cut_from(j)), ignore_errors=True)  # 21 MB each

@@ -37,6 +37,7 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
         "prior": 13 * 2 * 3,
         "again": 0,
         "rate": 0,
+        "length": 0,
         "identifier": 12,
         "careless": 12,
         "kinds": 0,
