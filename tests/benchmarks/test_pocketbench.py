@@ -13,6 +13,7 @@ from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
+from lib.files.paths import ROOT
 from lib.models.base import Base, load_base
 from lib.models.families import preset
 from lib.step import quantization as recipes
@@ -184,6 +185,27 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "device_supports", lambda what, device: what != "nf4")
     with pytest.raises(BadInput, match="quantize 'none' instead of 'nf4'"):
         bench.work(foot, tmp_path / "lora")
+
+
+def test_a_study_that_cuts_no_lora_ends_in_its_table(tmp_path, monkeypatch, capsys):
+    job = plans.job("00-robot", "lora")
+    row = {"settings_hash": run_name(job), "base_hash": "b", "judge": "j"}
+
+    def sweep(jobs, *rest):  # as the real one, which has nothing to do without jobs
+        assert jobs, "asked for nothing"
+        return [row | job for job in jobs]
+
+    monkeypatch.setattr(bench, "RESULTS", ROOT / "data" / "results" / "none.csv")
+    monkeypatch.setattr(bench, "WORK", tmp_path / "work")
+    monkeypatch.setattr(bench, "hashes", lambda: ("b", "j"))
+    monkeypatch.setattr(bench, "bench_subjects", lambda count: [])
+    monkeypatch.setattr(bench, "studies", lambda names, seeds: {"rate": [job]})
+    monkeypatch.setattr(bench, "make_data", lambda jobs, subjects: None)
+    monkeypatch.setattr(bench, "sweep", sweep)
+    monkeypatch.setattr(bench, "write_results", lambda plan, rows: list(rows.values()))
+    monkeypatch.setattr("sys.argv", ["pocketbench", "--workers", "1"])
+    bench.main()
+    assert capsys.readouterr().out.startswith("1 rows in data/results/none.csv, 1 of them")
 
 
 def test_rows_that_ship_count_as_finished_and_stay_in_the_table(tmp_path, monkeypatch):
