@@ -55,6 +55,7 @@ PARTS = {
     ],
     "Guides": [
         "docs/glossary.md",
+        "docs/one-file.md",
         "docs/faq.md",
         "docs/troubleshooting.md",
         "docs/gpu-and-colab.md",
