@@ -55,6 +55,7 @@ PARTS = {
     ],
     "Guides": [
         "docs/glossary.md",
+        "docs/panels.md",
         "docs/one-file.md",
         "docs/faq.md",
         "docs/troubleshooting.md",
@@ -62,6 +63,7 @@ PARTS = {
         "docs/formats.md",
         "docs/settings.md",
         "docs/teaching.md",
+        "docs/rehearsals.md",
     ],
     "Notebooks for one purpose": [
         "notebooks/one_run.ipynb",
