@@ -55,12 +55,15 @@ PARTS = {
     ],
     "Guides": [
         "docs/glossary.md",
+        "docs/panels.md",
+        "docs/one-file.md",
         "docs/faq.md",
         "docs/troubleshooting.md",
         "docs/gpu-and-colab.md",
         "docs/formats.md",
         "docs/settings.md",
         "docs/teaching.md",
+        "docs/rehearsals.md",
     ],
     "Notebooks for one purpose": [
         "notebooks/one_run.ipynb",
@@ -155,6 +158,25 @@ def _html_for_page(text: str, up: str, site: Path) -> str:
 
     text = TABLE.sub(boxed, text).replace("</table>", "</table></div>")
     return _take_out_pictures(text, up, site)
+
+
+# What Sphinx's theme leaves out for who has no mouse or no eyes: how deep a heading of the contents
+# is, and a way to reach by the keyboard what scrolls.
+REACHED = {
+    'role="heading">': 'role="heading" aria-level="2">',
+    "<pre>": '<pre tabindex="0">',
+    '<div class="table-wrapper': (
+        '<div tabindex="0" role="group" aria-label="Table" class="table-wrapper'
+    ),
+}
+
+
+def _reachable(page: Path) -> None:
+    """Mend a finished page in its place, as `REACHED` says."""
+    text = page.read_text("utf-8")
+    for before, after in REACHED.items():
+        text = text.replace(before, after)
+    page.write_text(text, "utf-8")
 
 
 def for_page(notebook: Any, page: str, site: Path) -> str:
@@ -258,6 +280,8 @@ def build(run: Path = RUN, site: Path = SITE) -> list[str]:
             pages, ROOT / "docs", made, trees, "html", status=None, warning=warnings, freshenv=True
         )
         sphinx.build()
+        for path in made.rglob("*.html"):
+            _reachable(path)
         for page in NOTEBOOKS:  # a page's source is the notebook to run, without results
             shutil.copyfile(ROOT / page, made / "_sources" / page)
     return said + warnings.getvalue().splitlines()

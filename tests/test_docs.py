@@ -91,3 +91,17 @@ def test_what_is_made_from_rows_and_settings_is_up_to_date() -> None:
     assert section(README, "answer") == pages.answer(read_bench(), speed), made
     assert section(README, "syllabus") == pages.syllabus(speed), made
     assert section(SETTINGS_PAGE, "settings") == pages.settings_page(), made
+
+
+def test_the_lesson_plans_name_parts_that_the_notebooks_have() -> None:
+    rows = [line for line in text_of(ROOT / "docs/teaching.md").splitlines() if line[:1] == "|"]
+    headings, named = {}, 0
+    for path in ROOT.glob("notebooks/0*.ipynb"):
+        headings[path.name[:2]] = re.findall(r"^#+ (.+)$", text_of(path), re.MULTILINE)
+    for cell in "".join(rows).split("|"):
+        notebooks = re.findall(r"(?<![\w/])0[0-6](?=[\],; ])", cell)
+        there = [heading for number in notebooks for heading in headings[number]]
+        parts = re.findall(r'"([^"]+)"', cell) if notebooks else []
+        assert not [part for part in parts if part not in there], cell
+        named += len(parts)
+    assert named > 10

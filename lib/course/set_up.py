@@ -27,6 +27,10 @@ ANY_VERSION = (
     "bitsandbytes",  # what smaller cards train with, such as Colab's
 )
 
+# JupyterLab breaks the lines of printed text in the middle of words.
+WHOLE_WORDS = """<style>.jp-OutputArea .jp-OutputArea-output pre {
+word-break: normal; overflow-wrap: anywhere}</style>"""
+
 DRIVE = "/content/drive"  # where Colab mounts the reader's Google Drive
 
 
@@ -47,6 +51,7 @@ def start(folder: Path | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         from IPython import get_ipython  # pyright: ignore[reportPrivateImportUsage]
+        from IPython.display import HTML, display
     except ImportError:
         return
     shell = get_ipython()
@@ -56,7 +61,10 @@ def start(folder: Path | None = None) -> None:
             check_parameters,
             found_paths,
         )  # late: may be installed now
+        from lib.widgets.showing import headless
 
+        if not headless():
+            display(HTML(WHOLE_WORDS))
         check_parameters(shell.user_ns)
         shell.user_ns.update(found_paths(shell.user_ns, folder or ROOT))
         on_colab(str(shell.user_ns.get("output", "")))

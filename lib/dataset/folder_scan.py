@@ -28,6 +28,7 @@ LOOK = 256  # pixels of the shorter side at which sharpness, exposure and bars a
 # 0.88. The rest are grey levels.
 SOFT, DARK, BRIGHT, FLAT = 0.7, 70, 190, 16
 
+SCREEN = re.compile(r"screen[ _-]?(shot|capture)|bildschirmfoto", re.IGNORECASE)
 BAR = 16  # grey levels: black padding, with what JPEG adds to it, stays below
 
 
@@ -330,6 +331,8 @@ def _look(path: Path, resolution: int, aspect: str) -> Photo:
     except BadInput as error:
         return Photo(path, error=str(error).removeprefix(printable(path.name) + ": "))
     findings, scale = list(said), width / picture.width
+    if SCREEN.search(path.name):
+        findings.append("is named like a picture of a screen; take it out if it is one")
     box = _without_bars(np.asarray(picture.convert("L")))
     if box != (0, 0, *picture.size):
         findings.append(
@@ -453,15 +456,19 @@ def _compare(photos: Sequence[Photo]) -> None:
                 f"is an exact copy of {original.name} and is left out; nothing to do",
             )
     distinct = list(first.values())
+    same: dict[str, list[str]] = {}  # by the later photo's name, as messages name the others
     for i, j, mirrored in same_pictures([photo.thumb for photo in distinct]):
         one, other = distinct[i], distinct[j]
         joined = {one.group, other.group}
         for photo in photos:
             photo.group = min(joined) if photo.group in joined else photo.group
-        other.findings += (
-            f"shows the same picture as {one.name}{', mirrored' if mirrored else ''}, so both"
-            " stay on one side of the held-out split; leave one out, it teaches nothing new",
-        )
+        same.setdefault(other.name, []).append(one.name + (" (mirrored)" if mirrored else ""))
+    for photo in distinct:
+        if others := same.get(photo.name):
+            photo.findings += (
+                f"shows the same picture as {listed(others)}, so they stay on one side of the"
+                " held-out split; leave all but one out, the others teach nothing new",
+            )
 
 
 def report(photos: Photos) -> str:

@@ -250,6 +250,7 @@ def _how_sure(own: Comparison, measured: dict[str, Any], base: str) -> str:
     likeness, memory, file = (effects[key] for key in ("dino", "peak_bytes", "file_bytes"))
     side = more_alike(likeness)
     alike = f"{METHOD_NAMES[side]} is more alike" if side else _with_detail(likeness)
+    many = "" if likeness["seeds"] == 1 else "s"
     weak, unlike = weak_methods(own), ", ".join(own.about.get("unlike", ()))
     notes = [
         "your own run is one subject and one seed, and decides nothing",
@@ -258,8 +259,8 @@ def _how_sure(own: Comparison, measured: dict[str, Any], base: str) -> str:
         f"train longer: {weak}" if weak else "",
     ]
     return (
-        f"How sure: over {likeness['subjects']} subjects x {likeness['seeds']} seeds of the small"
-        f" base model DreamBooth's memory is {memory['value']:.2f} times and its file"
+        f"How sure: over {likeness['subjects']} subjects x {likeness['seeds']} seed{many} of the"
+        f" small base model DreamBooth's memory is {memory['value']:.2f} times and its file"
         f" {file['value']:.2f} times LoRA's; likeness: {alike}, DINO"
         f" {likeness['text'].rsplit(', ', 1)[0]}; {'; '.join(filter(None, notes))}."
     )

@@ -416,6 +416,11 @@ def print_forecast(
     print(Table(rows, columns), end="\n\n")
     if found["fast"] != "bf16" and device == "cuda":
         print(f"{found['card']} is slow in bf16: counted is what it is fast in, {found['fast']}.")
+    if card is None and device == "cuda" and not card_at_hand():
+        print(
+            "No card was named and none is in this machine, so one of 8 GB is taken: name yours, as"
+            " in --card 12."
+        )
     print(found["sentence"])
     print(
         "Before the first step, while pictures are encoded and the U-Net waits:"

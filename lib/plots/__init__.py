@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lib.plots.figure import Figure, Table, as_table
+    from lib.plots.figure import Figure, Paragraphs, Table, as_table
     from lib.plots.image_grid import grid
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -18,7 +18,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Chart
 
 CHART_WIDTH = 495  # CSS pixels; on a phone's 358 a chart's smallest letters still have 11
+# JupyterLab's dark themes leave a chart white: it is turned there, as on a dark report page.
+ON_DARK = """<style>body[data-jp-theme-light="false"] .chart img {
+filter: invert(.93) hue-rotate(180deg)}</style>"""
 LARGEST = 120_000  # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
+
+
+class Paragraphs:
+    """Sentences to read: notebooks show them in the letters of the page, and not as printed text,
+    whose words JupyterLab breaks anywhere.
+    """
+
+    def __init__(self, *texts: str):
+        self.texts = texts
+
+    def __repr__(self):
+        return "\n\n".join(self.texts)
+
+    def _repr_html_(self):
+        return "".join(f"<p>{html.escape(text)}</p>" for text in self.texts)
 
 
 class Table:
@@ -124,8 +142,9 @@ class Figure:
             if self.table
             else ""
         )
-        kind = ' class="chart"' if self.drawn else ""
-        return f'<figure{kind} style="margin: 0">{self._shown()}{caption}</figure>{numbers}'
+        kind, style = (' class="chart"', ON_DARK) if self.drawn else ("", "")
+        shown = f'<figure{kind} style="margin: 0">{self._shown()}{caption}</figure>'
+        return f"{style}{shown}{numbers}"
 
     def _shown(self):
         """The picture in HTML."""

@@ -187,7 +187,9 @@ class PhotosPanel:
         else:
             tiles, labels = self._tiles()
             alt = f"{name}, {USES[entry['use']]}"
-            self.picture.value = grid([tiles], columns=labels, scale=1, alt=alt)._repr_html_()
+            how = "The sliders left, top and side move the crop."  # a picture can't be dragged here
+            figure = grid([tiles], columns=labels, scale=1, alt=alt, caption=how)
+            self.picture.value = figure._repr_html_()
         self.found.value = escape(
             f"This photo is {USED_AS[entry['use']]}. Found:"
             f" {'; '.join(entry['findings']) or 'nothing to mend'}."

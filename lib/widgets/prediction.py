@@ -23,11 +23,12 @@ class Prediction:
         """Show the question with its field below the cell."""
         import ipywidgets as w
 
+        named = {"tooltip": self.question}  # by it a screen reader calls the field
         if self.choices:
             options = [NOT_ASKED, *self.choices]
-            self.field = w.Dropdown(options=options, layout={"width": "max-content"})
+            self.field = w.Dropdown(options=options, layout={"width": "max-content"}, **named)
         else:
-            self.field = w.Text(placeholder=NOT_ASKED)
+            self.field = w.Text(placeholder=NOT_ASKED, **named)
         answer_at_once(self.field)
         words = w.HTML(f"<b>Predict first:</b> {escape(self.question)}")
         leave = show(w.VBox([words, self.field]))

@@ -1,5 +1,7 @@
 """The editor of `settings`, and a watcher that draws the training live."""
 
+import contextvars
+import threading
 import time
 from collections.abc import Callable, Sequence
 from html import escape
@@ -58,6 +60,7 @@ class TrainingPanel:
         self.watchers: Watchers | None = None
         self.start = StartButton("Train")
         self.training = self.resuming = False
+        self.going: threading.Thread | None = None  # the training that the button went on with
         self.state: "State | None" = None  # of the training that is watched
         self.box: Any = None
         self.leave: Leave | None = None
@@ -130,6 +133,8 @@ class TrainingPanel:
         """
         if self.fields:
             self.start.wait()
+        if self.going:
+            self.going.join()
         self.watchers = watchers
         return self._train()
 
@@ -174,18 +179,27 @@ class TrainingPanel:
             self.leave(f"<p>{self.status.value}</p>{self.samples.value}{self.loss.value}")
 
     def go_on(self) -> None:
-        """What the button to go on does: the training, from where it was stopped."""
+        """What the button to go on does: the training, from where it was stopped.
+
+        In a thread of its own: clicks come one after the other, and the one that stops it must not
+        wait for its end.
+        """
         if self.training:
             return
-        self.go_on_button.disabled, self.resuming = True, True
+        self.go_on_button.disabled, self.training, self.resuming = True, True, True
         self.status.value = "going on: the base model is loaded"
+        context = contextvars.copy_context()  # by it the notebook knows where outputs belong
+        self.going = threading.Thread(target=context.run, args=(self._go_on,), daemon=True)
+        self.going.start()
+
+    def _go_on(self) -> None:
         try:
             self._train()
             self.status.value += ". Run the cells below again"
         except BadInput as error:
             self.status.value, self.go_on_button.disabled = escape(str(error)), False
         finally:
-            self.resuming = False
+            self.training = self.resuming = False
 
     def begin(self, state: "State") -> None:
         """Show the live figure below the cell that trains, or go on in the one that is there."""

@@ -200,6 +200,14 @@ def test_it_needs_nothing_from_elsewhere(html) -> None:
         assert not [address for address in asked if re.match(r"https?:|//", address)], name
 
 
+def test_what_scrolls_is_reached_by_the_keyboard_and_headings_have_their_depth(html) -> None:
+    for name, page in html.items():
+        scroll = page.select("pre, .table-wrapper, .scroll")
+        assert all(each.get("tabindex") == "0" for each in scroll), name
+        assert all(each.get("aria-level") for each in page.select('[role="heading"]')), name
+    assert html["docs/results.html"].select(".table-wrapper")
+
+
 def test_pictures_keep_their_words(html) -> None:
     for name, page in html.items():
         assert all(image.get("alt") for image in page.select("article img")), name

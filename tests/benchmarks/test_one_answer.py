@@ -137,6 +137,13 @@ def test_the_reports_sentences_turn_round_with_the_bench():
     assert of_sentences("dino", run, measured) == LORA
 
 
+@pytest.mark.parametrize("seeds, said", [(1, "x 1 seed of"), (2, "x 2 seeds of")])
+def test_one_seed_is_no_seeds(seeds, said):
+    measured = json.loads((RESULTS / "advice.json").read_text("utf-8"))
+    measured["effects"]["dino"]["seeds"] = seeds
+    assert said in answer(OWN["as the bench"], AMPLE, measured)[2]
+
+
 def test_a_base_that_nothing_was_measured_on_gets_no_side(monkeypatch):
     monkeypatch.setattr("lib.memory.forecasting.known_shape", lambda base: base)
     run = own(0.5, 0.1)

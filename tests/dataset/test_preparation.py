@@ -654,9 +654,28 @@ def test_near_duplicates_share_a_group(tmp_path, how, seed):
     found = {p.path.name: p for p in scan(photos)}
     assert found["a.png"].group == found["b.jpg"].group
     assert len({p.group for p in found.values()}) == 4
-    assert said(found["b.jpg"], "same picture as a.png") and said(found["b.jpg"], "mirrored,") == (
+    assert said(found["b.jpg"], "same picture as a.png") and said(found["b.jpg"], "(mirrored)") == (
         "mirrored" in how
     )
+
+
+def test_of_many_pictures_that_are_the_same_a_photo_says_it_once(tmp_path):
+    photos = folder_of(tmp_path / "photos", 3)
+    original = picture(11, (300, 240)).filter(ImageFilter.GaussianBlur(0.7))
+    for name, size in (("a", 300), ("b", 250), ("c", 200)):
+        original.resize((size, size * 4 // 5)).save(photos / f"{name}.png")
+    found = {p.path.name: p for p in scan(photos)}
+    assert said(found["c.png"], "same picture as a.png, b.png, so")
+    assert len(found["c.png"].findings) == 1
+
+
+@pytest.mark.parametrize("name", ["Screenshot_2026.png", "Screen Shot 3.png", "screen-capture.png"])
+def test_a_picture_of_a_screen_is_told_by_its_name(tmp_path, name):
+    photos = folder_of(tmp_path / "photos", 3)
+    picture(5).save(photos / name)
+    found = {p.path.name: p for p in scan(photos)}
+    assert said(found.pop(name), "picture of a screen; take it out")
+    assert not any(p.findings for p in found.values())
 
 
 def test_one_subject_before_several_backgrounds_is_no_duplicate(tmp_path):

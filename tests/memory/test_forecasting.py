@@ -422,6 +422,7 @@ def test_the_command_prints_and_gives_json(capsys):
     assert "DreamBooth on sdxl at 1024 pixels" in printed and "24 GB" in printed
     assert "No recipe for dreambooth on 'sdxl' fits a card of 8 GB: the smallest takes 1" in printed
     assert "the U-Net waits: 4." in printed
+    assert cards.card_at_hand() or "one of 8 GB is taken: name yours" in printed
     # Of a recipe that is not stored, near the end of its ladder: each rung takes seconds.
     given = ["text_encoder_rate=1e-5", "checkpointing=all", "quantize=nf4", "optimizer=adamw8bit"]
     main(["forecast", "--base", "pocket", *(word for one in given for word in ("--set", one))])

@@ -17,7 +17,7 @@ from PIL import Image
 from lib.dataset.photo_tiles import contact_sheet, framed
 from lib.files.errors import BadInput
 from lib.plots import charts
-from lib.plots.figure import LARGEST, as_table
+from lib.plots.figure import LARGEST, Paragraphs, as_table
 from lib.plots.image_grid import grid
 from lib.plots.looks import PLAIN, looks, own_look
 from lib.training.samples import sample_progress
@@ -327,6 +327,20 @@ def test_a_page_shows_a_grids_labels_as_text_and_its_pictures_without_them():
 def test_only_charts_may_be_inverted_on_a_dark_page():
     assert seen(charts.bars({"LoRA": 1.0})).figure["class"] == ["chart"]
     assert not seen(grid([picture("red")])).figure.get("class")
+
+
+def test_in_jupyterlabs_dark_theme_a_chart_is_turned_and_photos_are_not():
+    turned = 'body[data-jp-theme-light="false"] .chart img'
+    assert turned in charts.bars({"LoRA": 1.0}, unit="s")._repr_html_()
+    assert turned not in grid([picture("red")])._repr_html_()
+
+
+def test_sentences_are_paragraphs_and_markup_in_them_stays_words():
+    text = Paragraphs("Take <b>LoRA</b>.", "It costs less.")
+    assert repr(text) == "Take <b>LoRA</b>.\n\nIt costs less."
+    found = BeautifulSoup(text._repr_html_(), "html.parser").find_all("p")
+    assert [each.get_text() for each in found] == ["Take <b>LoRA</b>.", "It costs less."]
+    assert not found[0].b
 
 
 @pytest.mark.parametrize("make", [make for name, make in FIGURES.items() if name != "grid"])

@@ -345,6 +345,7 @@ def test_a_broken_photo_is_told_and_cannot_be_used(somebody, plan):
 def test_photos_in_the_panel_have_alternative_text(somebody, plan):
     page = BeautifulSoup(PhotosPanel(*plan).picture.value, "html.parser")
     assert "a b.png, train" in page.img["alt"]
+    assert "sliders left, top and side" in page.figcaption.text, "how the crop is moved"
 
 
 def test_settings_are_edited_by_making_new_ones(somebody, tmp_path):
@@ -504,6 +505,7 @@ def test_a_stopped_training_goes_on_by_one_click(somebody, tmp_path, tiny_folder
     assert not panel.go_on_button.disabled and panel.stop_button.disabled
     shown = len(somebody)
     panel.go_on_button.click()
+    panel.going.join()
     assert len((run / "log.jsonl").read_text().splitlines()) == 6 and len(made) == 2
     assert "step 6 of 6, done. Run the cells below again" in panel.status.value
     assert panel.go_on_button.disabled and len(somebody) == shown, "in the same figure"
@@ -511,6 +513,19 @@ def test_a_stopped_training_goes_on_by_one_click(somebody, tmp_path, tiny_folder
     whole.start.button.click()
     gone_on, at_once = (load_file(r / "adapter.safetensors") for r in (run, whole.train()))
     assert all(gone_on[name].equal(at_once[name]) for name in at_once), "as if never stopped"
+
+
+def test_a_training_that_goes_on_leaves_the_next_click_free(somebody, tmp_path, monkeypatch):
+    panel, gate = training_panel(settings(tmp_path)), threading.Event()
+    panel.begin(State(40))
+    monkeypatch.setattr(panel, "_train", lambda: gate.wait(60))
+    panel.go_on()
+    assert panel.training and panel.going.is_alive(), "the click is over, the training is not"
+    panel.stop_button.click()
+    assert panel.state.stopping
+    gate.set()
+    panel.going.join()
+    assert not panel.training
 
 
 def test_settings_are_not_edited_under_a_training_that_runs(

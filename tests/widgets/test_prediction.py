@@ -35,6 +35,7 @@ def test_a_choice_stands_beside_the_result(shown, handle, capsys):
     asked = predict("Which is <larger>?", "LoRA", "DreamBooth")
     [box] = shown
     assert isinstance(asked.field, w.Dropdown)
+    assert asked.field.tooltip == "Which is <larger>?", "the name of the field, for who hears it"
     assert asked.field.options == (NOT_ASKED, "LoRA", "DreamBooth") and "&lt;larger&gt;" in (
         box.children[0].value
     )
