@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import ROOT, BadInput, read_json
+from lib.files.paths import home_path
 
 # The words of the pocket base's world: its things and places, and all that its captions hold.
 WORLD = read_json(ROOT / "data" / "prompts" / "world.json")
@@ -127,7 +128,7 @@ def read_subject(
     when a needed word is missing or cannot be used, or the file is not as documented; whether a
     tokenizer can hold the words is `lib.models.base`'s question.
     """
-    path = Path(folder).expanduser() / "subject.json"
+    path = home_path(folder) / "subject.json"
     found = _read(path) if path.is_file() else {}
     words = {"kind": kind, "class_noun": class_noun, "identifier": identifier}
     merged: dict[str, Any] = {"kind": "character"} | found
@@ -269,9 +270,12 @@ def rename(text: Any, renamed: Mapping[str, str]) -> Any:
     """`text` with words replaced, all at once, so that no replacement is replaced again."""
     if not renamed or not isinstance(text, str):
         return text
-    found = {old.lower(): new for old, new in renamed.items()}
-    words = "|".join(map(whole_word, found))
-    return re.sub(words, lambda hit: found[hit[0].lower()], composed(text), flags=re.IGNORECASE)
+    # By the place of the word and not by its letters: a Greek or Turkish word has more than one
+    # form in small letters.
+    words, new = "|".join(f"({whole_word(old)})" for old in renamed), list(renamed.values())
+    return re.sub(
+        words, lambda hit: new[(hit.lastindex or 1) - 1], composed(text), flags=re.IGNORECASE
+    )
 
 
 def unknown_words(text: str, captions: Iterable[str]) -> list[str]:
