@@ -41,7 +41,6 @@ from lib.convert.layer import (
     product_kind,
 )
 from lib.files import BadInput, listed, write_json
-from lib.files.paths import home_path
 from lib.files.safetensors_file import open_weights, save_weights_file
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.layer_names import kohya_name, parse, short_name
@@ -116,7 +115,7 @@ def read_adapter(source: Source, layers: int = 2, cut: Cut | None = None) -> Ada
     """
     if isinstance(source, Adapter):
         return source
-    source = home_path(source)
+    source = Path(source).expanduser()
     if not source.is_dir():
         return _from_files({source: None}, source, layers, cut)
     if (source / "adapter.safetensors").is_file():

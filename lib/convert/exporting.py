@@ -33,7 +33,6 @@ from lib.convert.readers import (
     load_back,
 )
 from lib.files import BadInput, read_json, whole_folder
-from lib.files.paths import home_path
 from lib.files.safetensors_file import HASH, open_weights, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
 from lib.models import BaseWeights, open_base_weights
@@ -196,7 +195,7 @@ def check_output(to: str, out: str | Path, forms: Mapping[str, bool]) -> Path:
     """
     if to not in forms:
         raise BadInput(f"There is no form '{to}': choose one of {', '.join(forms)}.")
-    out, folder = home_path(out), forms[to]
+    out, folder = Path(out).expanduser(), forms[to]
     if not folder and out.suffix != ".safetensors":
         raise BadInput(
             f"The output {out} does not end in .safetensors, by which the tools know such files:"
@@ -235,7 +234,7 @@ def run_facts(source: Source) -> Facts:
     """
     if isinstance(source, Adapter):
         return {}
-    folder = home_path(source)
+    folder = Path(source).expanduser()
     facts: Facts = {
         name: read_json(folder / f"{name}.json")
         for name in ("settings", "metrics")
@@ -344,12 +343,15 @@ def _known(texts: dict[str, Any]) -> Header:
     return {key: str(value) for key, value in texts.items() if value not in (None, "", {})}
 
 
-def public_texts(texts: Header) -> Header:
-    """A header's texts without where somebody keeps files: of a path its last part.
+# A text in JSON that begins as a path does, or an address, and has two parts at least.
+JSON_PATH = (
+    r'"(?:[/~$%]|\\\\|[A-Za-z]:[/\\]|file:|https?:)[^"/\\]*[/\\]+[^"/\\]+(?:[/]|\\\\|[^"\\])*"'
+)
 
-    Tools write whole configurations as JSON (`ot_config`, `ss_datasets`): of these each text.
-    """
-    public = {key: _public_json(text) or public_name(text) for key, text in texts.items()}
+
+def public_texts(texts: Header) -> Header:
+    """A header's texts without where somebody keeps files: of a path its last part."""
+    public = {key: public_name(text) for key, text in texts.items()}
     for key in NAMED:
         if key in texts:
             names = texts[key].split(", ") if key.endswith("merged_from") else [texts[key]]
@@ -361,36 +363,16 @@ def public_texts(texts: Header) -> Header:
     return public
 
 
-def _public_json(text: str) -> str | None:
-    """A JSON object or list with its texts and keys made public; None for any other text."""
-    if text[:1] not in ("{", "["):
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    public = _public_parts(found)
-    return text if public == found else json.dumps(public)
-
-
-def _public_parts(found: Any) -> Any:
-    """What JSON holds, with paths cut to their last part; a single "/x" or "\\m/" is none."""
-    if isinstance(found, str):
-        return public_name(found) if len(re.findall(r"[^\\/]+", found)) > 1 else found
-    if isinstance(found, list):
-        return [_public_parts(each) for each in found]
-    if isinstance(found, dict):
-        return {_public_parts(key): _public_parts(value) for key, value in found.items()}
-    return found
-
-
 def public_name(name: str, named: bool = False) -> str:
     """What may be said of a name: of a path on somebody's machine its last part, else all of it.
 
     `named`: it names a model or a file, so that a relative path counts too. A hub's name has one
     slash, and is kept; of a folder in the hub's cache it is made again. An address loses what lets
-    somebody in: name and password, and what stands behind the `?`.
+    somebody in: name and password, and what stands behind the `?`. Of JSON, such as OneTrainer's
+    whole configuration, each text of two parts or more is seen to ("\\m/" is no path).
     """
+    if name[:1] in ("{", "["):
+        return re.sub(JSON_PATH, lambda hit: json.dumps(public_name(json.loads(hit[0]))), name)
     if address := re.fullmatch(r"(https?://)(?:[^/@]*@)?([^?#\s]*)(?:[?#]\S*)?", name):
         return address[1] + address[2]
     name = re.sub(r"^file:(//[^/]*)?(?=/)", "", name)

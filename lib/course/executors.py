@@ -30,7 +30,6 @@ from typing import Any
 
 from lib.course.set_up import WITH_VERSION
 from lib.files import ROOT, BadInput
-from lib.files.paths import real_path
 from lib.files.text import last_line
 from lib.files.whole_writes import file_hash
 
@@ -169,7 +168,7 @@ class Workers:
         if self.dask:
             return _dask(self.dask, int(self.count) if self.count else None)
         if self.slurm or self.slurm_local:
-            return _slurm(self, real_path(folder) / "slurm")
+            return _slurm(self, Path(folder).resolve() / "slurm")
         return _processes(int(self.count or 1))
 
 

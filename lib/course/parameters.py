@@ -19,7 +19,7 @@ from lib.config import Settings, described
 from lib.config.checked import checked
 from lib.evaluation.advice import Needs
 from lib.files import ROOT, BadInput
-from lib.files.paths import check_path, home_path
+from lib.files.paths import check_path
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -115,7 +115,7 @@ def found_paths(given: Mapping[str, Any], folder: str | Path) -> dict[str, str]:
         text = given.get(name)
         if not isinstance(text, str) or not text or text == "pocket":
             continue
-        here, ours = home_path(Path(folder, text)), home_path(Path(ROOT, text))
+        here, ours = Path(folder, text).expanduser(), Path(ROOT, text).expanduser()
         if os.path.exists(here) and os.path.exists(ours) and not here.samefile(ours):
             raise BadInput(
                 f"Setting '{name}' is {text}, which is {here} and {ours}: write the whole path of"

@@ -19,7 +19,7 @@ from lib.course.progress import ENGINE, Progress, register_engine
 from lib.course.report import report, table
 from lib.course.set_up_cell import set_up_cells
 from lib.files import ROOT, BadInput, read_json, write_json
-from lib.files.paths import check_path, home_path, real_path
+from lib.files.paths import check_path
 from lib.files.text import clock
 from lib.files.whole_writes import whole_file
 
@@ -125,9 +125,9 @@ def course(
     import nbformat
 
     check_path("output", str(output))
-    started, output = time.time(), real_path(output)
+    started, output = time.time(), Path(output).resolve()
     notebooks = notebooks or [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
-    sources = [real_path(path) for path in notebooks]
+    sources = [Path(path).resolve() for path in notebooks]
     settings = {name: value for name, value in settings.items() if value is not None}
     if any(source.parent == output for source in sources):
         raise BadInput(
@@ -192,7 +192,7 @@ def check_subject(
     """
     from lib.dataset import prepare, scan
 
-    if not home_path(folder).is_dir():
+    if not Path(folder).expanduser().is_dir():
         scan(folder)  # says what is wrong with it, before anything is said about words
     with tempfile.TemporaryDirectory() as scratch:
         # Notebook 01 proposes an identifier if none is given.

@@ -30,7 +30,6 @@ from lib.course.runner import GUESS, NOTEBOOKS, run_notebook
 from lib.course.set_up_cell import set_up_cells
 from lib.files import BadInput, read_json, write_json
 from lib.files.csv_table import compact, flat, spread, write_table
-from lib.files.paths import real_path
 from lib.files.text import clock, last_line
 
 Job = dict[str, Any]
@@ -130,7 +129,7 @@ def sweep(
     from filelock import FileLock, Timeout
 
     named = named_jobs(jobs, work)
-    folder = real_path(folder)  # workers may stand elsewhere
+    folder = Path(folder).resolve()  # workers may stand elsewhere
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock").acquire(timeout=0)
@@ -298,7 +297,7 @@ class NotebookWork:
     def __init__(self, notebook: str | Path):
         import papermill
 
-        self.path = real_path(notebook)
+        self.path = Path(notebook).resolve()
         self.files = [self.path]  # what all workers have to see
         try:
             known = papermill.inspect_notebook(str(self.path))

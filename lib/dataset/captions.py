@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import ROOT, BadInput, read_json
-from lib.files.paths import home_path
 
 # The words of the pocket base's world: its things and places, and all that its captions hold.
 WORLD = read_json(ROOT / "data" / "prompts" / "world.json")
@@ -128,7 +127,7 @@ def read_subject(
     when a needed word is missing or cannot be used, or the file is not as documented; whether a
     tokenizer can hold the words is `lib.models.base`'s question.
     """
-    path = home_path(folder) / "subject.json"
+    path = Path(folder).expanduser() / "subject.json"
     found = _read(path) if path.is_file() else {}
     words = {"kind": kind, "class_noun": class_noun, "identifier": identifier}
     merged: dict[str, Any] = {"kind": "character"} | found

@@ -20,7 +20,6 @@ from lib.dataset.captions import caption_text, composed
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, format_of, open_photo
 from lib.files import BadInput, listed, printable
-from lib.files.paths import home_path
 from lib.files.whole_writes import file_hash
 
 LOOK = 256  # pixels of the shorter side at which sharpness, exposure and bars are judged
@@ -245,7 +244,7 @@ def scan(
     Raises `BadInput` when the folder is missing, is no folder or holds no file that could be a
     photo. One bad photo does not raise: its `error` says what is wrong with it.
     """
-    folder = home_path(folder)
+    folder = Path(folder).expanduser()
     _check_folder(folder)
     listing = list_photos(folder)
     photos = Photos(_look(path, resolution, aspect) for path in listing.photos)

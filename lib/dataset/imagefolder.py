@@ -22,7 +22,6 @@ from PIL import Image
 
 from lib.dataset.captions import Subject, check_caption
 from lib.files import BadInput, read_json, whole_folder
-from lib.files.paths import home_path
 from lib.files.whole_writes import file_hash, unwritable_refused
 
 FORMAT, VERSION = "lora-dreambooth-workbench data set", 1
@@ -93,7 +92,7 @@ def load_dataset(folder: str | Path) -> Dataset:
 
     Raises `BadInput` when it is none, or not as it was written.
     """
-    folder = home_path(folder)
+    folder = Path(folder).expanduser()
     record = read_record(folder)
     if record is None:
         raise BadInput(

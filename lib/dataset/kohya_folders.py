@@ -31,7 +31,6 @@ from lib.dataset.imagefolder import Dataset, add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
 from lib.files import BadInput, listed, whole_folder, write_json
-from lib.files.paths import home_path
 from lib.files.whole_writes import may_be_replaced, unwritable_refused
 
 
@@ -41,7 +40,7 @@ def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
     `train/`, `reg/` (class images, once) and `held_out/` (not for training). `out` is replaced only
     if this made it. Raises BadInput if it holds anything else.
     """
-    dataset, out = load_dataset(data), home_path(out)
+    dataset, out = load_dataset(data), Path(out).expanduser()
     if not 1 <= repeats <= 10_000:
         raise BadInput(
             f"The repeats are {repeats}, outside 1 to 10000: choose a number in that range."
@@ -90,7 +89,7 @@ def from_kohya(
 
     Where folders differ in repeats, these become the `Item.repeats` of their pictures.
     """
-    folder = home_path(folder)
+    folder = Path(folder).expanduser()
     places = [folder / name for name in ("train", "img", "image")]
     train = _folders(next((place for place in places if place.is_dir()), folder))
     first, class_of_folder = _words(folder, train)

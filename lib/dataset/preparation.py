@@ -39,7 +39,6 @@ from lib.dataset.imagefolder import (
 )
 from lib.dataset.photo_file import SMALLEST, crop_photo
 from lib.files import BadInput, listed, printable, read_json, say, whole_folder
-from lib.files.paths import home_path, real_path
 from lib.files.whole_writes import unwritable_refused
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def prepare(
     """
     subject = read_subject(folder, kind, class_noun, identifier)
     how = PreparationOptions(**options)
-    folder, output = real_path(folder), real_path(output)
+    folder, output = Path(folder).expanduser().resolve(), Path(output).expanduser().resolve()
     check_output(folder, output)
     photos = scan(folder, how.resolution, subject.kind, how.aspect)
     entries = plan(photos, subject, how.held_out, how.seed)
@@ -241,7 +240,7 @@ def read_words(
     The words given here come first, then those of its subject.json, then of `IDENTIFIERS` the one
     that the tokenizer keeps in fewest tokens: a rare word, short to learn.
     """
-    own = home_path(subject) / "subject.json"
+    own = Path(subject).expanduser() / "subject.json"
     if not identifier and not (own.is_file() and read_json(own).get("identifier")):
         identifier = min(IDENTIFIERS, key=lambda word: len(base.tokens(word)))
     found = read_subject(subject, kind or None, class_noun or None, identifier or None)

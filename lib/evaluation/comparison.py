@@ -39,7 +39,6 @@ from lib.evaluation.fidelity import (
 )
 from lib.evaluation.judge import Judge, load_judge
 from lib.files import BadInput, read_json
-from lib.files.paths import home_path
 from lib.files.whole_writes import size_of
 from lib.models import Base, load_base, open_base_weights
 from lib.models.compatibility import check_compatible, check_unchanged
@@ -235,7 +234,7 @@ def compare(
     sizes = {name: len(save(*diffusers_tensors(a))) for name, a in adapters.items()}
     if other:
         adapters["kohya_lora"] = _read_other(other, base_name)
-        sizes["kohya_lora"] = size_of(home_path(other))
+        sizes["kohya_lora"] = size_of(Path(other).expanduser())
     if judge is None or isinstance(judge, str):
         judge = choose_judge(judge, base_name)
     mask_files = _mask_files(masks) if masks else None

@@ -21,30 +21,10 @@ def fitting_name(name: str, ending: str) -> str:
     return name + ending
 
 
-def home_path(path: str | os.PathLike) -> Path:
-    """`path`, with the folder of a user where it begins with ~.
-
-    Raises BadInput where this machine knows no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise BadInput(
-            f"{printable(path)} begins with a user whom this machine does not know: write the whole"
-            " path."
-        ) from None
-
-
-def real_path(path: str | os.PathLike) -> Path:
-    """`path` from the disk's root, without links; links in a circle stay, and cannot be opened."""
-    return Path(os.path.realpath(home_path(path)))
-
-
 def check_path(setting: str, text: str) -> None:
     """Raise BadInput for a path that no disk can hold, or no file of settings.
 
-    That is a name too long, one with a zero byte, one that is not in the system's encoding, or one
-    in the folder of a user who is not there.
+    That is a name too long, one with a zero byte, or one that is not in the system's encoding.
     """
     if not writable(text):
         raise BadInput(
@@ -59,4 +39,3 @@ def check_path(setting: str, text: str) -> None:
         )
     if "\0" in text:
         raise BadInput(f"Setting '{setting}' has a zero byte in it: write it without.")
-    home_path(text)

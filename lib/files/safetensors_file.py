@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 from lib.files.errors import BadInput
-from lib.files.paths import PICKLE_ENDINGS, home_path
+from lib.files.paths import PICKLE_ENDINGS
 from lib.files.text import listed
 from lib.files.whole_writes import unwritable_refused, whole_file
 
@@ -63,7 +63,7 @@ class open_weights:
     def __init__(self, path: str | Path):
         from safetensors import SafetensorError, safe_open
 
-        self.path = path = home_path(path)
+        self.path = path = Path(path).expanduser()
         refuse_pickle(path)
         refuse_pointer(path)
         try:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.files.errors import BadInput
-from lib.files.paths import fitting_name, real_path
+from lib.files.paths import fitting_name
 
 # This file lies in folders that exports and conversions make: only such are made again.
 MARK = "workbench.json"
@@ -47,7 +47,7 @@ def whole_folder(folder: Path, mark: bool = False) -> Iterator[Path]:
     mark: put `MARK` into it. If `folder` is a link, it stays one, and what it points to is
     replaced. Raises OSError; then the folder that was there before is there again.
     """
-    folder = real_path(folder)
+    folder = folder.resolve()
     with _folder_beside(folder) as beside:
         new, old = beside / folder.name, beside / f"{folder.name[:50]}.old"
         new.mkdir()

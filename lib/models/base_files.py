@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lib.files import ROOT, BadInput, read_json, say
-from lib.files.paths import PICKLE_ENDINGS, home_path
+from lib.files.paths import PICKLE_ENDINGS
 from lib.files.text import size_text
 
 POCKET = ROOT / "data" / "pocket"
@@ -49,7 +49,7 @@ def locate(name: str) -> Path:
     `name`: "pocket", a diffusers folder, a .safetensors file in the original layout, or a hub name
     `owner/model`. Raises BadInput when there is none that can be loaded.
     """
-    path = POCKET if name == "pocket" else home_path(name)
+    path = POCKET if name == "pocket" else Path(name).expanduser()
     ending = path.suffix.lower()
     if ending in PICKLE_ENDINGS:
         raise BadInput(

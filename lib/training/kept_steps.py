@@ -10,7 +10,6 @@ from typing import Any
 
 from lib.config import Settings
 from lib.files import BadInput, listed, read_json, write_json
-from lib.files.paths import home_path
 from lib.models import Base
 from lib.step import save_weights
 from lib.step.run_weights import weight_bytes
@@ -22,7 +21,7 @@ def keep_step(base: Base, settings: Settings, step: int) -> None:
     """Write the weights that `base` has at `step` into its run, in place of others if the best are
     kept.
     """
-    folder = home_path(settings.output) / KEPT / f"step_{step:06d}"
+    folder = Path(settings.output).expanduser() / KEPT / f"step_{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     settings.save(folder / "settings.json")
     save_weights(base, settings, folder)
@@ -34,7 +33,7 @@ def keep_step(base: Base, settings: Settings, step: int) -> None:
 
 def kept_steps(run: str | Path) -> dict[int, Path]:
     """{step: folder} of the weights that a run keeps beside those of its last step."""
-    found = sorted((home_path(run) / KEPT).glob("step_*"))
+    found = sorted((Path(run).expanduser() / KEPT).glob("step_*"))
     return {int(folder.name[5:]): folder for folder in found if weight_bytes(folder)}
 
 
@@ -50,7 +49,7 @@ def at_step(run: str | Path, step: int) -> Path:
 
     Raises BadInput, naming the steps that were kept, for any other.
     """
-    metrics = home_path(run) / "metrics.json"
+    metrics = Path(run).expanduser() / "metrics.json"
     last = read_json(metrics).get("steps") if metrics.is_file() else None
     found = kept_steps(run) | ({last: Path(run)} if last else {})
     if step not in found:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lib.config import Settings
 from lib.dataset.imagefolder import Dataset
 from lib.files import BadInput, read_json, say
-from lib.files.paths import fitting_name, home_path, real_path
+from lib.files.paths import fitting_name
 from lib.files.whole_writes import file_hash
 from lib.models import open_base_weights
 from lib.models.base_files import WEIGHT_PARTS
@@ -63,7 +63,7 @@ def lock_run_folder(output: str | Path) -> Iterator[None]:
 
     Raises BadInput while one does.
     """
-    lock = _take_lock(real_path(output), output)
+    lock = _take_lock(Path(output).expanduser().resolve(), output)
     try:
         yield
     finally:
@@ -110,9 +110,9 @@ def inspect_run_folder(settings: Settings, dataset: Dataset) -> tuple[Path, str]
             f"Setting 'keep' is 'best', but data set {dataset.root} holds no photo out by which a"
             " step could be called that: hold one out in notebook 01, or use 'last'."
         )
-    run = home_path(settings.output)
+    run = Path(settings.output).expanduser()
     if run.name in ("", ".."):  # "." and the like: another is set aside beside it, by its name
-        run = real_path(run)
+        run = run.resolve()
     _check_is_run_folder(run)
     trained = OLDER_SETTINGS | _read(run / "settings.json")
     measured = _read(run / "metrics.json")
@@ -171,7 +171,7 @@ def create_run_folder(run: Path, settings: Settings) -> None:
     """
     try:
         if _holds_results(run):
-            if Path.cwd().is_relative_to(real_path(run)):
+            if Path.cwd().is_relative_to(run.resolve()):
                 raise BadInput(
                     f"Output {run} holds a run of other settings or data, and is the folder that"
                     " you stand in, which cannot be set aside: go out of it, or choose another."

@@ -13,7 +13,6 @@ from lib.dataset.captions import check_caption
 from lib.dataset.photo_file import SMALLEST, open_photo
 from lib.dataset.photo_tiles import USES, framed
 from lib.files import BadInput, printable
-from lib.files.paths import home_path
 from lib.plots import grid
 from lib.widgets.showing import Leave
 
@@ -43,7 +42,7 @@ class PhotosPanel:
     ):
         import ipywidgets as w
 
-        self.plan, self.folder, self.identifier = plan, home_path(folder), identifier
+        self.plan, self.folder, self.identifier = plan, Path(folder).expanduser(), identifier
         self.proposed = proposed or copy.deepcopy(plan)
         self.leave: Leave | None = None  # once it is shown to somebody
         self.loading = False

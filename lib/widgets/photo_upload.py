@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import BadInput, listed, printable
-from lib.files.paths import fitting_name, home_path
+from lib.files.paths import fitting_name
 from lib.files.whole_writes import unwritable_refused, whole_file
 from lib.widgets.showing import Leave, answer_at_once, show
 from lib.widgets.start_button import StartButton
@@ -29,7 +29,7 @@ class UploadPanel:
 
     def __init__(self, subject: str, into: str | Path, class_noun: str = "", start: str = ""):
         self.subject, self.into, self.given_noun = subject, Path(into), class_noun
-        self.target = _unused(home_path(self.into))
+        self.target = _unused(self.into.expanduser())
         self.written: list[str] = []
         self.start = StartButton(start)
         self.leave: Leave | None = None  # once it is shown to somebody
@@ -104,7 +104,7 @@ class UploadPanel:
     def _before(self) -> str:
         """What is said before anything is uploaded."""
         text = f"Without an upload the photos are those of {self.subject}."
-        if self.target != home_path(self.into):
+        if self.target != self.into.expanduser():
             text += (
                 f" What was uploaded before is in {self.into}: set subject to that to use it again."
             )
