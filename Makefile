@@ -55,7 +55,7 @@ bench: $(READY) ## measure speed and memory, and write them into README.md
 race: $(READY) ## race diffusers' own scripts and write the table into README.md: make race SCRIPTS=path/to/examples/dreambooth
 	@$(RUN) -m benchmarks.race --scripts "$(SCRIPTS)" $(ARGS)
 
-interop: $(READY) ## run ComfyUI, LyCORIS and sd-scripts on our files: make interop ARGS='--sd-scripts path/to/sd-scripts'
+interop: $(READY) ## run the tools themselves on our files: make interop ARGS='--sd-scripts path/to/sd-scripts'
 	@$(RUN) -m benchmarks.interop $(ARGS)
 	@$(RUN) -m benchmarks.pages
 

@@ -462,6 +462,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         named = f" ({printable(error.filename)})" if error.filename else ""
         said = f"The system refused this{named}: {error.strerror or error}; check path and space."
+    except RuntimeError as error:  # how Python says it of ~nobody, and of links in a circle
+        if not str(error).startswith(("Could not determine home", "Symlink loop")):
+            raise
+        said = f"A path leads nowhere ({printable(str(error))}): write it whole, without links."
     except BadInput as error:
         said = str(error)
     print(said, file=sys.stderr)

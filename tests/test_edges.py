@@ -92,6 +92,36 @@ def test_no_command_has_a_traceback_for_a_name_that_is_too_long(arguments, capsy
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "circle", "circle/x", "/dev/null"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train PATH",
+        "prepare PATH --class-noun toy --out out",
+        "prepare photos --class-noun toy --out PATH",
+        "course --subject PATH --output out",
+        "course --output PATH",
+        "forecast --base PATH",
+        "import PATH --base pocket --out out",
+        "export PATH --to kohya --out out.safetensors",
+        "merge PATH --to checkpoint --out out.safetensors",
+        "sweep PATH",
+        "compare PATH",
+        "to-kohya PATH --out out",
+        "from-kohya PATH --out out",
+        "card PATH --out out",
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_sentence(words, path, tmp_path, monkeypatch, capsys):
+    """Python raises what is no OSError for a user it does not know and for links in a circle."""
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    assert main([path if word == "PATH" else word for word in words.split()]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said and len(said.splitlines()) == 1, said
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["circle"], "nothing is made"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
 def test_a_terminal_that_lacks_a_character_shows_another(encoding, tmp_path):
     (tmp_path / "Größe ❄.json").write_text("[")

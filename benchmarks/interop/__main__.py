@@ -1,6 +1,6 @@
 """The tools themselves on our files: who reads what, by runs of their own code.
 
-    make interop                                   # ComfyUI and LyCORIS, from the registry
+    make interop      # ComfyUI, LyCORIS, InvokeAI and stable-diffusion.cpp, from the registry
     make interop ARGS='--sd-scripts FOLDER'        # a clone of kohya-ss/sd-scripts too
     make interop ARGS='--webui FOLDER --forge FOLDER'  # AUTOMATIC1111's, and Forge's after a start
     make interop ARGS='--full --sd-scripts FOLDER' # pictures, training, merge: 12 GB of disk
@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.interop.checks import FULL, QUICK, checked
-from benchmarks.interop.environments import NOT_SET_UP, PLACE, set_up
+from benchmarks.interop.environments import IN_PACKAGES, PLACE, set_up
 from benchmarks.interop.table import RESULTS
 from benchmarks.sections import read
 from lib.files.errors import BadInput
@@ -36,12 +36,18 @@ def main() -> None:
     parser.add_argument("--forge", type=Path, help="a checkout of stable-diffusion-webui-forge")
     parser.add_argument("--place", type=Path, default=PLACE, help="for the environments and files")
     parser.add_argument("--full", action="store_true", help="a picture, training, a merge too")
+    parser.add_argument(
+        "--only", nargs="+", choices=QUICK, default=list(QUICK), help="the others stay as found"
+    )
     args = parser.parse_args()
     before = read(RESULTS) or {}
     found = {"versions": versions(), "tools": {}, "full": before.get("full", {})}
     checkouts = {"comfyui": args.comfyui, "sd-scripts": args.sd_scripts, "lycoris": None}
-    checkouts |= {"webui": args.webui, "forge": args.forge} | dict.fromkeys(NOT_SET_UP)
+    checkouts |= {"webui": args.webui, "forge": args.forge} | dict.fromkeys(IN_PACKAGES)
     for name, checkout in checkouts.items():
+        if name not in args.only:
+            found["tools"][name] = before.get("tools", {}).get(name, {"failed": "not asked for"})
+            continue
         try:
             tool = set_up(name, checkout, args.place)
             print(f"{name} {tool.version}", flush=True)

@@ -75,6 +75,19 @@ def keys_in_forge(tool: Tool, work: Path) -> Found:
     return {name: _keys(tool, work, name, "forge_probe.py", guess=guess) for name in EVERY}
 
 
+def keys_in_invokeai(tool: Tool, work: Path) -> Found:
+    """What InvokeAI calls our files, and what it takes of our LoRA, at both sizes."""
+    return {
+        name: _keys(tool, work, name, "invokeai_probe.py", base=work / name / "base")
+        for name in EVERY
+    }
+
+
+def keys_in_stable_diffusion_cpp(tool: Tool, work: Path) -> Found:
+    """What stable-diffusion.cpp takes of our checkpoint and LoRA, which it loads whole."""
+    return {"sd15": _keys(tool, work, "sd15", "sdcpp_probe.py")}
+
+
 def keys_in_sd_scripts(tool: Tool, work: Path) -> Found:
     """What sd-scripts takes of our checkpoint and LoRA; and how a LoRA that it wrote comes in."""
     found = {}
@@ -250,6 +263,8 @@ QUICK = {
     "lycoris": [files_of_lycoris],
     "webui": [keys_in_webui],
     "forge": [keys_in_forge],
+    "invokeai": [keys_in_invokeai],
+    "stable-diffusion.cpp": [keys_in_stable_diffusion_cpp],
 }
 
 # What takes long and much of a disk.

@@ -30,7 +30,22 @@ ENVIRONMENTS = {
     "lycoris": "kohya",
     "webui": "kohya",
     "forge": "kohya",
+    "invokeai": "invokeai",
+    "stable-diffusion.cpp": "sdcpp",
 }
+
+# Tools that are packages of the registry themselves: the folder that their environment has them in.
+# stable-diffusion.cpp is in cyllama built, so that nothing has to be compiled here.
+IN_PACKAGES = {"invokeai": "invokeai", "stable-diffusion.cpp": "cyllama"}
+
+# Tools that are in no registry, and what of them a checkout must hold.
+CHECKOUTS = {
+    "sd-scripts": "train_network.py",
+    "webui": "extensions-builtin/Lora",
+    "forge": "repositories/huggingface_guess",  # Forge clones it there when it first starts
+}
+
+PACKAGES = {"invokeai": "invokeai", "stable-diffusion.cpp": "cyllama"}
 
 # Tools that are in no registry, and what of them a checkout must hold.
 CHECKOUTS = {
@@ -56,7 +71,16 @@ PACKAGES = {
         opencv-python-headless safetensors toml==0.10.2 voluptuous==0.15.2 huggingface-hub==0.34.3
         imagesize==1.4.1 rich sentencepiece lycoris-lora==4.1.3
     """,
+    # What InvokeAI's answer to "what is this file" and its reader of LoRAs import.
+    "invokeai": """
+        diffusers==0.40.0 transformers>=5.5,<5.6 pydantic pydantic-settings numpy<2 safetensors gguf
+        picklescan psutil blake3 pyyaml pillow einops semver Deprecated
+    """,
+    "sdcpp": "safetensors numpy cyllama==0.2.18",
 }
+
+# Packages without what they ask for: InvokeAI asks for some 40, of which its web page needs most.
+ALONE = {"invokeai": "invokeai==6.14.2"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +111,6 @@ def set_up(name: str, checkout: Path | None, place: Path = PLACE) -> Tool:
     `checkout`: its folder; without, ComfyUI's comes from the registry, and LyCORIS needs none.
     Raises BadInput with the reason if the tool cannot be had.
     """
-    if name in NOT_SET_UP:
-        raise BadInput(NOT_SET_UP[name])
     checkout = checkout or _checkout_before(name, place)
     if name in CHECKOUTS and checkout is None:
         raise BadInput("no checkout was named: git clone it, and give its folder")
@@ -107,10 +129,15 @@ def set_up(name: str, checkout: Path | None, place: Path = PLACE) -> Tool:
         except BadInput:
             _pip(python, f"torch=={public}")
         _pip(python, f"torch=={public}", *PACKAGES[ENVIRONMENTS[name]].split())
+        if alone := ALONE.get(ENVIRONMENTS[name]):
+            _pip(python, "--no-deps", alone)
         (folder / "ready").touch()
     if name == "lycoris":
         return Tool(name, python.absolute(), place.absolute(), "")  # its probe tells the version
-    source = checkout or _comfyui(python, place)
+    if name in IN_PACKAGES:
+        [source] = folder.glob(f"lib/python*/site-packages/{IN_PACKAGES[name]}")
+    else:
+        source = checkout or _comfyui(python, place)
     if name in CHECKOUTS:
         (folder / f"{name}.checkout").write_text(str(source.absolute()), "utf-8")
     return Tool(name, python.absolute(), source.absolute(), _version(source))
@@ -140,6 +167,8 @@ def _comfyui(python: Path, place: Path) -> Path:
 VERSIONS = {
     "comfyui_version.py": r'__version__ = "(.+?)"',
     "modules_forge/forge_version.py": r"version = '([\d.]+)",
+    "version/invokeai_version.py": r'__version__ = "(.+?)"',
+    "build_config.json": r'"stable_diffusion_cpp_version": "(.+?)"',
     "CHANGELOG.md": r"## ([\d.]+)",
     "README.md": r"\*\*Version ([\d.]+)",
 }

@@ -45,19 +45,24 @@ def who_reads_it(found: dict[str, Any] | None) -> str:
         name += f" {told['version']}"
         for base, rows in ((base, told[base]) for base in BASES if base in told):
             lines += [f"| {name} | {BASES[base]} | {row} |" for row in _rows(rows)]
-    return "\n".join([*lines, "", *_imports(found), *_full(found.get("full") or {})]) + "\n"
+    after = [*_names(found), *_imports(found), *_full(found.get("full") or {})]
+    return "\n".join([*lines, "", *after]) + "\n"
 
 
 def _rows(found: dict[str, Any]) -> list[str]:
     """The last three cells of a base's rows."""
     rows = ["checkpoint | not run: its loader is in repositories beside it | -"]
+    if told := found.get("told"):
+        rows = [f"checkpoint | known as {told['checkpoint']}; diffusers loads it | -"]
     if whole := found.get("checkpoint"):
         taken = whole["keys"] - len(whole["left"])
         said = f"lacks {len(whole['missing'])}" if whole["missing"] else "lacks none"
         rows = [f"checkpoint | {taken} of {whole['keys']} | {said}"]
-    for form, lora in found["loras"].items():
+    for form, lora in found.get("loras", {}).items():
         taken = lora["keys"] - len(lora["left"])
         values = f"{lora['layers']} layers: {share(lora['error'])}" if lora["layers"] else "-"
+        if refused := lora.get("refused"):
+            values = f"stops: {refused.replace('|', '/')}"
         rows.append(f"{FORMS[form]} | {taken} of {lora['keys']} | {values}")
     return rows
 
@@ -67,6 +72,18 @@ def share(error: float) -> str:
     if error < EXACT:
         return "the same"
     return f"within {error:.4f} of it"
+
+
+def _names(found: dict[str, Any]) -> list[str]:
+    """What InvokeAI calls our LoRAs, before it reads them."""
+    told = found["tools"].get("invokeai", {})
+    said = [
+        f"`--to {form}` for {BASES[base]} as {', '.join(dict.fromkeys(name.split(', ')))}"
+        for base in BASES
+        for form, name in told.get(base, {}).get("told", {}).items()
+        if form != "checkpoint"
+    ]
+    return [f"InvokeAI knows LoRAs {'; '.join(said)}.", ""] if said else []
 
 
 def _imports(found: dict[str, Any]) -> list[str]:

@@ -343,6 +343,12 @@ def _known(texts: dict[str, Any]) -> Header:
     return {key: str(value) for key, value in texts.items() if value not in (None, "", {})}
 
 
+# A text in JSON that begins as a path does, or an address, and has two parts at least.
+JSON_PATH = (
+    r'"(?:[/~$%]|\\\\|[A-Za-z]:[/\\]|file:|https?:)[^"/\\]*[/\\]+[^"/\\]+(?:[/]|\\\\|[^"\\])*"'
+)
+
+
 def public_texts(texts: Header) -> Header:
     """A header's texts without where somebody keeps files: of a path its last part."""
     public = {key: public_name(text) for key, text in texts.items()}
@@ -361,11 +367,18 @@ def public_name(name: str, named: bool = False) -> str:
     """What may be said of a name: of a path on somebody's machine its last part, else all of it.
 
     `named`: it names a model or a file, so that a relative path counts too. A hub's name has one
-    slash, and is kept; of a folder in the hub's cache it is made again.
+    slash, and is kept; of a folder in the hub's cache it is made again. An address loses what lets
+    somebody in: name and password, and what stands behind the `?`. Of JSON, such as OneTrainer's
+    whole configuration, each text of two parts or more is seen to ("\\m/" is no path).
     """
+    if name[:1] in ("{", "["):
+        return re.sub(JSON_PATH, lambda hit: json.dumps(public_name(json.loads(hit[0]))), name)
+    if address := re.fullmatch(r"(https?://)(?:[^/@]*@)?([^?#\s]*)(?:[?#]\S*)?", name):
+        return address[1] + address[2]
+    name = re.sub(r"^file:(//[^/]*)?(?=/)", "", name)
     parts = [part for part in re.split(r"[\\/]", name) if part]
     cached = [part for part in parts if part.startswith("models--")]
-    local = re.match(r"[\\/~]|[A-Za-z]:[\\/]", name)
+    local = re.match(r"[\\/~]|[A-Za-z]:[\\/]|(\$\w+|\$\{\w+\}|%\w+%)[\\/]", name)
     if named and "://" not in name:
         local = local or name[0:1] == "." or len(parts) != 2 or Path(name).exists()
     if not local or not parts or "\n" in name:

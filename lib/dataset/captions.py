@@ -269,9 +269,12 @@ def rename(text: Any, renamed: Mapping[str, str]) -> Any:
     """`text` with words replaced, all at once, so that no replacement is replaced again."""
     if not renamed or not isinstance(text, str):
         return text
-    found = {old.lower(): new for old, new in renamed.items()}
-    words = "|".join(map(whole_word, found))
-    return re.sub(words, lambda hit: found[hit[0].lower()], composed(text), flags=re.IGNORECASE)
+    # By the place of the word and not by its letters: a Greek or Turkish word has more than one
+    # form in small letters.
+    words, new = "|".join(f"({whole_word(old)})" for old in renamed), list(renamed.values())
+    return re.sub(
+        words, lambda hit: new[(hit.lastindex or 1) - 1], composed(text), flags=re.IGNORECASE
+    )
 
 
 def unknown_words(text: str, captions: Iterable[str]) -> list[str]:

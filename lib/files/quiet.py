@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 
-NOISY = r"(bitsandbytes|diffusers|peft|torchao|transformers)(\.|$)"
+NOISY = r"(bitsandbytes|diffusers|nbclient|nbformat|papermill|peft|torchao|transformers)(\.|$)"
 
 
 def quieten() -> None:

@@ -195,9 +195,16 @@ class Base:
         """Raise BadInput unless every text encoder is given the identifier in every caption.
 
         `captions`: by the name of their picture. What is behind a text encoder's last token is cut
-        off, and what is written as a part of another word makes other tokens.
+        off, and what is written as a part of another word makes other tokens. A tokenizer's mark
+        for the end is no word either: an encoder that looks for it finds it there.
         """
         for tokenizer, (name, caption) in product(self.tokenizers, captions.items()):
+            for mark in (tokenizer.bos_token, tokenizer.eos_token):
+                if mark and mark in caption:
+                    raise BadInput(
+                        f"The caption of {name} holds {mark!r}, by which '{self.name}' marks where"
+                        " a text begins or ends: take it out, and prepare the data set again."
+                    )
             if _holds(tokenizer, caption, identifier):
                 continue
             if _holds(tokenizer, caption, identifier, truncation=False):

@@ -3,6 +3,7 @@ are set up, its quick half itself.
 """
 
 import math
+import runpy
 
 import pytest
 import torch
@@ -45,9 +46,9 @@ def test_a_tool_that_was_not_run_is_said_with_its_reason():
     text = table.who_reads_it({"tools": {"sd-scripts": {"failed": "no checkout was named"}}})
     assert "| kohya's sd-scripts | - | not run: no checkout was named | - | - |" in text
     assert table.who_reads_it(None) == table.UNMEASURED
-    for name, reason in environments.NOT_SET_UP.items():
-        assert f"| {table.NAMES[name]} | - | not run: {reason} |" in table.who_reads_it(
-            {"tools": {name: {"failed": reason}}}
+    for name in environments.IN_PACKAGES:
+        assert f"| {table.NAMES[name]} | - | not run: no network |" in table.who_reads_it(
+            {"tools": {name: {"failed": "no network"}}}
         )
 
 
@@ -57,6 +58,29 @@ def test_a_reader_of_loras_alone_says_so_of_the_checkpoint():
     text = table.who_reads_it(told)
     assert "| WebUI 1.2 | Stable Diffusion 1.5 | checkpoint | not run: " in text
     assert "| WebUI 1.2 | Stable Diffusion 1.5 | LoRA, `--to kohya` | 12 of 12 |" in text
+
+
+def test_what_invokeai_calls_a_file_and_where_it_stops_is_said():
+    told = found(invokeai=lora(["a"] * 12) | {"layers": 0, "refused": "ValueError: a|b"})
+    del told["tools"]["invokeai"]["sd15"]["checkpoint"]
+    names = {"checkpoint": "sd-1, main, checkpoint", "kohya": "sd-1, lora, lycoris"}
+    told["tools"]["invokeai"]["sd15"]["told"] = names
+    text = table.who_reads_it(told)
+    assert "| checkpoint | known as sd-1, main, checkpoint; diffusers loads it | - |" in text
+    assert "| 0 of 12 | stops: ValueError: a/b |" in text
+    assert "InvokeAI knows LoRAs `--to kohya` for Stable Diffusion 1.5 as sd-1, lora," in text
+
+
+def test_a_tool_whose_loras_were_not_counted_is_not_said_to_read_them(tmp_path):
+    from lib.files.json_file import write_json
+
+    told = found(comfyui=lora(), **{"stable-diffusion.cpp": lora()})
+    del told["tools"]["stable-diffusion.cpp"]["sd15"]["loras"]
+    text = table.who_reads_it(told)
+    assert "| stable-diffusion.cpp 1.2 | Stable Diffusion 1.5 | checkpoint | 20 of 20 |" in text
+    assert text.count("LoRA, `--to kohya`") == 1
+    write_json(tmp_path / "found.json", told)
+    assert table.claim(tmp_path / "found.json")[1].endswith("InvokeAI, stable-diffusion.cpp")
 
 
 def test_the_picture_is_told_with_what_the_lora_changes():
@@ -123,6 +147,49 @@ def test_sd_scripts_without_a_checkout_is_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is made before that"
 
 
+@pytest.mark.parametrize(
+    "name, file, text, version",
+    [
+        ("invokeai", "version/invokeai_version.py", '__version__ = "6.1.2"\n', "6.1.2"),
+        (
+            "stable-diffusion.cpp",
+            "build_config.json",
+            '{"versions": {"stable_diffusion_cpp_version": "master-1-a"}}',
+            "master-1-a",
+        ),
+    ],
+)
+def test_a_tool_that_is_a_package_is_found_in_its_environment(tmp_path, name, file, text, version):
+    folder = tmp_path / environments.ENVIRONMENTS[name]
+    source = folder / "lib/python3.11/site-packages" / environments.IN_PACKAGES[name]
+    (source / file).parent.mkdir(parents=True)
+    (source / file).write_text(text)
+    (folder / "ready").touch()
+    tool = environments.set_up(name, None, tmp_path)
+    assert (tool.source, tool.version) == (source, version)
+
+
+def load_probe(name):
+    """A probe as a module; tool_side, which stands beside it, is all that it needs at first."""
+    return runpy.run_path(str(checks.HERE / f"{name}_probe.py"))
+
+
+def test_what_stable_diffusion_cpp_says_is_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(checks.HERE))
+    probe = load_probe("sdcpp")
+    names = ["a.lora_up.weight", "a.lora_down.weight", "b.lora_up.weight", "b.lora_down.weight"]
+    monkeypatch.setitem(probe["lora_in"].__globals__, "tensors_of", lambda _: names)
+    said = ["unused lora tensor |lora.b.up|\n"] * 2 + [
+        "Only (3 / 4) LoRA tensors have been applied"
+    ]
+    assert probe["lora_in"](said, "") == {"keys": 4, "left": ["lora.b.up"]}
+    assert probe["lora_in"](["(4 / 4) LoRA tensors have been applied"], "")["left"] == []
+    assert probe["lora_in"](["load lora tensors failed"], "")["left"] == names
+    lost = ["tensor 'x.y' not in model file\n", "unknown tensor 'z | f16 | 2' in model file\n"]
+    found = probe["checkpoint_in"](lost, "")
+    assert found == {"keys": 4, "left": ["z"], "missing": ["x.y"]}
+
+
 def test_a_checkout_that_was_named_once_is_found_again(tmp_path):
     checkout, folder = tmp_path / "webui", tmp_path / environments.ENVIRONMENTS["webui"]
     (checkout / environments.CHECKOUTS["webui"]).mkdir(parents=True)
@@ -146,7 +213,11 @@ def test_the_tool_itself_reads_what_we_write(name):
     told = checks.checked(checks.QUICK[name], tool)
     for base in told.values() if name != "lycoris" else ():
         assert base["loras"]["kohya"]["error"] < table.ROUNDING
-        if name in ("comfyui", "forge"):  # the others leave layers outside of blocks aside
+        if name in (
+            "comfyui",
+            "forge",
+            "stable-diffusion.cpp",
+        ):  # the others leave layers outside of blocks aside
             assert not base["checkpoint"]["left"] and not base["checkpoint"]["missing"]
             assert not base["loras"]["kohya"]["left"]
     for kind in told.get("kinds", {}).values():

@@ -31,12 +31,25 @@ def test_a_command_prints_nothing_beside_its_result(tmp_path):
     assert "212 of 212 keys will load in diffusers\n" in ended.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["notebook", "notebook.ipynb", "notebook.ipynb.txt"])
+def test_what_is_refused_is_one_line_in_a_shell_too(tmp_path, name):
+    """Papermill warned of a name without ending, before the sentence."""
+    (tmp_path / name).write_text("{}")
+    command = [sys.executable, "-m", "lib", "sweep", str(tmp_path / name)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 1 and ended.stdout == ""
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"The notebook {tmp_path / name} cannot be read")
+
+
 def test_warnings_of_libraries_are_silent_and_ours_are_not(monkeypatch):
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         quieten()
-        for module in ("peft.tuners.lora", "diffusers", "bitsandbytes.backends", "lib.x", "pefty"):
+        noisy = ("peft.tuners.lora", "diffusers", "bitsandbytes.backends", "papermill.iorw")
+        for module in (*noisy, "nbformat", "lib.x", "pefty"):
             warnings.warn_explicit("w", UserWarning, "f.py", 1, module, registry={})
     assert len(said) == 2
     assert text.os.environ["TRANSFORMERS_VERBOSITY"] == "info", "who asks for more gets it"

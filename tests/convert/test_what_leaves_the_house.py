@@ -146,6 +146,26 @@ def test_anothers_header_is_passed_on_without_their_places(tiny, tmp_path):
     }
 
 
+def test_no_place_is_told_by_the_json_that_tools_write_into_headers(tiny, tmp_path):
+    """OneTrainer writes its whole configuration, with the folders of the machine it ran on."""
+    tensors, _ = kohya_tensors(adapter_for(tiny("sd1")[0]))
+    tags = json.dumps({"10_zwx": {"1/2": 3, "\\m/": 1, "/": 1}})
+    header = {
+        "ot_config": json.dumps({"base": r"C:\Users\ann\sd.safetensors", "dirs": ["/home/ann/w"]}),
+        "ss_dataset_dirs": json.dumps({"/home/ann/10_zwx toy": {"n_repeats": 10}}),
+        "ss_tag_frequency": tags,
+        "ss_network_args": "{broken /home",
+    }
+    save_weights_file(tmp_path / "x.safetensors", tensors, header)
+    out = export_lora(
+        tmp_path / "x.safetensors", "kohya", tmp_path / "y.safetensors", base=str(tiny("sd1")[0])
+    ).path
+    found = header_of(out)
+    assert json.loads(found["ot_config"]) == {"base": "sd.safetensors", "dirs": ["w"]}
+    assert json.loads(found["ss_dataset_dirs"]) == {"10_zwx toy": {"n_repeats": 10}}
+    assert found["ss_tag_frequency"] == tags and found["ss_network_args"] == "{broken /home"
+
+
 @pytest.mark.parametrize(
     "name, public",
     [
@@ -158,6 +178,12 @@ def test_anothers_header_is_passed_on_without_their_places(tiny, tmp_path):
         (r"D:\models\sd15.safetensors", "sd15.safetensors"),
         ("/home/ann/.cache/huggingface/hub/models--owner--name/snapshots/0a1b", "owner/name"),
         ("https://huggingface.co/owner/name", "https://huggingface.co/owner/name"),
+        ("https://ann:hf_secret@host.org/owner/name", "https://host.org/owner/name"),
+        ("https://host.org/x.safetensors?token=hf_secret#a", "https://host.org/x.safetensors"),
+        ("file:///home/ann/sd15.safetensors", "sd15.safetensors"),
+        (r"\\server\ann\sd15.safetensors", "sd15.safetensors"),
+        ("$HOME/models/sd15", "sd15"),
+        (r"%USERPROFILE%\models\sd15", "sd15"),
     ],
 )
 def test_a_name_is_kept_and_a_place_is_not(name, public):

@@ -81,6 +81,37 @@ def test_an_identifier_that_ends_in_no_letter_is_replaced_in_the_captions_of_sub
     assert found.captions == {"0.png": "A vqx car, red"}
 
 
+@pytest.mark.parametrize(
+    "identifier, caption, wanted",
+    [
+        ("σος", "A ΣΟΣ toy beside a σοσ", "A vqx toy beside a vqx"),
+        ("ini", "an ını toy, an İni toy", "an vqx toy, an vqx toy"),
+        ("sks", "a ſks toy", "a vqx toy"),
+    ],
+)
+def test_a_word_with_more_than_one_small_form_is_replaced(tmp_path, identifier, caption, wanted):
+    """The small letters of what was found were looked up among those of the word: a KeyError."""
+    words = {"class_noun": "toy", "identifier": identifier, "captions": {"0.png": caption}}
+    (tmp_path / "subject.json").write_text(json.dumps(words))
+    assert read_subject(tmp_path, identifier="vqx").captions == {"0.png": wanted}
+
+
+@pytest.mark.parametrize(
+    "caption", ["a z\u200bwx toy", "a ｚｗｘ toy", "a zwx2 toy", "a _zwx_ toy", "a \u202exwz toy"]
+)
+def test_what_only_looks_like_the_identifier_is_none(caption):
+    assert "0.png" in refusal(check_caption, "0.png", caption, "zwx")
+
+
+def test_a_tokenizers_own_mark_in_a_caption_is_refused(tiny_folder):
+    """An encoder that looks for the mark of the end finds it before the identifier."""
+    base = load_base(tiny_folder)
+    for mark in {base.pipe.tokenizer.bos_token, base.pipe.tokenizer.eos_token}:
+        said = refusal(base.check_captions, {"0.png": f"a toy {mark} in zwx style"}, "zwx")
+        assert f"caption of 0.png holds {mark!r}" in said and "take it out" in said
+    base.check_captions({"0.png": "a (zwx:1.2) toy <lora:zwx:1> | /zwx/"}, "zwx")
+
+
 def test_accents_in_two_characters_are_those_in_one(tmp_path):
     words = {
         "class_noun": "toy",
