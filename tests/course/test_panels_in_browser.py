@@ -244,6 +244,12 @@ def press(panel, name: str) -> None:
     panel.get_by_role("button", name=re.compile(rf"^\W*{name}$")).press("Enter")
 
 
+def holds(field, text: str) -> None:
+    """Wait until a field holds a text."""
+    arguments = [field.element_handle(), text]
+    field.page.wait_for_function("([field, text]) => field.value === text", arg=arguments)
+
+
 def said(panel, text: str | re.Pattern[str]):
     """Wait until the panel says a text."""
     panel.get_by_text(text).first.wait_for()
@@ -272,9 +278,9 @@ def test_photos_are_gone_through_and_predictions_answered(page, address):
     panel.get_by_role("button", name="hold it out").click()
     said(panel, "This photo is held out.")
     panel.get_by_role("button", name="Previous", exact=True).click()
-    assert caption.input_value() == f"{first} in the evening"
+    holds(caption, f"{first} in the evening")
     press(panel, "Caption as proposed")
-    page.wait_for_function("([e, t]) => e.value === t", arg=[caption.element_handle(), first])
+    holds(caption, first)
     side = panel.locator(".noUi-handle").last
     side.focus()
     page.keyboard.press("ArrowLeft")
