@@ -21,6 +21,7 @@ RATES = {
     "lora": (1e-3, 2.8e-3, 4e-3, 5.6e-3, 1e-2),
     "dreambooth": (4e-4, 8e-4, 1.2e-3, 1.6e-3, 4e-3),
 }
+ALIKE = 0.01  # of `both`: what one more seed moves it by
 # {steps of a training: the rates that are tried at that length}.
 LENGTHS = {
     150: {"lora": (2.8e-3, 4e-3, 5.6e-3), "dreambooth": (8e-4, 1.2e-3, 1.6e-3)},
@@ -88,5 +89,9 @@ def curves(rows, study="rate", steps=None):
 
 
 def best(points):
-    """The rate with the highest `both` of a method's curve."""
-    return max(points, key=lambda point: point["both"])["learning_rate"]
+    """The lowest rate of a method's curve whose `both` is within `ALIKE` of the highest: of rates
+    that are not told apart the gentlest, which forgets least (as the one-standard-error rule takes
+    the simplest model; Breiman et al. 1984, section 3.4.3).
+    """
+    top = max(point["both"] for point in points)
+    return min(point["learning_rate"] for point in points if point["both"] >= top - ALIKE)
