@@ -21,7 +21,7 @@ RATES = {
     "lora": (1e-3, 2.8e-3, 4e-3, 5.6e-3, 1e-2),
     "dreambooth": (4e-4, 8e-4, 1.2e-3, 1.6e-3, 4e-3),
 }
-ALIKE = 0.01  # of `both`: what one more seed moves it by
+ALIKE = 0.01  # of `both`: rates that lie nearer count as alike
 # {steps of a training: the rates that are tried at that length}.
 LENGTHS = {
     150: {"lora": (2.8e-3, 4e-3, 5.6e-3), "dreambooth": (8e-4, 1.2e-3, 1.6e-3)},

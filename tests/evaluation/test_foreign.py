@@ -35,7 +35,8 @@ def owl(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method, changes", [("lora", {}), ("dreambooth", {"learning_rate": 1.2e-3})]
+    "method, changes",
+    [("lora", {"steps": 300, "learning_rate": 2.8e-3}), ("dreambooth", {"steps": 300})],
 )
 def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(
     method, changes, owl, tmp_path
@@ -51,8 +52,8 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(
     seen = [scene["place"] for scene in read_scene(judge, found["images"])]
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
 
-    # Measured in fp32 on a Zen 3: both gain more than .3 over the floor so. DreamBooth at its
-    # preset's rate of 8e-4, the best of the tuning subjects, gains .08 here: class images beside
-    # photos that name no place hold it back (docs/troubleshooting.md).
+    # Photos that name no place, of a subject unlike what the base draws, take twice the preset's
+    # steps, and LoRA a lower rate: in 150 steps DreamBooth gains .1 over the floor, and LoRA draws
+    # the owl in its photos' places (docs/troubleshooting.md).
     assert found["dino"] > floor + 0.3, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
     assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"
