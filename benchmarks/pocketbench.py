@@ -34,7 +34,7 @@ from lib.config.presets import PRESETS
 from lib.convert.composition import load_adapters
 from lib.convert.interchange import extract
 from lib.course.sweeping import run_name, sweep
-from lib.dataset.captions import prompts, read_subject
+from lib.dataset.captions import KINDS, prompts, read_subject
 from lib.dataset.class_images import PLACES, draw_class_images
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
@@ -416,7 +416,8 @@ def write_results(plan, rows):
     """Write the table: `rows` in every study of `plan` that asked for them, and the rows of other
     studies that were there before.
 
-    A study keeps the rows of a former base or judge until it is run anew: then all of them go.
+    A study keeps the rows of a former base, judge or preset until it is run anew: then all of them
+    go.
     """
     done = [
         {"study": study} | rows[run_name(j)]
@@ -429,11 +430,13 @@ def write_results(plan, rows):
             row["variant"] = "rare"
     new = {(row["study"], row["settings_hash"]) for row in done}
     anew = {row["study"] for row in done}
+    before = shipped()
+    asked = still_asked(before)
     done += [
         row
-        for row in shipped()
+        for row in before
         if (row["study"], row["settings_hash"]) not in new
-        and (is_of_today(row) or row["study"] not in anew)
+        and (row["study"] not in anew or (is_of_today(row) and asked(row)))
     ]
     order = list(studies(["-"], 1))
     done.sort(
@@ -457,6 +460,16 @@ def write_results(plan, rows):
             },
         )
     return done
+
+
+def still_asked(rows):
+    """Whether today's plan asks for a row, for any number of subjects and seeds that `rows` have: a
+    function of a row.
+    """
+    subjects = sorted({row["subject"] for row in rows} - set(KINDS))
+    seeds = 1 + max((row.get("seed") or 0 for row in rows), default=0)
+    names = {(study, run_name(j)) for study, some in studies(subjects, seeds).items() for j in some}
+    return lambda row: (row["study"], row["settings_hash"]) in names
 
 
 def main():
