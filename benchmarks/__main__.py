@@ -203,7 +203,7 @@ def main():
         found["course"] = summary.get("course")
         # What the default run scored: held against where PocketBench's subjects lie.
         found["scores"] = {
-            name: {key: summary[name].get(key) for key in COLUMNS if key in summary[name]}
+            name: {key: summary[name][key] for key in COLUMNS if key in summary[name]}
             for name in CONTESTANT_NAMES
             if name in summary
         }

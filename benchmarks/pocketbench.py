@@ -467,7 +467,7 @@ def still_asked(rows):
     function of a row.
     """
     subjects = sorted({row["subject"] for row in rows} - set(KINDS))
-    seeds = 1 + max((row.get("seed") or 0 for row in rows), default=0)
+    seeds = 1 + max((r.get("seed") or 0 for r in rows if r["study"] == "main"), default=0)
     names = {(study, run_name(j)) for study, some in studies(subjects, seeds).items() for j in some}
     return lambda row: (row["study"], row["settings_hash"]) in names
 

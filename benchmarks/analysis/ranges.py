@@ -10,20 +10,9 @@ import numpy as np
 from benchmarks.analysis.effects import ENOUGH, Rows, student
 from lib.config.settings import METHODS
 
-# Columns of the bench's rows that a comparison's rows have too, under the same name.
-COLUMNS = (
-    "dino",
-    "clip_i",
-    "clip_t_share",
-    "pres",
-    "pres_trained",
-    "obedience",
-    "drift",
-    "memorising",
-    "nearest",
-    "diversity",
-    "consistency",
-)
+# Columns that the bench's rows and a comparison's have in common and that do not hang on which
+# prompts of the subject are asked: the bench's are not those of notebook 04.
+COLUMNS = ("pres", "pres_trained", "obedience", "drift")
 
 
 def ranges(rows: Rows) -> dict[str, Any]:
@@ -33,7 +22,7 @@ def ranges(rows: Rows) -> dict[str, Any]:
     The 95 % prediction interval of one more subject, means over seeds being the values: mean
     +- t * s * sqrt(1 + 1 / n).
     """
-    main = [with_share(row) for row in rows if row.get("study") == "main"]
+    main = [row for row in rows if row.get("study") == "main"]
     found: dict[str, Any] = {
         "subjects": len({row["subject"] for row in main}),
         "judge": next((row["judge"] for row in main if row.get("judge")), None),
@@ -46,14 +35,6 @@ def ranges(rows: Rows) -> dict[str, Any]:
             if (ends := predicted(own, column))
         }
     return found
-
-
-def with_share(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with `clip_t_share`, CLIP-T as a share of the real photos'; None where that was not
-    measured.
-    """
-    followed, real = row.get("clip_t"), row.get("clip_t_real")
-    return row | {"clip_t_share": followed / real if followed and real else None}
 
 
 def predicted(rows: Rows, column: str) -> tuple[float, float] | None:

@@ -196,11 +196,11 @@ def range_lines(own: Comparison, found: dict[str, Any] | None = None) -> list[st
             if not low <= value <= high:
                 name = f"{METHOD_NAMES[method]}'s {COLUMNS[measure].heading}"
                 outside.append(f"{name} is {value:.3f} (the bench's {low:.3f} to {high:.3f})")
-    subjects = f"where one more subject is expected by PocketBench's {found['subjects']}"
+    numbers = "numbers that do not hang on the prompts your run lies where one more subject is"
+    subjects = f"{numbers} expected by PocketBench's {found['subjects']}"
     if not outside:
-        return [f"On all {count} numbers your run lies {subjects}."]
-    rest = f"On {count - len(outside)} of {count} numbers your run lies {subjects}; not so:"
-    return [rest, *outside]
+        return [f"On all {count} {subjects}."]
+    return [f"On {count - len(outside)} of {count} {subjects}; not so:", *outside]
 
 
 def study(name: str) -> Figure:

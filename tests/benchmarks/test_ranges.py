@@ -4,10 +4,12 @@ import pytest
 from bench_rows import bench
 
 from benchmarks.analysis.effects import BENCH
-from benchmarks.analysis.ranges import predicted, ranges, with_share
+from benchmarks.analysis.ranges import predicted, ranges
 from benchmarks.analysis.study_rows import read_bench
 from lib.evaluation import results
 from lib.evaluation.comparison_table import Comparison
+from lib.files.json_file import read_json
+from lib.files.paths import ROOT
 
 VALUES = (0.90, 0.92, 0.94, 0.90, 0.92, 0.94)
 
@@ -36,28 +38,31 @@ def test_the_interval_is_that_of_one_more_subject():
 
 
 def test_a_run_is_held_against_each_method_and_column():
-    found = ranges(rows() + rows("obedience", [-0.02] * 3 + [0.0] * 3))
-    assert found["subjects"] == 6 and set(found["lora"]) == {"dino", "obedience"}
-    (line,) = results.range_lines(own(dino=0.93, obedience=0.94), found)
-    assert line == (
-        "On all 2 numbers your run lies where one more subject is expected by PocketBench's 6."
+    found = ranges(rows("drift") + rows("obedience", [-0.02] * 3 + [0.0] * 3) + rows("dino"))
+    assert found["subjects"] == 6 and set(found["lora"]) == {"drift", "obedience"}, (
+        "likeness hangs on the prompts, which differ"
     )
-    first, outside = results.range_lines(own(dino=0.5, obedience=0.94), found)
-    assert first.startswith("On 1 of 2 numbers") and outside.startswith("LoRA's DINO is 0.500 (the")
-    _, lost = results.range_lines(own(dino=0.93, obedience=0.5), found)
+    (line,) = results.range_lines(own(drift=0.93, obedience=0.94), found)
+    assert line.startswith("On all 2 numbers that do not hang on the prompts your run lies where")
+    first, outside = results.range_lines(own(drift=0.5, obedience=0.94), found)
+    assert first.startswith("On 1 of 2 numbers") and outside.startswith("LoRA's drift is 0.500 (th")
+    _, lost = results.range_lines(own(drift=0.93, obedience=0.5), found)
     assert lost.startswith("LoRA's class obeyed is -0.450")
 
 
 def test_a_run_of_another_judge_or_base_is_held_against_nothing():
-    found = ranges(rows())
-    for other in (own("real", dino=0.1), own(base="sd15", dino=0.1)):
+    found = ranges(rows("drift"))
+    for other in (own("real", drift=0.1), own(base="sd15", drift=0.1)):
         (line,) = results.range_lines(other, found)
         assert "held against none" in line
 
 
-def test_prompt_following_is_held_against_what_the_photos_score():
-    assert with_share({"clip_t": 0.36, "clip_t_real": 0.4})["clip_t_share"] == pytest.approx(0.9)
-    assert with_share({"clip_t": 0.36})["clip_t_share"] is None
+def test_the_default_course_lies_where_the_benchs_subjects_do():
+    """What `make bench` read of the course's own run: the example character, seed 0."""
+    scores = read_json(ROOT / "benchmarks" / "results" / "pocket.json")["scores"]
+    own = Comparison(scores, {"judge": "pocket", "base": "pocket"})
+    first, *outside = results.range_lines(own)
+    assert not outside, first
 
 
 def test_what_ships_is_of_the_rows_that_ship():
