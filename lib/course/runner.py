@@ -27,11 +27,11 @@ from lib.files.whole_writes import whole_file
 # runs have timings.json.
 NOTEBOOKS = {
     "01_dataset_prep": 20,
-    "02_lora_training": 70,
-    "03_dreambooth_training": 90,
-    "04_comparison": 50,
-    "05_compose_and_ship": 60,
-    "06_many_runs": 45,
+    "02_lora_training": 90,
+    "03_dreambooth_training": 100,
+    "04_comparison": 90,
+    "05_compose_and_ship": 95,
+    "06_many_runs": 40,
 }
 GUESS = 60  # seconds of a notebook that is not one of the course's
 
