@@ -64,8 +64,8 @@ COURSE = {
     "job_steps": 4,
 }
 ROWS = ("base_model", "real_photos", "lora", "dreambooth")
-# What rounding may change beyond that: hashes, shares of a change near nothing, and the count of what
-# is read in a few pictures.
+# What rounding may change beyond that: hashes, shares of a change near nothing, and the count of
+# what is read in a few pictures.
 ROUNDED = {"bits", "survives", "obedience"}
 
 
