@@ -320,6 +320,8 @@ def points(
         if len(ticks) <= 6:
             axes.set_xticks(ticks, [number(tick) for tick in ticks])
         axes.minorticks_off()  # their labels run into each other
+    else:
+        axes.locator_params(axis="x", nbins=6)  # labels of three decimals run into each other
     axes.legend(frameon=False)
     label_points(chart, axes, labels)
     words = "; ".join(
