@@ -88,7 +88,7 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             *table,
             "",
             f"Measured on the small base model that ships (drawings of 64 pixels): {subjects}, each"
-            " method at the best of the learning rates that were tried; intervals are 95 % over"
+            " method at the gentlest of its best learning rates; intervals are 95 % over"
             " subjects. The class is asked for in words that no class image has. **One caveat**:"
             " the captions of these photos name the place. Where captions name none, a subject that"
             " was drawn by another hand took twice as many steps"
