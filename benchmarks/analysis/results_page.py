@@ -109,8 +109,8 @@ def section(rows: Rows, made: dict[str, Figure]) -> str:
             (
                 f"{size(rows)} in the main comparison. {runs:,} runs in all, of the {whole:,} that"
                 f" `make pocketbench` makes with 30 subjects and 3 seeds{hours}; {steps(rows)}"
-                f" steps each ({devices}; {stack}), each method at the gentlest of its best learning"
-                " rates, which are not told apart. Subjects are such that"
+                f" steps each ({devices}; {stack}), each method at the gentlest of its best"
+                " learning rates, which are not told apart. Subjects are such that"
                 " neither base nor judge has met. Each run is scored on 4 pictures of 25 prompts:"
                 " eight places in three wordings, and no place; 18 of them name places of the"
                 " training photos, six word for word as captioned. DINO and CLIP-I are the pocket"
