@@ -17,7 +17,7 @@ from lib.files.json_file import read_json
 def test_the_results_that_ship_are_those_of_the_rows():
     rows = read_bench()
     made = results(rows, figures(rows), extraction())
-    assert list(made) == ["verdicts", "studies", "advice", "shipping"]
+    assert list(made) == ["verdicts", "studies", "advice", "ranges", "shipping"]
     for name, found in made.items():
         shipped = read_json(RESULTS / f"{name}.json")
         assert json.loads(json.dumps(found, allow_nan=False)) == shipped, (
