@@ -44,6 +44,9 @@ from lib.models.base_weights import open_base_weights
 from lib.models.single_file import layout
 from tests import scheme
 
+# Of 255: what rounding to fp16 moves a colour by; more where a processor computes in bf16.
+ROUNDING = 16
+
 PIPES = {
     "sd1": "StableDiffusionPipeline",
     "sd2": "StableDiffusionPipeline",
@@ -162,7 +165,7 @@ def test_dreambooth_written_whole_draws_what_the_run_draws(tiny, tmp_path, datas
     assert picture_difference(str(folder), library_loader(half), library_loader(one), steps=2) == 0
     assert (
         picture_difference(str(folder), library_loader(run), library_loader(half), steps=2)
-        <= 10
+        <= ROUNDING
         < picture_difference(str(folder), lambda base: base, library_loader(half), steps=2)
     ), "rounding to fp16 moves a colour by less than training did"
 
@@ -174,7 +177,7 @@ def test_a_merge_into_a_base_draws_what_the_adapter_draws(tiny, tmp_path):
         whole = merge(run, form, tmp_path / out, base=str(folder)).path
         assert (
             picture_difference(str(folder), library_loader(run), library_loader(whole), steps=2)
-            <= 10
+            <= ROUNDING
         )
     assert picture_difference(str(folder), lambda base: base, library_loader(run), steps=2) > 20
 
@@ -462,7 +465,7 @@ def test_an_extracted_lora_at_full_rank_draws_nearly_what_the_tuned_model_draws(
     )
     assert (
         difference
-        <= 10
+        <= ROUNDING
         < picture_difference(str(folder), library_loader(run), lambda model: model, steps=2)
     )
 
