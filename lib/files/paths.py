@@ -24,7 +24,8 @@ def fitting_name(name: str, ending: str) -> str:
 def check_path(setting: str, text: str) -> None:
     """Raise BadInput for a path that no disk can hold, or no file of settings.
 
-    That is a name too long, one with a zero byte, or one that is not in the system's encoding.
+    That is a name too long, one with a zero byte, one that is not in the system's encoding, or the
+    home of a user (~somebody) that there is not.
     """
     if not writable(text):
         raise BadInput(
@@ -39,3 +40,10 @@ def check_path(setting: str, text: str) -> None:
         )
     if "\0" in text:
         raise BadInput(f"Setting '{setting}' has a zero byte in it: write it without.")
+    try:
+        Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadInput(
+            f"Setting '{setting}' is {printable(text)}, and there is no such user: write the path"
+            " whole."
+        ) from error
