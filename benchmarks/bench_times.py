@@ -9,7 +9,6 @@ Rows of the main comparison that are not timed so lose their seconds.
 
 import argparse
 import multiprocessing
-import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,28 +16,27 @@ from typing import Any
 
 import torch
 
-from benchmarks.pocketbench import COLUMNS, RESULTS, WORK, is_of_today, make_data, shipped
+from benchmarks.analysis.study_rows import TIMES
+from benchmarks.pocketbench import data_folder, is_of_today, make_data, shipped, write_rows
 from benchmarks.studies import job
 from lib.config.settings import METHODS
-from lib.files.csv_table import write_table
 from lib.files.json_file import read_json
 from lib.models.base import load_base
 from lib.models.families import preset
 from lib.training.loop import train
 from pocket.subjects import bench_subjects
 
-TIMES = ("seconds_per_step", "train_seconds")
-ALONG = ("seconds_to_best", "seconds_to_half")  # go with the seconds of all steps
+MEASURED = ("seconds_per_step", "train_seconds")
+ALONG = tuple(name for name in TIMES if name not in MEASURED)  # go with the seconds of all steps
 
 
 def timed(subject: str, method: str) -> dict[str, float]:
     """The seconds of one training of the preset's, without anything measured along it."""
     with tempfile.TemporaryDirectory() as folder:
-        data = WORK / "data" / f"{subject}-good"
-        settings = preset(method, data=str(data), output=str(Path(folder, "run")), sample_every=0)
+        data = str(data_folder(job(subject, method)))
+        settings = preset(method, data=data, output=str(Path(folder, "run")), sample_every=0)
         found = read_json(train(settings, load_base()) / "metrics.json")
-        shutil.rmtree(settings.output)
-    return {name: found[name] for name in TIMES}
+    return {name: found[name] for name in MEASURED}
 
 
 def with_times(row: dict[str, Any], found: dict[tuple[str, str], dict[str, float]]) -> dict:
@@ -46,7 +44,7 @@ def with_times(row: dict[str, Any], found: dict[tuple[str, str], dict[str, float
     trained = row["method"] if row["method"] in METHODS else "dreambooth"  # of what a cut is cut
     times = found.get((row["subject"], trained))
     if times is None:
-        return row | {name: None for name in (*TIMES, *ALONG)}
+        return row | dict.fromkeys(TIMES)
     before = row.get("train_seconds")
     along = {
         name: row[name] * times["train_seconds"] / before
@@ -72,14 +70,13 @@ def main() -> None:
             for method, run in zip(METHODS, started):
                 found[subject.name, method] = run.result()
             print(subject.name, *(found[subject.name, m]["train_seconds"] for m in METHODS))
-    rows = [
-        with_times(row, found)
-        if row["study"] == "main" and row["method"] != "base" and is_of_today(row)
-        else row
-        for row in shipped()
-    ]
-    write_table(
-        RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in rows], COLUMNS
+    write_rows(
+        [
+            with_times(row, found)
+            if row["study"] == "main" and row["method"] != "base" and is_of_today(row)
+            else row
+            for row in shipped()
+        ]
     )
 
 

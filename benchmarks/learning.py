@@ -18,6 +18,7 @@ import shutil
 from itertools import product
 from pathlib import Path
 
+from benchmarks.studies import STEPS
 from lib.config.presets import PRESETS
 from lib.evaluation.curve import seconds_to
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss
@@ -32,7 +33,7 @@ from .contestants import DOCUMENTED, FULL, load_result, one, ours, run, theirs
 # the set fidelity: this share of the way from the untouched base to the real photos' own score
 LEVEL = 0.5
 PLAN = EvaluationPlan(seeds=(700, 701), steps=15)
-STEPS, EVERY = PRESETS["lora", "pocket"]["steps"], 20  # of ours, and of theirs at our rates
+EVERY = 20  # steps, of ours and of theirs at our rates
 AT_MOST = 500  # steps of theirs as documented; their README's 800 for DreamBooth are not waited for
 THEIRS = {
     "warmup": 0,

@@ -447,9 +447,7 @@ def write_results(plan, rows):
             row.get("seed") or 0,
         )
     )
-    write_table(
-        RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in done], COLUMNS
-    )
+    write_rows(done)
     found = learning_rates.curves(done)
     if all(found.values()):
         write_json(
@@ -460,6 +458,13 @@ def write_results(plan, rows):
             },
         )
     return done
+
+
+def write_rows(rows):
+    """Write the table, what a row is of before what it scored."""
+    write_table(
+        RESULTS, [{c: row.get(c) for c in dict.fromkeys([*COLUMNS, *row])} for row in rows], COLUMNS
+    )
 
 
 def still_asked(rows):

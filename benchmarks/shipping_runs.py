@@ -4,7 +4,7 @@ import shutil
 from functools import cache
 
 from benchmarks.pocketbench import photos
-from lib.config.presets import PRESETS
+from benchmarks.studies import STEPS
 from lib.config.settings import METHODS
 from lib.dataset.class_images import draw_class_images
 from lib.dataset.imagefolder import add_class_images, load_dataset
@@ -15,11 +15,7 @@ from lib.models.base import load_base
 from lib.models.families import preset
 from lib.training.loop import train
 
-WORK, OTHERS, STEPS = (
-    ROOT / "runs" / "shipbench",
-    ("clothing", "lighting"),
-    PRESETS["lora", "pocket"]["steps"],
-)
+WORK, OTHERS = ROOT / "runs" / "shipbench", ("clothing", "lighting")
 
 
 def data_of(concept):

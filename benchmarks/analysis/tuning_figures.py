@@ -45,8 +45,7 @@ def rates(rows: Rows) -> Figure | None:
     }
     about = (
         f"Each method's learning rate, {size(rows, 'rate')}, {_sets(rows, 'rate')} photo sets;"
-        f" chosen: {chosen};"
-        " neighbours are not told apart"
+        f" chosen: {chosen}; neighbours are not told apart"
     )
     figure = points(
         lines, Axis("learning rate", log=True), "likeness and obedience", about, mark=best
@@ -72,9 +71,8 @@ def length(rows: Rows) -> Figure | None:
         for m, tried in learning_rates.curves(rows, "length", steps).items():
             if not tried:
                 continue
-            rate = learning_rates.best(tried)
-            (best,) = (p for p in tried if p["learning_rate"] == rate)
-            lines.setdefault(METHOD_NAMES[m], []).append((steps, steps, best["both"]))
+            both = {p["learning_rate"]: p["both"] for p in tried}[learning_rates.best(tried)]
+            lines.setdefault(METHOD_NAMES[m], []).append((steps, steps, both))
             body += [[METHOD_NAMES[m], steps, *(p[c] for c in COLUMNS)] for p in tried]
     about = (
         f"How long to train, {size(rows, 'length')}, {_sets(rows, 'length')} photo sets: each"
