@@ -45,21 +45,6 @@ CHECKOUTS = {
     "forge": "repositories/huggingface_guess",  # Forge clones it there when it first starts
 }
 
-PACKAGES = {"invokeai": "invokeai", "stable-diffusion.cpp": "cyllama"}
-
-# Tools that are in no registry, and what of them a checkout must hold.
-CHECKOUTS = {
-    "sd-scripts": "train_network.py",
-    "webui": "extensions-builtin/Lora",
-    "forge": "repositories/huggingface_guess",  # Forge clones it there when it first starts
-}
-
-# Tools that `make interop` sets up none of, and why.
-NOT_SET_UP = {
-    "invokeai": "it asks for some 40 packages in versions of its own",
-    "stable-diffusion.cpp": "the registry has its sources alone, which take long to build",
-}
-
 PACKAGES = {
     "comfyui": """
         torchvision torchsde einops transformers>=4.50.3 sentencepiece safetensors aiohttp pyyaml

@@ -125,8 +125,17 @@ def test_a_folder_does_not_say_what_its_parts_were_loaded_from(run, tiny, tmp_pa
     assert not [f for f in out.rglob("*.json") if "secret" in f.read_text("utf-8")]
 
 
+def passed_on(header, tiny, tmp_path):
+    """The header of the export of somebody's LoRA that has `header`."""
+    base = str(tiny("sd1")[0])
+    tensors, _ = kohya_tensors(adapter_for(base))
+    save_weights_file(tmp_path / "x.safetensors", tensors, header)
+    return header_of(
+        export_lora(tmp_path / "x.safetensors", "kohya", tmp_path / "y.safetensors", base=base).path
+    )
+
+
 def test_anothers_header_is_passed_on_without_their_places(tiny, tmp_path):
-    tensors, _ = kohya_tensors(adapter_for(tiny("sd1")[0]))
     header = {
         "ss_sd_model_name": "/home/ann/models/photo.safetensors",
         "ss_vae_name": r"C:\Users\ann\vae.pt",
@@ -134,11 +143,7 @@ def test_anothers_header_is_passed_on_without_their_places(tiny, tmp_path):
         "ss_tag_frequency": '{"a/b": {"c": 1}}',
         "modelspec.author": "Ann / Studio",
     }
-    save_weights_file(tmp_path / "x.safetensors", tensors, header)
-    out = export_lora(
-        tmp_path / "x.safetensors", "kohya", tmp_path / "y.safetensors", base=str(tiny("sd1")[0])
-    ).path
-    found = header_of(out)
+    found = passed_on(header, tiny, tmp_path)
     assert {key: found[key] for key in header} == header | {
         "ss_sd_model_name": "photo.safetensors",
         "ss_vae_name": "vae.pt",
@@ -148,7 +153,6 @@ def test_anothers_header_is_passed_on_without_their_places(tiny, tmp_path):
 
 def test_no_place_is_told_by_the_json_that_tools_write_into_headers(tiny, tmp_path):
     """OneTrainer writes its whole configuration, with the folders of the machine it ran on."""
-    tensors, _ = kohya_tensors(adapter_for(tiny("sd1")[0]))
     tags = json.dumps({"10_zwx": {"1/2": 3, "\\m/": 1, "/": 1}})
     header = {
         "ot_config": json.dumps({"base": r"C:\Users\ann\sd.safetensors", "dirs": ["/home/ann/w"]}),
@@ -156,11 +160,7 @@ def test_no_place_is_told_by_the_json_that_tools_write_into_headers(tiny, tmp_pa
         "ss_tag_frequency": tags,
         "ss_network_args": "{broken /home",
     }
-    save_weights_file(tmp_path / "x.safetensors", tensors, header)
-    out = export_lora(
-        tmp_path / "x.safetensors", "kohya", tmp_path / "y.safetensors", base=str(tiny("sd1")[0])
-    ).path
-    found = header_of(out)
+    found = passed_on(header, tiny, tmp_path)
     assert json.loads(found["ot_config"]) == {"base": "sd.safetensors", "dirs": ["w"]}
     assert json.loads(found["ss_dataset_dirs"]) == {"10_zwx toy": {"n_repeats": 10}}
     assert found["ss_tag_frequency"] == tags and found["ss_network_args"] == "{broken /home"
