@@ -71,7 +71,7 @@ def said(cell):
 
 
 def printed(notebook):
-    return "".join(said(cell) for cell in notebook.cells)
+    return "\n".join(said(cell) for cell in notebook.cells)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ batch, for a part's memory.
 """
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ BOTH = [
 ]
 CASES = [("lora", {"prior": "teacher"}), ("lora", {"dora": True}), ("lora", {"quantize": "nf4"})]
 CASES += [(method, changes) for method in ("lora", "dreambooth") for changes in BOTH]
+
+
+@pytest.fixture
+def make(make):
+    """Settings in fp32 unless they say otherwise: in bf16, which "auto" takes where the processor
+    is fast in it, the order of sums shows at the third digit.
+    """
+    return partial(make, precision="fp32")
 
 
 def rows_for(base, rows, side=8):

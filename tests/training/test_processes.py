@@ -105,7 +105,9 @@ def test_two_processes_give_the_numbers_of_one(make, tmp_path):
     made, words = {}, []
     for name, (method, changes) in cases.items():
         few = {"sample_every": 3, "sample_steps": 1} if name == "whole" else {}
-        settings = make(method, **{"batch_size": 4, "save_every": 2} | few | changes)
+        # fp32: in bf16, which "auto" takes where it is fast, the order of sums shows.
+        common = {"batch_size": 4, "save_every": 2, "precision": "fp32"}
+        settings = make(method, **common | few | changes)
         made[name] = settings.replace(output=str(tmp_path / f"two_{name}"))
         made[name].save(tmp_path / f"{name}.json")
         words.append(("stop" if name == "cut" else name, tmp_path / f"{name}.json"))
