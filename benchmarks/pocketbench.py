@@ -3,12 +3,12 @@ data/results/pocketbench.csv, a row a run.
 
     python -m benchmarks.pocketbench [--studies main rank] [--subjects 30] [--seeds 3] [--workers 2]
 
-Subjects x 25 prompts x 4 pictures (Ruiz et al. 2022, section 4.1), subjects that neither base nor
-judge has met. Stop it at any time: the same command goes on where it was, and asking for more
-subjects, seeds or studies adds the runs that are missing. Rows of the same base and judge in the
-table count as finished, so that a fresh clone goes on from what ships. No two runs of a subject
-share a process's luck: with several workers each has one thread, so times compare within one table
-and device only.
+Subjects x 25 prompts x 4 pictures (Ruiz et al. 2022, section 4.1), the prompts that notebook 04
+asks, subjects that neither base nor judge has met. Stop it at any time: the same command goes on
+where it was, and asking for more subjects, seeds or studies adds the runs that are missing. Rows of
+the same base and judge in the table count as finished, so that a fresh clone goes on from what
+ships. No two runs of a subject share a process's luck: with several workers each has one thread, so
+times compare within one table and device only.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from lib.evaluation.fidelity import (
     class_protocol,
     class_scores,
     evaluate,
+    prompt_list,
     real_row,
     score,
 )
@@ -83,9 +84,9 @@ SCORES = (
     "nearest",
     "consistency",
 )
-# Columns dino_new and clip_t_new: of pictures of prompts whose place no training photo shows, or
-# that name none.
-NEW = ("dino", "clip_t")
+# What is also averaged over some prompts alone: those whose place no training photo shows, or that
+# name none (dino_new), and by what a prompt asks (dino_place, dino_colour).
+BY_PROMPT = ("dino", "clip_t")
 COSTS = ("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes")
 
 
@@ -153,16 +154,6 @@ def make_data(jobs, subjects):
             )
 
 
-def bench_prompts(subject, with_identifier=True):
-    """25 pairs (asked, the same with the class noun only): eight places in three wordings, and one
-    without a place.
-    """
-    pairs = [(prompts(subject, p, with_identifier), prompts(subject, p, False)) for p in PLACES]
-    frames = ("{}", "a photo of {}", "a picture of {}")
-    framed = [(f.format(asked), f.format(plain)) for f in frames for asked, plain in pairs]
-    return [*framed, (prompts(subject, None, with_identifier), prompts(subject, None, False))]
-
-
 @cache
 def judge():
     return load_judge()
@@ -172,12 +163,12 @@ def judge():
 def hashes():
     """(of the base model's weights, of the judge's): rows of different ones never share a table."""
     base = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(POCKET.rglob("*.safetensors"))))
-    # What the class is asked, and how pictures are drawn, is part of the judge: rows asked
-    # otherwise are another judge's.
+    # What is asked, and how pictures are drawn, is part of the judge: rows asked otherwise are
+    # another judge's.
     files = [*sorted(JUDGE.rglob("*.safetensors")), PROMPTS / "pocket.json"]
     seen = hashlib.sha256(b"".join(f.read_bytes() for f in files))
     drawn = PRESETS["lora", "pocket"]
-    seen.update(f"{drawn['sample_steps']} {drawn['guidance']}".encode())
+    seen.update(f"{drawn['sample_steps']} {drawn['guidance']} full".encode())
     return base.hexdigest()[:12], f"pocket {seen.hexdigest()[:8]}"
 
 
@@ -242,7 +233,9 @@ def fidelity(job, folder, tuned, data):
     """What pictures of the subject score, beside what real photos and plain copies do; some of
     them are left in `folder`.
     """
-    asked = bench_prompts(data.subject, job["variant"] != "without_identifier")
+    listed = prompt_list(data.subject, tuned)
+    plain = "class_prompt" if job["variant"] == "without_identifier" else "prompt"
+    asked = [(p[plain], p["class_prompt"]) for p in listed]
     found = evaluate(tuned, data, judge(), EvaluationPlan(asked, SEEDS))
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")
@@ -250,6 +243,7 @@ def fidelity(job, folder, tuned, data):
     return (
         {key: found[key] for key in SCORES}
         | by_prompt(found["pictures"], data.train)
+        | by_what_is_asked(found["pictures"], listed)
         | {f"{key}_real": real[key] for key in ("dino", "clip_i", "clip_t")}
         | copies(judge(), data)
     )
@@ -358,8 +352,22 @@ def by_prompt(pictures, photos):
         [p["dino"] for p in pictures if p["prompt"] == prompt]
         for prompt in dict.fromkeys(p["prompt"] for p in pictures)
     ]
-    return {f"{key}_new": mean(p[key] for p in new) for key in NEW} | {
+    return {f"{key}_new": mean(p[key] for p in new) for key in BY_PROMPT} | {
         "prompt_spread": stdev(map(mean, each))
+    }
+
+
+def by_what_is_asked(pictures, listed):
+    """Means over the pictures whose prompt asks for a place, and over those whose prompt asks for a
+    colour: a subject drawn in the colour asked for is less like its photos, and is right.
+
+    listed: the prompts, as `prompt_list` gives them.
+    """
+    asks = {p["class_prompt"]: p["asks"] for p in listed}
+    return {
+        f"{key}_{what}": mean(p[key] for p in pictures if asks[p["prompt"]] == what)
+        for key in BY_PROMPT
+        for what in ("place", "colour")
     }
 
 

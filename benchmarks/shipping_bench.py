@@ -23,7 +23,7 @@ from statistics import median
 import torch
 
 from benchmarks.csv_rows import read_table
-from benchmarks.pocketbench import bench_prompts, hashes, judge
+from benchmarks.pocketbench import hashes, judge
 from benchmarks.shipping_runs import (
     OTHERS,
     WORK,
@@ -40,7 +40,7 @@ from lib.convert.interchange import extract
 from lib.course.sweeping import run_name, sweep
 from lib.dataset.imagefolder import load_dataset
 from lib.evaluation.concepts import Concept, likeness, likeness_of, shares, together
-from lib.evaluation.fidelity import EvaluationPlan, evaluate
+from lib.evaluation.fidelity import EvaluationPlan, evaluate, protocol
 from lib.files.csv_table import write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
@@ -224,7 +224,7 @@ def extraction(job, folder):
     else:
         run = run_of(job["subject"], job["method"], job["seed"])
         base, row = load_run(run, load_base()), {"file_bytes": weight_bytes(run)}
-    found = evaluate(base, data, judge(), EvaluationPlan(bench_prompts(data.subject)[:9]))
+    found = evaluate(base, data, judge(), EvaluationPlan(protocol(data.subject, base)[:9]))
     return row | {
         key: found[key] for key in ("dino", "dino_train", "clip_i", "clip_t", "memorising")
     }

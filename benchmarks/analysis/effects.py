@@ -71,8 +71,9 @@ MEASURES = {
     **dict.fromkeys(("iteration_seconds", "transfer_seconds"), ("ratio", "s", TIME)),
     **dict.fromkeys(("peak_bytes", "file_bytes"), ("ratio", "bytes", COST)),
     **dict.fromkeys(
-        "dino dino_new dino_train dino_real dino_equal_time dino_best clip_i clip_i_train"
-        " clip_i_real clip_t clip_t_new pres pres_trained".split(),
+        "dino dino_new dino_place dino_colour dino_train dino_real dino_equal_time dino_best"
+        " clip_i clip_i_train clip_i_real clip_t clip_t_new clip_t_place clip_t_colour"
+        " pres pres_trained".split(),
         ("difference", "cosine", COSINE),
     ),
     "obedience": ("difference", "share of what is asked", SHARE),

@@ -112,8 +112,8 @@ def section(rows: Rows, made: dict[str, Figure]) -> str:
                 f" steps each ({devices}; {stack}), each method at the gentlest of its best"
                 " learning rates, which are not told apart. Subjects are such that"
                 " neither base nor judge has met. Each run is scored on 4 pictures of 25 prompts:"
-                " eight places in three wordings, and no place; 18 of them name places of the"
-                " training photos, six word for word as captioned. DINO and CLIP-I are the pocket"
+                " no place, eight places in two wordings, and eight colours in four of the places,"
+                " the same that notebook 04 asks. DINO and CLIP-I are the pocket"
                 " judge's, its identity encoder and its CLIP at 64 pixels"
                 " (`data/judge/README.md`): not to be held against published ones."
             ),

@@ -85,7 +85,13 @@ def evaluation_prompts(subject: Subject, places: Sequence[str] = PLACES) -> Prom
 
 
 def protocol(subject: Subject, base: Base, which: str = "full") -> PromptPairs:
-    """The evaluation prompts for `subject` on `base` in data/prompts, as pairs.
+    """`prompt_list` as pairs, which is what an `EvaluationPlan` takes."""
+    return [(p["prompt"], p["class_prompt"]) for p in prompt_list(subject, base, which)]
+
+
+def prompt_list(subject: Subject, base: Base, which: str = "full") -> list[dict[str, str]]:
+    """A list of data/prompts in the words of `subject`: dicts of "prompt", "class_prompt" and what
+    it "asks" to be other than on the photos (place, colour, ..., or nothing).
 
     which: "full", 25 in the shape of DreamBooth's protocol, or "course", 8 of new places. Raises
     BadInput for any other.
@@ -94,7 +100,7 @@ def protocol(subject: Subject, base: Base, which: str = "full") -> PromptPairs:
     if which not in listed:
         raise BadInput(f"There is no list of prompts '{which}': choose one of {', '.join(listed)}.")
     words = {"identifier": subject.identifier, "class_noun": subject.class_noun}
-    return [(p["prompt"].format(**words), p["class_prompt"].format(**words)) for p in listed[which]]
+    return [{key: text.format(**words) for key, text in p.items()} for p in listed[which]]
 
 
 @dataclass(frozen=True)
@@ -172,9 +178,7 @@ def finite(what: str, value: Any) -> float:
 def check_prompts(
     prompts: Sequence[str], identifier: str | None = None, class_noun: str | None = None
 ) -> None:
-    """Raise BadInput unless every prompt asks CLIP for what CLIP can know: the class noun, and
-    never the identifier.
-    """
+    """Raise BadInput unless all prompts ask CLIP for what it can know: the class noun alone."""
     for prompt in prompts:
         if identifier and re.search(rf"\b{re.escape(identifier)}\b", prompt, re.IGNORECASE):
             raise BadInput(
@@ -199,7 +203,6 @@ def score(
     """Score N pictures, made from N prompts with the class noun only, against M real photos.
 
     Returns, each averaged per prompt and then over prompts (arXiv 2208.12242, section 4.1):
-
     - dino, clip_i: mean cosine of a picture with all M photos.
     - clip_t: plain cosine of a picture and its prompt.
     - diversity: mean of 1 - cosine of CLIP between pictures of one prompt, which stands in for
@@ -217,8 +220,8 @@ def score(
     """
     if len(pictures) != len(prompts) or not pictures or not real:
         raise BadInput(
-            f"{len(pictures)} pictures, {len(prompts)} prompts, {len(real)} real photos: "
-            "give one prompt a picture and at least one of each."
+            f"{len(pictures)} pictures, {len(prompts)} prompts, {len(real)} real photos: give one"
+            " prompt a picture and at least one of each."
         )
     check_prompts(prompts, identifier)
     look, clip = judge.identity(pictures), judge.clip_images(pictures)
@@ -234,15 +237,13 @@ def score(
             "clip_i_train": (clip @ judge.clip_images(train).T).mean(1),
             "nearest_raw": known.max(1).values,
         }
-    rows: list[Row] = [
-        {"prompt": p} | {name: finite(name, column[i]) for name, column in columns.items()}
-        for i, p in enumerate(prompts)
-    ]
-    if train:
-        rows = [row | {"nearest_photo": int(k)} for row, k in zip(rows, known.argmax(1))]
+    rows: list[Row] = []
     groups = defaultdict(list)
     for i, p in enumerate(prompts):
+        rows.append({"prompt": p} | {name: finite(name, of[i]) for name, of in columns.items()})
         groups[p].append(i)
+        if train:
+            rows[i]["nearest_photo"] = int(known[i].argmax())
     means = {
         name: float(np.mean([np.mean([rows[i][name] for i in g]) for g in groups.values()]))
         for name in columns

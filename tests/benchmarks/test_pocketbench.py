@@ -131,13 +131,14 @@ def test_every_variant_makes_a_data_set_of_six_and_two(subjects, variant, tmp_pa
         assert right != (variant in ("wrong_noun", "no_noun"))
 
 
-def test_the_prompts_are_25_and_the_class_prompts_hold_no_identifier(dataset):
-    pairs = bench.bench_prompts(dataset.subject)
-    assert len(set(pairs)) == 25
-    assert all("zwx" in asked.split() and "zwx" not in plain.split() for asked, plain in pairs)
-    assert all(
-        asked == plain
-        for asked, plain in bench.bench_prompts(dataset.subject, with_identifier=False)
+def test_scores_are_told_apart_by_what_is_asked():
+    listed = [{"class_prompt": asks, "asks": asks} for asks in ("nothing", "place", "colour")]
+    pictures = [
+        {"prompt": asks, "dino": dino, "clip_t": dino / 2}
+        for asks, dino in (("nothing", 9.0), ("place", 0.8), ("place", 0.6), ("colour", 0.4))
+    ]
+    assert bench.by_what_is_asked(pictures, listed) == pytest.approx(
+        {"dino_place": 0.7, "dino_colour": 0.4, "clip_t_place": 0.35, "clip_t_colour": 0.2}
     )
 
 
@@ -146,7 +147,9 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "WORK", tmp_path)
     monkeypatch.setattr(plans, "STEPS", 4)
     monkeypatch.setattr(bench, "SEEDS", (1000, 1001))
-    monkeypatch.setattr(bench, "PLACES", ("in the snow",))
+    whole = bench.prompt_list
+    a_place_and_a_colour = slice(8, 20, 9)
+    monkeypatch.setattr(bench, "prompt_list", lambda *a: whole(*a)[a_place_and_a_colour])
     generate = Base.generate  # which pictures they are is of no account here
     monkeypatch.setattr(Base, "generate", lambda *a, **k: generate(*a, **k | {"steps": 2}))
     jobs = [plans.job(subjects[0].name, method) for method in ("base", "lora")]
