@@ -38,6 +38,7 @@ from lib.dataset.captions import KINDS, prompts, read_subject
 from lib.dataset.class_images import PLACES, draw_class_images
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
+from lib.evaluation.comparison_table import means_by_asked
 from lib.evaluation.curve import Curve, costs_along
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
 from lib.evaluation.fidelity import (
@@ -363,12 +364,8 @@ def by_what_is_asked(pictures, listed):
 
     listed: the prompts, as `prompt_list` gives them.
     """
-    asks = {p["class_prompt"]: p["asks"] for p in listed}
-    return {
-        f"{key}_{what}": mean(p[key] for p in pictures if asks[p["prompt"]] == what)
-        for key in BY_PROMPT
-        for what in ("place", "colour")
-    }
+    found = {key: means_by_asked(pictures, listed, key) for key in BY_PROMPT}
+    return {f"{key}_{what}": by[what] for key, by in found.items() for what in ("place", "colour")}
 
 
 def copies(judge, data):

@@ -27,7 +27,11 @@ SCORES = {
 }
 LATER = {
     "dino_new": 0.5,
+    "dino_place": 0.65,
+    "dino_colour": 0.45,
     "clip_t_new": 0.3,
+    "clip_t_place": 0.31,
+    "clip_t_colour": 0.28,
     "loss_train": 0.2,
     "loss_held_out": 0.3,
     "loss_gap": 0.1,

@@ -10,9 +10,12 @@ import numpy as np
 from benchmarks.analysis.effects import ENOUGH, Rows, student
 from lib.config.settings import METHODS
 
-# Columns that the bench's rows and a comparison's have in common and that do not hang on which
-# prompts of the subject are asked: the bench's are not those of notebook 04.
-COLUMNS = ("pres", "pres_trained", "obedience", "drift")
+# Columns that the bench's rows and a comparison's have in common. Of CLIP-T the share of what real
+# photos score (`with_share`): a subject that CLIP hardly takes for its class lowers both.
+COLUMNS = tuple(
+    "dino clip_t_share memorising nearest diversity consistency"
+    " pres pres_trained obedience drift".split()
+)
 
 
 def ranges(rows: Rows) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def ranges(rows: Rows) -> dict[str, Any]:
     The 95 % prediction interval of one more subject, means over seeds being the values: mean
     +- t * s * sqrt(1 + 1 / n).
     """
-    main = [row for row in rows if row.get("study") == "main"]
+    main = [with_share(row) for row in rows if row.get("study") == "main"]
     found: dict[str, Any] = {
         "subjects": len({row["subject"] for row in main}),
         "judge": next((row["judge"] for row in main if row.get("judge")), None),
@@ -35,6 +38,14 @@ def ranges(rows: Rows) -> dict[str, Any]:
             if (ends := predicted(own, column))
         }
     return found
+
+
+def with_share(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with `clip_t_share`, as `lib.evaluation.comparison.add_shares` has it, where the real
+    photos' CLIP-T was measured.
+    """
+    found, real = row.get("clip_t"), row.get("clip_t_real")
+    return row if found is None or not real else row | {"clip_t_share": found / real}
 
 
 def predicted(rows: Rows, column: str) -> tuple[float, float] | None:

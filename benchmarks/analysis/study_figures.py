@@ -20,7 +20,7 @@ from benchmarks.analysis.effects import (
     repeated,
     swing,
 )
-from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size
+from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size, unlike_main
 from benchmarks.analysis.tuning_figures import length, rates
 from lib.config.presets import PRESETS
 from lib.files.text import amount
@@ -411,15 +411,13 @@ FIGURES = MAIN | {
     "length": length,
 }
 STUDIES = {"rates": "rate"}  # of the figures whose study goes by another name
-FORMER = (
-    " Run on a former base model, before the one that ships: its numbers are for this study alone."
-)
 
 
 def figures(rows: Rows) -> dict[str, Figure]:
     """name -> its picture and table, of those that the rows have runs for."""
     made = {name: figure for name, make in FIGURES.items() if (figure := make(rows))}
     for name, figure in made.items():
-        if name not in MAIN and not is_of_mains_base(rows, STUDIES.get(name, name)):
-            figure.caption += FORMER
+        unlike = "" if name in MAIN else unlike_main(rows, STUDIES.get(name, name))
+        if unlike:
+            figure.caption += f". Run {unlike}: its numbers are for this study alone."
     return made

@@ -81,8 +81,17 @@ def is_of_mains_base(rows: Rows, study: str) -> bool:
     A study keeps its rows until it is run anew, so it may speak of a former base: then it is held
     against itself alone, and says so.
     """
+    return not unlike_main(rows, study)
+
+
+def unlike_main(rows: Rows, study: str) -> str:
+    """What a study was run on where that is not what the main one was run on, in words; empty where
+    they are alike.
+    """
     both = [row for row in rows if row.get("study") in (study, "main")]
-    return not (are_mixed(both, "base_hash") or are_mixed(both, "judge"))
+    if are_mixed(both, "base_hash"):
+        return "on a former base model"
+    return "with former prompts or by a former judge" if are_mixed(both, "judge") else ""
 
 
 def ranked(rows: Rows) -> list[int]:

@@ -30,7 +30,7 @@ from benchmarks.analysis.effects import (
     number,
 )
 from benchmarks.analysis.shipping import claim_rows
-from benchmarks.analysis.study_rows import BUSY, is_of_mains_base
+from benchmarks.analysis.study_rows import BUSY, unlike_main
 from lib.config.presets import PRESETS
 from lib.config.settings import METHODS
 from lib.dataset.captions import KINDS
@@ -485,8 +485,8 @@ def _effect_text(part: Part, found: Effect, rows: Rows) -> str:
     if found.of is not None and found.against is not None and found.kind == "ratio":
         lora, full = amount(found.against, found.unit), amount(found.of, found.unit)
         costs = f", LoRA {lora}, DreamBooth {full}"
-    former = "" if is_of_mains_base(rows, part.study) else " on a former base model"
-    return f"{part.label} {found.text()}{costs}{_never(rows, part)}{former}".strip()
+    unlike = f" {unlike_main(rows, part.study)}".rstrip()
+    return f"{part.label} {found.text()}{costs}{_never(rows, part)}{unlike}".strip()
 
 
 def _is_missing(part: Part, rows: Rows) -> bool:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -269,6 +270,38 @@ def table(comparison: Comparison) -> Table:
         f" DINO by {about['dino']['encoder']} ({about['dino']['resize']}),"
         f" CLIP by {about['clip']['encoder']} ({about['clip']['resize']})",
     )
+
+
+def means_by_asked(
+    pictures: Sequence[Row], listed: Sequence[dict[str, str]], score: str
+) -> dict[str, float]:
+    """{what is asked: mean of a score over the pictures whose prompt asks for it}.
+
+    pictures: as `lib.evaluation.fidelity.score` scores them. listed: the prompts that were asked,
+    as `lib.evaluation.fidelity.prompt_list` gives them.
+    """
+    asks = {prompt["class_prompt"]: prompt["asks"] for prompt in listed}
+    groups: dict[str, list[float]] = {kind: [] for kind in asks.values()}
+    for picture in pictures:
+        groups[asks[picture["prompt"]]].append(picture[score])
+    return {kind: mean(values) for kind, values in groups.items() if values}
+
+
+def by_what_is_asked(comparison: Comparison, listed: Sequence[dict[str, str]]) -> Table:
+    """Every contestant's likeness and obedience apart by what the prompts of `listed` ask to be
+    other than on the photos: one mean over all hides that a subject drawn in the colour asked for
+    is less like its photos, and is right.
+    """
+    rows, heads = [], [""]
+    for key, pictures in comparison.scores.items():
+        found = {name: means_by_asked(pictures, listed, name) for name in ("dino", "clip_t")}
+        cells = [COLUMNS[name].cell(v) for name, by in found.items() for v in by.values()]
+        heads = [
+            "",
+            *(f"{COLUMNS[name].heading}: {kind}" for name, by in found.items() for kind in by),
+        ]
+        rows.append([CONTESTANT_NAMES[key], *cells])
+    return Table(rows, heads, "By what a prompt asks to be other than on the photos")
 
 
 def verdict(comparison: Comparison) -> str:

@@ -252,6 +252,15 @@ def test_a_study_of_a_former_base_says_so_and_is_held_against_itself_alone():
     )
 
 
+def test_a_study_that_was_asked_other_prompts_says_that():
+    rows = [dict(r, judge="new" if r["study"] == "main" else "old") for r in whole()]
+    caption = figures(rows)["rank"].caption
+    assert caption.endswith(
+        ". Run with former prompts or by a former judge: its numbers are for this study alone."
+    )
+    assert "base model" not in caption.rsplit(". ", 1)[1]
+
+
 def test_careless_data_are_held_against_good_data(made):
     lines = {row[0]: row[1:] for row in made["careless"].table.rows}
     assert (
@@ -284,14 +293,14 @@ def test_a_repetition_on_other_seeds_is_held_against_the_same_subjects(made):
     )
     said = [line[4].split(" (")[0] for line in lines.values()]
     assert (
-        f"8 subjects x 1 seed): {said.count('agrees')} of 18 agree within their intervals"
+        f"8 subjects x 1 seed): {said.count('agrees')} of 22 agree within their intervals"
         in made["again"].caption
     )
     assert [row[0] for row in made["again"].table.rows] == list(SCORES.values())
     noisy = again([r | {"dino": r["dino"] + 0.1 * np.sin(k)} for k, r in enumerate(whole())])
     assert noisy.table.rows[0][5].startswith("agrees (cannot exclude up to 0.")
     few = again([r for r in whole() if r["subject"] < "s05"])
-    assert few.table.rows[0][5] == "not enough subjects" and "0 of 18 agree" in few.caption
+    assert few.table.rows[0][5] == "not enough subjects" and "0 of 22 agree" in few.caption
 
 
 def test_what_a_study_rests_on_is_what_both_methods_have_run():

@@ -38,16 +38,24 @@ def test_the_interval_is_that_of_one_more_subject():
 
 
 def test_a_run_is_held_against_each_method_and_column():
-    found = ranges(rows("drift") + rows("obedience", [-0.02] * 3 + [0.0] * 3) + rows("dino"))
+    found = ranges(rows("drift") + rows("obedience", [-0.02] * 3 + [0.0] * 3) + rows("clip_i"))
     assert found["subjects"] == 6 and set(found["lora"]) == {"drift", "obedience"}, (
-        "likeness hangs on the prompts, which differ"
+        "only what subjects of any hand have in common"
     )
     (line,) = results.range_lines(own(drift=0.93, obedience=0.94), found)
-    assert line.startswith("On all 2 numbers that do not hang on the prompts your run lies where")
+    assert line.startswith("On all 2 numbers your run lies where")
     first, outside = results.range_lines(own(drift=0.5, obedience=0.94), found)
     assert first.startswith("On 1 of 2 numbers") and outside.startswith("LoRA's drift is 0.500 (th")
     _, lost = results.range_lines(own(drift=0.93, obedience=0.5), found)
     assert lost.startswith("LoRA's class obeyed is -0.450")
+
+
+def test_clip_t_is_held_as_a_share_of_the_photos():
+    found = ranges([row | {"clip_t_real": 1.84} for row in rows("clip_t")])
+    low, high = found["lora"]["clip_t_share"]
+    assert (low, high) == pytest.approx((0.473, 0.527), abs=1e-3)
+    (line,) = results.range_lines(own(clip_t=0.2, clip_t_share=0.5), found)
+    assert line.startswith("On all 1 numbers")
 
 
 def test_a_run_of_another_judge_or_base_is_held_against_nothing():
