@@ -111,17 +111,22 @@ def check_parameters(given: Mapping[str, Any]) -> None:
 
 
 def found_paths(given: Mapping[str, Any], folder: str | Path) -> dict[str, str]:
-    """The paths in `given` that are not in the course's folder but in `folder`, made absolute.
+    """The paths in `given` that are not in the course's folder but in `folder` or, as ~/photos, in
+    the user's own, made absolute.
 
     A relative path counts from the course's folder, or else from the one where a command or a
     notebook was started. Raises BadInput for one that is in both, and for a file that is nowhere.
     """
     found = {}
-    for name in PATHS:
+    for name in (*PATHS, "output"):
         text = given.get(name)
         if not isinstance(text, str) or not text or text == "pocket":
             continue
-        here, ours = Path(folder, text).expanduser(), Path(ROOT, text).expanduser()
+        if text.startswith("~"):
+            found[name] = text = os.path.expanduser(text)
+        if name == "output":  # is made where it says
+            continue
+        here, ours = Path(folder, text), Path(ROOT, text)
         if os.path.exists(here) and os.path.exists(ours) and not here.samefile(ours):
             raise BadInput(
                 f"Setting '{name}' is {text}, which is {here} and {ours}: write the whole path of"

@@ -125,7 +125,7 @@ def course(
     import nbformat
 
     check_path("output", str(output))
-    started, output = time.time(), Path(output).resolve()
+    started, output = time.time(), Path(output).expanduser().resolve()
     notebooks = notebooks or [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     sources = [Path(path).resolve() for path in notebooks]
     settings = {name: value for name, value in settings.items() if value is not None}

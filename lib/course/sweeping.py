@@ -30,6 +30,7 @@ from lib.course.runner import GUESS, NOTEBOOKS, run_notebook
 from lib.course.set_up_cell import set_up_cells
 from lib.files import BadInput, read_json, write_json
 from lib.files.csv_table import compact, flat, spread, write_table
+from lib.files.paths import check_path
 from lib.files.text import clock, last_line
 
 Job = dict[str, Any]
@@ -416,7 +417,8 @@ def run_sweep(
 
     `lists` are texts such as "rank=1,4". Raises as `sweep_notebook` does, and JobsFailed.
     """
-    jobs = _jobs(jobs_file, lists)
+    check_path("output", str(output))
+    jobs, output = _jobs(jobs_file, lists), Path(output).expanduser()
     rows = sweep_notebook(notebook, jobs, output, workers)
     print("\n" + compact(rows, list(dict.fromkeys(setting for job in jobs for setting in job))))
     print(f"\nAll columns: {Path(output) / 'table.csv'}")

@@ -62,14 +62,14 @@ SHORT = {
 
 
 SHORT_NOTE = (
-    "Your own run; the floor is the base model, the ceiling real photos. Many subjects:"
+    "Your own run, beside it the base model and real photos. Many subjects:"
     " PocketBench's DreamBooth against LoRA, times (x) or differences, with 95 % intervals."
 )
 
 
 def answer_table(own: Comparison, found: dict[str, Any] | None = None) -> Table:
-    """The own run in five columns: a measure, LoRA, DreamBooth, from the base model (floor) to real
-    photos (ceiling), and what PocketBench measured of DreamBooth against LoRA on many subjects.
+    """The own run in five columns: a measure, LoRA, DreamBooth, the base model and real photos, and
+    what PocketBench measured of DreamBooth against LoRA on many subjects.
 
     found: what verdicts.json holds.
     """
@@ -86,8 +86,8 @@ def answer_table(own: Comparison, found: dict[str, Any] | None = None) -> Table:
         }
         ends = [values[name] for name in ("base_model", "real_photos") if name in values]
         sides = (values.get(method, "-") for method in METHODS)
-        rows.append([words, *sides, " to ".join(ends) or "-", _against(measured.get(measure))])
-    return Table(rows, ["", "LoRA", "DreamBooth", "floor to ceiling", "many subjects"], SHORT_NOTE)
+        rows.append([words, *sides, ", ".join(ends) or "-", _against(measured.get(measure))])
+    return Table(rows, ["", "LoRA", "DreamBooth", "base, real photos", "many subjects"], SHORT_NOTE)
 
 
 def _against(part: dict[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ path means the same to course, sweep and papermill.
 import ast
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,6 +138,13 @@ def test_a_relative_path_counts_from_the_course_or_from_where_one_stands(photos,
     assert found_paths(both, tmp_path) == {
         "subject": str(photos),
         "base": str(photos.parent),
+    }
+    home = {"subject": "~/photos", "output": "~/runs", "kohya_lora": "~/a.safetensors"}
+    with pytest.raises(BadInput, match="'kohya_lora' is .*/a.safetensors, which is not there"):
+        found_paths(home, tmp_path)
+    assert found_paths({**home, "kohya_lora": "", "base": "~"}, tmp_path) == {
+        name: os.path.expanduser(path)
+        for name, path in {"subject": "~/photos", "output": "~/runs", "base": "~"}.items()
     }
     (tmp_path / "data" / "subjects").mkdir(parents=True)
     with pytest.raises(BadInput, match="'subject' is data/subjects, which is .* and .*: write"):
