@@ -38,6 +38,7 @@ from lib.dataset.captions import KINDS, prompts, read_subject
 from lib.dataset.class_images import PLACES, draw_class_images
 from lib.dataset.imagefolder import load_dataset
 from lib.dataset.preparation import prepare
+from lib.evaluation.comparison import class_scores, drawn_as_asked
 from lib.evaluation.comparison_table import means_by_asked
 from lib.evaluation.curve import Curve, costs_along
 from lib.evaluation.drift import fixed_noise, fixed_noise_loss, prediction_cache, prediction_drift
@@ -45,7 +46,6 @@ from lib.evaluation.fidelity import (
     PROMPTS,
     EvaluationPlan,
     class_protocol,
-    class_scores,
     evaluate,
     prompt_list,
     real_row,
@@ -238,13 +238,15 @@ def fidelity(job, folder, tuned, data):
     plain = "class_prompt" if job["variant"] == "without_identifier" else "prompt"
     asked = [(p[plain], p["class_prompt"]) for p in listed]
     found = evaluate(tuned, data, judge(), EvaluationPlan(asked, SEEDS))
+    shown = [picture["prompt"] for picture in found["pictures"]]
     for k, image in enumerate(found["images"][: 8 * len(SEEDS) : len(SEEDS)]):
         image.save(folder / f"{k}.png")
     real = real_row(judge(), data)
     return (
         {key: found[key] for key in SCORES}
-        | by_prompt(found["pictures"], data.train)
+        | by_prompt(found["pictures"], data.train, listed)
         | by_what_is_asked(found["pictures"], listed)
+        | drawn_as_asked(judge(), found["images"], shown, tuned)
         | {f"{key}_real": real[key] for key in ("dino", "clip_i", "clip_t")}
         | copies(judge(), data)
     )
@@ -342,17 +344,19 @@ def cut(job):
     return load_adapters(load_base(), {job["method"]: adapter}), costs
 
 
-def by_prompt(pictures, photos):
+def by_prompt(pictures, photos, listed):
     """What the mean over all pictures hides: means over prompts whose place no caption of `photos`
     names, so beyond what was shown, and how dino differs between prompts (standard deviation of
-    their means).
+    their means); both of those prompts of `listed` alone that leave the subject's colour as it is.
     """
+    alike = [p["class_prompt"] for p in listed if p["asks"] != "colour"]
     seen = [place for place in PLACES if any(place in photo.caption for photo in photos)]
-    new = [p for p in pictures if not any(place in p["prompt"] for place in seen)]
-    each = [
-        [p["dino"] for p in pictures if p["prompt"] == prompt]
-        for prompt in dict.fromkeys(p["prompt"] for p in pictures)
+    new = [
+        p
+        for p in pictures
+        if p["prompt"] in alike and not any(place in p["prompt"] for place in seen)
     ]
+    each = [[p["dino"] for p in pictures if p["prompt"] == prompt] for prompt in alike]
     return {f"{key}_new": mean(p[key] for p in new) for key in BY_PROMPT} | {
         "prompt_spread": stdev(map(mean, each))
     }

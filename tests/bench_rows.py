@@ -28,6 +28,8 @@ SCORES = {
 LATER = {
     "dino_new": 0.5,
     "dino_place": 0.65,
+    "place_drawn": 0.9,
+    "colour_drawn": 0.7,
     "dino_colour": 0.45,
     "clip_t_new": 0.3,
     "clip_t_place": 0.31,

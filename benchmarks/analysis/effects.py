@@ -76,7 +76,10 @@ MEASURES = {
         " pres pres_trained".split(),
         ("difference", "cosine", COSINE),
     ),
-    "obedience": ("difference", "share of what is asked", SHARE),
+    **dict.fromkeys(
+        ("obedience", "place_drawn", "colour_drawn"),
+        ("difference", "share of what is asked", SHARE),
+    ),
     **{
         f"{m}{of}": ("difference", "cosine", margin)
         for m, margin in COPIED.items()

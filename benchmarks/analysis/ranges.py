@@ -13,7 +13,7 @@ from lib.config.settings import METHODS
 # Columns that the bench's rows and a comparison's have in common. Of CLIP-T the share of what real
 # photos score (`with_share`): a subject that CLIP hardly takes for its class lowers both.
 COLUMNS = tuple(
-    "dino clip_t_share memorising nearest diversity consistency"
+    "dino clip_t_share place_drawn colour_drawn memorising nearest diversity consistency"
     " pres pres_trained obedience drift".split()
 )
 

@@ -27,6 +27,8 @@ MEASURE_NAMES = {
     "clip_t_new": "CLIP-T, new places",
     "clip_t_place": "CLIP-T, asked for a place",
     "clip_t_colour": "CLIP-T, asked for a colour",
+    "place_drawn": "place drawn",
+    "colour_drawn": "colour drawn",
     "dino_train": "DINO, training photos",
     "memorising": "train - held-out",
     "nearest": "nearest photo",

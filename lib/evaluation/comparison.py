@@ -24,21 +24,25 @@ from lib.convert.adapter import Adapter, diffusers_tensors, read_adapter
 from lib.convert.composition import load_adapters
 from lib.convert.interchange import extract
 from lib.dataset.captions import Subject
+from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.imagefolder import Dataset, load_dataset
 from lib.evaluation.comparison_table import Comparison, Run
 from lib.evaluation.curve import FILE, costs_along, read_curve
 from lib.evaluation.drift import prediction_cache, prediction_drift
 from lib.evaluation.fidelity import (
+    CLASS_SEEDS,
     ClassPrompt,
     EvaluationPlan,
     Row,
     class_protocol,
-    class_scores,
+    class_words,
     evaluate,
+    obedience,
+    prior_similarity,
     protocol,
     real_row,
 )
-from lib.evaluation.judge import Judge, load_judge, load_masc
+from lib.evaluation.judge import Judge, Picture, load_judge, load_masc
 from lib.files import BadInput, read_json
 from lib.files.whole_writes import size_of
 from lib.models import Base, load_base, open_base_weights
@@ -261,6 +265,7 @@ def compare(
         count = f"{len(pairs) * len(plan.seeds)} pictures of {len(pairs)} prompts"
         say(f"{CONTESTANT_NAMES[key]}: {count}")
         row = evaluate(base.cast_for_sampling(), dataset, judge, plan, mask_files)
+        row |= drawn_as_asked(judge, row["images"], [p["prompt"] for p in row["pictures"]], base)
         if predictions is not None:
             row |= class_scores(base, dataset, judge, asked_of_class, plan)
             row["drift"] = prediction_drift(base, predictions)["mean"]
@@ -376,6 +381,53 @@ def _words(adapter: Adapter, subject: Subject) -> str:
     return (
         f"{adapter.source}: {trained}; it is asked for '{subject.identifier} {subject.class_noun}'"
     )
+
+
+def class_scores(
+    base: Base,
+    dataset: Dataset,
+    judge: Judge,
+    asked: Sequence[ClassPrompt],
+    plan: EvaluationPlan,
+) -> Row:
+    """What a model still makes of the class: {"pres", "obedience"} of one picture for each of
+    `asked`, and "pres_trained" of as many in the class images' own words ("a robot").
+
+    Both PRES are absolute; a class that is kept in its trained words alone is lost in all others,
+    which only `pres` and `obedience` see.
+    """
+    seeds = list(range(CLASS_SEEDS, CLASS_SEEDS + len(asked)))
+    drawn = base.generate([prompt.text for prompt in asked], seeds, **plan.sampling)
+    plain = prompt_of(dataset.subject, with_identifier=False)
+    trained = base.generate([plain] * len(asked), seeds, **plan.sampling)
+    return {
+        "pres": prior_similarity(judge, dataset, drawn),
+        "obedience": obedience(judge, drawn, asked),
+        "pres_trained": prior_similarity(judge, dataset, trained),
+    }
+
+
+def drawn_as_asked(
+    judge: Judge, images: Sequence[Picture], prompts: Sequence[str], base: Base
+) -> dict[str, float]:
+    """{"place_drawn", "colour_drawn"}: of the pictures whose prompt names a place, or a colour, the
+    share that shows it (`obedience`, by that word alone). Chance is 1 in 8.
+
+    prompts: one for each of `images`, with the class noun only. A prompt names a place or a colour
+    if one of the words of data/prompts for `base` stands in it; what no prompt names is left out.
+    """
+    found = {}
+    for name in ("place", "colour"):
+        words, shown, asked = class_words(base)[name], [], []
+        for image, text in zip(images, prompts):
+            named = next((word for word in words if f" {word} " in f" {text} "), None)
+            if named:
+                others = [text.replace(named, word) for word in words if word != named]
+                asked.append(ClassPrompt(text, {name: others}))
+                shown.append(image)
+        if shown:
+            found[f"{name}_drawn"] = obedience(judge, shown, asked)
+    return found
 
 
 def add_shares(rows: dict[str, Row]) -> None:

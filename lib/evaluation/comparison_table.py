@@ -139,6 +139,17 @@ COLUMNS = {
         "clip_t as a share of the real photos', with their own captions: a subject that CLIP does"
         " not take for its class lowers both",
     ),
+    "place_drawn": Column(
+        "place drawn",
+        "{:.0%}",
+        "share of the pictures whose prompt names a place that the judge's CLIP finds nearer to it"
+        " than to seven others",
+    ),
+    "colour_drawn": Column(
+        "colour drawn",
+        "{:.0%}",
+        "the same, of the pictures whose prompt names a colour for the subject",
+    ),
     "pres": Column(
         "PRES - base",
         "{:+.3f}",

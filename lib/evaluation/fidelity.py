@@ -138,6 +138,11 @@ def class_protocol(subject: Subject, base: Base) -> list[ClassPrompt]:
     return found
 
 
+def class_words(base: Base) -> dict[str, list[str]]:
+    """{"class_noun", "colour", "place": the words that a judge tells one from, for that base}."""
+    return read_json(PROMPTS / _prompt_file(base))["class"]["words"]
+
+
 def _prompt_file(base: Base) -> str:
     return "pocket.json" if base.resolution == 64 else "stable-diffusion.json"
 
@@ -152,8 +157,7 @@ def similarity(made: torch.Tensor, real: torch.Tensor) -> float:
 def similarity_within(rows: torch.Tensor) -> float:
     """Mean cosine over the pairs of *different* pictures of one set [N, D], N >= 2.
 
-    Without self-pairs: with them, DreamBooth's real photos score .76 instead of .703, which is how
-    two papers disagree.
+    With self-pairs DreamBooth's real photos score .76 instead of .703: so do two papers disagree.
     """
     n = len(rows)
     if n < 2:
@@ -454,27 +458,3 @@ def obedience(judge: Judge, images: Sequence[Picture], asked: Sequence[ClassProm
             nearness = judge.clip_texts([prompt.text, *others]) @ row
             right.append(bool(nearness[0] > nearness[1:].max()))
     return sum(right) / len(right)
-
-
-def class_scores(
-    base: Base,
-    dataset: Dataset,
-    judge: Judge,
-    asked: Sequence[ClassPrompt],
-    plan: EvaluationPlan,
-) -> Row:
-    """What a model still makes of the class: {"pres", "obedience"} of one picture for each of
-    `asked`, and "pres_trained" of as many in the class images' own words ("a robot").
-
-    Both PRES are absolute; a class that is kept in its trained words alone is lost in all others,
-    which only `pres` and `obedience` see.
-    """
-    seeds = list(range(CLASS_SEEDS, CLASS_SEEDS + len(asked)))
-    drawn = base.generate([prompt.text for prompt in asked], seeds, **plan.sampling)
-    plain = prompt_of(dataset.subject, with_identifier=False)
-    trained = base.generate([plain] * len(asked), seeds, **plan.sampling)
-    return {
-        "pres": prior_similarity(judge, dataset, drawn),
-        "obedience": obedience(judge, drawn, asked),
-        "pres_trained": prior_similarity(judge, dataset, trained),
-    }
