@@ -22,19 +22,21 @@ from lib.evaluation.comparison import (
     add_shares,
     choose_judge,
     compare,
+    drawn_as_asked,
     read_run,
     same_ground,
     unlike,
 )
 from lib.evaluation.comparison_table import (
     COLUMNS,
+    by_what_is_asked,
     certificate_rows,
     table,
     verdict,
     write_summary,
 )
 from lib.evaluation.fidelity import EvaluationPlan, check_prompts, protocol
-from lib.evaluation.judge import PAIRS
+from lib.evaluation.judge import PAIRS, load_judge
 from lib.files.errors import BadInput
 from lib.models.families import preset
 from pocket.world import render, sample_scene
@@ -251,6 +253,38 @@ def test_prompt_following_is_a_share_of_what_the_photos_themselves_score():
     assert {name: row["clip_t_share"] for name, row in rows.items()} == pytest.approx(
         {"base_model": 1.5, "lora": 0.9, "real_photos": 1.0}
     )
+
+
+def test_the_place_and_the_colour_that_a_prompt_names_are_looked_for_in_its_picture():
+    prompts = ["a photo of a robot", "a photo of a robot at night", "a red robot in the desert"]
+    drawn = [("green", "room"), ("green", "snow"), ("red", "desert")]
+    pictures = [
+        render(sample_scene(9_300_000 + k, "robot", *scene, plain=1.0, salt="judge"))
+        for k, scene in enumerate(drawn)
+    ]
+    base = SimpleNamespace(resolution=64)
+    assert drawn_as_asked(load_judge(), pictures, prompts, base) == {
+        "place_drawn": 0.5,
+        "colour_drawn": 1.0,
+    }
+    blue = render(sample_scene(9_300_002, "robot", "blue", "desert", plain=1.0, salt="judge"))
+    found = drawn_as_asked(load_judge(), [*pictures[:2], blue], prompts, base)
+    assert found["colour_drawn"] == 0
+    assert drawn_as_asked(load_judge(), pictures[:1], prompts[:1], base) == {}, "nothing is named"
+
+
+def test_scores_are_told_apart_by_what_prompts_ask():
+    listed = [
+        {"class_prompt": text, "asks": asks}
+        for text, asks in (("a", "nothing"), ("b", "place"), ("c", "place"), ("d", "colour"))
+    ]
+    scores = [
+        {"prompt": text, "dino": dino, "clip_t": 0.5}
+        for text, dino in (("a", 0.9), ("b", 0.8), ("c", 0.6), ("d", 0.4), ("d", 0.2))
+    ]
+    found = by_what_is_asked(Comparison({}, {}, scores={"lora": scores}), listed)
+    assert found.columns[1:4] == ["DINO: nothing", "DINO: place", "DINO: colour"]
+    assert found.rows == [["LoRA", "0.900", "0.700", "0.300", "0.500", "0.500", "0.500"]]
 
 
 def test_the_table_shows_the_same_in_every_form():
