@@ -171,6 +171,10 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
             Part("DINO", "dino"),
             Part("CLIP-I", "clip_i"),
             Part("beside it CLIP-T", "clip_t", 0),
+            Part("DINO where a place is asked", "dino_place", 0),
+            Part("DINO where a colour is asked", "dino_colour", 0),
+            Part("the place is drawn", "place_drawn", 0),
+            Part("the colour is drawn", "colour_drawn", 0),
             Part("DINO when the quicker one ends", "dino_equal_time", 0),
             Part("DINO at each one's best point", "dino_best", 0),
             *(
