@@ -309,14 +309,11 @@ def subject_masks(
     return found
 
 
-def subject_alone(photos: Sequence[Path], masks: Masks, root: Path) -> list[Image.Image]:
-    """Each of `photos` with everything but its subject painted a neutral grey: RGB PIL pictures.
-
-    Takes and raises what `subject_masks` does.
-    """
+def subject_alone(masked: Sequence[tuple[Image.Image, Image.Image]]) -> list[Image.Image]:
+    """Each picture of `subject_masks` with everything but its subject painted a neutral grey."""
     return [
         Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)
-        for picture, mask in subject_masks(photos, masks, root)
+        for picture, mask in masked
     ]
 
 
@@ -339,7 +336,8 @@ def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
         "memorising": None,
         "nearest": 0.0 if test else None,
     }
-    alone = subject_alone(test, masks, dataset.root) if masks and test else None
+    masked = subject_masks(test, masks, dataset.root) if masks and test else []
+    alone = subject_alone(masked)
     for name, encode in (("dino", judge.identity), ("clip_i", judge.clip_images)):
         within = similarity_within(encode(train)) if len(train) > 1 else None
         row |= {
@@ -352,8 +350,7 @@ def real_row(judge: Judge, dataset: Dataset, masks: Masks | None = None) -> Row:
         }
         if masks:
             row[f"{name}_subject"] = similarity(encode(train), encode(alone)) if alone else None
-    if alone and masks and judge.masc:
-        masked = subject_masks(test, masks, dataset.root)
+    if masked and judge.masc:
         row["masc"] = judge.masked_likeness(masked, [upright(photo) for photo in train])
     return row
 
@@ -397,7 +394,7 @@ def evaluate(
         None if subject.kind in ("style", "lighting") else subject.class_noun,
     )
     train, test = ([i.path for i in part] for part in (dataset.train, dataset.test))
-    alone = subject_alone(test or train, masks, dataset.root) if masks else None
+    masked = subject_masks(test or train, masks, dataset.root) if masks else []
     drawn = [(asked, plain, seed) for asked, plain in pairs for seed in plan.seeds]
     images = base.generate(
         [asked for asked, _, _ in drawn],
@@ -409,11 +406,10 @@ def evaluate(
     result = score(judge, images, plain_prompts, test or train, subject.identifier, train)
     for row, (asked, _, seed) in zip(result["pictures"], drawn):
         row |= {"asked": asked, "seed": seed}
-    if alone:
-        to_subject = score(judge, images, plain_prompts, alone)
+    if masked:
+        to_subject = score(judge, images, plain_prompts, subject_alone(masked))
         result |= {f"{name}_subject": to_subject[name] for name in ("dino", "clip_i")}
-    if masks and judge.masc:
-        masked = subject_masks(test or train, masks, dataset.root)
+    if masked and judge.masc:
         result["masc"] = judge.masked_likeness(masked, images)
     real = None
     if test:

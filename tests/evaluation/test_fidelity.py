@@ -30,6 +30,7 @@ from lib.evaluation.fidelity import (
     similarity,
     similarity_within,
     subject_alone,
+    subject_masks,
 )
 from lib.evaluation.judge import FOLDER, load_identity, load_judge
 from lib.files.errors import BadInput
@@ -594,7 +595,7 @@ def test_a_masked_photo_is_its_subject_on_grey_whatever_stood_behind_it(
     mask = Image.new("L", (64, 64))
     mask.paste(255, box)
     masks = {f"test/{i.path.name}": mask for i in dataset.test}
-    alone = subject_alone([i.path for i in dataset.test], masks, dataset.root)
+    alone = subject_alone(subject_masks([i.path for i in dataset.test], masks, dataset.root))
     for photo, picture in zip(photos, alone):
         assert (
             picture.getpixel((0, 0)) == GREY
