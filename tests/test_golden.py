@@ -66,7 +66,7 @@ COURSE = {
 ROWS = ("base_model", "real_photos", "lora", "dreambooth")
 # What rounding may change beyond that: hashes, shares of a change near nothing, and the count of
 # what is read in a few pictures.
-ROUNDED = {"bits", "survives", "obedience"}
+ROUNDED = {"bits", "survives", "obedience", "place_drawn", "colour_drawn"}
 
 
 def library():
