@@ -49,10 +49,10 @@ check: $(READY) ## format, lint, order of imports, types, links, quick tests: be
 	@$(VENV)/bin/pyright --pythonpath $(RUN)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet -m "not slow" tests/test_docs.py tests/test_house.py tests/test_project.py tests/config tests/files tests/plots
 
-bench: $(READY) ## measure speed and memory, and write them into README.md
+bench: $(READY) ## measure speed and memory, and write them into docs/results.md
 	@$(RUN) -m benchmarks $(ARGS)
 
-race: $(READY) ## race diffusers' own scripts and write the table into README.md: make race SCRIPTS=path/to/examples/dreambooth
+race: $(READY) ## race diffusers' own scripts and write the table into docs/results.md: make race SCRIPTS=path/to/examples/dreambooth
 	@$(RUN) -m benchmarks.race --scripts "$(SCRIPTS)" $(ARGS)
 
 interop: $(READY) ## run the tools themselves on our files: make interop ARGS='--sd-scripts path/to/sd-scripts'

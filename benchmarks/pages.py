@@ -77,7 +77,7 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             "as LoRA",
             f"{smaller(speed, 'file_bytes')}: this decides with many subjects",
         ],
-        _scored(rows, "likeness to held-out photos (DINO's role, 1 is a copy)", "dino"),
+        _scored(rows, "likeness to held-out photos (DINO's role, colours asked for too)", "dino"),
         _scored(rows, "the class turns into the subject (PRES minus the base's)", "pres"),
     ]
     table = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- | --- | --- |"]

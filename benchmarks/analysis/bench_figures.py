@@ -189,10 +189,10 @@ def forgetting(rows: Rows) -> Figure | None:
     found = {name: _quarters(rows, where, "dino", "drift") for name, where in WHO.items()}
     about = (
         f"Forgetting against learning, at each quarter of the training, {size(rows)}, {SMALL},"
-        " drift of the plain class alone, which prior preservation trains on: down and to the"
+        " drift of the class in words that no class image has: down and to the"
         " right is better"
     )
-    return _along(found, "DINO (looks like the subject)", "drift of the plain class", about)
+    return _along(found, "DINO (looks like the subject)", "drift of the class", about)
 
 
 def _along(found, x, y, about):

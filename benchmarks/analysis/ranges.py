@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.effects import ENOUGH, Rows, student
+from benchmarks.analysis.effects import ENOUGH, MEASURES, Rows, student
 from lib.config.settings import METHODS
 
 # Columns that the bench's rows and a comparison's have in common. Of CLIP-T the share of what real
@@ -16,14 +16,16 @@ COLUMNS = tuple(
     "dino clip_t_share place_drawn colour_drawn memorising nearest diversity consistency"
     " pres pres_trained obedience drift".split()
 )
+NUMBERS = len(COLUMNS) * len(METHODS)
 
 
 def ranges(rows: Rows) -> dict[str, Any]:
     """{"subjects": how many, "judge": whose scores, "lora": {column: [low, high]}, ...} of the
     main comparison; a column that too few subjects have is left out.
 
-    The 95 % prediction interval of one more subject, means over seeds being the values: mean
-    +- t * s * sqrt(1 + 1 / n).
+    Prediction intervals of one more subject, means over seeds being the values: mean +- t * s *
+    sqrt(1 + 1 / n), so wide that 95 of 100 subjects would lie in all of them at once (Bonferroni),
+    and none narrower than what counts as the same.
     """
     main = [with_share(row) for row in rows if row.get("study") == "main"]
     found: dict[str, Any] = {
@@ -58,5 +60,7 @@ def predicted(rows: Rows, column: str) -> tuple[float, float] | None:
         return None
     means = np.array([np.mean(values) for values in by_subject.values()])
     count = len(means)
-    reach = student(0.025, count - 1) * means.std(ddof=1) * math.sqrt(1 + 1 / count)
+    spread = means.std(ddof=1) * math.sqrt(1 + 1 / count)
+    margin = MEASURES[column][2] if column in MEASURES else 0.0
+    reach = max(student(0.025 / NUMBERS, count - 1) * spread, margin)
     return float(means.mean() - reach), float(means.mean() + reach)

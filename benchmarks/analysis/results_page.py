@@ -16,12 +16,14 @@ SHOWN = ("pareto", "scores")  # as pictures too; of the others the page has the 
 MEANT = (
     "Train - held-out: DINO to the photos trained on minus DINO to held-out ones. Nearest photo:"
     " largest DINO to one training photo, minus what held-out photos have. Losses are of noise that"
-    " is the same for all; the loss gap is held-out minus training. PRES - base: DINO of the plain"
-    " class to the subject, minus the base's. Drift: change of what is predicted for the plain"
-    " class, in eight places. Diversity: 1 - cosine of CLIP between pictures of one prompt, which"
-    " stands in for LPIPS. Consistency: standard deviation of DINO over pictures of one prompt;"
-    " spread over prompts: that of the prompts' means. New places: the seven prompts that name no"
-    " place of the training photos."
+    " is the same for all; the loss gap is held-out minus training. PRES - base: DINO of pictures"
+    " of the class to the subject, minus the base's; drift: change of what is predicted for the"
+    " class; both asked in eight prompts in words that no class image has. Place drawn, colour"
+    " drawn: of the pictures whose prompt names one, the share that the judge's CLIP finds nearer"
+    " to it than to seven others. Diversity: 1 - cosine of CLIP between pictures of one prompt,"
+    " which stands in for LPIPS. Consistency: standard deviation of DINO over pictures of one"
+    " prompt; spread over prompts: that of the prompts' means, without those that ask for a colour."
+    " New places: the prompts that name no place of the training photos and ask for no colour."
 )
 NOTES = {
     "recipes": (

@@ -164,8 +164,8 @@ CLAIMS: tuple[tuple[int, str, str, list[Part] | str], ...] = (
         6,
         "DreamBooth is more faithful",
         (
-            "likeness to held-out photos, each method at its own best rate, equal steps; beside it"
-            " on the curve"
+            "likeness to held-out photos, each method at the lowest of its best rates, equal steps;"
+            " beside it on the curve"
         ),
         [
             Part("DINO", "dino"),

@@ -4,7 +4,7 @@ import pytest
 from bench_rows import bench
 
 from benchmarks.analysis.effects import BENCH
-from benchmarks.analysis.ranges import predicted, ranges
+from benchmarks.analysis.ranges import NUMBERS, predicted, ranges
 from benchmarks.analysis.study_rows import read_bench
 from lib.evaluation import results
 from lib.evaluation.comparison_table import Comparison
@@ -29,8 +29,11 @@ def own(judge="pocket", base="pocket", **lora):
 
 def test_the_interval_is_that_of_one_more_subject():
     low, high = predicted(rows(), "dino")
-    # mean .92, s = .0179, t(.975, 5) = 2.571, sqrt(1 + 1/6) = 1.0801
-    assert (low, high) == pytest.approx((0.92 - 0.04968, 0.92 + 0.04968), abs=1e-4)
+    # mean .92, s = .01789, t(1 - .025 / 24, 5) = 5.840, sqrt(1 + 1/6) = 1.0801
+    assert NUMBERS == 24
+    assert (low, high) == pytest.approx((0.92 - 0.11284, 0.92 + 0.11284), abs=1e-4)
+    low, high = predicted(rows("place_drawn", [1.0] * 6), "place_drawn")
+    assert low < 0.98 and high > 1, "no narrower than what counts as the same"
     assert predicted(rows(values=VALUES[:5]), "dino") is None, "too few subjects to say"
     twice = rows() + [row | {"dino": row["dino"] + 0.2} for row in rows()]
     low, high = predicted(twice, "dino")
@@ -53,7 +56,7 @@ def test_a_run_is_held_against_each_method_and_column():
 def test_clip_t_is_held_as_a_share_of_the_photos():
     found = ranges([row | {"clip_t_real": 1.84} for row in rows("clip_t")])
     low, high = found["lora"]["clip_t_share"]
-    assert (low, high) == pytest.approx((0.473, 0.527), abs=1e-3)
+    assert (low, high) == pytest.approx((0.4387, 0.5613), abs=1e-3)
     (line,) = results.range_lines(own(clip_t=0.2, clip_t_share=0.5), found)
     assert line.startswith("On all 1 numbers")
 
@@ -66,11 +69,15 @@ def test_a_run_of_another_judge_or_base_is_held_against_nothing():
 
 
 def test_the_default_course_lies_where_the_benchs_subjects_do():
-    """What `make bench` read of the course's own run: the example character, seed 0."""
+    """What `make bench` read of the course's own run: the example character, seed 0. One number is
+    known to lie outside and is told in notebook 04: already the base draws that robot's class more
+    diversely (CLIP, two pictures a prompt) than it does the bench's subjects.
+    """
     scores = read_json(ROOT / "benchmarks" / "results" / "pocket.json")["scores"]
     own = Comparison(scores, {"judge": "pocket", "base": "pocket"})
     first, *outside = results.range_lines(own)
-    assert not outside, first
+    assert [line.split(" is ")[0] for line in outside] == ["LoRA's diversity"], first
+    assert first.startswith("On 23 of 24 numbers"), "likeness and what is drawn among them"
 
 
 def test_what_ships_is_of_the_rows_that_ship():
