@@ -368,7 +368,8 @@ def by_what_is_asked(pictures, listed):
 
     listed: the prompts, as `prompt_list` gives them.
     """
-    found = {key: means_by_asked(pictures, listed, key) for key in BY_PROMPT}
+    asks = {p["class_prompt"]: p["asks"] for p in listed}
+    found = {key: means_by_asked(pictures, asks, key) for key in BY_PROMPT}
     return {f"{key}_{what}": by[what] for key, by in found.items() for what in ("place", "colour")}
 
 

@@ -11,6 +11,6 @@ from lib.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lib.evaluation.comparison import choose_judge
-    from lib.evaluation.fidelity import prompt_list, similarity
+    from lib.evaluation.fidelity import similarity
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -39,6 +39,7 @@ from lib.evaluation.fidelity import (
     evaluate,
     obedience,
     prior_similarity,
+    prompt_list,
     protocol,
     real_row,
 )
@@ -281,6 +282,8 @@ def compare(
     for name, size in sizes.items():
         rows[name]["file_bytes"] = size
     result.asked = [(s["asked"], s["seed"]) for s in result.scores["base_model"]]
+    for which in ("course", "full"):
+        result.asks |= {p["class_prompt"]: p["asks"] for p in prompt_list(subject, base, which)}
     add_shares(rows)
     result.about = {
         "class_noun": subject.class_noun,

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -41,6 +41,8 @@ class Comparison:
     about: what was compared, and by which judge.
     images, scores: name -> a PIL picture and its scores for each of `asked`.
     asked: (prompt, seed), the same for every row but the real photos'.
+    asks: prompt with the class noun -> what it asks to be other than on the photos (place, colour,
+    ..., or nothing), of the prompts of data/prompts.
     """
 
     rows: dict[str, Row]
@@ -48,6 +50,7 @@ class Comparison:
     images: dict[str, list[Image.Image]] = field(default_factory=dict)
     scores: dict[str, list[Row]] = field(default_factory=dict)
     asked: list[tuple[str, int]] = field(default_factory=list)
+    asks: dict[str, str] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
 
 
@@ -284,28 +287,30 @@ def table(comparison: Comparison) -> Table:
 
 
 def means_by_asked(
-    pictures: Sequence[Row], listed: Sequence[dict[str, str]], score: str
+    pictures: Sequence[Row], asks: Mapping[str, str], score: str
 ) -> dict[str, float]:
     """{what is asked: mean of a score over the pictures whose prompt asks for it}.
 
-    pictures: as `lib.evaluation.fidelity.score` scores them. listed: the prompts that were asked,
-    as `lib.evaluation.fidelity.prompt_list` gives them.
+    pictures: as `lib.evaluation.fidelity.score` scores them. asks: as of `Comparison`; prompts
+    that it does not have ask for "something else".
     """
-    asks = {prompt["class_prompt"]: prompt["asks"] for prompt in listed}
-    groups: dict[str, list[float]] = {kind: [] for kind in asks.values()}
+    groups: dict[str, list[float]] = {}
     for picture in pictures:
-        groups[asks[picture["prompt"]]].append(picture[score])
-    return {kind: mean(values) for kind, values in groups.items() if values}
+        kind = asks.get(picture["prompt"], "something else")
+        groups.setdefault(kind, []).append(picture[score])
+    return {kind: mean(values) for kind, values in groups.items()}
 
 
-def by_what_is_asked(comparison: Comparison, listed: Sequence[dict[str, str]]) -> Table:
-    """Every contestant's likeness and obedience apart by what the prompts of `listed` ask to be
-    other than on the photos: one mean over all hides that a subject drawn in the colour asked for
-    is less like its photos, and is right.
+def by_what_is_asked(comparison: Comparison) -> Table:
+    """Every contestant's likeness and obedience apart by what the prompts ask to be other than on
+    the photos: one mean over all hides that a subject drawn in the colour asked for is less like
+    its photos, and is right.
     """
     rows, heads = [], [""]
     for key, pictures in comparison.scores.items():
-        found = {name: means_by_asked(pictures, listed, name) for name in ("dino", "clip_t")}
+        found = {
+            name: means_by_asked(pictures, comparison.asks, name) for name in ("dino", "clip_t")
+        }
         cells = [COLUMNS[name].cell(v) for name, by in found.items() for v in by.values()]
         heads = [
             "",

@@ -293,14 +293,14 @@ def test_a_repetition_on_other_seeds_is_held_against_the_same_subjects(made):
     )
     said = [line[4].split(" (")[0] for line in lines.values()]
     assert (
-        f"8 subjects x 1 seed): {said.count('agrees')} of 22 agree within their intervals"
+        f"8 subjects x 1 seed): {said.count('agrees')} of 24 agree within their intervals"
         in made["again"].caption
     )
     assert [row[0] for row in made["again"].table.rows] == list(SCORES.values())
     noisy = again([r | {"dino": r["dino"] + 0.1 * np.sin(k)} for k, r in enumerate(whole())])
     assert noisy.table.rows[0][5].startswith("agrees (cannot exclude up to 0.")
     few = again([r for r in whole() if r["subject"] < "s05"])
-    assert few.table.rows[0][5] == "not enough subjects" and "0 of 22 agree" in few.caption
+    assert few.table.rows[0][5] == "not enough subjects" and "0 of 24 agree" in few.caption
 
 
 def test_what_a_study_rests_on_is_what_both_methods_have_run():

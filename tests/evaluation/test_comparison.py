@@ -274,15 +274,12 @@ def test_the_place_and_the_colour_that_a_prompt_names_are_looked_for_in_its_pict
 
 
 def test_scores_are_told_apart_by_what_prompts_ask():
-    listed = [
-        {"class_prompt": text, "asks": asks}
-        for text, asks in (("a", "nothing"), ("b", "place"), ("c", "place"), ("d", "colour"))
-    ]
+    asks = {"a": "nothing", "b": "place", "c": "place", "d": "colour"}
     scores = [
         {"prompt": text, "dino": dino, "clip_t": 0.5}
         for text, dino in (("a", 0.9), ("b", 0.8), ("c", 0.6), ("d", 0.4), ("d", 0.2))
     ]
-    found = by_what_is_asked(Comparison({}, {}, scores={"lora": scores}), listed)
+    found = by_what_is_asked(Comparison({}, {}, scores={"lora": scores}, asks=asks))
     assert found.columns[1:4] == ["DINO: nothing", "DINO: place", "DINO: colour"]
     assert found.rows == [["LoRA", "0.900", "0.700", "0.300", "0.500", "0.500", "0.500"]]
 
