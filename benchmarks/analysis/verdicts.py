@@ -489,8 +489,8 @@ def _effect_text(part: Part, found: Effect, rows: Rows) -> str:
     if found.of is not None and found.against is not None and found.kind == "ratio":
         lora, full = amount(found.against, found.unit), amount(found.of, found.unit)
         costs = f", LoRA {lora}, DreamBooth {full}"
-    unlike = f" {unlike_main(rows, part.study)}".rstrip()
-    return f"{part.label} {found.text()}{costs}{_never(rows, part)}{unlike}".strip()
+    unlike = unlike_main(rows, part.study)
+    return f"{part.label} {found.text()}{costs}{_never(rows, part)} {unlike}".strip()
 
 
 def _is_missing(part: Part, rows: Rows) -> bool:

@@ -419,9 +419,9 @@ def drawn_as_asked(
     prompts: one for each of `images`, with the class noun only. A prompt names a place or a colour
     if one of the words of data/prompts for `base` stands in it; what no prompt names is left out.
     """
-    found = {}
+    found, known = {}, class_words(base)
     for name in ("place", "colour"):
-        words, shown, asked = class_words(base)[name], [], []
+        words, shown, asked = known[name], [], []
         for image, text in zip(images, prompts):
             named = next((word for word in words if f" {word} " in f" {text} "), None)
             if named:

@@ -306,18 +306,13 @@ def by_what_is_asked(comparison: Comparison) -> Table:
     the photos: one mean over all hides that a subject drawn in the colour asked for is less like
     its photos, and is right.
     """
-    rows, heads = [], [""]
-    for key, pictures in comparison.scores.items():
-        found = {
-            name: means_by_asked(pictures, comparison.asks, name) for name in ("dino", "clip_t")
-        }
-        cells = [COLUMNS[name].cell(v) for name, by in found.items() for v in by.values()]
-        heads = [
-            "",
-            *(f"{COLUMNS[name].heading}: {kind}" for name, by in found.items() for kind in by),
-        ]
+    names, heads, rows = ("dino", "clip_t"), [], []
+    for key, pictures in comparison.scores.items():  # of the same prompts, so in the same order
+        found = {name: means_by_asked(pictures, comparison.asks, name) for name in names}
+        heads = [f"{COLUMNS[name].heading}: {kind}" for name in names for kind in found[name]]
+        cells = [COLUMNS[name].cell(value) for name in names for value in found[name].values()]
         rows.append([CONTESTANT_NAMES[key], *cells])
-    return Table(rows, heads, "By what a prompt asks to be other than on the photos")
+    return Table(rows, ["", *heads], "By what a prompt asks to be other than on the photos")
 
 
 def verdict(comparison: Comparison) -> str:

@@ -157,7 +157,8 @@ def similarity(made: torch.Tensor, real: torch.Tensor) -> float:
 def similarity_within(rows: torch.Tensor) -> float:
     """Mean cosine over the pairs of *different* pictures of one set [N, D], N >= 2.
 
-    With self-pairs DreamBooth's real photos score .76 instead of .703: so do two papers disagree.
+    Without self-pairs: with them, DreamBooth's real photos score .76 instead of .703, which is how
+    two papers disagree.
     """
     n = len(rows)
     if n < 2:
@@ -182,7 +183,9 @@ def finite(what: str, value: Any) -> float:
 def check_prompts(
     prompts: Sequence[str], identifier: str | None = None, class_noun: str | None = None
 ) -> None:
-    """Raise BadInput unless all prompts ask CLIP for what it can know: the class noun alone."""
+    """Raise BadInput unless every prompt asks CLIP for what CLIP can know: the class noun, and
+    never the identifier.
+    """
     for prompt in prompts:
         if identifier and re.search(rf"\b{re.escape(identifier)}\b", prompt, re.IGNORECASE):
             raise BadInput(
@@ -207,6 +210,7 @@ def score(
     """Score N pictures, made from N prompts with the class noun only, against M real photos.
 
     Returns, each averaged per prompt and then over prompts (arXiv 2208.12242, section 4.1):
+
     - dino, clip_i: mean cosine of a picture with all M photos.
     - clip_t: plain cosine of a picture and its prompt.
     - diversity: mean of 1 - cosine of CLIP between pictures of one prompt, which stands in for
