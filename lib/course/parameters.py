@@ -80,6 +80,7 @@ SETTINGS = {
 
 PATHS = ("subject", "base", "kohya_lora", "masks")  # what is looked for on the disk
 HAVE_TO_EXIST = ("kohya_lora", "masks")  # where they are not empty
+ELSEWHERE = ("output", "judge", "masc")  # made where it says, or looked for by who reads it
 
 
 def check_parameters(given: Mapping[str, Any]) -> None:
@@ -118,13 +119,13 @@ def found_paths(given: Mapping[str, Any], folder: str | Path) -> dict[str, str]:
     notebook was started. Raises BadInput for one that is in both, and for a file that is nowhere.
     """
     found = {}
-    for name in (*PATHS, "output"):
+    for name in (*PATHS, *ELSEWHERE):
         text = given.get(name)
         if not isinstance(text, str) or not text or text == "pocket":
             continue
         if text.startswith("~"):
             found[name] = text = os.path.expanduser(text)
-        if name == "output":  # is made where it says
+        if name in ELSEWHERE:
             continue
         here, ours = Path(folder, text), Path(ROOT, text)
         if os.path.exists(here) and os.path.exists(ours) and not here.samefile(ours):

@@ -196,8 +196,10 @@ def range_lines(own: Comparison, found: dict[str, Any] | None = None) -> list[st
             if not low <= value <= high:
                 name = f"{METHOD_NAMES[method]}'s {COLUMNS[measure].heading}"
                 outside.append(f"{name} is {value:.3f} (the bench's {low:.3f} to {high:.3f})")
-    numbers = "numbers your run lies where one more subject is expected by PocketBench's"
-    subjects = f"{numbers} {found['subjects']}"
+    subjects = (
+        "numbers your run lies where one more subject is expected by PocketBench's"
+        f" {found['subjects']}"
+    )
     if not outside:
         return [f"On all {count} {subjects}."]
     return [f"On {count - len(outside)} of {count} {subjects}; not so:", *outside]

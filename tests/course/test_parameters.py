@@ -142,9 +142,9 @@ def test_a_relative_path_counts_from_the_course_or_from_where_one_stands(photos,
     home = {"subject": "~/photos", "output": "~/runs", "kohya_lora": "~/a.safetensors"}
     with pytest.raises(BadInput, match="'kohya_lora' is .*/a.safetensors, which is not there"):
         found_paths(home, tmp_path)
-    assert found_paths({**home, "kohya_lora": "", "base": "~"}, tmp_path) == {
-        name: os.path.expanduser(path)
-        for name, path in {"subject": "~/photos", "output": "~/runs", "base": "~"}.items()
+    there = {"subject": "~/photos", "output": "~/runs", "base": "~", "judge": "~/j", "masc": "~/m"}
+    assert found_paths(there | {"kohya_lora": ""}, tmp_path) == {
+        name: os.path.expanduser(path) for name, path in there.items()
     }
     (tmp_path / "data" / "subjects").mkdir(parents=True)
     with pytest.raises(BadInput, match="'subject' is data/subjects, which is .* and .*: write"):
