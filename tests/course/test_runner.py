@@ -356,7 +356,8 @@ def test_the_table_has_five_columns_and_the_whole_one_below_it():
     short = table(SUMMARY)
     assert short.columns[:3] == ["", "LoRA", "DreamBooth"] and len(short.columns) == 5
     assert short.rows[0][:3] == ["seconds a step", "0.0912", "0.12"]
-    assert short.rows[3][:4] == ["likeness (DINO)", "0.800", "0.900", "0.200 to 0.950"]
+    assert short.columns[3] == "base, real photos"
+    assert short.rows[3][:4] == ["likeness (DINO)", "0.800", "0.900", "0.200, 0.950"]
     _, *lines = short.rest.text().splitlines()  # without the caption
     assert [
         name in line
