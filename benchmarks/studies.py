@@ -77,7 +77,7 @@ def seldom(settings: Settings) -> dict[str, Any]:
 
 def low_memory(method: str) -> tuple[dict[str, Any], ...]:
     """What each recipe of the study "recipes" changes: nothing ("auto" arithmetic: bf16 where it is
-    fast), one thing, and all at once.
+    fast), one thing (fp16, which "auto" takes on cards without bf16, among them), and all at once.
 
     Checkpointing alone is not run: it gives the very numbers of the run without it, bit for bit
     (tests/step/test_low_memory.py). The last, the foot of `lib.memory.ladder`, has it too.
@@ -87,7 +87,8 @@ def low_memory(method: str) -> tuple[dict[str, Any], ...]:
         "dreambooth": ({"fused_backward": True},),
     }[method]
     *_, (foot, _) = recipes(preset(method, data="-", output="-"))
-    return {}, {"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone, seldom(foot)
+    one = ({"precision": "fp16"}, {"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone)
+    return {}, *one, seldom(foot)
 
 
 def text_rates(method: str) -> list[float]:

@@ -27,7 +27,8 @@ MEANT = (
 )
 NOTES = {
     "recipes": (
-        "All but the plain one run at precision auto, which is bf16 arithmetic on this device."
+        "All but the plain one and fp16 run at precision auto, which is bf16 arithmetic on this"
+        " device."
         " Gradient checkpointing alone is not run: it gives the same numbers bit for bit"
         " (`tests/step/test_low_memory.py`); where it stands above it is one of several changes."
     ),

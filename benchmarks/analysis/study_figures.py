@@ -29,6 +29,7 @@ from lib.plots.figure import Figure, Table
 
 # The columns of the study "recipes" in which one differs from plain training, each in words.
 RECIPES = {
+    "precision": "precision {}",
     "optimizer": "8-bit moments",
     "weights": "bf16 weights",
     "quantize": "{} base",
@@ -351,12 +352,12 @@ def _given_up(rows, where):
     for row in rows:
         if (
             row.get("study") == "recipes"
-            and row.get("precision") is None
+            and row.get("precision") != "fp32"
             and where.items() <= row.items()
         ):
             words = [told.format(row[name]) for name, told in RECIPES.items() if row.get(name)]
             found[" + ".join(words) or "precision auto"] = where | {
-                name: row.get(name) for name in ("precision", *RECIPES)
+                name: row.get(name) for name in RECIPES
             }
     return dict(sorted(found.items(), key=lambda item: (item[0].count("+"), item[0])))
 

@@ -71,6 +71,7 @@ def whole():
     plain = [dict(r, precision="fp32") for r in bench(subjects=6, study="recipes")]
     for changes, less in (
         ({}, 0.001),
+        ({"precision": "fp16"}, 0.001),
         ({"quantize": "nf4"}, 0.2),
         ({"optimizer": "adamw8bit", "checkpointing": "all"}, 0.001),
     ):
@@ -323,11 +324,12 @@ def test_the_training_is_drawn_quarter_by_quarter(made):
 
 def test_low_memory_recipes_stand_beside_what_another_seed_does(made):
     lines = {line[0]: line[1:] for line in made["recipes"].table.rows}
-    assert list(lines)[:5] == [
+    assert list(lines)[:6] == [
         "LoRA, plain fp32",
         "LoRA, another seed",
         "LoRA, nf4 base",
         "LoRA, precision auto",
+        "LoRA, precision fp16",
         "LoRA, 8-bit moments + checkpointing",
     ]
     assert lines["LoRA, nf4 base"][0].startswith("-0.200") and lines["LoRA, nf4 base"][3:] == [

@@ -46,7 +46,7 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
         "text_encoder": 12,
         "anchor": 12 * 2,
     }
-    assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
+    assert len(plan["recipes"]) == 6 * (2 * 3 + 7 + 6) and len(plan["text_encoder"]) == 6 * 2 * 4
 
 
 def test_runs_that_ship_keep_their_names(monkeypatch):
