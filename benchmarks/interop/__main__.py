@@ -22,6 +22,7 @@ from benchmarks.interop.table import RESULTS
 from benchmarks.sections import read
 from lib.files.errors import BadInput
 from lib.files.json_file import write_json
+from lib.files.quiet import quieten
 from lib.models.devices import versions
 
 
@@ -40,6 +41,7 @@ def main() -> None:
         "--only", nargs="+", choices=QUICK, default=list(QUICK), help="the others stay as found"
     )
     args = parser.parse_args()
+    quieten()
     before = read(RESULTS) or {}
     found = {"versions": versions(), "tools": {}, "full": before.get("full", {})}
     checkouts = {"comfyui": args.comfyui, "sd-scripts": args.sd_scripts, "lycoris": None}
