@@ -96,6 +96,8 @@ def keys_in_sd_scripts(tool: Tool, work: Path) -> Found:
         found[name] = _keys(
             tool, work, name, "kohya_probe.py", sdxl=name == "sdxl", written=written
         )
+        if "failed" in found[name]:
+            continue
         base = ours(name, work)[0]
         probes = our_files.probes(read_adapter(written, base.layers), base)
         found[name]["imported"] = _held(work / name / "kohya_probe.written.pt", probes)
@@ -103,11 +105,18 @@ def keys_in_sd_scripts(tool: Tool, work: Path) -> Found:
 
 
 def _keys(tool: Tool, work: Path, name: str, script: str, **more: Any) -> Found:
-    """Run a probe of a shape, and hold the changes that it computed to those of our LoRA."""
+    """Run a probe of a shape, and hold the changes that it computed to those of our LoRA.
+
+    A probe that fails leaves its reason, so that the other shape's rows stand.
+    """
     print(f"{tool.name}: {name}", flush=True)
     base, lora, files, checkpoint = ours(name, work)
     request = {"checkpoint": checkpoint, "loras": files, "every": EVERY[name]} | more
-    answer = _asked(tool, work / name, script, request)
+    try:
+        answer = _asked(tool, work / name, script, request)
+    except BadInput as error:
+        print(f"failed: {error}", flush=True)
+        return {"failed": str(error)}
     probes = our_files.probes(lora, base)
     for form, told in answer["loras"].items():
         told |= _held((work / name / script).with_suffix(f".{form}.pt"), probes)

@@ -75,7 +75,14 @@ def load(loader, weights, path):
         rest["of"] = tensors
         return asked(tensors, prefixes)
 
-    loader.try_filter_state_dict = filtered
+    made = loader.load_huggingface_component
+
+    def component(*about):
+        # What has no weights, such as a scheduler, reads its own numbers when it is made.
+        with torch.device("cpu" if about[-1] is None else "meta"):
+            return made(*about)
+
+    loader.try_filter_state_dict, loader.load_huggingface_component = filtered, component
     said = io.StringIO()
     with contextlib.redirect_stdout(said), torch.device("meta"):
         engine = loader.forge_loader(path)

@@ -51,6 +51,8 @@ def who_reads_it(found: dict[str, Any] | None) -> str:
 
 def _rows(found: dict[str, Any]) -> list[str]:
     """The last three cells of a base's rows."""
+    if "failed" in found:
+        return [f"checkpoint and LoRA | not run: {found['failed'].replace('|', '/')} | -"]
     rows = ["checkpoint | not run: its loader is in repositories beside it | -"]
     if told := found.get("told"):
         rows = [f"checkpoint | known as {told['checkpoint']}; diffusers loads it | -"]
