@@ -130,11 +130,17 @@ def read_adapter(source: Source, layers: int = 2, cut: Cut | None = None) -> Ada
             " -m lib extract`."
         )
     if not folders:
+        inside = listed(sorted(path.name for path in source.glob("*.safetensors")))
         raise BadInput(
-            f"{source} holds no LoRA (no adapter.safetensors, no adapter_config.json): name a run,"
-            " a file or a PEFT folder."
+            f"{source} is no run and no PEFT folder (no adapter.safetensors, no"
+            f" adapter_config.json): name {f'a file in it ({inside})' if inside else 'another'}."
         )
     files = {folder / "adapter_model.safetensors": part for part, folder in folders.items()}
+    # Where one is not there, another of its name is, such as a pickle, which is refused as that.
+    files = {
+        min((file, *file.parent.glob("adapter_model.*")), key=lambda path: not path.exists()): part
+        for file, part in files.items()
+    }
     return _from_files(files, source, layers, cut)
 
 
@@ -388,8 +394,8 @@ def write_peft(folder: Path, part: str, layers: dict[str, Layer], texts: Header)
         in_memory = short_name(part, name) if short else name
         tensors |= _peft_layer(f"base_model.model.{in_memory}", layer)
     save_weights_file(folder / "adapter_model.safetensors", tensors, texts, check=True)
-    config = peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
-    write_json(folder / "adapter_config.json", config)
+    config = {"peft_type": "LORA", "inference_mode": True}
+    write_json(folder / "adapter_config.json", peft_config(part, layers) | config)
     return list(tensors)
 
 

@@ -33,7 +33,7 @@ from lib.convert.readers import (
     load_back,
 )
 from lib.files import BadInput, read_json, whole_folder
-from lib.files.safetensors_file import HASH, open_weights, save_weights_file
+from lib.files.safetensors_file import HASH, open_weights, refuse_name, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
 from lib.models import BaseWeights, open_base_weights
 from lib.models.compatibility import BASE, FINGERPRINT, check_base, check_compatible
@@ -196,6 +196,7 @@ def check_output(to: str, out: str | Path, forms: Mapping[str, bool]) -> Path:
     if to not in forms:
         raise BadInput(f"There is no form '{to}': choose one of {', '.join(forms)}.")
     out, folder = Path(out).expanduser(), forms[to]
+    refuse_name(out)
     if not folder and out.suffix != ".safetensors":
         raise BadInput(
             f"The output {out} does not end in .safetensors, by which the tools know such files:"
@@ -221,8 +222,7 @@ def _is_export(path: Path) -> bool:
         texts = open_weights(path).metadata
     except BadInput:
         return False
-    older = "workbench.base" in texts and "modelspec.hash_sha256" in texts
-    return EXPORTED in texts or older
+    return EXPORTED in texts or {"workbench.base", "modelspec.hash_sha256"} <= texts.keys()
 
 
 def run_facts(source: Source) -> Facts:

@@ -240,6 +240,48 @@ def test_pefts_settings_are_converted_as_peft_applies_them(peft_folder, settings
             assert torch.allclose(layers[name].delta(), change.float(), rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.parametrize("start", ["milora", "PiSSA_niter_4", 3])
+def test_a_start_that_nobody_knows_here_is_refused_and_those_that_leave_the_base_are_read(
+    tiny, tmp_path, start
+):
+    """Of a later PEFT: it may move the base."""
+    adapter = unet_alone(adapter_for(tiny("sd1")[0]))
+    source = export_lora(adapter, "peft", tmp_path / "p", base=str(tiny("sd1")[0])).path
+    config = source / "unet" / "adapter_config.json"
+    write_json(config, read_json(config) | {"init_lora_weights": start})
+    with pytest.raises(BadInput, match=f"init_lora_weights: {start}`"):
+        read_adapter(source)
+    for known in (True, False, None, "gaussian", "eva", "orthogonal", "mica"):
+        write_json(config, read_json(config) | {"init_lora_weights": known})
+        assert same_layers(read_adapter(source), adapter)
+
+
+@pytest.mark.parametrize("names", [("pytorch_lora_weights",), ("a-000001", "a")])
+def test_a_trainers_output_folder_is_told_which_file_to_name(tiny, tmp_path, names):
+    """It "holds no LoRA", and the LoRA lay there."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    for name in names:
+        kohya_file(adapter_for(tiny("sd1")[0]), folder / f"{name}.safetensors", alpha=True)
+    files = ", ".join(sorted(f"{name}.safetensors" for name in names))
+    with pytest.raises(BadInput, match=f"name a file in it \\({files}\\)") as refused:
+        read_adapter(folder)
+    assert "no LoRA" not in str(refused.value)
+
+
+def test_peft_folders_pickle_is_called_one(tiny, tmp_path):
+    """ "There is no file adapter_model.safetensors: check the path." """
+    adapter = unet_alone(adapter_for(tiny("sd1")[0]))
+    source = export_lora(adapter, "peft", tmp_path / "p", base=str(tiny("sd1")[0])).path
+    file = source / "unet" / "adapter_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(BadInput, match="adapter_model.bin is a pickle"):
+        read_adapter(source)
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(BadInput, match="There is no file .*adapter_model.safetensors"):
+        read_adapter(source)
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
 def test_a_start_that_moves_the_base_is_refused_by_name(peft_folder, tmp_path, tiny, start):
     """It merged with a change 26 times too large, and exit code 0."""
