@@ -194,8 +194,7 @@ def _from_files(
     _check_dora(layers_of, configs, source)
     left_out = OF_THE_FILE + (OF_A_PRODUCT if products else ())
     metadata = {key: value for key, value in texts.items() if key not in left_out}
-    if told:
-        metadata["ss_training_comment"] = told
+    metadata |= {"ss_training_comment": told} if told else {}
     return Adapter(layers_of, metadata, str(source), told)
 
 
