@@ -52,6 +52,7 @@ OTHER_KINDS = {
     "hada_": "LoHa (a Hadamard product)",
     "lokr_": "LoKr (a Kronecker product)",
     "oft_": "OFT (a rotation)",
+    "boft_": "BOFT (a product of rotations)",
     "on_input": "IA3 (a scaling)",
     "diff": "full difference of weights",
 }

@@ -344,9 +344,7 @@ def _known(texts: dict[str, Any]) -> Header:
 
 
 # A text in JSON that begins as a path does, or an address, and has two parts at least.
-JSON_PATH = (
-    r'"(?:[/~$%]|\\\\|[A-Za-z]:[/\\]|file:|https?:)[^"/\\]*[/\\]+[^"/\\]+(?:[/]|\\\\|[^"\\])*"'
-)
+JSON_PATH = r'"(?:[/~$%]|\\\\|[A-Za-z][\w+.-]*:)[^"/\\]*[/\\]+[^"/\\]+(?:[/]|\\\\|[^"\\])*"'
 
 
 def public_texts(texts: Header) -> Header:
@@ -373,14 +371,14 @@ def public_name(name: str, named: bool = False) -> str:
     """
     if name[:1] in ("{", "["):
         return re.sub(JSON_PATH, lambda hit: json.dumps(public_name(json.loads(hit[0]))), name)
-    if address := re.fullmatch(r"(https?://)(?:[^/@]*@)?([^?#\s]*)(?:[?#]\S*)?", name):
+    if address := re.fullmatch(r"((?!file:)\w[\w+.-]*://)(?:[^/@]*@)?([^?#\s]*)([?#]\S*)?", name):
         return address[1] + address[2]
     name = re.sub(r"^file:(//[^/]*)?(?=/)", "", name)
     parts = [part for part in re.split(r"[\\/]", name) if part]
     cached = [part for part in parts if part.startswith("models--")]
     local = re.match(r"[\\/~]|[A-Za-z]:[\\/]|(\$\w+|\$\{\w+\}|%\w+%)[\\/]", name)
     if named and "://" not in name:
-        local = local or name[0:1] == "." or len(parts) != 2 or Path(name).exists()
+        local = local or name[0:1] == "." or len(parts) != 2 or "\\" in name or Path(name).exists()
     if not local or not parts or "\n" in name:
         return name
     return cached[0].removeprefix("models--").replace("--", "/") if cached else parts[-1]

@@ -365,6 +365,31 @@ def test_a_dora_of_newer_lycoris_files_is_merged_as_lycoris_merges_it(tiny, tmp_
     assert done.read_back
 
 
+@pytest.mark.parametrize("part, form", [("text_encoder", "diffusers"), ("unet", "peft")])
+def test_a_dora_that_its_reader_reads_otherwise_is_no_error_of_the_export(
+    tiny, tmp_path, part, form
+):
+    """diffusers leaves a text encoder's magnitudes as they were at the start, in silence."""
+    folder = tiny("sd1")[0]
+    layers = adapter_for(folder).layers[part]
+    last = list(layers)[-1] if form == "peft" else ""  # that one is none
+    made = {
+        name: layer if name == last else replace(layer, magnitude=magnitudes(layer))
+        for name, layer in layers.items()
+    }
+    out = tmp_path / ("p" if form == "peft" else "x.safetensors")
+    with pytest.raises(BadInput, match="of a DoRA's magnitudes diffusers reads none") as refused:
+        export_lora(Adapter({part: made}), form, out, base=str(folder))
+    assert "error of the export" not in str(refused.value) and not out.exists()
+    if form == "diffusers":
+        assert export_lora(Adapter({part: made}), "peft", tmp_path / "p", base=str(folder))
+
+
+def magnitudes(layer):
+    """One for each output, in PEFT's shape."""
+    return (torch.rand(len(layer.up)) + 0.5).reshape((1, -1, 1, 1) if layer.up.ndim > 2 else -1)
+
+
 def test_a_dora_along_inputs_is_still_refused_and_the_reason_is_true(tiny, tmp_path):
     plain = unet_alone(adapter_for(tiny("sd1")[0]), attention=True)
     path = kohya_file(plain, tmp_path / "x.safetensors", alpha=True)
@@ -383,6 +408,7 @@ def test_a_dora_along_inputs_is_still_refused_and_the_reason_is_true(tiny, tmp_p
         (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LoHa"),
         (("lokr_w1", "lokr_w2"), "LoKr"),
         (("oft_blocks",), "OFT"),
+        (("boft_blocks",), "BOFT"),
         (("diff", "diff_b"), "full difference"),
     ],
 )
