@@ -105,3 +105,23 @@ def test_the_lesson_plans_name_parts_that_the_notebooks_have() -> None:
         assert not [part for part in parts if part not in there], cell
         named += len(parts)
     assert named > 10
+
+
+def test_what_windows_types_is_what_make_does() -> None:
+    """Nobody here can run them: each command is held to the files, modules and options it names."""
+    from importlib.util import find_spec
+
+    page = text_of(ROOT / "docs" / "troubleshooting.md").split("**Windows")[1].split("**pip")[0]
+    make = (ROOT / "Makefile").read_text("utf-8")
+    first, *others = re.findall(r"^(?:py |\.venv).*$", page, re.MULTILINE)
+    made = re.fullmatch(r"py -(3\.\d+) -m venv \.venv", first)
+    assert made and f"python{made[1]} " in make.split("PYTHONS :=")[1]
+    assert len(others) == 4
+    for command in others:
+        module = re.match(r"\.venv\\Scripts\\python -m (\w+)", command)
+        assert module and find_spec(module[1]), command
+        for file in re.findall(r"-[rc] (\S+)", command):
+            assert (ROOT / file).is_file() and file in make, command
+        for option in re.findall(r"--ServerApp\S+ \d+\}\"", command):
+            assert option in make, command
+    assert any("--ServerApp" in command for command in others)

@@ -4,6 +4,7 @@ the folder that one stands in, a reader that reads no further. None of them ends
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from lib.course.parameters import check_parameters
 from lib.course.runner import course
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
+from lib.files.safetensors_file import open_weights
 from lib.files.text import say
 from lib.files.whole_writes import whole_file, whole_folder
 from lib.training import loop
@@ -151,6 +153,30 @@ def test_a_reader_that_reads_no_further_gets_no_traceback():
     said = running.stderr.read()
     running.wait()
     assert b"Traceback" not in said and b"Exception" not in said
+
+
+@pytest.mark.parametrize("to", ["kohya", "checkpoint"])
+def test_a_weight_file_of_a_name_that_is_not_utf8_is_blamed_on_the_name(tmp_path, capsys, to):
+    """It was "cut off, too long or its header is wrong; copy or download it again"."""
+    source = str(ROOT / "data" / "adapters" / "clothing.safetensors")
+    bad = str(tmp_path / os.fsdecode(b"a\xff.safetensors"))
+    assert main(["export", source, "--to", to, "--out", bad]) == 1
+    said = capsys.readouterr().err
+    assert "a\ufffd.safetensors is no text in UTF-8" in said and "rename it" in said
+    assert ".part" not in said and not list(tmp_path.iterdir())
+    shutil.copyfile(source, bad)
+    assert main(["export", bad, "--to", to, "--out", str(tmp_path / "b.safetensors")]) == 1
+    assert "is no text in UTF-8" in capsys.readouterr().err
+    assert main(["merge", "--base", bad, "--to", "diffusers", "--out", str(tmp_path / "c")]) == 1
+    assert "is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_title_that_is_not_utf8_is_written_as_it_can_be(tmp_path, capsys):
+    source = str(ROOT / "data" / "adapters" / "clothing.safetensors")
+    out = str(tmp_path / "a.safetensors")
+    title = os.fsdecode(b"caf\xe9")
+    assert main(["compose", source, "--to", "kohya", "--out", out, "--title", title]) == 0
+    assert open_weights(out).metadata["modelspec.title"] == "caf?"
 
 
 def test_names_that_are_not_utf8_pass_through_json(tmp_path):

@@ -52,6 +52,7 @@ OTHER_KINDS = {
     "hada_": "LoHa (a Hadamard product)",
     "lokr_": "LoKr (a Kronecker product)",
     "oft_": "OFT (a rotation)",
+    "boft_": "BOFT (a product of rotations)",
     "on_input": "IA3 (a scaling)",
     "diff": "full difference of weights",
 }
@@ -130,11 +131,17 @@ def read_adapter(source: Source, layers: int = 2, cut: Cut | None = None) -> Ada
             " -m lib extract`."
         )
     if not folders:
+        inside = listed(sorted(path.name for path in source.glob("*.safetensors")))
         raise BadInput(
-            f"{source} holds no LoRA (no adapter.safetensors, no adapter_config.json): name a run,"
-            " a file or a PEFT folder."
+            f"{source} is no run and no PEFT folder (no adapter.safetensors, no"
+            f" adapter_config.json): name {f'a file in it ({inside})' if inside else 'another'}."
         )
     files = {folder / "adapter_model.safetensors": part for part, folder in folders.items()}
+    # Where one is not there, another of its name is, such as a pickle, which is refused as that.
+    files = {
+        min((file, *file.parent.glob("adapter_model.*")), key=lambda path: not path.exists()): part
+        for file, part in files.items()
+    }
     return _from_files(files, source, layers, cut)
 
 
@@ -188,8 +195,7 @@ def _from_files(
     _check_dora(layers_of, configs, source)
     left_out = OF_THE_FILE + (OF_A_PRODUCT if products else ())
     metadata = {key: value for key, value in texts.items() if key not in left_out}
-    if told:
-        metadata["ss_training_comment"] = told
+    metadata |= {"ss_training_comment": told} if told else {}
     return Adapter(layers_of, metadata, str(source), told)
 
 
@@ -388,8 +394,8 @@ def write_peft(folder: Path, part: str, layers: dict[str, Layer], texts: Header)
         in_memory = short_name(part, name) if short else name
         tensors |= _peft_layer(f"base_model.model.{in_memory}", layer)
     save_weights_file(folder / "adapter_model.safetensors", tensors, texts, check=True)
-    config = peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
-    write_json(folder / "adapter_config.json", config)
+    config = {"peft_type": "LORA", "inference_mode": True}
+    write_json(folder / "adapter_config.json", peft_config(part, layers) | config)
     return list(tensors)
 
 

@@ -35,9 +35,10 @@ KNOWN = set(
     """.split()
 )
 
-# Beginnings of `init_lora_weights` after which PEFT takes the start away from the base's own
-# weights, so that the change of the model is not what stands in the file.
-MOVES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+# Values of `init_lora_weights` after which the base's own weights are as they were. After others
+# (pissa, corda, olora, loftq, lora_ga) PEFT takes the start away from them, so that the change of
+# the model is not what stands in the file; and of one that is not known here nobody can say.
+LEAVES_THE_BASE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 
 
 def config_beside(path: Path) -> Config:
@@ -59,10 +60,11 @@ def check_config(config: Config, source: Path) -> None:
             f"{source} is PEFT's {kind}, no LoRA: merge it into its base with PEFT, or name a LoRA."
         )
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(MOVES_THE_BASE):
+    if str(start).lower() not in LEAVES_THE_BASE:
         raise BadInput(
             f"{source} was started by `init_lora_weights: {start}`, which changes the base's own"
-            " weights too, so that its layers alone are not what it learnt: write it as a plain"
+            " weights too, or is not known to leave them, so that its layers alone may not be what"
+            " it learnt: write it as a plain"
             " LoRA, by PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
         )
     odd = {name: value for name, value in config.items() if name not in KNOWN and value}

@@ -33,7 +33,7 @@ from lib.convert.readers import (
     load_back,
 )
 from lib.files import BadInput, read_json, whole_folder
-from lib.files.safetensors_file import HASH, open_weights, save_weights_file
+from lib.files.safetensors_file import HASH, open_weights, refuse_name, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
 from lib.models import BaseWeights, open_base_weights
 from lib.models.compatibility import BASE, FINGERPRINT, check_base, check_compatible
@@ -196,6 +196,7 @@ def check_output(to: str, out: str | Path, forms: Mapping[str, bool]) -> Path:
     if to not in forms:
         raise BadInput(f"There is no form '{to}': choose one of {', '.join(forms)}.")
     out, folder = Path(out).expanduser(), forms[to]
+    refuse_name(out)
     if not folder and out.suffix != ".safetensors":
         raise BadInput(
             f"The output {out} does not end in .safetensors, by which the tools know such files:"
@@ -221,8 +222,7 @@ def _is_export(path: Path) -> bool:
         texts = open_weights(path).metadata
     except BadInput:
         return False
-    older = "workbench.base" in texts and "modelspec.hash_sha256" in texts
-    return EXPORTED in texts or older
+    return EXPORTED in texts or {"workbench.base", "modelspec.hash_sha256"} <= texts.keys()
 
 
 def run_facts(source: Source) -> Facts:
@@ -344,9 +344,7 @@ def _known(texts: dict[str, Any]) -> Header:
 
 
 # A text in JSON that begins as a path does, or an address, and has two parts at least.
-JSON_PATH = (
-    r'"(?:[/~$%]|\\\\|[A-Za-z]:[/\\]|file:|https?:)[^"/\\]*[/\\]+[^"/\\]+(?:[/]|\\\\|[^"\\])*"'
-)
+JSON_PATH = r'"(?:[/~$%]|\\\\|[A-Za-z][\w+.-]*:)[^"/\\]*[/\\]+[^"/\\]+(?:[/]|\\\\|[^"\\])*"'
 
 
 def public_texts(texts: Header) -> Header:
@@ -373,14 +371,14 @@ def public_name(name: str, named: bool = False) -> str:
     """
     if name[:1] in ("{", "["):
         return re.sub(JSON_PATH, lambda hit: json.dumps(public_name(json.loads(hit[0]))), name)
-    if address := re.fullmatch(r"(https?://)(?:[^/@]*@)?([^?#\s]*)(?:[?#]\S*)?", name):
+    if address := re.fullmatch(r"((?!file:)\w[\w+.-]*://)(?:[^/@]*@)?([^?#\s]*)([?#]\S*)?", name):
         return address[1] + address[2]
     name = re.sub(r"^file:(//[^/]*)?(?=/)", "", name)
     parts = [part for part in re.split(r"[\\/]", name) if part]
     cached = [part for part in parts if part.startswith("models--")]
     local = re.match(r"[\\/~]|[A-Za-z]:[\\/]|(\$\w+|\$\{\w+\}|%\w+%)[\\/]", name)
     if named and "://" not in name:
-        local = local or name[0:1] == "." or len(parts) != 2 or Path(name).exists()
+        local = local or name[0:1] == "." or len(parts) != 2 or "\\" in name or Path(name).exists()
     if not local or not parts or "\n" in name:
         return name
     return cached[0].removeprefix("models--").replace("--", "/") if cached else parts[-1]

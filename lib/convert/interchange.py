@@ -152,8 +152,9 @@ def extract(
             " sum of S^2 kept"
         ),
     }
-    energy = RetainedEnergy(retained / in_layers, retained / in_all, shares)
-    return replace(adapter, metadata=texts), energy
+    return replace(adapter, metadata=texts), RetainedEnergy(
+        retained / in_layers, retained / in_all, shares
+    )
 
 
 def compose(

@@ -112,8 +112,7 @@ class Cut:
 
 def product_kind(roles: Mapping[str, object]) -> str | None:
     """The kind of product ("LoHa", "LoKr") that a layer's tensors are, or None for a LoRA's."""
-    kinds = (kind for kind, known in PRODUCT_ROLES.items() if set(known) & set(roles))
-    return next(kinds, None)
+    return next((kind for kind, known in PRODUCT_ROLES.items() if set(known) & set(roles)), None)
 
 
 def cut_products(

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -132,8 +133,8 @@ def whole_model(
         ]
         for adapter, _ in adapters:
             check_compatible(adapter, base_weights, other_base)
-    merged_from = ", ".join([base_weights.name, *(path_of(source).name for source in sources)])
-    return Model(base_weights, adapters, facts, merged_from)
+    names = [base_weights.name, *(path_of(source).name for source in sources)]
+    return Model(base_weights, adapters, facts, ", ".join(names))
 
 
 def write_model(model: Model, to: str, out: str | Path, title: str | None = None) -> Written:
@@ -181,12 +182,13 @@ def merged_reader(
 
 def _telling(read: Reader, out: Path, base_weights: BaseWeights) -> Reader:
     """The same reader, which prints how far the writing is where that takes long."""
-    tell, total = progress_lines(f"writing {out.name}"), sum(map(len, base_weights.shapes.values()))
-    done = itertools.count(1)
+    # From the first tensor on: what comes before it, such as imports, says nothing of the others.
+    tell = cache(lambda: progress_lines(f"writing {out.name}"))
+    done, total = itertools.count(1), sum(map(len, base_weights.shapes.values()))
 
     def told(part: str, name: str) -> torch.Tensor:
         tensor = read(part, name)
-        tell(next(done), total)
+        tell()(next(done), total)
         return tensor
 
     return told

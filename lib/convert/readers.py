@@ -48,6 +48,12 @@ TOOLS = {
     "peft": ("PEFT",),
 }
 
+# Why a DoRA may come back as another (diffusers 0.42, PEFT 0.21).
+MAGNITUDES_UNREAD = (
+    "of a DoRA's magnitudes diffusers reads none of a text encoder, and PEFT those of all layers of"
+    " a part or none: write it --to peft, or merge it --to checkpoint."
+)
+
 # Share of the keys beyond which a file is not for a tool that leaves them aside.
 MOST_LEFT = 0.25
 
@@ -260,9 +266,14 @@ def check_loaded_back(adapter: Adapter, loaded: Loaded, path: Path) -> None:
             wrong.append(f"{part}.{name}")
     wrong += [".".join(where) for where in loaded]
     if wrong:
+        why = (
+            MAGNITUDES_UNREAD
+            if any(layer.magnitude is not None for *_, layer in adapter)
+            else "this is an error of the export, please report it."
+        )
         raise BadInput(
             f"{path} was not written: read back it differs in {len(wrong)} layers"
-            f" ({', '.join(wrong[:3])}); this is an error of the export, please report it."
+            f" ({', '.join(wrong[:3])}); {why}"
         )
 
 
@@ -374,11 +385,9 @@ def folder_readers(base_weights: BaseWeights) -> Readers:
     for part, names in base_weights.shapes.items():
         spare = base_weights.unread_names(part)
         known = class_shapes(base_weights.configurations(), part)
-        for name, shape in names.items():
-            if name in spare:
-                continue
+        for name in (name for name in names if name not in spare):
             passed_over = part.startswith("text") and name.endswith("position_ids")  # rightly
-            loads = known.get(name) == tuple(shape) or passed_over
+            loads = known.get(name) == tuple(names[name]) or passed_over
             (good if loads else bad).append(f"{part}.{name}")
         bad += [
             f"{part}.{name}, which is missing"

@@ -54,7 +54,7 @@ def prepare(
     from lib.course.set_up import tell_limits
     from lib.dataset.captions import read_subject
     from lib.dataset.folder_scan import report, scan
-    from lib.dataset.preparation import IDENTIFIERS, prepare_all, read_words
+    from lib.dataset.preparation import IDENTIFIERS, prepare_all, read_words, uses
     from lib.models import load_base
 
     check_parameters(
@@ -91,6 +91,7 @@ def prepare(
     tell_limits(model, subject)
     print(
         *(note for note in dataset.notes if note.split(": ", 1)[-1] not in found),
+        *uses(dataset),
         f"kind {subject.kind}, class noun {subject.class_noun}, identifier {subject.identifier}",
         _counts(dataset),
         f"written: {dataset.root}",
@@ -125,10 +126,12 @@ def from_kohya(
     python -m lib from-kohya kohya --out runs/mine/data
     """
     from lib.dataset.kohya_folders import from_kohya as read_folders
+    from lib.dataset.preparation import uses
 
     dataset, notes = read_folders(source, out, resolution=resolution, aspect=aspect)
     print(
         *notes,
+        *uses(dataset),
         _counts(dataset),
         f"written: {dataset.root}",
         sep="\n",

@@ -17,11 +17,15 @@ from pydantic import Field
 
 from lib.config import Settings, described
 from lib.config.checked import checked
+from lib.dataset.captions import KINDS, check_words
 from lib.evaluation.advice import Needs
 from lib.files import ROOT, BadInput
 from lib.files.paths import check_path
 
 Count = Annotated[int, Field(ge=1, le=10_000)]
+
+# Words to check another by, where it is given alone.
+GOOD_WORDS = {"class_noun": "-", "identifier": "_", "kind": KINDS[0]}
 
 
 @checked("Setting")
@@ -55,6 +59,7 @@ class Parameters:
             raise BadInput("Setting 'subject' is empty: name a folder.")
         for name in ("subject", "kohya_lora", "masks"):
             check_path(name, getattr(self, name))
+        check_words({name: getattr(self, name) or good for name, good in GOOD_WORDS.items()})
         if self.masc and not self.masks:
             raise BadInput(
                 "Setting 'masc' needs masks of the held-out photos: name their folder in 'masks',"
@@ -108,6 +113,8 @@ def check_parameters(given: Mapping[str, Any]) -> None:
         )
         raise BadInput(str(error) + "".join(left)) from None
     Parameters(**{name: values[name] for name in described(Parameters) if name in values})
+    for name, value in ((n, v) for n in ("rank", "seed") for v in values.get(f"{n}s", ())):
+        Settings(**training | {name: value})
     Needs(**needs | {name: values[name] for name in described(Needs) if name in values})
 
 

@@ -147,8 +147,9 @@ def course(
             f"output folder {output} cannot be made ({error.strerror}): give another"
         ) from None
     # The notebooks' Pythons import lib.
-    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     timings = output / "timings.json"
     with Progress(_expected(timings, sources), stream) as progress:
         for source, values in zip(sources, parameters):

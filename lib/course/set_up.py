@@ -45,8 +45,9 @@ def start(folder: Path | None = None) -> None:
         print(f"[stage] installing {', '.join(absent)}", flush=True)
         # Named in the version that they have, so that pip leaves them alone.
         present = [f"{name}=={version(name)}" for name in ("torch", "numpy")]
-        command = [sys.executable, "-m", "pip", "install", "--quiet", *absent, *present]
-        subprocess.run(command, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", *absent, *present], check=True
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
@@ -101,7 +102,8 @@ def ask_for_download(base: str) -> None:
         locate(base)
         return
     except BadInput:
-        pass
+        if Path(base).parent.is_dir():  # a folder here, in which that one is not
+            raise
     try:
         question = (
             f"Download '{base}' from the Hugging Face hub, which may be gigabytes? yes or no: "

@@ -1,6 +1,8 @@
 """The subject in words: class noun and identifier, and the prompts and captions of its kind."""
 
+import csv
 import difflib
+import io
 import json
 import re
 import unicodedata
@@ -101,9 +103,8 @@ def whole_word(word: str) -> str:
 
     It may begin or end in no letter ("zwx-"), where `\\b` would look for a letter behind.
     """
-    before = r"(?<!\w)" if re.match(r"\w", word) else ""
-    after = r"(?!\w)" if re.search(r"\w$", word) else ""
-    return before + re.escape(word) + after
+    before, after = re.match(r"\w", word), re.search(r"\w$", word)
+    return r"(?<!\w)" * bool(before) + re.escape(word) + r"(?!\w)" * bool(after)
 
 
 def _beside_the_noun(subject: Subject) -> bool:
@@ -132,7 +133,7 @@ def read_subject(
     words = {"kind": kind, "class_noun": class_noun, "identifier": identifier}
     merged: dict[str, Any] = {"kind": "character"} | found
     merged |= {key: value for key, value in words.items() if value is not None}
-    _check_words(merged)
+    check_words(merged)
     own = ("class_noun", "identifier")
     merged |= {key: composed(merged[key]).strip() for key in own}
     renamed = {composed(str(found[key])).strip(): merged[key] for key in own if found.get(key)}
@@ -144,7 +145,7 @@ def read_subject(
     return Subject(**merged)
 
 
-def _check_words(merged: dict[str, Any]) -> None:
+def check_words(merged: dict[str, Any]) -> None:
     """Raise `BadInput` unless kind, class noun and identifier are there and can be used."""
     for key, example in (
         ("class_noun", "what the subject is, such as toy"),
@@ -282,8 +283,7 @@ def unknown_words(text: str, captions: Iterable[str]) -> list[str]:
     `captions`.
     """
     known = set(WORLD["words"]).union(map(plain_word, " ".join(captions).split()))
-    words = dict.fromkeys(map(plain_word, text.split()))
-    return [word for word in words if word and word not in known]
+    return [w for w in dict.fromkeys(map(plain_word, text.split())) if w and w not in known]
 
 
 def plain_word(word: str) -> str:
@@ -303,3 +303,27 @@ def caption_text(path: Path) -> str:
         raise BadInput(
             f"The caption {path} cannot be read as text ({error}): save it as UTF-8."
         ) from None
+
+
+def caption_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metadata.jsonl or metadata.csv, by column. Raises BadInput."""
+    text = caption_text(path)
+    if path.suffix == ".csv":
+        # Where numbers have a comma, spreadsheets write a semicolon between columns.
+        between = max(",;\t", key=text.partition("\n")[0].count)
+        return list(csv.DictReader(io.StringIO(text), delimiter=between))
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise BadInput(
+                f"{path.name}: line {number} is no JSON object ({line[:60]!r}); correct it, or take"
+                " the file out of the folder"
+            )
+        rows.append(row)
+    return rows

@@ -3,20 +3,18 @@
 Which files are photos, and which hold captions of them, `list_photos` says, for every way in.
 """
 
-import csv
-import io
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from lib.dataset.captions import caption_text, composed
+from lib.dataset.captions import caption_rows, caption_text, composed
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, format_of, open_photo
 from lib.files import BadInput, listed, printable
@@ -108,11 +106,14 @@ CAPTIONS_ARE_READ = (
     "captions are read from .txt, .caption, metadata.jsonl and metadata.csv; write them there"
 )
 UNREAD: dict[str, str] = dict.fromkeys(
-    (".json", ".jsonl", ".parquet", ".tags", ".yaml"), CAPTIONS_ARE_READ
+    (".json", ".jsonl", ".parquet", ".tags", ".yaml", ".yml", ".csv", ".tsv", ".xlsx", ".ods"),
+    CAPTIONS_ARE_READ,
 )
 UNREAD |= dict.fromkeys(
     (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz"), "archives are not opened; unpack it here"
 )
+CAPTIONS_NAMED = re.compile(r"caption|prompt|\btags?\b", re.IGNORECASE)
+MOST_LOOKED_AT = 10_000  # files in a subfolder, until it is taken for one without photos
 PHOTOS_INSIDE = "photos are taken from the folder itself; move what you want used"
 
 
@@ -122,25 +123,20 @@ def list_photos(folder: Path) -> Listing:
     A caption stands in a file of the photo's name ("a.txt", "a.caption", "a.jpg.txt"), or in
     metadata.jsonl or metadata.csv. Raises BadInput for a caption file that cannot be read.
     """
-    listing, others = Listing(), []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if is_photo(path):
-            listing.photos.append(path)
-        elif path.name != "subject.json":
-            others.append(path)
+    found = {path: is_photo(path) for path in sorted(folder.iterdir(), key=lambda path: path.name)}
+    listing = Listing([path for path, photo in found.items() if photo])
+    others = [p for p, photo in found.items() if not photo and p.name != "subject.json"]
     used = _captions_of_tables(listing, [path for path in others if path.name in TABLES])
     used |= _captions_of_texts(listing, [path for path in others if _may_be_caption(path)])
-    unread: dict[str, list[str]] = {}  # why a file is not used, where it may be meant: its name
-    for path in others:
-        if path in used:
-            continue
-        name = printable(path.name) + ("/" if path.is_dir() else "")
-        if reason := _may_be_meant(path):
-            unread.setdefault(reason, []).append(name)
-        else:
-            listing.ignored += (name,)
+    left = [
+        (printable(path.name) + ("/" if path.is_dir() else ""), _may_be_meant(path))
+        for path in others
+        if path not in used
+    ]
+    listing.ignored = tuple(name for name, reason in left if not reason)
     listing.findings += tuple(
-        f"not used: {listed(names)}, for {reason}" for reason, names in unread.items()
+        f"not used: {listed((name for name, why in left if why == reason), 20)}, for {reason}"
+        for reason in dict.fromkeys(reason for _, reason in left if reason)
     )
     return listing
 
@@ -151,12 +147,18 @@ def _may_be_meant(path: Path) -> str:
         return ""
     if not path.is_dir():
         return UNREAD.get(path.suffix.lower(), "")
-    return PHOTOS_INSIDE if _readable(path) and any(map(is_photo, path.iterdir())) else ""
+    return PHOTOS_INSIDE if holds_photos(path) else ""
+
+
+def holds_photos(folder: Path) -> bool:
+    """Whether there are photos in `folder`, however deep, as far as that is quickly seen."""
+    return _readable(folder) and any(map(is_photo, islice(folder.rglob("*"), MOST_LOOKED_AT)))
 
 
 def _may_be_caption(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in CAPTION_ENDINGS and not hidden and path.is_file()
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() in CAPTION_ENDINGS and path.is_file()
 
 
 def _captions_of_texts(listing: Listing, files: Iterable[Path]) -> set[Path]:
@@ -172,8 +174,8 @@ def _captions_of_texts(listing: Listing, files: Iterable[Path]) -> set[Path]:
         without += [] if named else [printable(path.name)]
         if named and (text := " ".join(caption_text(path).split())):
             listing.captions |= {name: (text, path.name) for name in named}
-    # One text alone is rather a note.
-    if without and len(used) + len(without) > 1:
+    # One text alone is rather a note, unless its name says otherwise.
+    if without and (len(used) + len(without) > 1 or CAPTIONS_NAMED.search(without[0])):
         listing.findings += (
             f"no photo goes by the name of {listed(without)}, so nothing is captioned by it; name a"
             " caption file as its photo if it was meant",
@@ -183,9 +185,10 @@ def _captions_of_texts(listing: Listing, files: Iterable[Path]) -> set[Path]:
 
 def _captions_of_tables(listing: Listing, files: Iterable[Path]) -> set[Path]:
     """Take the captions of metadata.jsonl or metadata.csv; returns the files taken."""
-    photos, used = {composed(path.name): path.name for path in listing.photos}, set()
+    names, used = [path.name for path in listing.photos], set()
+    photos = {composed(n).casefold(): n for n in names} | {composed(n): n for n in names}
     for path in files:
-        rows = _rows(path)
+        rows = caption_rows(path)
         column = next((name for name in COLUMNS if any(name in row for row in rows)), None)
         if column is None or not any("file_name" in row for row in rows):
             listing.findings += (
@@ -197,40 +200,23 @@ def _captions_of_tables(listing: Listing, files: Iterable[Path]) -> set[Path]:
         used.add(path)
         missing = []
         for row in rows:
-            name = composed(str(row.get("file_name", "")))
-            text = " ".join(str(row.get(column) or "").split())
-            if name not in photos:
+            name, text = composed(os.path.normpath(str(row.get("file_name")))), row.get(column)
+            photo = photos.get(name, photos.get(name.casefold()))
+            if photo is None:
                 missing.append(printable(name))
-            elif text:
-                listing.captions[photos[name]] = (text, path.name)
+            elif not isinstance(text or "", str):
+                raise BadInput(
+                    f"{path.name}: the caption of {printable(photo)} is no text"
+                    f" ({str(text)[:60]}); write it as one text"
+                )
+            elif text and text.strip():
+                listing.captions[photo] = (" ".join(text.split()), path.name)
         if missing:
             listing.findings += (
                 f"{path.name} names {listed(missing)}, which the folder does not have; correct it"
                 " if a photo lacks its caption",
             )
     return used
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metadata.jsonl or metadata.csv, by column. Raises BadInput."""
-    text = caption_text(path)
-    if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text)))
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise BadInput(
-                f"{path.name}: line {number} is no JSON object ({line[:60]!r}); correct it, or take"
-                " the file out of the folder"
-            )
-        rows.append(row)
-    return rows
 
 
 def scan(
@@ -258,10 +244,10 @@ def scan(
     _compare(usable)
     alike = same_background([photo.thumb for photo in usable])
     if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
-        names = listed(usable[i].name for i in alike)
         photos.findings += (
-            f"{len(alike)} of {len(usable)} photos seem to have the same background ({names}),"
-            " which will be learnt as part of the subject; add photos taken in other places",
+            f"{len(alike)} of {len(usable)} photos seem to have the same background"
+            f" ({listed(usable[i].name for i in alike)}), which will be learnt as part of the"
+            " subject; add photos taken in other places",
         )
     if sources := list(dict.fromkeys(photo.caption_from for photo in photos if photo.caption)):
         photos.findings += (
@@ -269,7 +255,9 @@ def scan(
             " plan, or move these files away if they are no captions",
         )
     if photos.ignored:
-        photos.findings += (f"ignored what is no photo: {listed(photos.ignored)}; nothing to do",)
+        photos.findings += (
+            f"ignored what is no photo: {listed(photos.ignored, 20)}; nothing to do",
+        )
     return photos
 
 
@@ -290,11 +278,7 @@ def _check_folder(folder: Path) -> None:
 
 def _where_photos_are(folder: Path) -> str:
     """What to do with a folder that holds no photos: perhaps its subfolders do."""
-    inside = [
-        printable(path.name)
-        for path in sorted(folder.iterdir())
-        if _readable(path) and any(map(is_photo, path.iterdir()))
-    ]
+    inside = [printable(path.name) for path in sorted(folder.iterdir()) if holds_photos(path)]
     if any(KOHYA.fullmatch(name) for name in inside):
         return (
             f"its subfolders do ({listed(inside)}), in Kohya's form: run `python -m lib from-kohya"
@@ -330,31 +314,25 @@ def _look(path: Path, resolution: int, aspect: str) -> Photo:
         picture, (width, height), kind, mode, said = open_photo(path, size=LOOK)
     except BadInput as error:
         return Photo(path, error=str(error).removeprefix(printable(path.name) + ": "))
-    findings, scale = list(said), width / picture.width
-    if SCREEN.search(path.name):
-        findings.append("is named like a picture of a screen; take it out if it is one")
-    box = _without_bars(np.asarray(picture.convert("L")))
-    if box != (0, 0, *picture.size):
-        findings.append(
-            "has black bars, which the proposed crop leaves out; keep them out if you move the crop"
-        )
+    scale, box = width / picture.width, _without_bars(np.asarray(picture.convert("L")))
     content = picture.crop(box)
-    proposed = _square(content, box) if aspect == "square" else box
-    left, top, right, bottom = (round(v * scale) for v in proposed)
+    left, top, right, bottom = (
+        round(v * scale) for v in (_square(content, box) if aspect == "square" else box)
+    )
     wide, high = min(right - left, width), min(bottom - top, height)
     if aspect == "square":
         wide = high = min(wide, high)
     left, top = min(left, width - wide), min(top, height - high)
-    if wide * high < resolution**2:
-        findings.append(
-            f"gives only {wide} x {high} pixels and is enlarged to {resolution}, so it will look"
-            " soft; use a larger photo"
-        )
-    if aspect == "square" and wide / max(width, height) < 0.5:
-        findings.append(
-            f"is {width} x {height} pixels, so the square crop loses most of it; check that it"
-            " holds the subject"
-        )
+    findings = {
+        "is named like a picture of a screen; take it out if it is one": SCREEN.search(path.name),
+        "has black bars, which the proposed crop leaves out; keep them out if you move the crop": (
+            box != (0, 0, *picture.size)
+        ),
+        f"gives only {wide} x {high} pixels and is enlarged to {resolution}, so it will look soft;"
+        " use a larger photo": wide * high < resolution**2,
+        f"is {width} x {height} pixels, so the square crop loses most of it; check that it holds"
+        " the subject": aspect == "square" and wide / max(width, height) < 0.5,
+    }
     return Photo(
         path,
         width=width,
@@ -362,7 +340,7 @@ def _look(path: Path, resolution: int, aspect: str) -> Photo:
         format=kind,
         mode=mode,
         sha256=file_hash(path),
-        findings=(*findings, *_looks(content)),
+        findings=(*said, *(f for f, holds in findings.items() if holds), *_looks(content)),
         crop=(left, top, left + wide, top + high),
         thumb=thumbnail(content),
     )
@@ -431,17 +409,13 @@ def _looks(content: Image.Image) -> list[str]:
     low, high, top = np.percentile(np.asarray(content.convert("L")), (5, 95, 99))
     if top - low < FLAT:
         return ["is almost one even colour, so it shows nothing to learn; take it out"]
-    findings = []
-    if top < DARK:
-        findings.append("is very dark; brighten it, or take it again with more light")
-    if low > BRIGHT and high > 250:
-        findings.append("is overexposed; darken it, or take it again with less light")
-    if softness(content) > SOFT:
-        findings.append(
-            "is blurred or enlarged; use a sharper photo (at 64 pixels it hardly shows, at 512 it"
-            " does)"
-        )
-    return findings
+    findings = {
+        "is very dark; brighten it, or take it again with more light": top < DARK,
+        "is overexposed; darken it, or take it again with less light": low > BRIGHT and high > 250,
+        "is blurred or enlarged; use a sharper photo (at 64 pixels it hardly shows, at 512 it"
+        " does)": softness(content) > SOFT,
+    }
+    return [finding for finding, holds in findings.items() if holds]
 
 
 def _compare(photos: Sequence[Photo]) -> None:
@@ -452,6 +426,8 @@ def _compare(photos: Sequence[Photo]) -> None:
         original = first.setdefault(photo.sha256, photo)
         if original is not photo:
             photo.group, photo.copy_of = original.group, original.path.name
+            if not original.caption:  # the words are of the picture, whichever file they lie beside
+                original.caption, original.caption_from = photo.caption, photo.caption_from
             photo.findings += (
                 f"is an exact copy of {original.name} and is left out; nothing to do",
             )

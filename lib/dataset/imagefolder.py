@@ -61,7 +61,8 @@ class Dataset:
     """A prepared data set.
 
     `resolution`: the side of every picture in pixels, or of a square of as many where they keep
-    their photo's aspect; `notes`: the sentences said about the photos.
+    their photo's aspect; `notes`: the sentences said about the photos; `photos`: what became of
+    each (file, use, crop, caption).
     """
 
     root: Path
@@ -71,6 +72,7 @@ class Dataset:
     class_images: list[Item]
     resolution: int
     notes: tuple[str, ...] = ()
+    photos: tuple[dict[str, Any], ...] = ()
 
     @property
     def captions(self) -> dict[str, str]:
@@ -130,6 +132,7 @@ def load_dataset(folder: str | Path) -> Dataset:
         class_images=items["class"],
         resolution=record["resolution"],
         notes=tuple(record["notes"]),
+        photos=tuple(record.get("photos", ())),
     )
 
 

@@ -26,12 +26,15 @@ from lib.dataset.captions import (
     rename,
     with_identifier,
 )
-from lib.dataset.folder_scan import KOHYA, list_photos
+from lib.dataset.folder_scan import KOHYA, holds_photos, is_photo, list_photos
 from lib.dataset.imagefolder import Dataset, add_class_images, load_dataset
 from lib.dataset.photo_file import open_photo
 from lib.dataset.preparation import prepare
-from lib.files import BadInput, listed, whole_folder, write_json
-from lib.files.whole_writes import may_be_replaced, unwritable_refused
+from lib.files import BadInput, listed, printable, whole_folder, write_json
+from lib.files.paths import fitting_name
+from lib.files.whole_writes import file_hash, may_be_replaced, unwritable_refused
+
+HELD_OUT = "held_out - "  # before the names of pictures that are prepared to be held out
 
 
 def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
@@ -49,12 +52,10 @@ def to_kohya(data: str | Path, out: str | Path, repeats: int = 10) -> Path:
         raise BadInput(f"The output {out} exists and was not made by this command: choose another.")
     subject = dataset.subject
     name = f"{subject.identifier} {subject.class_noun}"
-    trained = sorted({item.repeats for item in dataset.train})
     parts = {
         f"train/{repeats * each}_{name}": [i for i in dataset.train if i.repeats == each]
-        for each in trained
-    }
-    parts |= {
+        for each in sorted({item.repeats for item in dataset.train})
+    } | {
         f"reg/1_{subject.class_noun}": dataset.class_images,
         f"held_out/1_{name}": dataset.test,
     }
@@ -79,7 +80,7 @@ def from_kohya(
 ) -> tuple[Dataset, list[str]]:
     """Prepare a data set in `out` from a folder of Kohya's form: (the `Dataset`, notes).
 
-    `folder` is one of `N_identifier class` folders, or with them in `train` or `img`. Pictures
+    `folder` holds `N_identifier class` folders, itself or in its `train` or `img`. Pictures
     without a caption file get the folder's words, as in Kohya's trainer. What is in `held_out` is
     held out; else nothing is held back but what `prepare` chooses. `options`: those of
     `PreparationOptions` (aspect "photo" is what Kohya's trainer calls buckets). `reg` becomes class
@@ -87,55 +88,95 @@ def from_kohya(
     not fit, and what was found about the photos. Raises BadInput if there is no such folder,
     folders disagree on the words, or as `prepare` does.
 
-    Where folders differ in repeats, these become the `Item.repeats` of their pictures.
+    Where folders differ in repeats, these become the `Item.repeats` of their pictures; a picture
+    that lies in several counts for all of them.
     """
     folder = Path(folder).expanduser()
-    places = [folder / name for name in ("train", "img", "image")]
-    train = _folders(next((place for place in places if place.is_dir()), folder))
+    places = (folder / name for name in ("train", "img", "image"))
+    place = next((place for place in places if place.is_dir()), folder)
+    train = _folders(place)
     first, class_of_folder = _words(folder, train)
     identifier, class_noun = identifier or first, class_noun or class_of_folder
     if not class_noun:
         raise BadInput(
-            f"The folder '{train[0].path.name}' names no class after '{identifier}': say what it"
-            " is, such as class_noun='robot'."
+            f"The folder '{train[0].path.name}' names no class after '{identifier}': write into its"
+            f" name what it is, such as '{train[0].path.name} robot'."
         )
     subject = read_subject(folder, kind, class_noun, identifier)
     renamed = {first: identifier} | ({class_of_folder: class_noun} if class_of_folder else {})
-    trained_on = [each for each in train if each.repeats]
-    splits = {"train": trained_on, "held_out": _folders(folder / "held_out")}
-    captions, completed, edits = {}, {}, []
+    held_out = _folders(folder / "held_out")
+    seen: dict[str, tuple[Path, str]] = {}  # where a picture was met first, and as which file
+    said, repeats, doubles = {}, {}, []
     with tempfile.TemporaryDirectory() as scratch:
-        for split, k, each in ((s, k, f) for s, some in splits.items() for k, f in enumerate(some)):
+        for each in (*(each for each in train if each.repeats), *held_out):
+            before = HELD_OUT if each in held_out else ""
             for picture, caption in each.pictures():
-                file = f"{split}_{k}_{picture.name}"
-                shutil.copyfile(picture, Path(scratch) / file)
-                said = rename(caption or each.words, renamed)
-                captions[file] = with_identifier(subject, said)
-                if captions[file] != said:
-                    completed[picture.name] = captions[file]
-                if split == "train":
-                    edits.append({"file": file, "repeats": each.repeats})
-        held_out = [file for file in captions if file.startswith("held_out_")]
-        words = asdict(subject) | {"held_out": held_out, "captions": captions}
-        write_json(Path(scratch) / "subject.json", words)
+                file = _named(f"{before}{each.path.name} - {picture.name}", len(said))
+                met, twin = seen.setdefault(before + file_hash(picture), (each.path, file))
+                if met == each.path:
+                    shutil.copyfile(picture, Path(scratch) / file)
+                    repeats[file] = each.repeats
+                else:
+                    doubles.append(file)
+                    file, repeats[twin] = twin, repeats[twin] + each.repeats
+                said[file] = rename(caption, renamed) or said.get(file, rename(each.words, renamed))
+        captions = {file: with_identifier(subject, text) for file, text in said.items()}
+        completed = {file: text for file, text in captions.items() if text != said[file]}
+        words = {"held_out": [f for f in said if f.startswith(HELD_OUT)], "captions": captions}
+        write_json(Path(scratch) / "subject.json", asdict(subject) | words)
+        edits = [
+            {"file": f, "repeats": n} for f, n in repeats.items() if f not in words["held_out"]
+        ]
         dataset = prepare(scratch, out, edits=edits, **options)
-    notes = []
+    notes = _passed_over(folder, place)
+    if doubles:
+        notes.append(
+            f"in more than one folder, so that the repeats of all of them count: {listed(doubles)}"
+        )
     if completed:
+        pictures = dict.fromkeys(f.removeprefix(HELD_OUT).partition(" - ")[2] for f in completed)
         notes.append(
             f"the identifier {identifier!r} is written into the captions that lacked it, as"
-            f" {next(iter(completed.values()))!r}: {listed(completed)}"
+            f" {next(iter(completed.values()))!r}: {listed(pictures)}"
         )
     notes += _notes_on_repeats(train)
     reg = _folders(folder / "reg")
     dataset, unread = _add_regularisation(dataset, reg)
     notes += unread
-    for each in (*train, *splits["held_out"], *reg):
+    for each in (*train, *held_out, *reg):
         listing = list_photos(each.path)
         notes += [f"{each.path.name}: {finding}" for finding in listing.findings]
         if listing.ignored:
-            strays = listed(listing.ignored)
+            strays = listed(listing.ignored, 20)
             notes.append(f"{each.path.name}: ignored what is no photo: {strays}; nothing to do")
     return dataset, [*notes, *dataset.notes]
+
+
+def _named(name: str, number: int) -> str:
+    """The name under which a picture is prepared: by folder and file, cut where a disk needs it."""
+    return (
+        name
+        if fitting_name(name, "") == name
+        else fitting_name(name, f" {number}{Path(name).suffix}")
+    )
+
+
+def _passed_over(folder: Path, place: Path) -> list[str]:
+    """A note on photos beside Kohya's folders, in `folder` and in the `place` in it of these."""
+    names = [
+        printable(path.name)
+        for where in dict.fromkeys((folder, place))
+        for path in sorted(where.iterdir())
+        if is_photo(path)
+        or path not in (place, folder / "reg", folder / "held_out")
+        and not KOHYA.fullmatch(path.name)
+        and holds_photos(path)
+    ]
+    told = (
+        f"not used: {listed(names, 20)}, for no folder such as '10_zwx robot' says how they count;"
+        " move into one what you want used"
+    )
+    return [told] if names else []
 
 
 def _notes_on_repeats(train: Sequence["_KohyaFolder"]) -> list[str]:
@@ -194,14 +235,16 @@ def _words(folder: Path, train: list[_KohyaFolder]) -> tuple[str, str]:
     """(identifier, class) that the names of the folders say; the class may be empty."""
     words = {composed(each.words) for each in train}
     if not train:
+        lies_in = f"the folder that it lies in, {folder.absolute().parent}"
+        remedy = lies_in if KOHYA.fullmatch(folder.name) else "one of Kohya's data folders"
         raise BadInput(
             f"{folder} has no folder such as '10_zwx robot' in it (or in its train or img): name"
-            " one of Kohya's data folders."
+            f" {remedy}."
         )
     if len(words) > 1:
         raise BadInput(
             f"{folder} holds {len(words)} concepts ({', '.join(sorted(words))}), one is trained at"
-            " a time: name its folder."
+            " a time: move the folders of the others elsewhere."
         )
     identifier, _, class_noun = words.pop().partition(" ")
     return identifier, class_noun

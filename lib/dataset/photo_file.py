@@ -33,12 +33,14 @@ _EXPORT_HEIC = (
 # Everything else is a stray.
 REFUSED = {
     **dict.fromkeys(
-        (".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+        ".raw .dng .crw .cr2 .cr3 .nef .nrw .arw .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr".split(),
         "export it as JPEG from your camera's program",
     ),
     ".jxl": _EXPORT_HEIC,
-    ".psd": "export it as PNG",
-    ".svg": "export it as PNG",
+    **dict.fromkeys(
+        (".psd", ".svg", ".xcf", ".kra", ".ai", ".ico", ".ppm", ".pgm", ".exr", ".hdr", ".dds"),
+        "export it as PNG",
+    ),
 }
 
 DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
@@ -175,8 +177,11 @@ def crop_photo(path: str | Path, crop: Sequence[int], size: tuple[int, int]) -> 
     # Cut first: resize alone would let what lies beside the crop, such as a black bar, bleed into
     # its edge.
     rgb = rgb.crop((int(left), int(top), math.ceil(right), math.ceil(bottom)))
-    box = (left - int(left), top - int(top), right - int(left), bottom - int(top))
-    return rgb.resize(size, Image.Resampling.LANCZOS, box=box)
+    return rgb.resize(
+        size,
+        Image.Resampling.LANCZOS,
+        box=(left - int(left), top - int(top), right - int(left), bottom - int(top)),
+    )
 
 
 def _check_format(path: Path, name: str) -> str:
@@ -224,8 +229,7 @@ def format_of(path: Path) -> str:
     for kind, signature in SIGNATURES.items():
         if re.match(signature, head, re.DOTALL):
             return kind
-    named = path.suffix.lower() == ".tga"
-    return "TGA" if named and re.match(TGA, head, re.DOTALL) else ""
+    return "TGA" * (path.suffix.lower() == ".tga" and bool(re.match(TGA, head, re.DOTALL)))
 
 
 def _container(head: bytes) -> str:
@@ -247,8 +251,7 @@ def _open_image(path: Path, container: str) -> ImageFile.ImageFile | Image.Image
 
 
 def _check_size(name: str, image: Image.Image, kind: str) -> None:
-    most = MOST_PIXELS_JPEG if kind == "JPEG" else MOST_PIXELS
-    if image.width * image.height > most:
+    if image.width * image.height > (MOST_PIXELS_JPEG if kind == "JPEG" else MOST_PIXELS):
         raise BadInput(
             f"{name}: is {image.width} x {image.height} pixels, too many to decode safely;"
             " save a smaller copy of it"
@@ -284,30 +287,22 @@ def _short(error: Exception) -> str:
 
 def _metadata(image: Image.Image, kind: str) -> tuple[int, list[str]]:
     """EXIF orientation (1 to 8; a HEIC comes upright), and findings about what the file holds."""
-    findings: list[str] = []
     try:
         exif = image.getexif()
         turn, gps = exif.get(ExifTags.Base.Orientation, 1), bool(exif.get_ifd(ExifTags.IFD.GPSInfo))
     except Exception:  # damaged EXIF never makes a picture unusable
         turn, gps = 1, False
-    if gps:
-        findings.append(
-            "holds the GPS position of where it was taken; the data set leaves it out, strip it"
-            " before sharing the photo"
-        )
-    frames = getattr(image, "n_frames", 1)
-    if kind != "JPEG" and frames > 1:
-        used = "main one" if kind == "HEIC" else "first"
-        findings.append(
-            f"has {frames} frames, of which only the {used} is used; save another frame as a"
-            " picture if you want that"
-        )
-    bits = image.info.get("bit_depth", 8)
-    if kind == "HEIC" and bits > 8:
-        findings.append(
-            f"has {bits} bits per colour and is scaled to 8; export it as 8-bit if it looks wrong"
-        )
-    return turn, findings
+    frames, bits = getattr(image, "n_frames", 1), image.info.get("bit_depth", 8)
+    findings = {
+        "holds the GPS position of where it was taken; the data set leaves it out, strip it before"
+        " sharing the photo": gps,
+        f"has {frames} frames, of which only the {'main one' if kind == 'HEIC' else 'first'} is"
+        " used; save another frame as a picture if you want that": kind != "JPEG" and frames > 1,
+        f"has {bits} bits per colour and is scaled to 8; export it as 8-bit if it looks wrong": (
+            kind == "HEIC" and bits > 8
+        ),
+    }
+    return turn, [finding for finding, holds in findings.items() if holds]
 
 
 def _to_rgb(image: Image.Image, shortest: int | None, findings: list[str]) -> Image.Image:

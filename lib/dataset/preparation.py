@@ -10,7 +10,7 @@ What comes out is in the Hugging Face imagefolder form (`lib/dataset/imagefolder
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,11 +100,14 @@ def plan(photos: Photos, subject: Subject, held_out: int = 2, seed: int = 0) -> 
     _check_named(photos, subject)
     chosen = _held_out_groups(photos, subject, held_out, seed)
     captions = {composed(name): text for name, text in subject.captions.items()}
+    copies = {composed(p.path.name): composed(p.copy_of) for p in photos if p.copy_of}
+    captions = {copies.get(name, name): text for name, text in captions.items()} | captions
     entries = []
     for photo in photos:
         findings = [photo.error] if photo.error else list(photo.findings)
-        caption = captions.get(composed(photo.path.name), prompts(subject))
-        if photo.caption and not photo.error and composed(photo.path.name) not in captions:
+        name = composed(photo.path.name)
+        caption = captions.get(name, prompts(subject))
+        if photo.caption and not (photo.error or photo.copy_of) and name not in captions:
             own = check_caption(photo.name, photo.caption)
             caption = check_caption(photo.name, with_identifier(subject, own))
             told = "" if caption == own else f", with the identifier {subject.identifier!r}"
@@ -264,8 +267,18 @@ def prepare_all(
     """
     words = subject.class_noun, subject.identifier, subject.kind
     dataset = prepare(folder, output, *words, resolution=base.resolution, **options)
-    base.check_captions(dataset.captions, subject.identifier)
+    used = {printable(p["file"]): p["caption"] for p in dataset.photos if p["use"] != "out"}
+    base.check_captions(used, subject.identifier)
     return draw_class_images(base, dataset, **drawing)
+
+
+def uses(dataset: Dataset) -> Iterator[str]:
+    """What became of each photo, and why not, a line each: "a.jpg: trained on as 'a zwx toy'"."""
+    for photo in dataset.photos:
+        begins, out = f"{printable(photo['file'])}: ", photo["use"] == "out"
+        notes = (said.removeprefix(begins) for said in dataset.notes if said.startswith(begins))
+        told = "; ".join(["", *notes]) if out else f" as {photo['caption']!r}"
+        yield f"{begins}{USES[photo['use']]}{told}"
 
 
 def open_or_prepare(
@@ -374,12 +387,11 @@ def _check_plan(folder: Path, photos: Photos, entries: list[Entry]) -> None:
     train = {photo.group for photo, entry in zip(photos, entries) if entry["use"] == "train"}
     if len(train) < 2:
         broken = [f"{photo.name} {photo.error}" for photo in photos if photo.error]
-        more = f"; and {len(broken) - 1} more" if len(broken) > 1 else ""
-        why = f" ({broken[0]}{more})" if broken else ""
-        few = "no photo" if not train else "only one photo"
+        more = f"; and {len(broken) - 1} more" * (len(broken) > 1)
         raise BadInput(
-            f"photo folder {folder} leaves {few} to train on{why}; a subject takes at least 2"
-            " different photos, better 4 to 8"
+            f"photo folder {folder} leaves {'only one' if train else 'no'} photo to train on"
+            f"{f' ({broken[0]}{more})' if broken else ''}; a subject takes at least 2 different"
+            " photos, better 4 to 8"
         )
     side: dict[int, tuple[str, Photo]] = {}
     for photo, entry in zip(photos, entries):

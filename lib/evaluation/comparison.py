@@ -22,6 +22,7 @@ from safetensors.torch import save
 from lib.config import CONTESTANT_NAMES
 from lib.convert.adapter import Adapter, diffusers_tensors, read_adapter
 from lib.convert.composition import load_adapters
+from lib.convert.exporting import IMPORTED
 from lib.convert.interchange import extract
 from lib.dataset.captions import Subject
 from lib.dataset.captions import prompts as prompt_of
@@ -70,10 +71,12 @@ def read_run(folder: str | Path) -> Run:
         )
     for name in ("settings.json", "metrics.json"):
         if not (folder / name).is_file():
-            raise BadInput(
-                f"The run folder {folder} has no {name}: its training did not finish; run it again"
-                " with the same settings."
+            why = (
+                "it was imported; in notebook 04 its LoRA can be a row of its own, as `kohya_lora`."
+                if (folder / IMPORTED).is_file()
+                else "its training did not finish; run it again with the same settings."
             )
+            raise BadInput(f"The run folder {folder} has no {name}: {why}")
     settings, metrics = read_json(folder / "settings.json"), read_json(folder / "metrics.json")
     method = settings.get("method")
     if method not in WEIGHTS:
@@ -100,8 +103,7 @@ def read_run(folder: str | Path) -> Run:
 def _check_weights(path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            bad = next((key for key in names if not file.get_tensor(key).isfinite().all()), None)
+            bad = [key for key in file.keys() if not file.get_tensor(key).isfinite().all()]
     except FileNotFoundError as error:
         raise BadInput(
             f"The weights {path} are missing: the training did not finish, or the file was moved; "
@@ -113,7 +115,7 @@ def _check_weights(path: Path) -> None:
         ) from error
     if bad:
         raise BadInput(
-            f"The weights {path} hold values that are not numbers (in {bad}): the training"
+            f"The weights {path} hold values that are not numbers (in {bad[0]}): the training"
             " diverged; train again with a smaller learning rate."
         )
 
@@ -260,8 +262,9 @@ def compare(
                 asked_of_class = list(
                     islice(cycle(class_protocol(subject, base)), plan.class_pictures)
                 )
-                texts = [asked.text for asked in asked_of_class]
-                predictions = prediction_cache(base, texts, **plan.sampling)
+                predictions = prediction_cache(
+                    base, [asked.text for asked in asked_of_class], **plan.sampling
+                )
         pairs = plan.prompts or ()
         count = f"{len(pairs) * len(plan.seeds)} pictures of {len(pairs)} prompts"
         say(f"{CONTESTANT_NAMES[key]}: {count}")

@@ -20,7 +20,7 @@ import torch
 
 from lib.files.errors import BadInput
 from lib.files.paths import PICKLE_ENDINGS
-from lib.files.text import listed
+from lib.files.text import listed, printable, writable
 from lib.files.whole_writes import unwritable_refused, whole_file
 
 # A zip archive, as torch.save writes them, and pickle's own protocols.
@@ -148,8 +148,18 @@ def refuse_pickle(path: str | Path) -> None:
         )
 
 
+def refuse_name(path: str | Path) -> None:
+    """Raise BadInput for a name in another encoding, by which safetensors opens no file."""
+    if not writable(str(path)):
+        raise BadInput(
+            f"{printable(path)} is no text in UTF-8, and safetensors opens no file by such a name:"
+            " rename it in plain letters."
+        )
+
+
 def refuse_pointer(path: str | Path) -> None:
     """Raise BadInput for git-lfs' pointer, which `git clone` without git-lfs leaves for a file."""
+    refuse_name(path)
     with open(path, "rb") as file:
         start = file.read(len(POINTER))
     if start == POINTER:
@@ -175,7 +185,10 @@ def write_weights(
     """
     path, offset, header = Path(path), 0, {}
     if metadata:
-        header["__metadata__"] = {str(k): str(v) for k, v in metadata.items()}
+        # A title may be a file's name in another encoding, which no reader of JSON takes.
+        header["__metadata__"] = {
+            str(k): str(v).encode("utf-8", "replace").decode() for k, v in metadata.items()
+        }
     for name, (kind, shape) in shapes.items():
         size = torch.Size(shape).numel() * TYPES[kind].itemsize
         header[name] = {

@@ -69,10 +69,18 @@ def locate(name: str) -> Path:
         if os.environ.get("WORKBENCH_DOWNLOAD") != "1" and path.parent.is_dir():
             _refuse_mistyped(path, name)
         return hub_folder(name)
+    near = _near(path)
     raise BadInput(
         f"There is no base model '{name}': use 'pocket', a diffusers folder, a .safetensors file,"
-        " or a hub name such as 'owner/model'."
+        f" or a hub name such as 'owner/model'{f' (did you mean {near}?)' if near else ''}."
     )
+
+
+def _near(path: Path) -> Path | None:
+    """What lies beside `path`, or where that would be, under a name much like its own."""
+    there = os.listdir(path.parent) if os.access(path.parent, os.R_OK | os.X_OK) else []
+    near = difflib.get_close_matches(path.name.lower(), map(str.lower, there), 1)
+    return next((path.parent / name for name in there if name.lower() in near), None)
 
 
 def _refuse_mistyped(path: Path, name: str) -> None:
@@ -82,8 +90,7 @@ def _refuse_mistyped(path: Path, name: str) -> None:
     try:
         _snapshot(name, True)
     except (FileNotFoundError, HFValidationError):
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path."
+        hint = f"did you mean {_near(path)}?" if _near(path) else "check the path."
         raise BadInput(
             f"There is no base model {name} in the folder {path.parent}: {hint}"
         ) from None
@@ -198,8 +205,7 @@ def _check_part(folder: Path, part: str) -> None:
 
 def variant(folder: Path, part: str = "unet") -> str | None:
     """What diffusers calls `variant`: "fp16" where a part is there in half precision alone."""
-    files = weight_files(folder / part)
-    return "fp16" if any(".fp16" in file.name for file in files) else None
+    return "fp16" if any(".fp16" in f.name for f in weight_files(folder / part)) else None
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:

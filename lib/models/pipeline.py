@@ -243,8 +243,7 @@ def set_prediction(base: Any, path: Path) -> None:
     stated = stated_prediction(path)
     if base.family.predicts_either:
         if not stated:
-            kind = "v_prediction" if predicts_velocity(base) else "epsilon"
-            stated = {"prediction_type": kind}
+            stated = {"prediction_type": "v_prediction" if predicts_velocity(base) else "epsilon"}
         if stated["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
             base.denoiser.register_to_config(sample_size=64)
     # Made anew, for the noise schedule may be another.

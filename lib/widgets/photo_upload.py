@@ -122,7 +122,7 @@ class UploadPanel:
                     names.append(self._write(name, content))
         except BadInput as error:
             told = f" {error}"
-        self.written += [name for name in names if name not in self.written]
+        self.written = list(dict.fromkeys([*self.written, *names]))
         if archives:
             told += f" {listed(archives)}: an archive; unpack it and choose the photos in it."
         used = f"{len(self.written)} files are in {self.target}"

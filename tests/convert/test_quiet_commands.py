@@ -94,6 +94,20 @@ def test_writing_and_extracting_tell_each_tensor(tiny, tmp_path, dataset, monkey
     assert len(writing) > 0.9 * weights
 
 
+def test_the_time_left_is_told_from_the_first_tensor_on(tiny, tmp_path, monkeypatch):
+    """Imports and the check of all keys came before it: of a second's work 3 hours were left."""
+    order, readers = [], merging.checkpoint_readers
+    monkeypatch.setattr(
+        merging, "checkpoint_readers", lambda *given: order.append("checked") or readers(*given)
+    )
+    monkeypatch.setattr(
+        merging, "progress_lines", lambda what: order.append(what) or (lambda done, total: None)
+    )
+    model = merging.whole_model([], base=str(tiny("sd1")[0]))
+    merging.write_model(model, "checkpoint", tmp_path / "x.safetensors")
+    assert order == ["checked", "writing x.safetensors"]
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_bare_base_is_written_as_one_file(tiny, tmp_path, capsys, family):
     folder, out = str(tiny(family)[0]), tmp_path / "base.safetensors"

@@ -240,6 +240,48 @@ def test_pefts_settings_are_converted_as_peft_applies_them(peft_folder, settings
             assert torch.allclose(layers[name].delta(), change.float(), rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.parametrize("start", ["milora", "PiSSA_niter_4", 3])
+def test_a_start_that_nobody_knows_here_is_refused_and_those_that_leave_the_base_are_read(
+    tiny, tmp_path, start
+):
+    """Of a later PEFT: it may move the base."""
+    adapter = unet_alone(adapter_for(tiny("sd1")[0]))
+    source = export_lora(adapter, "peft", tmp_path / "p", base=str(tiny("sd1")[0])).path
+    config = source / "unet" / "adapter_config.json"
+    write_json(config, read_json(config) | {"init_lora_weights": start})
+    with pytest.raises(BadInput, match=f"init_lora_weights: {start}`"):
+        read_adapter(source)
+    for known in (True, False, None, "gaussian", "eva", "orthogonal", "mica"):
+        write_json(config, read_json(config) | {"init_lora_weights": known})
+        assert same_layers(read_adapter(source), adapter)
+
+
+@pytest.mark.parametrize("names", [("pytorch_lora_weights",), ("a-000001", "a")])
+def test_a_trainers_output_folder_is_told_which_file_to_name(tiny, tmp_path, names):
+    """It "holds no LoRA", and the LoRA lay there."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    for name in names:
+        kohya_file(adapter_for(tiny("sd1")[0]), folder / f"{name}.safetensors", alpha=True)
+    files = ", ".join(sorted(f"{name}.safetensors" for name in names))
+    with pytest.raises(BadInput, match=f"name a file in it \\({files}\\)") as refused:
+        read_adapter(folder)
+    assert "no LoRA" not in str(refused.value)
+
+
+def test_peft_folders_pickle_is_called_one(tiny, tmp_path):
+    """ "There is no file adapter_model.safetensors: check the path." """
+    adapter = unet_alone(adapter_for(tiny("sd1")[0]))
+    source = export_lora(adapter, "peft", tmp_path / "p", base=str(tiny("sd1")[0])).path
+    file = source / "unet" / "adapter_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(BadInput, match="adapter_model.bin is a pickle"):
+        read_adapter(source)
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(BadInput, match="There is no file .*adapter_model.safetensors"):
+        read_adapter(source)
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
 def test_a_start_that_moves_the_base_is_refused_by_name(peft_folder, tmp_path, tiny, start):
     """It merged with a change 26 times too large, and exit code 0."""
@@ -323,6 +365,31 @@ def test_a_dora_of_newer_lycoris_files_is_merged_as_lycoris_merges_it(tiny, tmp_
     assert done.read_back
 
 
+@pytest.mark.parametrize("part, form", [("text_encoder", "diffusers"), ("unet", "peft")])
+def test_a_dora_that_its_reader_reads_otherwise_is_no_error_of_the_export(
+    tiny, tmp_path, part, form
+):
+    """diffusers leaves a text encoder's magnitudes as they were at the start, in silence."""
+    folder = tiny("sd1")[0]
+    layers = adapter_for(folder).layers[part]
+    last = list(layers)[-1] if form == "peft" else ""  # that one is none
+    made = {
+        name: layer if name == last else replace(layer, magnitude=magnitudes(layer))
+        for name, layer in layers.items()
+    }
+    out = tmp_path / ("p" if form == "peft" else "x.safetensors")
+    with pytest.raises(BadInput, match="of a DoRA's magnitudes diffusers reads none") as refused:
+        export_lora(Adapter({part: made}), form, out, base=str(folder))
+    assert "error of the export" not in str(refused.value) and not out.exists()
+    if form == "diffusers":
+        assert export_lora(Adapter({part: made}), "peft", tmp_path / "p", base=str(folder))
+
+
+def magnitudes(layer):
+    """One for each output, in PEFT's shape."""
+    return (torch.rand(len(layer.up)) + 0.5).reshape((1, -1, 1, 1) if layer.up.ndim > 2 else -1)
+
+
 def test_a_dora_along_inputs_is_still_refused_and_the_reason_is_true(tiny, tmp_path):
     plain = unet_alone(adapter_for(tiny("sd1")[0]), attention=True)
     path = kohya_file(plain, tmp_path / "x.safetensors", alpha=True)
@@ -341,6 +408,7 @@ def test_a_dora_along_inputs_is_still_refused_and_the_reason_is_true(tiny, tmp_p
         (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LoHa"),
         (("lokr_w1", "lokr_w2"), "LoKr"),
         (("oft_blocks",), "OFT"),
+        (("boft_blocks",), "BOFT"),
         (("diff", "diff_b"), "full difference"),
     ],
 )

@@ -155,12 +155,15 @@ def test_no_place_is_told_by_the_json_that_tools_write_into_headers(tiny, tmp_pa
     """OneTrainer writes its whole configuration, with the folders of the machine it ran on."""
     tags = json.dumps({"10_zwx": {"1/2": 3, "\\m/": 1, "/": 1}})
     header = {
+        "ot_secrets": json.dumps({"from": "ftp://ann:secret@host.org/x", "say": "zwx: a/b"}),
         "ot_config": json.dumps({"base": r"C:\Users\ann\sd.safetensors", "dirs": ["/home/ann/w"]}),
         "ss_dataset_dirs": json.dumps({"/home/ann/10_zwx toy": {"n_repeats": 10}}),
         "ss_tag_frequency": tags,
         "ss_network_args": "{broken /home",
     }
     found = passed_on(header, tiny, tmp_path)
+    secrets = {"from": "ftp://host.org/x", "say": "zwx: a/b"}
+    assert json.loads(found["ot_secrets"]) == secrets
     assert json.loads(found["ot_config"]) == {"base": "sd.safetensors", "dirs": ["w"]}
     assert json.loads(found["ss_dataset_dirs"]) == {"10_zwx toy": {"n_repeats": 10}}
     assert found["ss_tag_frequency"] == tags and found["ss_network_args"] == "{broken /home"
@@ -180,6 +183,11 @@ def test_no_place_is_told_by_the_json_that_tools_write_into_headers(tiny, tmp_pa
         ("https://huggingface.co/owner/name", "https://huggingface.co/owner/name"),
         ("https://ann:hf_secret@host.org/owner/name", "https://host.org/owner/name"),
         ("https://host.org/x.safetensors?token=hf_secret#a", "https://host.org/x.safetensors"),
+        ("HTTPS://ann:hf_secret@host.org/x", "HTTPS://host.org/x"),
+        ("ftp://ann:secret@host.org/x.safetensors", "ftp://host.org/x.safetensors"),
+        ("gs://bucket/x.safetensors?token=secret", "gs://bucket/x.safetensors"),
+        ("s3://bucket/x.safetensors", "s3://bucket/x.safetensors"),
+        (r"models\sd15.safetensors", "sd15.safetensors"),
         ("file:///home/ann/sd15.safetensors", "sd15.safetensors"),
         (r"\\server\ann\sd15.safetensors", "sd15.safetensors"),
         ("$HOME/models/sd15", "sd15"),

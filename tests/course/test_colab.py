@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from lib.course import set_up
 from lib.course.set_up import ask_for_download, on_colab, tell_machine, unmet
+from lib.files import BadInput
 from lib.memory import cards
 
 IN_DRIVE = "/content/drive/MyDrive/workbench"
@@ -88,6 +89,15 @@ def test_where_nobody_can_answer_nothing_is_changed(asked):
 
     ask_for_download("somebody/no-such-model")
     assert os.environ["WORKBENCH_DOWNLOAD"] == ""
+
+
+def test_a_mistyped_path_is_no_download(asked, tmp_path, monkeypatch):
+    """It was asked whether to download 'models/sd51' from the hub."""
+    (tmp_path / "models" / "sd15").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="did you mean models/sd15"):
+        ask_for_download("models/sd51")
+    assert not asked[0]
 
 
 @pytest.mark.parametrize("base", ["pocket", "/some/folder", "./a/b", "model.safetensors"])

@@ -88,6 +88,26 @@ def test_a_wrong_value_is_one_sentence(name, value, said):
     assert str(refused.value).startswith(f"Setting '{name}'") and said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"kind": "Character"}, "kind 'Character' is unknown.*did you mean character"),
+        ({"identifier": "zwx zwx"}, "identifier 'zwx zwx' is more than one word"),
+        ({"identifier": "z" * 41}, "identifier is 41 characters long"),
+        ({"class_noun": "to/y"}, "class_noun 'to/y' holds '/'"),
+        ({"class_noun": " "}, "class_noun is empty"),
+        ({"class_noun": "zwx toy", "identifier": "zwx"}, "'zwx' is in the class noun too"),
+        ({"ranks": [4, 0]}, "Setting 'rank' is 0, outside 1 to"),
+        ({"seeds": [0, -1]}, "Setting 'seed' is -1, outside 0 to"),
+    ],
+)
+def test_words_and_lists_are_checked_before_a_base_is_loaded(given, said):
+    with pytest.raises(BadInput, match=said):
+        check_parameters(given)
+    check_parameters({"kind": "", "identifier": "zwx-", "class_noun": "", "base": "pocket"})
+    check_parameters({"kind": "style", "class_noun": "tea pot", "identifier": "", "ranks": [1]})
+
+
 def test_zero_means_the_presets_value_and_functions_are_no_values():
     check_parameters({"steps": 0, "rank": 0, "learning_rate": 0.0, "prior_weight": -1.0})
     check_parameters({"prompts": print, "fidelity": json, "unknown": object()})

@@ -116,6 +116,10 @@ def test_what_is_no_picture_stays_a_stray_or_is_named(tmp_path):
         ("0.json", "captions are read from .txt"),  # a caption file of other tools
         ("meta_cap.json", "captions are read from .txt"),  # Kohya's fine tuning
         ("metadata.parquet", "captions are read from .txt"),
+        ("captions.csv", "captions are read from .txt"),
+        ("prompts.tsv", "captions are read from .txt"),
+        ("labels.xlsx", "captions are read from .txt"),
+        ("tags.yml", "captions are read from .txt"),
         ("photos.zip", "archives are not opened"),
     ],
 )
@@ -131,6 +135,41 @@ def test_what_may_be_meant_is_not_called_nothing_to_do(tmp_path, name, reason):
     said = [finding for finding in found.findings if name in finding]
     assert len(said) == 1 and said[0].startswith("not used: ") and reason in said[0]
     assert found.ignored == ("empty/",)
+
+
+def test_photos_that_lie_deeper_are_told_too(tmp_path):
+    photos = photos_in(tmp_path / "photos")
+    (photos / "2024" / "05").mkdir(parents=True)
+    picture(77).save(photos / "2024" / "05" / "a.png")
+    (photos / "old" / "notes").mkdir(parents=True)
+    found = scan(photos)
+    assert any(said.startswith("not used: 2024/, for photos are taken") for said in found.findings)
+    assert found.ignored == ("old/",)
+    (tmp_path / "camera" / "DCIM" / "100").mkdir(parents=True)
+    picture(1).save(tmp_path / "camera" / "DCIM" / "100" / "a.png")
+    assert "its subfolders do (DCIM): give one of these" in refusal(scan, tmp_path / "camera")
+
+
+@pytest.mark.parametrize("name, told", [("captions.txt", True), ("README.txt", False)])
+def test_one_text_alone_counts_where_its_name_says_so(tmp_path, name, told):
+    photos = photos_in(tmp_path / "photos")
+    (photos / name).write_text("img0.png: a zwx toy")
+    assert any(f"by the name of {name}" in said for said in scan(photos).findings) is told
+
+
+def test_every_stray_is_named(tmp_path):
+    photos = photos_in(tmp_path / "photos")
+    for k in range(9):
+        (photos / f"clip{k}.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
+    assert all(f"clip{k}.mov" in report(scan(photos)) for k in range(9))
+
+
+@pytest.mark.parametrize("name", ["a.xcf", "a.kra", "a.ppm", "a.ico", "a.nrw", "a.x3f"])
+def test_what_its_owner_calls_a_picture_is_no_stray(tmp_path, name):
+    photos = photos_in(tmp_path / "photos")
+    (photos / name).write_bytes(b"no form that is known here" + bytes(100))
+    [error] = [p.error for p in scan(photos) if p.path.name == name]
+    assert f"is a {name[2:].upper()} file, which cannot be read here; export it as" in error
 
 
 @pytest.mark.parametrize(
@@ -200,6 +239,54 @@ def test_captions_of_a_table_are_used(tmp_path, name, column):
     assert any("names gone.png, which the folder does not have" in note for note in notes)
     (photos / "img0.txt").write_text("a zwx toy, blue")
     assert captions_of(photos, tmp_path / "out")[0][0] == "a zwx toy, blue", "the nearer one counts"
+
+
+@pytest.mark.parametrize("written", ["./img0.png", "IMG0.PNG", "x/../img0.png"])
+def test_a_table_may_write_a_name_in_another_way(tmp_path, written):
+    photos = photos_in(tmp_path / "photos", 3)
+    row = {"file_name": written, "text": "a zwx toy, red"}
+    (photos / "metadata.jsonl").write_text(json.dumps(row))
+    captions, notes = captions_of(photos, tmp_path / "out")
+    assert captions[0] == "a zwx toy, red" and not any("does not have" in note for note in notes)
+
+
+def test_a_table_of_a_name_in_capitals_and_one_without_keeps_them_apart(tmp_path):
+    photos = photos_in(tmp_path / "photos", 3)
+    picture(9).save(photos / "IMG0.png")
+    rows = [{"file_name": f"{name}.png", "text": f"a zwx toy, {name}"} for name in ("img0", "IMG0")]
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = {photo.path.name: photo.caption for photo in scan(photos)}
+    assert found["img0.png"] == "a zwx toy, img0" and found["IMG0.png"] == "a zwx toy, IMG0"
+
+
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_spreadsheets_columns_may_be_parted_otherwise(tmp_path, between):
+    photos = photos_in(tmp_path / "photos", 3)
+    rows = [["file_name", "text"], ["img0.png", "a zwx toy, red"]]
+    lines = "\r\n".join(between.join(row) for row in rows)
+    (photos / "metadata.csv").write_text(lines, "utf-8-sig", newline="")
+    assert captions_of(photos, tmp_path / "out")[0][0] == "a zwx toy, red"
+
+
+def test_a_caption_of_several_texts_is_refused_and_not_written_as_python_shows_it(tmp_path):
+    photos = photos_in(tmp_path / "photos", 3)
+    row = {"file_name": "img0.png", "text": ["a zwx toy", "a red zwx toy"]}
+    (photos / "metadata.jsonl").write_text(json.dumps(row))
+    said = refusal(scan, photos)
+    assert "metadata.jsonl: the caption of img0.png is no text (['a zwx toy'" in said
+
+
+def test_the_caption_of_a_left_out_copy_is_the_pictures(tmp_path):
+    """It lay beside the copy that is left out, and was lost without a word."""
+    photos = photos_in(tmp_path / "photos")
+    for k in (0, 1):
+        shutil.copy(photos / f"img{k}.png", photos / f"img{k} (1).png")
+    (photos / "img0.txt").write_text("a zwx toy in the snow")
+    (photos / "subject.json").write_text(json.dumps({"captions": {"img1.png": "a zwx toy, mine"}}))
+    captions, notes = captions_of(photos, tmp_path / "out")
+    assert captions[:2] == ["a zwx toy in the snow", "a zwx toy, mine"]
+    assert "img0 (1).png: has the caption of img0.txt" in notes
+    assert "img0.png: has the caption of img0.txt" not in notes, "it is left out"
 
 
 def test_a_data_set_of_ours_is_prepared_again_with_its_captions(tmp_path):
@@ -299,6 +386,73 @@ def test_what_of_kohyas_repeats_is_lost_is_said(weighted, tmp_path):
     assert "the repeats of 1_toy, 3_toy are not kept" in " ".join(notes)
     assert "0_zwx toy: 0 repeats, so it is not trained on; give it 1 to use it" in notes
     assert any(note.startswith("1_toy: broken.png: is damaged") for note in notes)
+
+
+def test_a_picture_in_two_of_kohyas_folders_counts_for_both(tmp_path):
+    """It was "an exact copy ... nothing to do", and had the weight of one folder alone."""
+    photos_in(tmp_path / "kohya/img/4_zwx toy", 4)
+    best = photos_in(tmp_path / "kohya/img/3_zwx toy", 2)
+    (best / "img0.txt").write_text("a zwx toy in the snow")
+    (tmp_path / "kohya/img/4_zwx toy/img1.txt").write_text("a zwx toy on a table")
+    dataset, notes = from_kohya(tmp_path / "kohya", tmp_path / "data", held_out=0)
+    assert [item.repeats for item in dataset.train] == [7, 7, 4, 4]
+    assert [item.caption for item in dataset.train[:2]] == [
+        "a zwx toy in the snow",
+        "a zwx toy on a table",
+    ]
+    told = "in more than one folder, so that the repeats of all of them count: "
+    assert f"{told}4_zwx toy - img0.png, 4_zwx toy - img1.png" in notes
+    assert not any("exact copy" in note for note in notes)
+
+
+def test_what_lies_beside_kohyas_folders_is_not_passed_over_without_a_word(tmp_path):
+    photos_in(tmp_path / "kohya/img/5_zwx toy", 4)
+    photos_in(tmp_path / "kohya/img/zwx toy", 2, start=4)
+    photos_in(tmp_path / "kohya/img", 1, start=6)
+    photos_in(tmp_path / "kohya/class/1_toy", 1, start=7)
+    photos_in(tmp_path / "kohya/reg/1_toy", 1, start=8)
+    (tmp_path / "kohya/model").mkdir()
+    _, notes = from_kohya(tmp_path / "kohya", tmp_path / "data", held_out=0)
+    assert notes[0].startswith("not used: class, img6.png, zwx toy, for no folder such as '10_zwx")
+    photos_in(tmp_path / "plain/5_zwx toy", 4)
+    _, notes = from_kohya(tmp_path / "plain", tmp_path / "data", held_out=0)
+    assert not any(note.startswith("not used") for note in notes)
+
+
+def test_what_is_said_of_kohyas_pictures_names_their_folder_and_file(tmp_path):
+    """It named the files of a folder that is made on the way: train_0_img0.png."""
+    photos = photos_in(tmp_path / "kohya/4_zwx toy")
+    photos_in(tmp_path / "kohya/held_out/4_zwx toy", 1, start=5)
+    (photos / "broken.png").write_bytes(b"\x89PNG")
+    dataset, notes = from_kohya(tmp_path / "kohya", tmp_path / "data")
+    assert any(note.startswith("4_zwx toy - broken.png: is damaged") for note in notes)
+    assert any(note.endswith(": held_out - 4_zwx toy - img5.png") for note in notes)
+    assert len(dataset.test) == 1 and len(dataset.train) == 4
+    (photos / "img0.txt").write_text("zwx toy " * 50)
+    said = refusal(from_kohya, tmp_path / "kohya", tmp_path / "other")
+    assert said.startswith("caption of 4_zwx toy - img0.png is 399 characters long")
+
+
+def test_kohyas_pictures_may_have_names_as_long_as_a_disk_takes(tmp_path):
+    folder = photos_in(tmp_path / "kohya/4_zwx toy", 2)
+    for k in (2, 3):
+        picture(k).save(folder / f"{'n' * 246}{k}.png")
+    dataset, _ = from_kohya(tmp_path / "kohya", tmp_path / "data", held_out=0)
+    assert len(dataset.train) == 4
+
+
+@pytest.mark.parametrize(
+    "folders, asked, said",
+    [
+        (["1_zwx toy", "1_abc toy"], "", "move the folders of the others elsewhere"),
+        (["1_zwx_toy"], "", "write into its name what it is, such as '1_zwx_toy robot'"),
+        (["1_zwx toy"], "1_zwx toy", "name the folder that it lies in, "),
+    ],
+)
+def test_what_kohyas_folders_are_refused_for_says_what_to_do(tmp_path, folders, asked, said):
+    for k, folder in enumerate(folders):
+        photos_in(tmp_path / folder, start=4 * k)
+    assert said in refusal(from_kohya, tmp_path / asked, tmp_path / "out")
 
 
 def test_equal_repeats_change_nothing(tmp_path):

@@ -80,6 +80,40 @@ def test_what_cannot_be_used_is_one_sentence_before_a_base_is_loaded(
     assert said in err and err.count("\n") == 1 and not out
 
 
+def test_what_became_of_each_photo_is_told_picture_by_picture(
+    photos, tiny_folder, tmp_path, capsys
+):
+    """The list of those held out ended in "and 2 more", and none was called trained on."""
+    for k in range(4, 9):
+        picture(k, (220, 180)).save(photos / f"{k}.png")
+    (photos / "copy of 0.png").write_bytes((photos / "0.png").read_bytes())
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff" + bytes(50))
+    given = ["--class-noun", "toy", "--identifier", "zwx", "--base", tiny_folder]
+    some = ["--class-images", "1", "--sample-steps", "1", "--held-out", "5"]
+    assert main(["prepare", str(photos), *given, *some, "--out", str(tmp_path / "a")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    dataset = load_dataset(tmp_path / "a")
+    assert len(dataset.photos) == 11
+    for use, told in (("train", "trained on as"), ("test", "held out as"), ("out", "left out; is")):
+        named = [photo["file"] for photo in dataset.photos if photo["use"] == use]
+        assert named and all(any(x.startswith(f"{n}: {told} ") for x in lines) for n in named)
+    assert any(
+        ": trained on as 'a zwx toy on a table'" in x or "held out as 'a zwx" in x for x in lines
+    )
+    assert any(line.startswith("broken.jpg: left out; is damaged") for line in lines)
+
+
+def test_a_caption_that_is_too_long_is_called_by_its_photos_name(
+    photos, tiny_folder, tmp_path, capsys
+):
+    """It was called test/000.png, which nobody has seen."""
+    long = "a drawing of a beach with grey sand and a wide sea and many small waves and boats"
+    (photos / "1.txt").write_text(f"{long} and toys in zwx style")
+    given = ["--class-noun", "toy", "--identifier", "zwx", "--kind", "style", "--base", tiny_folder]
+    assert main(["prepare", str(photos), *given, "--out", str(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err.startswith("The caption of 1.png is longer than the")
+
+
 def test_kohyas_folders_are_sent_to_their_command(photos, no_base, tmp_path, capsys):
     (tmp_path / "kohya").mkdir()
     photos.rename(tmp_path / "kohya" / "10_zwx toy")

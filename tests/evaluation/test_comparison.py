@@ -133,6 +133,11 @@ def metric(key, value):
     ("file", "damage", "sentence"),
     [
         ("metrics.json", Path.unlink, "no metrics.json.*did not finish; run it again"),
+        (
+            "metrics.json",
+            lambda path: path.rename(path.with_name("imported.json")),
+            "no metrics.json: it was imported; in notebook 04",
+        ),
         ("settings.json", Path.unlink, "no settings.json"),
         ("metrics.json", cut, "metrics.json cannot be read as JSON.*make it again"),
         (

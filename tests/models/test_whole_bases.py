@@ -220,6 +220,19 @@ def test_a_mistyped_path_asks_for_no_download(tmp_path, monkeypatch, typed, mean
         locate("models/xyz")
 
 
+@pytest.mark.parametrize("typed, meant", [("sd51", "sd15"), ("SD15", "sd15"), ("xyz", "")])
+def test_a_whole_path_and_a_bare_name_are_told_what_lies_beside(
+    tmp_path, monkeypatch, typed, meant
+):
+    (tmp_path / "sd15").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for before in ("", f"{tmp_path}/", "./"):
+        with pytest.raises(BadInput) as caught:
+            locate(f"{before}{typed}")
+        told = f" (did you mean {Path(before, meant)}?)." if meant else "'owner/model'."
+        assert str(caught.value).endswith(told)
+
+
 def test_a_name_that_may_be_a_path_or_the_hubs_is_told_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="check the path, or set WORKBENCH_DOWNLOAD=1"):

@@ -91,6 +91,12 @@ def test_names_are_kept_apart_and_inside(shown, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_a_photo_that_was_chosen_twice_is_counted_once(shown, tmp_path):
+    panel = UploadPanel("mine", tmp_path / "photos")
+    upload(panel, {"a.jpg": photo(1), "trip/a.jpg": photo(1), "b.jpg": photo(2)})
+    assert panel.written == ["a.jpg", "b.jpg"] and "2 files are in" in panel.message.value
+
+
 def test_an_archive_is_sent_back(shown, tmp_path):
     panel = UploadPanel("mine", tmp_path / "photos")
     upload(panel, {"photos.zip": b"PK"})
