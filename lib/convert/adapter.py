@@ -195,7 +195,8 @@ def _from_files(
     _check_dora(layers_of, configs, source)
     left_out = OF_THE_FILE + (OF_A_PRODUCT if products else ())
     metadata = {key: value for key, value in texts.items() if key not in left_out}
-    metadata |= {"ss_training_comment": told} if told else {}
+    if told:
+        metadata["ss_training_comment"] = told
     return Adapter(layers_of, metadata, str(source), told)
 
 
@@ -394,8 +395,8 @@ def write_peft(folder: Path, part: str, layers: dict[str, Layer], texts: Header)
         in_memory = short_name(part, name) if short else name
         tensors |= _peft_layer(f"base_model.model.{in_memory}", layer)
     save_weights_file(folder / "adapter_model.safetensors", tensors, texts, check=True)
-    config = {"peft_type": "LORA", "inference_mode": True}
-    write_json(folder / "adapter_config.json", peft_config(part, layers) | config)
+    config = peft_config(part, layers) | {"peft_type": "LORA", "inference_mode": True}
+    write_json(folder / "adapter_config.json", config)
     return list(tensors)
 
 

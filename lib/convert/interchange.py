@@ -152,9 +152,8 @@ def extract(
             " sum of S^2 kept"
         ),
     }
-    return replace(adapter, metadata=texts), RetainedEnergy(
-        retained / in_layers, retained / in_all, shares
-    )
+    energy = RetainedEnergy(retained / in_layers, retained / in_all, shares)
+    return replace(adapter, metadata=texts), energy
 
 
 def compose(

@@ -112,7 +112,8 @@ class Cut:
 
 def product_kind(roles: Mapping[str, object]) -> str | None:
     """The kind of product ("LoHa", "LoKr") that a layer's tensors are, or None for a LoRA's."""
-    return next((kind for kind, known in PRODUCT_ROLES.items() if set(known) & set(roles)), None)
+    kinds = (kind for kind, known in PRODUCT_ROLES.items() if set(known) & set(roles))
+    return next(kinds, None)
 
 
 def cut_products(

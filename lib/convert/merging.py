@@ -133,8 +133,8 @@ def whole_model(
         ]
         for adapter, _ in adapters:
             check_compatible(adapter, base_weights, other_base)
-    names = [base_weights.name, *(path_of(source).name for source in sources)]
-    return Model(base_weights, adapters, facts, ", ".join(names))
+    merged_from = ", ".join([base_weights.name, *(path_of(source).name for source in sources)])
+    return Model(base_weights, adapters, facts, merged_from)
 
 
 def write_model(model: Model, to: str, out: str | Path, title: str | None = None) -> Written:

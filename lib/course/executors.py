@@ -60,10 +60,8 @@ class Shared:
         """What a sweep in `folder`, which is there, has here and now; `files` are what it reads."""
         token = secrets.token_hex(8)
         (folder / TOKEN).write_text(token)
-        return cls(
-            *(folder, token, code_hash(), versions(), sys.executable),
-            {path: file_hash(path) for path in files},
-        )
+        hashes = {path: file_hash(path) for path in files}
+        return cls(folder, token, code_hash(), versions(), sys.executable, hashes)
 
     def check(self) -> None:
         """Raise OtherWorker unless this process shares it all. To be called on the worker."""
@@ -107,8 +105,9 @@ def code_hash() -> str:
 
 def versions() -> dict[str, str]:
     """What results depend on, by name; of torch any build will do (CPU, CUDA)."""
-    return {name: version(name).partition("+")[0] for name in ("torch", "numpy", *WITH_VERSION)} | {
-        "Python": f"{sys.version_info.major}.{sys.version_info.minor}"
+    names = ("torch", "numpy", *WITH_VERSION)
+    return {name: version(name).partition("+")[0] for name in names} | {
+        "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }
 
 

@@ -71,11 +71,8 @@ class Progress:
     def __enter__(self) -> Self:
         if self.stream.isatty():
             # A line that is drawn again in place; what others print meanwhile goes above it.
-            console = Console(
-                file=self.stream,
-                force_terminal=True,
-                width=shutil.get_terminal_size().columns - 1,
-            )
+            width = shutil.get_terminal_size().columns - 1
+            console = Console(file=self.stream, force_terminal=True, width=width)
             self._live = Live(console=console, auto_refresh=False, transient=True)
             self._live.start()
         self._thread.start()

@@ -193,26 +193,24 @@ def _put(soup: "BeautifulSoup", anchor: str, markup: str) -> None:
 
 
 def _contents(found: Sequence[tuple[int, str, str]]) -> str:
-    return CONTENTS.format(
-        links="".join(
-            f'<li class="level{level}"><a href="#{anchor}">{html.escape(text)}</a></li>'
-            for level, text, anchor in found
-            if level <= 3
-        )
-    )
+    links = [
+        f'<li class="level{level}"><a href="#{anchor}">{html.escape(text)}</a></li>'
+        for level, text, anchor in found
+        if level <= 3
+    ]
+    return CONTENTS.format(links="".join(links))
 
 
 def _answer(summary: Mapping[str, Any], title: str, foot: str) -> str:
     """The page's top: the answer, its table, and the verdict."""
-    return "".join(
-        [
-            f"<h1>{html.escape(title)}</h1>",
-            *(f"<p>{html.escape(sentence)}</p>" for sentence in summary.get("answer", ())),
-            table(summary)._repr_html_(),
-            f"<details><summary>In words</summary><p>{html.escape(summary.get('verdict', ''))}</p>"
-            f"<p>{html.escape(foot)}</p></details>",
-        ]
-    )
+    lines = [
+        f"<h1>{html.escape(title)}</h1>",
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in summary.get("answer", ())),
+        table(summary)._repr_html_(),
+        f"<details><summary>In words</summary><p>{html.escape(summary.get('verdict', ''))}</p>"
+        f"<p>{html.escape(foot)}</p></details>",
+    ]
+    return "".join(lines)
 
 
 def _move_key_picture(soup: "BeautifulSoup") -> None:

@@ -147,9 +147,8 @@ def course(
             f"output folder {output} cannot be made ({error.strerror}): give another"
         ) from None
     # The notebooks' Pythons import lib.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
+    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     timings = output / "timings.json"
     with Progress(_expected(timings, sources), stream) as progress:
         for source, values in zip(sources, parameters):

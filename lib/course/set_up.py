@@ -45,9 +45,8 @@ def start(folder: Path | None = None) -> None:
         print(f"[stage] installing {', '.join(absent)}", flush=True)
         # Named in the version that they have, so that pip leaves them alone.
         present = [f"{name}=={version(name)}" for name in ("torch", "numpy")]
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", *absent, *present], check=True
-        )
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *absent, *present]
+        subprocess.run(command, check=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

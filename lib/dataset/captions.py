@@ -103,8 +103,9 @@ def whole_word(word: str) -> str:
 
     It may begin or end in no letter ("zwx-"), where `\\b` would look for a letter behind.
     """
-    before, after = re.match(r"\w", word), re.search(r"\w$", word)
-    return r"(?<!\w)" * bool(before) + re.escape(word) + r"(?!\w)" * bool(after)
+    before = r"(?<!\w)" if re.match(r"\w", word) else ""
+    after = r"(?!\w)" if re.search(r"\w$", word) else ""
+    return before + re.escape(word) + after
 
 
 def _beside_the_noun(subject: Subject) -> bool:
@@ -283,7 +284,8 @@ def unknown_words(text: str, captions: Iterable[str]) -> list[str]:
     `captions`.
     """
     known = set(WORLD["words"]).union(map(plain_word, " ".join(captions).split()))
-    return [w for w in dict.fromkeys(map(plain_word, text.split())) if w and w not in known]
+    words = dict.fromkeys(map(plain_word, text.split()))
+    return [word for word in words if word and word not in known]
 
 
 def plain_word(word: str) -> str:

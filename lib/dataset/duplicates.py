@@ -150,7 +150,8 @@ def same_pictures(thumbs: Sequence[Image.Image]) -> list[tuple[int, int, bool]]:
             # A re-crop keeps most of its colours; this saves most of the work in big folders.
             if np.minimum(first.histogram, second.histogram).sum() >= 0.3:
                 finds = first.find(second), second.find(first)
-                found += [(i, j, mirrored) for fits, mirrored in finds if fits > AGREE][:1]
+                ways = [mirrored for agreement, mirrored in finds if agreement > AGREE]
+                found += [(i, j, mirrored) for mirrored in ways[:1]]
     return found
 
 

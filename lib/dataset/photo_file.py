@@ -177,11 +177,8 @@ def crop_photo(path: str | Path, crop: Sequence[int], size: tuple[int, int]) -> 
     # Cut first: resize alone would let what lies beside the crop, such as a black bar, bleed into
     # its edge.
     rgb = rgb.crop((int(left), int(top), math.ceil(right), math.ceil(bottom)))
-    return rgb.resize(
-        size,
-        Image.Resampling.LANCZOS,
-        box=(left - int(left), top - int(top), right - int(left), bottom - int(top)),
-    )
+    box = (left - int(left), top - int(top), right - int(left), bottom - int(top))
+    return rgb.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
 def _check_format(path: Path, name: str) -> str:
@@ -229,7 +226,8 @@ def format_of(path: Path) -> str:
     for kind, signature in SIGNATURES.items():
         if re.match(signature, head, re.DOTALL):
             return kind
-    return "TGA" * (path.suffix.lower() == ".tga" and bool(re.match(TGA, head, re.DOTALL)))
+    named = path.suffix.lower() == ".tga"
+    return "TGA" if named and re.match(TGA, head, re.DOTALL) else ""
 
 
 def _container(head: bytes) -> str:
@@ -251,7 +249,8 @@ def _open_image(path: Path, container: str) -> ImageFile.ImageFile | Image.Image
 
 
 def _check_size(name: str, image: Image.Image, kind: str) -> None:
-    if image.width * image.height > (MOST_PIXELS_JPEG if kind == "JPEG" else MOST_PIXELS):
+    most = MOST_PIXELS_JPEG if kind == "JPEG" else MOST_PIXELS
+    if image.width * image.height > most:
         raise BadInput(
             f"{name}: is {image.width} x {image.height} pixels, too many to decode safely;"
             " save a smaller copy of it"

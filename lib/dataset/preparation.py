@@ -387,11 +387,12 @@ def _check_plan(folder: Path, photos: Photos, entries: list[Entry]) -> None:
     train = {photo.group for photo, entry in zip(photos, entries) if entry["use"] == "train"}
     if len(train) < 2:
         broken = [f"{photo.name} {photo.error}" for photo in photos if photo.error]
-        more = f"; and {len(broken) - 1} more" * (len(broken) > 1)
+        more = f"; and {len(broken) - 1} more" if len(broken) > 1 else ""
+        why = f" ({broken[0]}{more})" if broken else ""
+        few = "no photo" if not train else "only one photo"
         raise BadInput(
-            f"photo folder {folder} leaves {'only one' if train else 'no'} photo to train on"
-            f"{f' ({broken[0]}{more})' if broken else ''}; a subject takes at least 2 different"
-            " photos, better 4 to 8"
+            f"photo folder {folder} leaves {few} to train on{why}; a subject takes at least 2"
+            " different photos, better 4 to 8"
         )
     side: dict[int, tuple[str, Photo]] = {}
     for photo, entry in zip(photos, entries):

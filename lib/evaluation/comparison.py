@@ -262,9 +262,8 @@ def compare(
                 asked_of_class = list(
                     islice(cycle(class_protocol(subject, base)), plan.class_pictures)
                 )
-                predictions = prediction_cache(
-                    base, [asked.text for asked in asked_of_class], **plan.sampling
-                )
+                texts = [asked.text for asked in asked_of_class]
+                predictions = prediction_cache(base, texts, **plan.sampling)
         pairs = plan.prompts or ()
         count = f"{len(pairs) * len(plan.seeds)} pictures of {len(pairs)} prompts"
         say(f"{CONTESTANT_NAMES[key]}: {count}")

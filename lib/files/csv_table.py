@@ -45,15 +45,12 @@ def write_table(
 
     None is an empty cell, True is 1. Raises OSError.
     """
+    columns = dict.fromkeys([*first, *(key for row in rows for key in row)])
     with (
         whole_file(path) as unfinished,
         open(unfinished, "w", encoding="utf-8", newline="") as file,
     ):
-        table = csv.DictWriter(
-            file,
-            list(dict.fromkeys([*first, *(key for row in rows for key in row)])),
-            lineterminator="\n",
-        )
+        table = csv.DictWriter(file, list(columns), lineterminator="\n")
         table.writeheader()
         for row in rows:
             table.writerow({k: int(v) if isinstance(v, bool) else v for k, v in row.items()})
@@ -68,7 +65,9 @@ def compact(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> str:
     columns = [[key, *(row.get(key) for row in rows)] for key in [*first, *found]]
     shown = columns[: len(first)] + [c for c in columns[len(first) :] if _tells(c[1:])]
     texts = [[_cell(value) for value in column] for column in shown]
-    texts = [[cell.rjust(max(map(len, column))) for cell in column] for column in texts]
+    for i, column in enumerate(texts):
+        width = max(map(len, column))
+        texts[i] = [cell.rjust(width) for cell in column]
     while len(texts) > len(first) and sum(len(column[0]) + 2 for column in texts) > WIDEST:
         texts.pop()
     return "\n".join("  ".join(line) for line in zip(*texts))
@@ -76,8 +75,8 @@ def compact(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> str:
 
 def _tells(values):
     """Whether a column says something of the rows: a number that differs, or of the only row."""
-    tells = len(values) == 1 or len(set(values)) > 1
-    return tells and any(isinstance(value, int | float) for value in values)
+    numbers = any(isinstance(value, int | float) for value in values)
+    return numbers and (len(values) == 1 or len(set(values)) > 1)
 
 
 def _cell(value):

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 def listed(names: Iterable[str], most: int = 4) -> str:
     """'a, b, c, d and 3 more', for a sentence."""
     names = list(names)
-    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def printable(name: str | os.PathLike) -> str:
     """`name` without what would break a printed sentence: line breaks, undecodable bytes."""
-    text = (c if c.isprintable() else "?" for c in os.fsencode(name).decode("utf-8", "replace"))
-    return unicodedata.normalize("NFC", "".join(text))
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return unicodedata.normalize("NFC", "".join(c if c.isprintable() else "?" for c in text))
 
 
 def last_line(error: BaseException) -> str:

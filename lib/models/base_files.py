@@ -90,7 +90,8 @@ def _refuse_mistyped(path: Path, name: str) -> None:
     try:
         _snapshot(name, True)
     except (FileNotFoundError, HFValidationError):
-        hint = f"did you mean {_near(path)}?" if _near(path) else "check the path."
+        near = _near(path)
+        hint = f"did you mean {near}?" if near else "check the path."
         raise BadInput(
             f"There is no base model {name} in the folder {path.parent}: {hint}"
         ) from None
@@ -205,7 +206,8 @@ def _check_part(folder: Path, part: str) -> None:
 
 def variant(folder: Path, part: str = "unet") -> str | None:
     """What diffusers calls `variant`: "fp16" where a part is there in half precision alone."""
-    return "fp16" if any(".fp16" in f.name for f in weight_files(folder / part)) else None
+    files = weight_files(folder / part)
+    return "fp16" if any(".fp16" in file.name for file in files) else None
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:

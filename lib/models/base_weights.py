@@ -313,7 +313,8 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 
 def family_in_words(shapes: Mapping[str, Shapes], name: str = "") -> str:
     """A base model's family as sentences name it, from its weights' shapes."""
-    width = next((s[1] for n, s in shapes["unet"].items() if n.endswith("attn2.to_k.weight")), None)
+    widths = (s[1] for key, s in shapes["unet"].items() if key.endswith("attn2.to_k.weight"))
+    width = next(widths, None)
     own = "the pocket base" if name == "pocket" else "a base of its own kind"
     return known_label(shapes, width) or f"{own} (text width {width})"
 

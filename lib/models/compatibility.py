@@ -24,9 +24,8 @@ def adapter_family(adapter: Any) -> str | None:
     Read from its parts and the text width of its cross-attention; None if it has none.
     """
     ends = ("attn2.to_k", "attn2.to_v")
-    width = next(
-        (y.down.shape[1] for part, n, y in adapter if part == "unet" and n.endswith(ends)), None
-    )
+    widths = (y.down.shape[1] for part, n, y in adapter if part == "unet" and n.endswith(ends))
+    width = next(widths, None)
     return known_label(adapter.layers, width) or (width and f"a base of text width {width}")
 
 

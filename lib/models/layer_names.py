@@ -119,8 +119,9 @@ def parse(key: str, part: str | None = None, layers: int = 2) -> tuple[str, str,
         return None
     if part is None or part not in TRAINABLE_PARTS:
         return None
-    own = role.startswith(("hada_", "lokr_")) and role
-    return part, full_name(part, name), own or next(ROLES[w] for w in ROLES if w in role)
+    product = role.startswith(("hada_", "lokr_"))
+    found = role if product else next(ROLES[word] for word in ROLES if word in role)
+    return part, full_name(part, name), found
 
 
 def full_name(part: str, name: str) -> str:

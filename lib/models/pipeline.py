@@ -243,7 +243,8 @@ def set_prediction(base: Any, path: Path) -> None:
     stated = stated_prediction(path)
     if base.family.predicts_either:
         if not stated:
-            stated = {"prediction_type": "v_prediction" if predicts_velocity(base) else "epsilon"}
+            kind = "v_prediction" if predicts_velocity(base) else "epsilon"
+            stated = {"prediction_type": kind}
         if stated["prediction_type"] == "epsilon":  # 2-base: the one that was made at 512 pixels
             base.denoiser.register_to_config(sample_size=64)
     # Made anew, for the noise schedule may be another.
