@@ -6,9 +6,11 @@ allows a download, which says its size and licence first.
 """
 
 import difflib
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from lib.files import ROOT, BadInput, read_json, say
 from lib.files.paths import PICKLE_ENDINGS
@@ -143,7 +145,7 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def check_parts(folder: Path, weights: Iterable[str], others: Iterable[str]) -> None:
+def check_parts(folder: Path, weights: Collection[str], others: Collection[str]) -> None:
     """Raise BadInput unless a folder in diffusers form names these parts and holds their files.
 
     `weights`: parts with weights, of which only the configurations are looked for; `others`:
@@ -160,29 +162,40 @@ def check_parts(folder: Path, weights: Iterable[str], others: Iterable[str]) -> 
             continue
         raise BadInput(f"Base model {folder} is incomplete ({missing}): download or copy it again.")
     if "scheduler" in others:
-        _check_schedule(folder / "scheduler" / "scheduler_config.json")
+        file = folder / "scheduler" / "scheduler_config.json"
+        _refuse_numbers(file, _wrong_in_schedule(read_json(file)))
+    if "vae" in weights:
+        file = folder / "vae" / "config.json"
+        scale = read_json(file).get("scaling_factor", 1)  # diffusers' own where none is said
+        bad = not isinstance(scale, int | float) or not 0 < scale < math.inf
+        _refuse_numbers(
+            file, f"scaling_factor {scale!r}, which is no number above 0" if bad else ""
+        )
 
 
-def _check_schedule(file: Path) -> None:
-    """Raise BadInput for a noise schedule that no training can follow: another one in its place
-    would be a wrong loss without a word.
+def _wrong_in_schedule(stated: dict[str, Any]) -> str:
+    """What is wrong with a noise schedule that no training can follow: another one in its place
+    would be a wrong loss without a word. Empty where nothing is.
     """
-    stated = read_json(file)
     predicted = stated.get("prediction_type", PREDICTIONS[0])
     steps = stated.get("num_train_timesteps", 1000)
     betas = [stated.get(name, default) for name, default in BETAS.items()]
     if predicted not in PREDICTIONS:
-        wrong = f"prediction_type {predicted!r}, and here it can be {' or '.join(PREDICTIONS)}"
-    elif isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        wrong = f"num_train_timesteps {steps!r}, which is no whole number from 1 on"
-    elif not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
-        wrong = f"{' and '.join(BETAS)} {betas}, which are not both between 0 and 1"
-    else:
-        return
-    raise BadInput(
-        f"{file} says {wrong}: copy the file again from where the base model came from, or take"
-        " another base."
-    )
+        return f"prediction_type {predicted!r}, and here it can be {' or '.join(PREDICTIONS)}"
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        return f"num_train_timesteps {steps!r}, which is no whole number from 1 on"
+    if not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
+        return f"{' and '.join(BETAS)} {betas}, which are not both between 0 and 1"
+    return ""
+
+
+def _refuse_numbers(file: Path, wrong: str) -> None:
+    """Raise BadInput for what is `wrong` in a part's configuration, if anything is."""
+    if wrong:
+        raise BadInput(
+            f"{file} says {wrong}: copy the file again from where the base model came from, or take"
+            " another base."
+        )
 
 
 def _check_part(folder: Path, part: str) -> None:

@@ -156,6 +156,17 @@ def test_a_noise_schedule_that_no_training_can_follow_is_refused(copy, name, val
     assert "take another base" in said and repr(value) in said
 
 
+@pytest.mark.parametrize("scale", [0, -0.18, "0.18", None, float("inf")])
+def test_a_scale_of_latents_that_is_none_is_refused(copy, scale):
+    """With 0 every picture was the same nothing, and it trained without a word."""
+    folder = copy("sd1")
+    file = folder / "vae" / "config.json"
+    write_json(file, read_json(file) | {"scaling_factor": scale})
+    said = refusal(folder)
+    assert said.startswith(f"{file} says scaling_factor {scale!r}")
+    assert said.endswith("or take another base.")
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
 def test_a_tokenizer_without_vocabulary_is_none(copy, part):
     folder = copy("sdxl")
