@@ -61,10 +61,9 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
+def write_tiny_base(folder, channels=(16, 32)):
     """A diffusers folder of the pocket base's classes at a size that trains in milliseconds, with
-    random weights.
+    random weights; of a U-Net of two levels, for most time goes by the number of its modules.
     """
     from transformers import CLIPTextModel
 
@@ -77,10 +76,15 @@ def tiny_folder(tmp_path_factory):
     tower = CLIPTextModel(
         clip.make_clip(tokenizer, text_width=32, text_layers=1).config.text_config
     )
-    parts = vae.make_vae((8, 16, 16), size=64), tower, tokenizer, unet.make_unet(32, (16, 32, 32))
-    folder = tmp_path_factory.mktemp("base") / "tiny"
+    parts = vae.make_vae((8, 16, 16), size=64), tower, tokenizer, unet.make_unet(32, channels)
     unet.make_pipeline(*parts).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The folder of a tiny base of the pocket base's classes."""
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="session")
