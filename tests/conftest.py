@@ -2,6 +2,7 @@
 data set.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,8 @@ os.environ.setdefault(
 
 import pytest
 import torch
+
+pytest.register_assert_rewrite("whole_course")  # whose `check_run` asserts
 
 # Threads decide the order of sums, and bits are compared here: they do not follow what else runs.
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -23,12 +26,26 @@ LONE = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
 # own: all of a group go to one worker, the group with most tests first. (Its own `loadgroup` does
 # nothing under pytest 9.2.)
 TOGETHER = {
-    "tests/course/test_notebooks.py": "course",
+    "tests/course/test_whole_course.py": "course",
     "tests/test_golden.py::test_the_course_is_as_recorded": "course",
     "tests/test_golden.py": "golden",
     "tests/evaluation/test_foreign.py": "owl",
     "tests/evaluation/test_curve.py": "curves",
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Import what the tests import as `lib.models.pipeline` imports it: without torch's compiler,
+    and without looking for garbage.
+    """
+    gc.disable()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.hookimpl(optionalhook=True)  # it is pytest-xdist's
@@ -44,10 +61,9 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
+def write_tiny_base(folder, channels=(16, 32)):
     """A diffusers folder of the pocket base's classes at a size that trains in milliseconds, with
-    random weights.
+    random weights; of a U-Net of two levels, for most time goes by the number of its modules.
     """
     from transformers import CLIPTextModel
 
@@ -60,10 +76,15 @@ def tiny_folder(tmp_path_factory):
     tower = CLIPTextModel(
         clip.make_clip(tokenizer, text_width=32, text_layers=1).config.text_config
     )
-    parts = vae.make_vae((8, 16, 16), size=64), tower, tokenizer, unet.make_unet(32, (16, 32, 32))
-    folder = tmp_path_factory.mktemp("base") / "tiny"
+    parts = vae.make_vae((8, 16, 16), size=64), tower, tokenizer, unet.make_unet(32, channels)
     unet.make_pipeline(*parts).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The folder of a tiny base of the pocket base's classes."""
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +132,24 @@ def course(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         return WholeCourse(COURSE, tmp_path_factory.mktemp("course") / "out")
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """What starts warm Pythons for notebooks, in place of jupyter_client's own start."""
+    from jupyter_client.provisioning import local_provisioner
+    from warm_kernels import Warm
+
+    warm = Warm(local_provisioner.launch_kernel)
+    yield warm
+    warm.close()
+
+
+@pytest.fixture
+def warm_kernels(warm, monkeypatch):
+    """Notebooks that this test runs start on warm Pythons (tests/warm_kernels.py)."""
+    start = "jupyter_client.provisioning.local_provisioner.launch_kernel"
+    monkeypatch.setattr(start, warm.launch_kernel)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,17 @@
 
 import hashlib
 import io
+import json
+import math
 from pathlib import Path
 
 import nbformat
 
-from lib.course.runner import CourseFailed, course
+from lib.config.settings import Settings
+from lib.course.progress import Progress
+from lib.course.runner import CourseFailed, course, run_notebook
 from lib.files.errors import BadInput
+from lib.files.json_file import read_json
 from lib.files.paths import ROOT
 
 
@@ -57,3 +62,45 @@ def ended_well(notebook):
         for cell in notebook.cells
         if cell.cell_type == "code"
     )
+
+
+def execute(name, output, folder, **parameters):
+    """Run a notebook as the course does, and return the executed copy."""
+    executed = folder / f"{name}.ipynb"
+    run_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        executed,
+        {"output": str(output), **parameters},
+        Progress({}, io.StringIO()),
+    )
+    return nbformat.read(executed, as_version=4)
+
+
+def said(cell):
+    """What a cell says in words: what it printed, and what it shows that is text."""
+    outputs = [o for o in cell.get("outputs", ()) if o.output_type != "error"]
+    return "".join(
+        str(o.get("data", {}).get("text/plain", "")) if "data" in o else o.text
+        for o in outputs
+        if o.output_type != "stream" or o.name == "stdout"
+    )
+
+
+def printed(notebook):
+    return "\n".join(said(cell) for cell in notebook.cells)
+
+
+def check_run(run, method, steps, samples=16):
+    """A finished run folder, whose figures are figures."""
+    settings, metrics = Settings.load(run / "settings.json"), read_json(run / "metrics.json")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert settings.method == method and settings.steps == len(log) == metrics["steps"] == steps
+    assert all(math.isfinite(row["loss"]) and 0 < row["loss"] < 10 for row in log)
+    assert len(list((run / "samples").glob("*.png"))) == samples
+    weights = run / (
+        "adapter.safetensors" if method == "lora" else "unet/diffusion_pytorch_model.safetensors"
+    )
+    assert metrics["file_bytes"] == weights.stat().st_size > 1000
+    assert 0 < metrics["seconds_per_step"] < metrics["train_seconds"] and metrics[
+        "peak_bytes"
+    ] == sum(metrics["peak_by_category"].values())

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ class BaseWeights:
         """Whether it has SDXL's second text encoder."""
         return "text_encoder_2" in self.shapes
 
-    @property
+    @cached_property
     def layers(self) -> int:
         """Resnets of a down block."""
         first = (name for name in self.shapes["unet"] if name.startswith("down_blocks.0.resnets."))
         return len({name.split(".")[3] for name in first})
 
-    @property
+    @cached_property
     def attended(self) -> list[int]:
         """The numbers of the up blocks that have attention."""
         hits = (re.match(r"up_blocks\.(\d+)\.attentions\.", name) for name in self.shapes["unet"])

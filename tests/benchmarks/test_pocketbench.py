@@ -151,7 +151,7 @@ def test_a_run_gives_a_whole_row(subjects, tmp_path, monkeypatch):
     a_place_and_a_colour = slice(8, 20, 5)
     monkeypatch.setattr(bench, "prompt_list", lambda *a: whole(*a)[a_place_and_a_colour])
     generate = Base.generate  # which pictures they are is of no account here
-    monkeypatch.setattr(Base, "generate", lambda *a, **k: generate(*a, **k | {"steps": 2}))
+    monkeypatch.setattr(Base, "generate", lambda *a, **k: generate(*a, **k | {"steps": 1}))
     jobs = [plans.job(subjects[0].name, method) for method in ("base", "lora")]
     bench.make_data(jobs, subjects)
     assert len(load_dataset(bench.data_folder(jobs[1])).train) == 6

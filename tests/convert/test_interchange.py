@@ -172,8 +172,9 @@ def test_every_form_into_every_other_and_a_reader_of_the_schemes_accepts_each(
         out = export_lora(
             first[one], other, name_of(other, tmp_path, f"{one}_{other}"), base=str(folder)
         ).path
-        assert {(p, n) for p, n, _ in read_adapter(out)} == set(expected)
-        for p, n, layer in read_adapter(out):
+        again = read_adapter(out)
+        assert {(p, n) for p, n, _ in again} == set(expected)
+        for p, n, layer in again:
             was = adapter.layers[p][n]
             assert (
                 torch.equal(layer.down, was.down)
@@ -186,9 +187,7 @@ def test_every_form_into_every_other_and_a_reader_of_the_schemes_accepts_each(
             torch.allclose(found[where], expected[where], rtol=1e-5, atol=1e-6)
             for where in expected
         )
-        assert read_adapter(out).metadata["workbench.identifier"] == "zwx", (
-            "the header travels along"
-        )
+        assert again.metadata["workbench.identifier"] == "zwx", "the header travels along"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

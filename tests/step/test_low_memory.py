@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import LONE
+from conftest import LONE, write_tiny_base
 from safetensors.torch import load_file
 from short_runs import batch
 
@@ -52,12 +52,18 @@ def test_gradient_checkpointing_gives_the_same_numbers_with_fewer_activations(
     assert less["activations"] < 0.8 * memory["activations"]
 
 
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory):
+    """A tiny base of three levels, in which gradients take more than what a step keeps."""
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "deep", (16, 32, 32))
+
+
 def test_an_update_fused_into_backward_holds_few_gradients_and_is_adamws(
-    tiny_folder, make, monkeypatch
+    deep_folder, make, monkeypatch
 ):
     monkeypatch.setattr("lib.step.optimizer.GROUP_SIZE", 2**12)
-    plain, _, memory = taken(tiny_folder, make("dreambooth", clip=1000.0))
-    fused, _, less = taken(tiny_folder, make("dreambooth", clip=1000.0, fused_backward=True))
+    plain, _, memory = taken(deep_folder, make("dreambooth", clip=1000.0))
+    fused, _, less = taken(deep_folder, make("dreambooth", clip=1000.0, fused_backward=True))
     assert all(torch.equal(a, b) for a, b in zip(plain.weights, fused.weights)), (
         "unclipped, it is the very same update"
     )
@@ -128,9 +134,9 @@ def test_eight_bit_moments_take_a_quarter_and_the_step_stays_close(tiny_folder, 
     )
 
 
-def test_bf16_weights_halve_weights_and_gradients(tiny_folder, make):
-    _, _, memory = taken(tiny_folder, make("dreambooth"))
-    step, _, less = taken(tiny_folder, make("dreambooth", weights="bf16"))
+def test_bf16_weights_halve_weights_and_gradients(deep_folder, make):
+    _, _, memory = taken(deep_folder, make("dreambooth"))
+    step, _, less = taken(deep_folder, make("dreambooth", weights="bf16"))
     assert {w.dtype for w in step.weights} == {torch.bfloat16}
     assert (
         less["weights"] < 0.55 * memory["weights"]
