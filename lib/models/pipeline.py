@@ -173,15 +173,16 @@ def _refuse_misfit(path: Path, why: str) -> NoReturn:
 def missing_weights(path: Path, parts: Mapping[str, torch.nn.Module]) -> list[str]:
     """The weights of the loaded `parts` that no file gave, as "part.name".
 
-    diffusers leaves them without memory, transformers makes up a folder's.
+    diffusers leaves them without memory, transformers makes up a folder's. Raises BadInput where a
+    folder's files hold what is too coarse.
     """
     missing = []
     for name, part in parts.items():
         weights = part.state_dict(keep_vars=True)
         missing += [f"{name}.{key}" for key, value in weights.items() if value.is_meta]
+        files = weight_files(path / name, variant(path) or variant(path, name))
+        there = {full_name(name, key) for file in files for key in open_weights(file).names}
         if path.is_dir() and name.startswith("text_encoder"):
-            files = weight_files(path / name, variant(path) or variant(path, name))
-            there = {full_name(name, key) for file in files for key in open_weights(file).names}
             missing += [f"{name}.{key}" for key in weights if full_name(name, key) not in there]
     return missing
 

@@ -156,6 +156,15 @@ def test_a_noise_schedule_that_no_training_can_follow_is_refused(copy, name, val
     assert "take another base" in said and repr(value) in said
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_in_eight_bits_is_refused_before_anything_is_drawn(copy, part):
+    folder = copy("sd1")
+    file, weights = weights_of(folder, part)
+    coarse = {k: w.to(torch.float8_e4m3fn) if w.ndim > 1 else w for k, w in weights.items()}
+    save_file(coarse, file, {"format": "pt"})
+    assert f"{file} holds weights in F8_E4M3, too coarse" in refusal(folder)
+
+
 @pytest.mark.parametrize("scale", [0, -0.18, "0.18", None, float("inf")])
 def test_a_scale_of_latents_that_is_none_is_refused(copy, scale):
     """With 0 every picture was the same nothing, and it trained without a word."""
