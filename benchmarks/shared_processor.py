@@ -6,7 +6,8 @@ the processors (`taskset`), and under a quota (a control group, where that may b
 LoRA's step of the pocket base, in a process of its own each: "fair" with the threads that
 `lib.models.devices.fair_threads` gives, "torch" with torch's default, turn about. The fair share is
 the time of one thread on an idle processor, times the programs that share it. Rows go to
-benchmarks/results/shared_processor.json; run it on a machine that does nothing else.
+benchmarks/results/shared_processor.json, the table into benchmarks/README.md; run it on a machine
+that does nothing else.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
-from lib.files.json_file import read_json, write_json
+from benchmarks.sections import OWN_README, into_file
+from lib.files.json_file import write_json
 from lib.files.paths import ROOT
 from lib.models.devices import CGROUPS, available_processors, device_name, versions
 
@@ -107,6 +109,24 @@ def measure(
     return seconds, used
 
 
+def figures(found: dict) -> str:
+    """The measured rows as Markdown."""
+    lines = [
+        "| LoRA's step | threads | seconds | with torch's default | fair share | times the share |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+        seconds = (row[name] for name in ("fair_seconds", "torch_seconds", "fair_share"))
+        cells = (f"{value:.2f}" for value in (*seconds, row["over_fair_share"]))
+        lines.append(f"| {row['situation']} | {row['threads']} | {' | '.join(cells)} |")
+    note = (
+        f"{found['device']}, {found['cores']} processors, torch {found['versions']['torch']}:"
+        f" medians of {found['rounds']} trainings of {found['steps']} steps each way, turn about."
+    )
+    unmeasured = [f"Not measured: {text}." for text in found["unmeasured"]]
+    return "\n".join([" ".join([note, *unmeasured]), "", *lines, ""])
+
+
 def main() -> None:
     """Measure all situations, print a row each, and write them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -126,14 +146,14 @@ def main() -> None:
         ("under a quota of half a processor", 0, [], 0.5, 2.0),
     ]
     alone, _ = measure(asked.data, asked.steps, False, [], None, "1")
-    rows = []
+    rows, unmeasured = [], []
     for name, loops, prefix, quota, shared in situations:
         if prefix and not shutil.which(prefix[0]):
-            print(f"{name}: not measured, there is no {prefix[0]}")
+            unmeasured.append(f"{name} (there is no {prefix[0]})")
             continue
         with quota_group(quota or 1.0) as group, busy(loops):
             if quota and group is None:
-                print(f"{name}: not measured, no control group may be made here")
+                unmeasured.append(f"{name} (no control group may be made here)")
                 continue
             used: dict[bool, list[tuple[float, int]]] = {False: [], True: []}
             for _ in range(asked.rounds):
@@ -158,9 +178,18 @@ def main() -> None:
             f" {torch_own:.3f} s; {row['over_fair_share']:.2f} times the fair share ({verdict})",
             flush=True,
         )
-    about = {"made_by": "python -m benchmarks.shared_processor", "versions": versions()}
-    before = read_json(RESULTS) if RESULTS.is_file() else {}
-    write_json(RESULTS, before | about | {"device": cpu_name(), "cores": cores, "rows": rows})
+    found = {
+        "made_by": "python -m benchmarks.shared_processor",
+        "versions": versions(),
+        "device": cpu_name(),
+        "cores": cores,
+        "steps": asked.steps,
+        "rounds": asked.rounds,
+        "unmeasured": unmeasured,
+        "rows": rows,
+    }
+    write_json(RESULTS, found)
+    into_file(OWN_README, "shared processor", figures(found))
 
 
 def cpu_name() -> str:
