@@ -15,6 +15,12 @@ from lib.files.errors import BadInput
 from lib.files.json_file import read_json
 from lib.files.paths import ROOT
 
+# What a comparison's summary holds of each method, in any course.
+PROMISED = (
+    *("seconds_per_step", "train_seconds", "peak_bytes", "file_bytes"),
+    *("dino", "clip_i", "clip_t"),
+)
+
 
 def digests(folder):
     """{file: SHA-256 of what it holds} of all files in a folder."""

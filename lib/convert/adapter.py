@@ -137,9 +137,9 @@ def read_adapter(source: Source, layers: int = 2, cut: Cut | None = None) -> Ada
             f" adapter_config.json): name {f'a file in it ({inside})' if inside else 'another'}."
         )
     files = {folder / "adapter_model.safetensors": part for part, folder in folders.items()}
-    # Where one is not there, another of its name is, such as a pickle, which is refused as that.
+    # Where one is not there, another of its name may be, such as a pickle, which is then refused.
     files = {
-        min((file, *file.parent.glob("adapter_model.*")), key=lambda path: not path.exists()): part
+        file if file.exists() else next(file.parent.glob("adapter_model.*"), file): part
         for file, part in files.items()
     }
     return _from_files(files, source, layers, cut)

@@ -180,9 +180,13 @@ def missing_weights(path: Path, parts: Mapping[str, torch.nn.Module]) -> list[st
     for name, part in parts.items():
         weights = part.state_dict(keep_vars=True)
         missing += [f"{name}.{key}" for key, value in weights.items() if value.is_meta]
-        files = weight_files(path / name, variant(path) or variant(path, name))
-        there = {full_name(name, key) for file in files for key in open_weights(file).names}
+        # Of a folder, all its files; a single file was opened before.
+        files = [
+            open_weights(file)
+            for file in weight_files(path / name, variant(path) or variant(path, name))
+        ]
         if path.is_dir() and name.startswith("text_encoder"):
+            there = {full_name(name, key) for file in files for key in file.names}
             missing += [f"{name}.{key}" for key in weights if full_name(name, key) not in there]
     return missing
 

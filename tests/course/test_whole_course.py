@@ -9,7 +9,7 @@ import shutil
 import pytest
 from conftest import LONE, ROOT
 from safetensors.torch import load_file
-from whole_course import check_run, digests, execute, printed, said
+from whole_course import PROMISED, check_run, digests, execute, printed, said
 
 from lib.config.settings import Settings
 from lib.course.runner import NOTEBOOKS
@@ -149,17 +149,7 @@ def test_training_is_measured_along_the_way(course, name, method):
 def test_04_writes_the_summary(course):
     text, summary = printed(course("04_comparison")), read_json(course.output / "summary.json")
     for method in ("lora", "dreambooth"):
-        for key in (
-            "seconds_per_step",
-            "train_seconds",
-            "peak_bytes",
-            "file_bytes",
-            "dino",
-            "clip_i",
-            "clip_t",
-            "pres",
-            "memorising",
-        ):
+        for key in (*PROMISED, "pres", "memorising"):
             assert math.isfinite(summary[method][key]) and summary["units"][key], (method, key)
     assert summary["lora"]["file_bytes"] < summary["dreambooth"]["file_bytes"] / 5
     assert summary["lora"]["peak_bytes"] < summary["dreambooth"]["peak_bytes"]

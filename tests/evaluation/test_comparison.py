@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from whole_course import PROMISED
 
 from lib.dataset.captions import KINDS, Subject
 from lib.dataset.preparation import prepare
@@ -326,15 +327,7 @@ def test_the_summary_has_what_the_course_promises(tmp_path, data):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary == json.loads(json.dumps(written))
     for method in ("lora", "dreambooth"):
-        for key in (
-            "seconds_per_step",
-            "train_seconds",
-            "peak_bytes",
-            "file_bytes",
-            "dino",
-            "clip_i",
-            "clip_t",
-        ):
+        for key in PROMISED:
             assert isinstance(summary[method][key], float | int) and summary["units"][key]
     assert {"base_model", "real_photos", "versions", "device", "verdict"} <= set(
         summary
