@@ -136,6 +136,7 @@ def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foo
     from bs4 import BeautifulSoup
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     contents: list[tuple[int, str, str]] = []
     cells: list[Any] = []
@@ -157,6 +158,7 @@ def report(notebooks: Sequence[Any], summary: Mapping[str, Any], title: str, foo
         template_file="report.html.j2",
         exclude_anchor_links=True,
     )
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # a cell's lines
     exporter.log.setLevel("ERROR")
     # Only their names are parsed, for the pictures' bytes would take most of the time.
     text, pictures = _take_out_pictures(exporter.from_notebook_node(page)[0])

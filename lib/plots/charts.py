@@ -32,6 +32,7 @@ class Axis(NamedTuple):
 
     name: str
     log: bool = False  # logarithmic
+    share: bool = False  # from 0 to 1, so that one picture in nine is not the height of the chart
 
 
 class Point(NamedTuple):
@@ -55,7 +56,7 @@ class _Line(NamedTuple):
 def curves(
     series: Mapping[str, Any],
     x: str | Axis = "step",
-    y: str = "loss",
+    y: str | Axis = "loss",
     smooth: int = 1,
     caption: str = "",
     mark: Mapping[str, float] | None = None,
@@ -66,9 +67,9 @@ def curves(
     over the faint raw ones. mark: name -> x of a point to ring, such as the best. Raises ValueError
     for a series without values, or with another number of x than of y.
     """
-    axis = x if isinstance(x, Axis) else Axis(x)
+    axis, upright = (a if isinstance(a, Axis) else Axis(a) for a in (x, y))
     lines = [_line(name, values, smooth) for name, values in series.items()]
-    chart, axes = _chart(axis.name, y)
+    chart, axes = _chart(axis.name, upright.name)
     own = looks(series)
     for line in lines:
         look = own[line.name]
@@ -90,13 +91,15 @@ def curves(
         _make_logarithmic(axes)
     elif all(float(value).is_integer() for line in lines for value in line.xs):
         axes.locator_params(axis="x", integer=True)  # no quarter is the 1.5th
+    if upright.share:
+        axes.set_ylim(0, 1.05)
     ends = [(line.xs[-1], line.ys[-1], line.name, own[line.name].color) for line in lines]
     label_ends(chart, axes, ends)
     words = "; ".join(map(_line_in_words, lines))
-    title = f"{y}, mean of the last {smooth} values" if smooth > 1 else y
+    title = upright.name + (f", mean of the last {smooth} values" if smooth > 1 else "")
     return _finish(
         chart,
-        f"Line chart of {y} against {axis.name}: {words}.",
+        f"Line chart of {upright.name} against {axis.name}: {words}.",
         _line_table(lines, axis.name, title),
         caption,
     )
@@ -161,16 +164,20 @@ def along(
     the best, that step is ringed.
 
     tracks: name -> what a run's curve.json holds (see `lib.evaluation.curve`). x: "step" or
-    "seconds" of training. A point where the measure is None is left out, and a track without any.
+    "seconds" of training. caption: what the chart shows, unless given. A point where the measure is
+    None is left out, and a track without any.
     """
     measured = _measured(tracks, measure)
     if not measured:
         return None
+    axis = Axis(AXIS_NAMES.get(measure, measure), share=measure == "obedience")
+    words = axis.name if axis.name.isupper() else axis.name.capitalize()
+    ringed = ", the best step ringed" if measure == "dino" else ""
     return curves(
         {name: ([p[x] for p in found], [p[measure] for p in found]) for name, found in measured},
         "seconds of training" if x == "seconds" else x,
-        AXIS_NAMES.get(measure, measure),
-        caption=caption,
+        axis,
+        caption=caption or f"{words} along the training{ringed}",
         mark={
             name: p[x]
             for name, found in measured
@@ -231,11 +238,11 @@ def _mean_scores(rows, y):
     return {float(rate): float(np.mean(scores[rate])) for rate in sorted(scores, key=float)}
 
 
-def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool = False) -> Figure:
+def bars(values: Mapping[str, Any], unit: str = "", caption: str = "") -> Figure:
     """A bar chart of `values`: name -> number, or name -> {series: number}; None leaves a gap.
 
-    Every bar has its number beside it; series differ in hatching. log: a logarithmic axis, for
-    numbers that lie far apart. Raises ValueError where there is no number.
+    Every bar begins at 0, so that its length is its number, which stands beside it; series differ
+    in hatching. Raises ValueError where there is no number.
     """
     groups = {name: v if isinstance(v, dict) else {"": v} for name, v in values.items()}
     series = list(dict.fromkeys(s for group in groups.values() for s in group))
@@ -250,7 +257,7 @@ def bars(values: Mapping[str, Any], unit: str = "", caption: str = "", log: bool
             if group.get(name) is not None:
                 look = own[name] if name else own_look(row)
                 _bar(axes, at + middle, group[name], name, thickness * 0.92, look)
-    _bar_limits(axes, [v for group in groups.values() for v in group.values()], log)
+    _bar_limits(axes, [v for group in groups.values() for v in group.values()])
     axes.set_yticks(range(len(groups)), [textwrap.fill(name, 16) for name in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(False, axis="y")
@@ -280,16 +287,11 @@ def _bar(axes, place, value, name, thickness, look):
     )
 
 
-def _bar_limits(axes, values, log):
+def _bar_limits(axes, values):
     """Limits of the axis of values that leave place for the numbers beside the bars."""
     largest = max((v for v in values if v is not None), default=1)
-    if log:
-        axes.set_xscale("log")
-        low = min(v for v in values if v) / 10
-        axes.set_xlim(low, largest * (largest / low) ** 0.4)
-    else:
-        low = min(axes.get_xlim()[0], 0)
-        axes.set_xlim(low, largest + 0.35 * ((largest - low) or 1))
+    low = min(axes.get_xlim()[0], 0)
+    axes.set_xlim(low, largest + 0.35 * ((largest - low) or 1))
 
 
 def points(

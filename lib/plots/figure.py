@@ -89,7 +89,8 @@ class Table:
 
     def _repr_html_(self):
         def cells(line):
-            heading, *texts = [html.escape(number(cell)) for cell in line]
+            # A path may go on in the next line of its cell.
+            heading, *texts = [html.escape(number(c)).replace("/", "/<wbr>") for c in line]
             others = "".join(f"<td>{text}</td>" for text in texts)
             return f'<tr><th scope="row">{heading}</th>{others}</tr>'
 

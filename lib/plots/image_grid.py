@@ -66,11 +66,9 @@ class Grid(Figure):
         """Make the HTML of `grid`'s pictures and labels."""
         cell, width = _cell(lines, scale), max(map(len, lines))
         sheet = img("image/webp", _bare_sheet(lines), self.alt, "width: 100%")
-        above = "".join(
-            f'<span style="{ABOVE}">{html.escape(str(t))}</span>' for t in columns or ()
-        )
-        beside = "".join(f"<span>{html.escape(str(t))}</span>" for t in rows or ())
-        left = "fit-content(9rem) " if rows else ""
+        above = "".join(f'<span style="{ABOVE}">{_breakable(t)}</span>' for t in columns or ())
+        beside = "".join(f"<span>{_breakable(t)}</span>" for t in rows or ())
+        left = "fit-content(clamp(4.5rem, 22vw, 9rem)) " if rows else ""
         room = f"max-width: {(cell + GAP) * width + 150}px; min-width: {LEAST * width}px"
         self.laid_out = (
             '<div class="grid" tabindex="0" style="overflow-x: auto">'
@@ -89,8 +87,13 @@ class Grid(Figure):
 # How labels stand above and beside the pictures.
 ABOVE = "flex: 1 1 0; text-align: center; padding: 0 2px; line-height: 1.2"
 BESIDE = "display: grid; grid-auto-rows: 1fr; align-items: center; line-height: 1.2"
-LEAST = 56  # CSS pixels of a picture, below which a grid scrolls in its own box
+LEAST = 52  # CSS pixels of a picture, below which a grid scrolls in its own box
 NATIVE = 256  # pixels of a picture in a sheet at most
+
+
+def _breakable(label):
+    """A label in HTML, whose longest word a narrow page may hyphenate."""
+    return html.escape(str(label)).replace("DreamBooth", "Dream&shy;Booth")
 
 
 def _cell(lines, scale):

@@ -2,7 +2,7 @@
 hatch of its own, so that nobody learns the legend twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 from lib.config import CONTESTANT_NAMES
@@ -17,7 +17,7 @@ class Look(NamedTuple):
     hatch: str
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, and below it Tol's, which the colour-blind can tell apart.
 LOOKS = (
     Look("#0072B2", "-", "o", ""),
     Look("#D55E00", "--", "s", "///"),
@@ -27,10 +27,26 @@ LOOKS = (
     Look("#56B4E9", (0, (1, 1)), "X", "++"),
 )
 
+# Of series that are no contestants, such as two measures, or photos trained on and held out: none
+# of them is to be taken for a method.
+OTHER_LOOKS = (
+    Look("#333333", (0, (9, 1)), "P", "|||"),
+    Look("#882255", (0, (3, 2)), "*", "oo"),
+    Look("#8A8A8A", (0, (5, 1, 1, 1)), "p", "---"),
+    Look("#332288", (0, (2, 2)), "h", "**"),
+    Look("#999933", (0, (5, 1, 1, 1, 1, 1)), "<", "OO"),
+    Look("#44AA99", (0, (1, 3)), ">", "||--"),
+)
+
 PLAIN = Look("#555555", "-", "o", "")
 
 # The same contestants by the shorter names that charts give them.
-_SHORT = {"base": "base_model", "base model": "base_model", "real photos": "real_photos"}
+_SHORT = {
+    "base": "base_model",
+    "base model": "base_model",
+    "real photos": "real_photos",
+    "extracted": "extracted",
+}
 _ORDER = ("lora", "dreambooth", "base_model", "real_photos", "extracted", "extracted_twice")
 _OWN = {CONTESTANT_NAMES[key]: look for key, look in zip(_ORDER, LOOKS)}
 _OWN |= {short: _OWN[CONTESTANT_NAMES[key]] for short, key in _SHORT.items()}
@@ -41,12 +57,10 @@ def own_look(name: str) -> Look:
     return _OWN.get(name, PLAIN)
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each series of a chart: contestants have their own, others what is left, in order
-    (again from the first where there are more than six).
+def looks(names: Collection[str]) -> dict[str, Look]:
+    """A look for each series of a chart: contestants have their own, others those of `OTHER_LOOKS`,
+    in order (again from the first where there are more than six).
     """
-    found = {name: _OWN.get(name) for name in names}
-    left = [look for look in LOOKS if look not in found.values()] or list(LOOKS)
-    others = [name for name, look in found.items() if look is None]
-    given = {name: left[k % len(left)] for k, name in enumerate(others)}
-    return {name: look or given[name] for name, look in found.items()}
+    others = [name for name in names if name not in _OWN]
+    given = {name: OTHER_LOOKS[k % len(OTHER_LOOKS)] for k, name in enumerate(others)}
+    return {name: _OWN.get(name) or given[name] for name in names}

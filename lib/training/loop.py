@@ -256,7 +256,8 @@ def run_steps(settings: Settings, training: Training) -> Path:
                     log.flush()
                     # One of several processes does not change its threads alone.
                     pace.look(exact=settings.save_every > 0 or processes.count > 1)
-                if samples_due(step.taken, settings.sample_every) and processes.first:
+                sampled = samples_due(step.taken, settings.sample_every, settings.steps)
+                if sampled and processes.first:
                     add_samples(step, training)
                 # Those that memory does not suffice for are left out from here on.
                 watchers = [

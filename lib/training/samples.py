@@ -41,11 +41,12 @@ def memory_suffices(what: str, step: Step, do: Callable[[], object]) -> bool:
     return False
 
 
-def samples_due(step: int, every: int) -> bool:
-    """Whether samples are drawn after `step`: after each `every` steps (0: never), and after
-    `EARLY_STEPS` before the first of those.
+def samples_due(step: int, every: int, last: int) -> bool:
+    """Whether samples are drawn after `step`: after each `every` steps (0: never), after
+    `EARLY_STEPS` before the first of those, and after the `last`.
     """
-    return every > 0 and (step % every == 0 or (step in EARLY_STEPS and step < every))
+    early = step in EARLY_STEPS and step < every
+    return every > 0 and (step % every == 0 or early or step == last)
 
 
 def draw_samples(step: Step, subject: Subject, run: Path) -> list[Image.Image]:

@@ -117,6 +117,8 @@ def test_nothing_is_cut_off_or_small(page):
     assert found["words"] > 500
     assert not found["small"] and not found["outside"]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    fits = "all => all.every(each => each.scrollWidth <= each.clientWidth)"
+    assert page.eval_on_selector_all(".grid", fits), "the pictures of all five fit on a phone"
 
 
 def test_letters_of_charts_are_large_enough(page):

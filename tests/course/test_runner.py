@@ -179,8 +179,8 @@ def test_the_course_runs_through(small, tmp_path):
 
 
 def test_the_report_folds_what_is_long_and_keeps_pictures_small():
-    """Tables scroll in boxes of their own, long ones and long prints are folded, a large picture
-    is made as large as it is shown.
+    """Tables scroll in boxes of their own, long ones and long prints are folded, what was printed
+    line after line is one, a large picture is made as large as it is shown.
     """
     noise = Image.effect_noise((3000, 400), 60).convert("RGB")
     file = io.BytesIO()
@@ -194,7 +194,7 @@ def test_the_report_folds_what_is_long_and_keeps_pictures_small():
         {"image/jpeg": base64.b64encode(file.getvalue()).decode()},
     ]
     shown = [nbformat.v4.new_output("display_data", data=data) for data in outputs]
-    shown.append(nbformat.v4.new_output("stream", text="a line\n" * 50))
+    shown += [nbformat.v4.new_output("stream", text="a line\n") for _ in range(50)]
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)])
     page = report([made], SUMMARY, "Title")
     soup = BeautifulSoup(page, "html.parser")

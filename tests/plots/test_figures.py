@@ -19,7 +19,7 @@ from lib.files.errors import BadInput
 from lib.plots import charts
 from lib.plots.figure import LARGEST, Paragraphs, as_table
 from lib.plots.image_grid import grid
-from lib.plots.looks import PLAIN, looks, own_look
+from lib.plots.looks import LOOKS, OTHER_LOOKS, PLAIN, looks, own_look
 from lib.training.samples import sample_progress
 
 
@@ -124,10 +124,9 @@ def test_long_series_keep_a_short_table_with_both_ends():
 def test_curves_read_without_colour():
     figure = charts.curves({name: [1.0, k + 2.0] for k, name in enumerate("abcd")})
     lines = figure.chart.axes[0].lines
-    assert (
-        len({line.get_linestyle() for line in lines}) == 4
-        and len({line.get_marker() for line in lines}) == 4
-    )
+    # get_linestyle calls all dashes of one's own "--".
+    assert len({str(line._unscaled_dash_pattern) for line in lines}) == 4
+    assert len({line.get_marker() for line in lines}) == 4
     assert {text.get_text().strip() for text in figure.chart.axes[0].texts} == set(
         "abcd"
     )  # named on the spot, not in a legend
@@ -457,6 +456,7 @@ def test_a_contestant_looks_the_same_in_every_chart():
     assert own_look("base") == own_look("base model (floor)") != own_look("half") == PLAIN
     for k in range(4):  # colour, line, marker and hatch: by any of them four series are told apart
         assert len({look[k] for look in together.values()}) == 4
+        assert len({look[k] for look in (*LOOKS, *OTHER_LOOKS)}) == len(LOOKS) + len(OTHER_LOOKS)
     cut = "DreamBooth cut to a LoRA"
     drawn = charts.bars({"LoRA": 1, cut: 2, "weights": 3}).chart.axes[0].patches
     assert [bar.get_hatch() or "" for bar in drawn] == [
@@ -469,8 +469,17 @@ def test_a_contestant_looks_the_same_in_every_chart():
 def test_the_best_step_is_ringed_on_the_measure_that_it_is_best_by():
     points = [{"step": k, "dino": 0.1 * k, "drift": 0.2 * k} for k in range(3)]
     track = {"LoRA": {"points": points, "best_step": 2}}
-    rings = [len(charts.along(track, m).chart.axes[0].lines) - 1 for m in ("dino", "drift")]
-    assert rings == [1, 0] and charts.along(track, "obedience") is None
+    dino, drift = (charts.along(track, measure) for measure in ("dino", "drift"))
+    assert [len(figure.chart.axes[0].lines) - 1 for figure in (dino, drift)] == [1, 0]
+    assert dino.caption == "DINO along the training, the best step ringed"
+    assert drift.caption == "Drift of the class along the training"
+    assert charts.along(track, "obedience") is None
+
+
+def test_a_share_is_drawn_from_0_to_1():
+    points = [{"step": k, "obedience": 1 - k / 9} for k in range(2)]
+    chart = charts.along({"LoRA": {"points": points, "best_step": 0}}, "obedience").chart
+    assert chart.axes[0].get_ylim() == (0, 1.05)
 
 
 def test_what_is_counted_in_whole_numbers_has_no_tick_between_them():

@@ -210,9 +210,9 @@ def test_a_watcher_can_stop_with_a_usable_result(make, tiny_folder):
 
 def test_the_first_samples_come_early():
     def due(every):
-        return [step for step in range(1, 201) if samples_due(step, every)]
+        return [step for step in range(1, 201) if samples_due(step, every, 200)]
 
-    assert due(75) == [10, 25, 50, 75, 150]
+    assert due(75) == [10, 25, 50, 75, 150, 200]
     assert due(50) == [10, 25, 50, 100, 150, 200]
     assert due(20) == [10, *range(20, 201, 20)], "later than the first fixed one, none is extra"
     assert due(0) == []
