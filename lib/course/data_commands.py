@@ -72,9 +72,9 @@ def prepare(
             "seed": seed,
         }
     )
+    found = report(scan(folder, kind=kind or None, aspect=aspect))
     # Before a base is loaded, which may be slow: whether the words can be used at all.
     read_subject(folder, kind or None, class_noun or None, identifier or IDENTIFIERS[0])
-    found = report(scan(folder, kind=kind or None, aspect=aspect))
     print(found)
     model = load_base(base)
     subject = read_words(folder, model, class_noun, identifier, kind)

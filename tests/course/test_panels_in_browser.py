@@ -36,6 +36,18 @@ SMALL = {
     "01_dataset_prep": {"class_images": 2},
     "02_lora_training": {"steps": 120 if PICTURES else 400, "batch_size": 2, "rank": 4},
 }
+# The same notebooks and those that follow on them, whose every cell is run twice, in this order.
+SHORT = {"steps": 2, "rank": 2, "sample_steps": 1, "output": "runs/twice"}
+TWICE = {
+    "00_start_here": {"class_images": 4, "output": "runs/twice_start"},
+    "01_dataset_prep": {"class_images": 2},
+    "02_lora_training": {},
+    "03_dreambooth_training": {},
+    "04_comparison": {"prompts": "course", "pictures_per_prompt": 1, "class_pictures": 1},
+    "05_compose_and_ship": {"pictures": 4},
+    "06_many_runs": {"job_steps": 2, "ranks": [1]},
+    "appendix_recipes": {},
+}
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}  # of accessibility, of axe
 LARGEST = 120_000  # bytes of a panel's picture
 TOKEN = "a-token-of-the-tests"
@@ -96,12 +108,15 @@ def project(folder: Path) -> Path:
     """A project folder with notebooks of its own, whose parameters are small."""
     for name in ("lib", "data", "docs", "benchmarks", "requirements.txt", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "notebooks").mkdir()
-    for name, parameters in SMALL.items():
-        made = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        [cell] = [c for c in made.cells if "parameters" in c.metadata.get("tags", ())]
-        cell.source += "".join(f"\n{key} = {value!r}" for key, value in (FEW | parameters).items())
-        nbformat.write(made, folder / "notebooks" / f"{name}.ipynb")
+    for place, common, all_of_them in (("", FEW, SMALL), ("twice", SHORT, TWICE)):
+        (folder / "notebooks" / place).mkdir()
+        for name, own in all_of_them.items():
+            made = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+            for cell in made.cells:
+                if "parameters" in cell.metadata.get("tags", ()):
+                    given = {key: v for key, v in common.items() if f"{key} =" in cell.source} | own
+                    cell.source += "".join(f"\n{key} = {v!r}" for key, v in given.items())
+            nbformat.write(made, folder / "notebooks" / place / f"{name}.ipynb")
     return folder
 
 
@@ -370,3 +385,14 @@ def test_both_ways_train_by_one_button_and_the_explorer_draws_at_enter(page, add
     before = page.evaluate(STATE, "s16-answer")[0]
     book.command("notebook:run-all-cells")  # all of it again
     book.wait("s16-answer", before)
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_each_cell_runs_twice(page, address, name):
+    """In front of a person, with panels, and a training that begins by itself."""
+    book = Notebook(page, address, f"twice/{name}")
+    made = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            book.run(cell.id, cell.id)
+    assert "Error displaying widget" not in page.locator(".jp-Notebook").inner_text()

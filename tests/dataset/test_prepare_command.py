@@ -119,3 +119,9 @@ def test_kohyas_folders_are_sent_to_their_command(photos, no_base, tmp_path, cap
     photos.rename(tmp_path / "kohya" / "10_zwx toy")
     assert main(["prepare", str(tmp_path / "kohya"), "--class-noun", "toy"]) == 1
     assert "python -m lib from-kohya" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_said_before_words_are_asked_for(no_base, tmp_path, capsys):
+    assert main(["prepare", str(tmp_path / "photoz")]) == 1
+    out, err = capsys.readouterr()
+    assert "photoz does not exist; check the path" in err and not out
