@@ -21,7 +21,6 @@ RATES = {
     "lora": (1e-3, 2.8e-3, 4e-3, 5.6e-3, 1e-2),
     "dreambooth": (4e-4, 8e-4, 1.2e-3, 1.6e-3, 4e-3),
 }
-ALIKE = 0.01  # of `both`: rates that lie nearer count as alike
 # {steps of a training: the rates that are tried at that length}.
 LENGTHS = {
     150: {"lora": (2.8e-3, 4e-3, 5.6e-3), "dreambooth": (8e-4, 1.2e-3, 1.6e-3)},
@@ -49,14 +48,14 @@ def both(likeness, obedience):
 
 
 def curves(rows, study="rate", steps=None):
-    """{method: [{learning_rate, both, dino, clip_t, likeness, obedience, runs}]} of a study's rows,
-    in order of the rate; `steps` takes the trainings of that length alone.
+    """{method: [{learning_rate, both, error, likeness, obedience, dino, clip_t, runs}]} of a
+    study's rows, in order of the rate; `steps` takes the trainings of that length alone.
 
     likeness: share of the way in DINO from the base model (0) to the real photos (1); obedience:
     CLIP-T as a share of the real photos' with their own captions, 1 at most, for a subject that
     CLIP hardly takes for its class lowers both. Both are means over subjects of means over seeds,
-    and `both` joins them. Rows of before the photos' CLIP-T was measured are held against the
-    base's.
+    and `both` joins them; error is the standard error of such a mean. Rows of before the photos'
+    CLIP-T was measured are held against the base's.
     """
     rows = [row for row in rows if row["study"] == study]
     base, result = (
@@ -75,23 +74,30 @@ def curves(rows, study="rate", steps=None):
                 groups[row["learning_rate"]][subject].append(scores)
         result[method] = []
         for rate, subjects in sorted(groups.items()):
-            mean = np.mean([np.mean(runs, axis=0) for runs in subjects.values()], axis=0)
+            each = [np.mean(runs, axis=0) for runs in subjects.values()]
+            mean, joined = np.mean(each, axis=0), [both(*map(float, one[:2])) for one in each]
+            error = np.std(joined, ddof=1) / len(joined) ** 0.5 if len(joined) > 1 else 0.0
             named = dict(
                 zip(("likeness", "obedience", "dino", "clip_t"), (round(float(v), 4) for v in mean))
             )
             runs = sum(map(len, subjects.values()))
             result[method].append(
-                {"learning_rate": rate, "both": round(both(*map(float, mean[:2])), 4)}
-                | named
-                | {"runs": runs}
+                {
+                    "learning_rate": rate,
+                    "both": round(both(*map(float, mean[:2])), 4),
+                    "error": round(float(error), 4),
+                    **named,
+                    "runs": runs,
+                }
             )
     return result
 
 
 def best(points):
-    """The lowest rate of a method's curve whose `both` is within `ALIKE` of the highest: of rates
-    that are not told apart the gentlest, which forgets least (as the one-standard-error rule takes
-    the simplest model; Breiman et al. 1984, section 3.4.3).
+    """The lowest rate of a method's curve whose `both` lies within one standard error of the
+    highest: of rates that are not told apart the gentlest, which forgets least (as the
+    one-standard-error rule takes the simplest model; Breiman et al. 1984, section 3.4.3).
     """
-    top = max(point["both"] for point in points)
-    return min(point["learning_rate"] for point in points if point["both"] >= top - ALIKE)
+    top = max(points, key=lambda point: point["both"])
+    near = [p["learning_rate"] for p in points if p["both"] >= top["both"] - top["error"]]
+    return min(near)

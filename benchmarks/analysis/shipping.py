@@ -121,7 +121,7 @@ def extraction(path: str | Path = RESULTS) -> Figure | None:
     cut = {f"rank {rank}": {"method": "extracted", "rank": rank} for rank in ranks}
     whole = {
         "DreamBooth": {"method": "dreambooth"},
-        "LoRA, trained": {"method": "lora"},
+        "LoRA": {"method": "lora"},
         "base": {"method": "base"},
     }
     found = {name: by_subject(rows, "dino", **where) for name, where in (cut | whole).items()}
@@ -141,7 +141,7 @@ def extraction(path: str | Path = RESULTS) -> Figure | None:
         kept, size = (by_subject(rows, key, **where) for key in ("kept_of_layers", "file_bytes"))
         gaps = [
             "-" if name == other else _gap(found[name], found[other])
-            for other in ("DreamBooth", "LoRA, trained")
+            for other in ("DreamBooth", "LoRA")
         ]
         sizes = f"{_mean(kept):.3f}" if kept else "-", f"{_mean(size) / 2**20:.2f}" if size else "-"
         lines.append([name, *sizes, f"{_mean(found[name]):.3f}", *gaps])
@@ -159,7 +159,7 @@ def extraction(path: str | Path = RESULTS) -> Figure | None:
             "MiB",
             "DINO",
             "minus DreamBooth (95 %)",
-            "minus LoRA, trained (95 %)",
+            "minus LoRA (95 %)",
         ],
     )
     return figure

@@ -2,6 +2,7 @@
 learning rate, and how long to train.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import learning_rates
@@ -17,6 +18,7 @@ COLUMNS = {
     "likeness": "likeness",
     "obedience": "obedience",
     "both": "both (harmonic mean)",
+    "error": "its standard error",
     "dino": "DINO",
     "clip_t": "CLIP-T",
 }
@@ -24,7 +26,7 @@ COLUMNS = {
 
 def rates(rows: Rows) -> Figure | None:
     """What each learning rate is worth: the mean of likeness and obedience by which it is chosen,
-    the best ringed.
+    give or take its standard error, the chosen one ringed.
     """
     found = {name: points for name, points in learning_rates.curves(rows).items() if points}
     if not found:
@@ -39,13 +41,14 @@ def rates(rows: Rows) -> Figure | None:
     )
     lines = {
         METHOD_NAMES[m]: [
-            (f"{p['learning_rate']:g}", p["learning_rate"], p["both"]) for p in points
+            (f"{p['learning_rate']:g}", p["learning_rate"], p["both"], None, _give_or_take(p))
+            for p in points
         ]
         for m, points in found.items()
     }
     about = (
         f"Each method's learning rate, {size(rows, 'rate')}, {_sets(rows, 'rate')} photo sets;"
-        f" chosen: {chosen}; neighbours are not told apart"
+        f" chosen: {chosen}, the lowest within one standard error (the bars) of the highest"
     )
     figure = points(
         lines, Axis("learning rate", log=True), "likeness and obedience", about, mark=best
@@ -65,22 +68,28 @@ def length(rows: Rows) -> Figure | None:
     lengths = sorted({int(r["steps"]) for r in own if r.get("steps")})
     if not lengths:
         return None
-    lines: dict[str, list[tuple[int, int, float]]] = {}
+    lines: dict[str, list[tuple[Any, ...]]] = {}
     body: list[list[Any]] = []
     for steps in lengths:
         for m, tried in learning_rates.curves(rows, "length", steps).items():
             if not tried:
                 continue
-            both = {p["learning_rate"]: p["both"] for p in tried}[learning_rates.best(tried)]
-            lines.setdefault(METHOD_NAMES[m], []).append((steps, steps, both))
+            (chosen,) = [p for p in tried if p["learning_rate"] == learning_rates.best(tried)]
+            point = steps, steps, chosen["both"], None, _give_or_take(chosen)
+            lines.setdefault(METHOD_NAMES[m], []).append(point)
             body += [[METHOD_NAMES[m], steps, *(p[c] for c in COLUMNS)] for p in tried]
     about = (
         f"How long to train, {size(rows, 'length')}, {_sets(rows, 'length')} photo sets: each"
-        " length at the best of the rates tried at it; with one seed, .02 is no difference"
+        " length at the best of the rates tried at it, give or take one standard error"
     )
     figure = points(lines, Axis("steps"), "likeness and obedience", about)
     figure.table = as_table(sorted(body), ["", "steps", *COLUMNS.values()])
     return figure
+
+
+def _give_or_take(point: Mapping[str, float]) -> tuple[float, float]:
+    """A point of `learning_rates.curves`, its standard error taken away and added."""
+    return point["both"] - point["error"], point["both"] + point["error"]
 
 
 def _sets(rows: Rows, study: str) -> int:

@@ -15,6 +15,16 @@ STYLE = """<style>
 .jp-OutputArea:has(.jupyter-widgets > *) .left-of-a-panel {display: none}
 .jp-OutputArea .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {display: none}
 </style>"""
+# ipywidgets writes a slider's name beside it, and tells it to no screen reader.
+SLIDER_NAMES = """<script>
+window.sliderNames ??= new MutationObserver(() => {
+  for (const handle of document.querySelectorAll('.noUi-handle:not([aria-label])')) {
+    const label = handle.closest('.widget-inline-hbox')?.querySelector('label');
+    if (label) handle.setAttribute('aria-label', label.textContent);
+  }
+});
+window.sliderNames.observe(document.body, {childList: true, subtree: true});
+</script>"""
 LEFT = "Here was a panel, which works while the notebook's Python runs: run this cell to have it."
 
 Leave = Callable[[str], None]
@@ -44,7 +54,8 @@ def show(widget: Any) -> Leave:
     from IPython.display import HTML, display
 
     def left(shown: str) -> HTML:
-        return HTML(f'{STYLE}<div class="left-of-a-panel"><p>{LEFT}</p>{shown}</div>')
+        words = f'<div class="left-of-a-panel"><p>{LEFT}</p>{shown}</div>'
+        return HTML(STYLE + SLIDER_NAMES + words)
 
     display(widget)
     handle: Any = display(left(""), display_id=True)

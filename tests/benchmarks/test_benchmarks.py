@@ -66,7 +66,17 @@ def test_a_rate_is_best_where_the_subject_is_learned_and_the_prompt_followed():
     assert [point["likeness"] for point in found["lora"]] == pytest.approx([0.125, 0.5, 0.875])
     assert [point["obedience"] for point in found["lora"]] == pytest.approx([1.0, 0.8, 0.2])
     assert rates.best(found["lora"]) == 2e-3 and found["dreambooth"] == []
+    assert [point["error"] for point in found["lora"]] == [0, 0, 0], "two subjects that are alike"
     assert rates.both(-0.1, 0.9) == 0 and rates.both(0.5, 0.5) == 0.5
+
+
+def test_of_rates_within_a_standard_error_of_the_highest_the_lowest_is_taken():
+    def point(rate, both, error):
+        return {"learning_rate": rate, "both": both, "error": error}
+
+    curve = [point(1e-3, 0.6, 0.2), point(2e-3, 0.71, 0.2), point(4e-3, 0.8, 0.1)]
+    assert rates.best(curve) == 2e-3
+    assert rates.best([*curve, point(8e-3, 0.9, 0.05)]) == 8e-3
 
 
 def test_files_of_stable_diffusions_size_take_what_was_promised_at_most():

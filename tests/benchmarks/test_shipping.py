@@ -228,7 +228,7 @@ def test_the_extracted_rank_is_held_against_both_trainings_subject_by_subject(tm
         "rank 16",
         "rank 64",
         "DreamBooth",
-        "LoRA, trained",
+        "LoRA",
         "base",
     ]
     assert figure.table.rows[3][4] == "-" and "6 subjects" in figure.caption

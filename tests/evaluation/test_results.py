@@ -25,7 +25,7 @@ def test_what_survives_and_what_is_extracted_can_be_read():
     survival = results.survival_table()
     assert survival.columns[:2] == ["way", "mean"] and "Three concepts" in survival.caption
     extracted = results.extraction_figure()
-    assert [row[0] for row in extracted.table.rows][-3:] == ["DreamBooth", "LoRA, trained", "base"]
+    assert [row[0] for row in extracted.table.rows][-3:] == ["DreamBooth", "LoRA", "base"]
 
 
 def test_the_verdicts_have_a_column_for_the_readers_own_run():
