@@ -192,7 +192,9 @@ def test_each_length_is_shown_at_the_best_rate_that_was_tried_at_it(made):
 
 def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     figure = made["rates"]
-    assert "3 photo sets; chosen: LoRA 0.001, DreamBooth 0.0002; neighbours" in figure.caption
+    assert (
+        "3 photo sets; chosen: LoRA 0.001, DreamBooth 0.0002, the lowest within" in figure.caption
+    )
     assert [row[1] for row in figure.table.rows] == [5e-4, 1e-3, 2e-3, 1e-4, 2e-4, 4e-4]
     assert sum(line.get_markersize() > 10 for line in figure.chart.axes[0].lines) == 2
     cut = rates([r for r in whole() if r.get("learning_rate") != 4e-4])
