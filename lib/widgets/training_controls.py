@@ -253,7 +253,7 @@ class TrainingPanel:
         self.status.value = escape(f"{name}: step {state.step} of {state.steps}, {how}")
         if state.losses:
             figure = charts.curves(
-                {"loss": state.losses},
+                {name: state.losses},
                 smooth=20,
                 caption="The loss: faint each step, bold the mean of 20",
             )

@@ -235,13 +235,17 @@ class Notebook:
                 if scheme == "dark":
                     assert not self.page.evaluate(WHITE, self.selector), width
                 assert "Error displaying widget" not in panel.inner_text()
+                assert not panel.locator("[title=null]").count(), "what a mouse that rests is told"
                 buttons = panel.locator(".jupyter-button")
                 assert all(buttons.nth(k).is_visible() for k in range(buttons.count()))
         found = axe.Axe().run(self.page, f"{self.selector} .jupyter-widgets", RULES)
         wrong = found.response["violations"]
         assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in wrong]
         if picture and PICTURES:
-            save(panel, Path(PICTURES) / f"panel_{picture}.png")
+            self.page.set_viewport_size({"width": 1400, "height": 2000})  # with all of it in view
+            save(self.panel(each), Path(PICTURES) / f"panel_{picture}.png")
+            self.page.set_viewport_size({"width": 1400, "height": 1000})
+            self.panel(each)
 
 
 def save(panel, path: Path) -> None:
@@ -349,7 +353,9 @@ def test_a_notebook_that_is_opened_again_has_a_line_in_place_of_its_panels(page,
     book.run("c02-f61d3b", "c04-431588", "upload-photos")
     panel = book.panel("upload-photos")
     photos = sorted((ROOT / "data" / "subjects" / "character").glob("*.png"))
-    panel.locator("input[type=file]").set_input_files(photos)
+    with page.expect_file_chooser() as chosen:
+        panel.get_by_role("button", name=re.compile("Upload photos")).click()
+    chosen.value.set_files(photos)
     said(panel, f"{len(photos)} files are in")
     book.look("upload-photos")
     page.evaluate("async () => await jupyterapp.commands.execute('docmanager:save')")
