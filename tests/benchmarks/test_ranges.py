@@ -69,12 +69,12 @@ def test_a_run_of_another_judge_or_base_is_held_against_nothing():
 
 
 def test_the_default_course_lies_where_the_benchs_subjects_do():
-    """What `make bench` read of the course's own run: the example character, seed 0. Two numbers are
-    known to lie outside (of 24 ranges of 95 % one or two are expected to), and notebook 04 tells
-    them. Already the base draws that robot's class more diversely (CLIP, two pictures a prompt)
-    than it does the bench's subjects. And CLIP hardly takes that robot for one: its photos score
-    .377 with their own captions, where the base's robots score .540, so that a small difference is
-    a large share.
+    """What `make bench` read of the course's own run: the example character, seed 0. Two numbers
+    are known to lie outside (of 24 ranges of 95 % one or two are expected to), and notebook 04
+    tells them. Already the base draws that robot's class more diversely (CLIP, two pictures a
+    prompt) than it does the bench's subjects. And CLIP hardly takes that robot for one: its photos
+    score .377 with their own captions, where the base's robots score .540, so that a small
+    difference is a large share.
     """
     scores = read_json(ROOT / "benchmarks" / "results" / "pocket.json")["scores"]
     own = Comparison(scores, {"judge": "pocket", "base": "pocket"})
