@@ -150,7 +150,7 @@ def same_ground(runs: Sequence[Run]) -> Dataset:
 
 def unlike(runs: Sequence[Run]) -> list[str]:
     """Settings that differ although the comparison wants them equal, as a list of texts such as
-    "steps (300, 400)".
+    "steps (300, 400)"; and the device, or its threads, for seconds of two are not compared.
     """
     keys = (
         "steps",
@@ -162,10 +162,15 @@ def unlike(runs: Sequence[Run]) -> list[str]:
         "warmup",
         "cooldown",
         "precision",
+        "device",
     )
     # Metrics first: a run may have been stopped early.
     values = {key: [str(r.metrics.get(key, r.settings.get(key))) for r in runs] for key in keys}
-    return [f"{key} ({', '.join(v)})" for key, v in values.items() if len(set(v)) > 1]
+    return [
+        f"{key} ({('; ' if key == 'device' else ', ').join(v)})"  # a device has commas in its name
+        for key, v in values.items()
+        if len(set(v)) > 1
+    ]
 
 
 def costs_alone(runs: Sequence[Run]) -> Comparison:

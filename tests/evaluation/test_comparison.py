@@ -231,6 +231,16 @@ def test_unequal_settings_are_named(tmp_path, data):
     assert "Not like for like: the runs differ in steps (300, 400)" in verdict(result)
 
 
+def test_seconds_on_another_number_of_threads_are_told(tmp_path):
+    """A training that met a busy processor takes one thread, and the next one two again."""
+    recipe = {"steps": 300, "seed": 0}
+    runs = [
+        Run(tmp_path, method, recipe, {"device": f"CPU, {threads} threads"}, tmp_path)
+        for method, threads in (("lora", 1), ("dreambooth", 2))
+    ]
+    assert unlike(runs) == ["device (CPU, 1 threads; CPU, 2 threads)"]
+
+
 def test_shares_run_from_the_base_model_to_the_real_photos():
     rows = outcome().rows
     assert [
