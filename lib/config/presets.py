@@ -28,8 +28,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         # name no place draws them in no other.
         "prior_weight": 0.3,
     },
-    # The best rate of the same sweep, shown in notebook 03; the weight is LoRA's, so that the two
-    # methods learn from the same loss.
+    # The rate of the same sweep by the same rule, shown in notebook 03; the weight is LoRA's, so
+    # that the two methods learn from the same loss.
     ("dreambooth", "pocket"): _POCKET | {"learning_rate": 1.2e-3, "prior_weight": 0.3},
     ("lora", "sd1"): _LORA | {"guidance": 7.5},
     ("dreambooth", "sd1"): _DREAMBOOTH | {"guidance": 7.5},

@@ -164,7 +164,7 @@ class Settings:
             ge=0,
             le=100_000,
             description="Steps between fixed-seed samples, the first ones earlier (after steps 10,"
-            " 25 and 50); 0 for none.",
+            " 25 and 50), and some after the last step; 0 for none.",
         ),
     ] = 50
     sample_steps: Annotated[

@@ -57,18 +57,18 @@ def show(widget: Any) -> Leave:
         words = f'<div class="left-of-a-panel"><p>{LEFT}</p>{shown}</div>'
         return HTML(STYLE + SLIDER_NAMES + words)
 
-    _say_nothing_of(widget)
+    _empty_tooltips(widget)
     display(widget)
     handle: Any = display(left(""), display_id=True)
     return lambda shown: handle.update(left(shown))
 
 
-def _say_nothing_of(widget: Any) -> None:
+def _empty_tooltips(widget: Any) -> None:
     """Leave the tooltips empty that nobody wrote: ipywidgets shows them as "null"."""
     if widget.has_trait("tooltip") and widget.tooltip is None:
         widget.tooltip = ""
     for child in getattr(widget, "children", ()):
-        _say_nothing_of(child)
+        _empty_tooltips(child)
 
 
 def answer_at_once(widget: Any) -> None:
