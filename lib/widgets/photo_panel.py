@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TILE = 240  # pixels of a photo in the panel
-
+DRAGS = {
+    "watched_events": ["mousedown", "mousemove", "mouseup"],
+    "prevent_default_action": True,  # a browser would drag the picture away
+    "throttle_or_debounce": "throttle",
+    "wait": 60,  # milliseconds: the picture is drawn anew for each
+}
 
 # Which button is on, in words beside its shade.
 USED_AS = {"train": "trained on", "test": "held out", "out": "left out"}
@@ -88,6 +93,8 @@ class PhotosPanel:
         self.picture.layout = {"min_width": f"{2 * TILE + 24}px"}
         pair = w.HBox([self.picture, controls], layout={"flex_flow": "row wrap"})
         self.box = w.VBox([w.HBox([self.previous, self.choose, self.next]), pair])
+        self.pressed: tuple[int, int, int, int] | None = None  # where a drag began: pointer, crop
+        self.drags = self._watch_drags()
         self.choose.observe(lambda _: self.load(), "value")
         self.previous.on_click(lambda _: self.go(-1))
         self.next.on_click(lambda _: self.go(1))
@@ -146,6 +153,43 @@ class PhotosPanel:
             slider.max = max(0, most)
             slider.value = min(max(0, value), slider.max)
 
+    def _watch_drags(self) -> Any:
+        """What tells of the mouse on the picture, for which ipywidgets has nothing; None where the
+        package is not installed, as on Colab, which shows other packages' widgets only when asked.
+        """
+        try:
+            from ipyevents import Event
+        except ImportError:
+            return None
+        drags = Event(source=self.picture, **DRAGS)
+        drags.on_dom_event(self.dragged)
+        return drags
+
+    def dragged(self, event: dict[str, Any]) -> None:
+        """The mouse did something on the picture: pressed on the photo, it takes the crop along."""
+        held = event["buttons"] & 1
+        if event["type"] == "mousedown":
+            on_photo = event["relativeX"] < TILE and self.photo and self.entry["use"] != "out"
+            at = event["clientX"], event["clientY"], self.left.value, self.top.value
+            self.pressed = at if held and on_photo else None
+        elif self.pressed and (held or event["type"] == "mouseup"):
+            x, y, left, top = self.pressed
+            pixels = max(self.entry["width"], self.entry["height"]) / TILE
+            right, down = event["clientX"] - x, event["clientY"] - y
+            self.loading = True
+            self._place(left + round(pixels * right), top + round(pixels * down))
+            self.loading = False
+            self.entry["crop"] = self.crop
+            self.draw()
+        if not held:
+            self.pressed = None
+
+    @property
+    def crop(self) -> list[int]:
+        """What the sliders say: left, top, right and bottom in pixels of the photo."""
+        left, top = self.left.value, self.top.value
+        return [left, top, left + self.side.value, top + self.high]
+
     @property
     def high(self) -> int:
         """Pixels of the crop from top to bottom; `side` has those from left to right."""
@@ -161,20 +205,15 @@ class PhotosPanel:
                 # Halved one by one, so that many small steps add up to the large one.
                 moved = change["old"] // 2 - change["new"] // 2
                 self._place(self.left.value + moved, self.top.value + round(moved * self.ratio))
-            crop = [
-                self.left.value,
-                self.top.value,
-                self.left.value + self.side.value,
-                self.top.value + self.high,
-            ]
             name = printable(self.entry["file"])
             caption = check_caption(name, self.caption.value, self.identifier)
             self.entry.update(use=self.use.value, caption=caption)
             if change["owner"] in (self.left, self.top, self.side):
-                self.entry["crop"] = crop
+                self.entry["crop"] = self.crop
         except BadInput as error:
-            self.message.value = escape(f"{str(error).rstrip('.')}. The caption stays as it was.")
+            # In this order: who reads the message finds the old caption in its field.
             self.caption.value = self.entry["caption"]
+            self.message.value = escape(f"{str(error).rstrip('.')}. The caption stays as it was.")
         finally:
             self.loading = False
         self.draw()
@@ -187,7 +226,8 @@ class PhotosPanel:
         else:
             tiles, labels = self._tiles()
             alt = f"{name}, {USES[entry['use']]}"
-            how = "The sliders left, top and side move the crop."  # a picture can't be dragged here
+            move = "Drag the crop, or move it" if self.drags else "Move the crop"
+            how = f"{move} by the sliders left and top; side is its size."
             figure = grid([tiles], columns=labels, scale=1, alt=alt, caption=how)
             self.picture.value = figure._repr_html_()
         self.found.value = escape(

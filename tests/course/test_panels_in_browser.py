@@ -308,8 +308,26 @@ def test_photos_are_gone_through_and_predictions_answered(page, address):
     said(panel, "255")
     press(panel, "As proposed")
     said(panel, "256")
+    drag_the_crop(page, panel)
     book.look("c21-c5fe51", "photos")
     book.run("c21-c5fe51", "c23-6b00be")
+
+
+def drag_the_crop(page, panel):
+    """Make the crop smaller, and draw it with the mouse to the photo's upper left, and back."""
+    panel.get_by_role("slider", name="side").press("Home")
+    said(panel, re.compile("^16$"))
+    photo = panel.locator(".widget-html:has(.grid)").first
+    photo.scroll_into_view_if_needed()
+    at = photo.bounding_box()
+    page.mouse.move(at["x"] + 120, at["y"] + 120)
+    page.mouse.down()
+    page.mouse.move(at["x"] + 4, at["y"] + 4, steps=4)
+    page.mouse.up()
+    for name in ("left", "top"):
+        said(panel.locator(f".widget-inline-hbox:has([aria-label={name}])"), re.compile("^0$"))
+    press(panel, "As proposed")
+    said(panel, "256")
 
 
 def test_a_training_is_begun_stopped_goes_on_and_runs_again(page, address):

@@ -3,6 +3,7 @@ reader.
 """
 
 import copy
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -279,6 +280,57 @@ def test_a_crop_shrunk_in_small_steps_stays_about_its_middle_and_grows_back(some
     assert entries[0]["crop"] == [50, 0, 250, 200]
 
 
+def mouse(panel, kind, x, y, buttons=1):
+    """What a browser sends when the mouse is at x, y of the picture."""
+    at = {"relativeX": x, "clientX": 50 + x, "clientY": 80 + y}
+    panel.drags._handle_mouse_msg(panel.drags, at | {"type": kind, "buttons": buttons}, [])
+
+
+def test_the_crop_is_dragged_on_the_photo_and_stays_inside_it(somebody, plan):
+    entries, folder = plan
+    panel = PhotosPanel(entries, folder)
+    panel.side.value = 100
+    assert entries[0]["crop"] == [100, 50, 200, 150]
+    mouse(panel, "mousedown", 120, 120)
+    mouse(panel, "mousemove", 128, 112)  # of a photo of 300 pixels shown on 240
+    assert entries[0]["crop"] == [110, 40, 210, 140] and panel.left.value == 110
+    mouse(panel, "mouseup", 500, 500, 0)
+    assert entries[0]["crop"] == [200, 100, 300, 200], "as far as the photo goes"
+    mouse(panel, "mousemove", 120, 120, 0)
+    mouse(panel, "mouseup", 10, 10, 0)
+    assert entries[0]["crop"] == [200, 100, 300, 200], "the button was let go"
+    panel.reset.click()
+    assert entries[0]["crop"] == [50, 0, 250, 200]
+
+
+def test_a_drag_that_begins_nowhere_or_was_let_go_elsewhere_moves_nothing(somebody, plan):
+    entries, folder = plan
+    panel = PhotosPanel(entries, folder)
+    panel.side.value = 100
+    before = copy.deepcopy(entries)
+    mouse(panel, "mousedown", 300, 120)  # on the crop beside the photo
+    mouse(panel, "mousemove", 320, 140)
+    mouse(panel, "mousedown", 120, 120)
+    mouse(panel, "mousemove", 10, 10, 0)  # let go where no one saw it
+    mouse(panel, "mousemove", 20, 20)
+    panel.use.value = "out"
+    before[0]["use"] = "out"
+    mouse(panel, "mousedown", 120, 120)
+    mouse(panel, "mousemove", 140, 140)
+    panel.choose.value = 2  # a file that cannot be opened
+    mouse(panel, "mousedown", 120, 120)
+    mouse(panel, "mousemove", 140, 140)
+    assert entries == before
+
+
+def test_where_the_mouse_is_not_heard_the_panel_speaks_of_the_sliders(somebody, plan, monkeypatch):
+    assert "Drag the crop" in PhotosPanel(*plan).picture.value
+    monkeypatch.setitem(sys.modules, "ipyevents", None)  # not installed
+    panel = PhotosPanel(*plan)
+    assert panel.drags is None and "Drag" not in panel.picture.value
+    assert "Move the crop by the sliders left and top" in panel.picture.value
+
+
 def test_there_is_a_way_back_to_what_was_proposed_from_a_panel_made_again(somebody, plan):
     entries, folder = plan
     photos_panel(entries, folder, "zwx")
@@ -345,7 +397,7 @@ def test_a_broken_photo_is_told_and_cannot_be_used(somebody, plan):
 def test_photos_in_the_panel_have_alternative_text(somebody, plan):
     page = BeautifulSoup(PhotosPanel(*plan).picture.value, "html.parser")
     assert "a b.png, train" in page.img["alt"]
-    assert "sliders left, top and side" in page.figcaption.text, "how the crop is moved"
+    assert "sliders left and top" in page.figcaption.text, "how the crop is moved"
 
 
 def test_settings_are_edited_by_making_new_ones(somebody, tmp_path):
