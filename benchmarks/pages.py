@@ -48,9 +48,9 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
     likeness = effect(rows, "dino")
     seconds = speed["seconds"]
     memory = {
-        method: amount(speed["memory"][method]["peak_bytes"], "bytes")
+        method: f"{speed['memory'][method]['peak_bytes'] / 2**20:.0f} MiB"
         for method in ("lora", "dreambooth")
-    }
+    }  # whole: the bench's other photos take some kilobytes more
     forecast = {method: size_text(read_forecast()["sdxl", method]) for method in memory}
     file = {method: amount(speed["memory"][method]["file_bytes"], "bytes") for method in memory}
     sd15 = {method: size_text(shipped_bytes("sd15", method, RANK)) for method in memory}

@@ -213,22 +213,25 @@ def _measured(tracks, *measures):
     return [(name, points) for name, points in found.items() if points]
 
 
-def learning_rate_curve(sweep: Mapping[str, Any], y: str = "dino", caption: str = "") -> Figure:
-    """The sweep that chose the learning rates: `y` against learning rate, the best ringed.
+def learning_rate_curve(
+    sweep: Mapping[str, Any], chosen: Mapping[str, float], y: str = "dino"
+) -> Figure:
+    """The sweep that chose the learning rates: `y` against learning rate, the `chosen` ringed.
 
     sweep: method -> {learning rate: score, or scores of several seeds}, or -> dicts with
-    "learning_rate" and `y`, as they stand in data/results/learning_rates.json.
+    "learning_rate" and `y`, as they stand in data/results/learning_rates.json. chosen: method ->
+    learning rate, of methods that are not in the sweep too.
     """
     means = {METHOD_NAMES.get(name, name): _mean_scores(rows, y) for name, rows in sweep.items()}
-    best = {name: max(scores, key=lambda rate: scores[rate]) for name, scores in means.items()}
-    chosen = ", ".join(f"{name} {number(rate)}" for name, rate in best.items())
+    ringed = {METHOD_NAMES.get(name, name): chosen[name] for name in sweep}
+    rates = ", ".join(f"{name} {number(rate)}" for name, rate in ringed.items())
     return curves(
         {name: (list(scores), list(scores.values())) for name, scores in means.items()},
         Axis("learning rate", log=True),
         y,
         1,
-        caption or f"Each method has a learning rate of its own; highest {y} at: {chosen}",
-        best,
+        f"Each method has a learning rate of its own. The ring marks the preset's: {rates}",
+        ringed,
     )
 
 
