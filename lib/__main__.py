@@ -443,7 +443,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     quieten()
-    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character, or a name be none
+    # A terminal may lack a character, and a file's name may not be valid text.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:

@@ -171,7 +171,12 @@ class Settings:
         int, Field(ge=1, le=1000, description="Denoising steps of a sample.")
     ] = 25
     guidance: Annotated[
-        float, Field(ge=0.0, le=30.0, description="Classifier-free guidance scale of samples.")
+        float,
+        Field(
+            ge=0.0,
+            le=30.0,
+            description="Classifier-free guidance scale of samples; 0 is the base's own, 1 none.",
+        ),
     ] = 4.0
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],

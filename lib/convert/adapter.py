@@ -212,7 +212,7 @@ def _check_precision(kind: str, role: str, path: Path) -> None:
 def check_weights(weights: Iterable[float]) -> None:
     """Raise BadInput unless every weight of an adapter is a number of a size that can be meant."""
     for weight in weights:
-        if not abs(weight) <= HEAVIEST:  # so written, it finds what is no number too
+        if not abs(weight) <= HEAVIEST:  # `not <=`, so that NaN is refused too
             raise BadInput(
                 f"The weight {weight} of an adapter is outside -{HEAVIEST} to {HEAVIEST}: 1 is as"
                 " it was trained, 0.6 a part of that."
@@ -221,7 +221,8 @@ def check_weights(weights: Iterable[float]) -> None:
 
 def _of_peft(keys: Iterable[str]) -> bool:
     """Whether keys are those of PEFT's adapter_model, which do not say of which part."""
-    return all(key.startswith("base_model.model.") for key in keys)
+    keys = list(keys)
+    return bool(keys) and all(key.startswith("base_model.model.") for key in keys)
 
 
 def _check_dora(

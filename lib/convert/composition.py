@@ -30,6 +30,7 @@ from lib.convert.adapter import (
 )
 from lib.convert.readers import loaded_layers, unfilled_model
 from lib.files import BadInput
+from lib.files.text import first_line
 from lib.models import Base, BaseWeights, open_base_weights
 from lib.models.compatibility import BASE, FINGERPRINT, check_compatible, trained_on
 from lib.step import load_run
@@ -38,7 +39,7 @@ from lib.step import load_run
 # in a few words.
 MIXES = {
     "cat": "every update whole, side by side: the exact sum, and the sum of the ranks",
-    "linear": "A's and B's added apart: A1 B2 and A2 B1 come in uncalled",
+    "linear": "A's and B's are summed separately, so the cross terms A1 B2 and A2 B1 appear too",
     "svd": "the exact sum, cut back to one adapter's rank",
     "ties_svd": "small values dropped, signs voted on, then as svd (Yadav et al. 2023)",
     "dare_linear_svd": (
@@ -159,7 +160,7 @@ def mix(
     for name in sources:
         check_name(name)
     adapters = _read_fitting(sources, base_weights, other_base=True)
-    strengths = dict(weights or dict.fromkeys(adapters, 1.0))
+    strengths = dict.fromkeys(adapters, 1.0) | dict(weights or {})
     # Of full matrices only the first directions would be taken anyway.
     options: dict[str, Any] = {"combination_type": how, "svd_full_matrices": False}
     if how.startswith(("ties", "dare")):
@@ -206,7 +207,7 @@ def _mix_part(
         except ValueError as error:
             raise BadInput(
                 f"These adapters cannot be mixed by '{options['combination_type']}'"
-                f" ({str(error).splitlines()[0]}): choose another way."
+                f" ({first_line(error)}): choose another way."
             ) from None
         mixed = loaded_layers(part, model.base_model.model, "mixed")
     return {name: _in_half(layer) for (_, name), layer in mixed.items()}

@@ -32,6 +32,7 @@ from lib.convert.readers import (
     check_loaded_back,
     load_back,
 )
+from lib.dataset.captions import MANNERS
 from lib.files import BadInput, read_json, whole_folder
 from lib.files.safetensors_file import HASH, open_weights, refuse_name, save_weights_file
 from lib.files.whole_writes import may_be_replaced, size_of, whole_file
@@ -334,7 +335,7 @@ def base_texts(base_weights: BaseWeights) -> Header:
 def trigger_words(subject: dict[str, Any]) -> str | None:
     """What to write into a prompt: identifier and class noun, or the identifier of a manner."""
     identifier = subject.get("identifier")
-    if not identifier or subject.get("kind") in ("style", "lighting", "pose"):
+    if not identifier or subject.get("kind") in MANNERS:
         return identifier
     return f"{identifier} {subject.get('class_noun')}"
 

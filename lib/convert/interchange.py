@@ -41,7 +41,7 @@ from lib.convert.merging import MODEL_FORMS, whole_model, write_model
 from lib.convert.readers import Written
 from lib.files import BadInput, say, write_json
 from lib.files.safetensors_file import open_weights, save_weights_file
-from lib.files.text import progress_lines
+from lib.files.text import first_line, progress_lines
 from lib.models import Base, BaseWeights, family_of, load_base, open_base_weights, preset
 from lib.models.base_files import TRAINABLE_PARTS
 from lib.models.compatibility import check_compatible
@@ -167,6 +167,10 @@ def compose(
     `how`: one of `lib.convert.composition.MIXES`. `base`: by default that of the first. Raises
     BadInput as `mix` does.
     """
+    if weights is not None and len(weights) != len(sources):
+        raise BadInput(
+            f"There are {len(sources)} LoRAs and {len(weights)} weights: give one weight for each."
+        )
     stems = [re.sub("[^A-Za-z0-9_-]", "_", path_of(source).stem) for source in sources]
     names = [f"{k}_{stem}"[:40] for k, stem in enumerate(stems, 1)]
     strengths = dict(zip(names, weights)) if weights else None
@@ -188,7 +192,7 @@ def import_lora(
     `data`: a data set to judge it by. `rank`: of the LoRA that a LoHa or LoKr is cut to; what is
     lost by that is said. Raises BadInput as `export_lora` does, and if there is something at `out`.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     if rank is None:
         adapter, base_weights = read_with_base(source, base)
     else:
@@ -339,7 +343,7 @@ def _load_checkpoint(path: Path, model: Base) -> None:
             str(path), config=config, local_files_only=True, torch_dtype=model.denoiser.dtype
         ).to(model.device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise BadInput(
             f"{path} cannot be loaded as a checkpoint of '{model.name}' ({reason}): name its base."
         ) from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from lib.files import BadInput
-from lib.files.text import progress_lines
+from lib.files.text import first_line, progress_lines
 
 Tensors = dict[str, torch.Tensor]
 
@@ -165,7 +165,7 @@ def _change(
         make = _hadamard if kind == "LoHa" else _kronecker
         return make(roles).reshape(shape)
     except (KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise BadInput(
             f"{source} is damaged: layer {where} cannot be put together ({reason}); get the file"
             " again, or name its own base with --base."

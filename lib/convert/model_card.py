@@ -48,7 +48,8 @@ CONSENT = (
 
 USE = {
     "lora": [
-        "- ComfyUI, WebUI, Forge: the Kohya file, in `models/loras` (WebUI: `models/Lora`).",
+        "- ComfyUI, WebUI, Forge: the Kohya file, in `models/loras` (WebUI and Forge:"
+        " `models/Lora`).",
         "- diffusers: `pipe.load_lora_weights(folder, weight_name=file)`.",
     ],
     "dreambooth": [
@@ -65,7 +66,7 @@ def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = (
     without it the card says that none were taken. Raises BadInput if `run` is no run folder, or
     `out` has a README.md that is no card.
     """
-    run, out = Path(run), Path(out)
+    run, out = Path(run).expanduser(), Path(out).expanduser()
     facts = run_facts(run)
     if "settings" not in facts:
         raise BadInput(
@@ -105,9 +106,9 @@ def write_card(run: str | Path, out: str | Path, files: Sequence[str | Path] = (
 
 def _copy_last_samples(run: Path, folder: Path) -> list[str]:
     """Copy the samples of the last step. Returns their names."""
-    samples = sorted((run / "samples").glob("step_*.png"))
-    step = samples[-1].name.split("_")[1] if samples else ""
-    last = [path for path in samples if path.name.split("_")[1] == step]
+    samples = sorted((run / "samples").glob("step_*_*.png"))
+    steps = [int(path.name.split("_")[1]) for path in samples]
+    last = [path for path, step in zip(samples, steps) if step == max(steps)]
     folder.mkdir(parents=True, exist_ok=True)
     for path in last:
         shutil.copyfile(path, folder / path.name)

@@ -27,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from lib.course.set_up import WITH_VERSION
 from lib.files import ROOT, BadInput
@@ -192,9 +193,10 @@ def share_processors(count: int) -> str:
 @contextmanager
 def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes. One that dies breaks it (BrokenProcessPool)."""
-    if count > 1:  # together they get the processor's cores, not each all of them
-        os.environ["OMP_NUM_THREADS"] = share_processors(count)
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+    # Together they get the processor's cores, not each all of them.
+    threads = {"OMP_NUM_THREADS": share_processors(count)} if count > 1 else {}
+    spawn = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, threads), ProcessPoolExecutor(count, spawn) as pool:
         try:
             yield pool
         except KeyboardInterrupt:

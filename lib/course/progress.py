@@ -114,7 +114,7 @@ class Progress:
                 self.stage = line.removeprefix("[stage]").strip()
 
     def flush(self) -> None:
-        """Nothing is held back; papermill wants to be able to ask."""
+        """Do nothing, for nothing is held back. (papermill calls it.)"""
 
     def done(self) -> None:
         """The notebook has ended well."""

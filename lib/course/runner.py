@@ -114,7 +114,7 @@ def course(
     notebooks: Iterable[str | Path] | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Run `notebooks` (paths; the course's five) in order with `settings` (parameter -> value; None
+    """Run `notebooks` (paths; the course's) in order with `settings` (parameter -> value; None
     means the notebook's own value).
 
     Every one gets `output`; each gets those of the settings that it has a parameter for. Returns

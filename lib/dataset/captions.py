@@ -28,6 +28,8 @@ FORMS = {
 }
 
 KINDS = tuple(FORMS)
+MANNERS = ("style", "pose", "lighting")  # kinds whose identifier names no thing
+SCENES = ("style", "lighting")  # those that the background of a photo is part of
 
 LONGEST_CAPTION = 300  # characters; a text encoder of 77 tokens drops what is behind that anyway
 
@@ -65,9 +67,11 @@ def class_caption(subject: Subject, caption: str) -> str:
 
     "a zwx robot in the snow" -> "a robot in the snow"; "a robot in zwx style" -> "a robot".
     """
-    identifier = rf"(?:\bin )?{whole_word(subject.identifier)}(?: style| light| pose)?-?"
+    names_thing = subject.kind not in MANNERS
+    manner = "" if names_thing else r"(?: (?:style|light|pose)\b)?"
+    identifier = rf"(?:\bin )?{whole_word(subject.identifier)}{manner}-?"
     replacement = " "
-    if _beside_the_noun(subject) and subject.class_noun.lower() not in caption.lower():
+    if names_thing and subject.class_noun.lower() not in caption.lower():
         replacement = f" {subject.class_noun} "  # "a zwx in the snow": it stands for the noun too
     text = re.sub(identifier, lambda _: replacement, caption, flags=re.IGNORECASE)
     return _tidy(text) or subject.class_noun
@@ -106,10 +110,6 @@ def whole_word(word: str) -> str:
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
     after = r"(?!\w)" if re.search(r"\w$", word) else ""
     return before + re.escape(word) + after
-
-
-def _beside_the_noun(subject: Subject) -> bool:
-    return "{identifier} {class_noun}" in FORMS[subject.kind]
 
 
 def _tidy(caption: str) -> str:
@@ -238,9 +238,9 @@ def _read(path: Path) -> dict[str, Any]:
     where = f"{path.parent.name}/subject.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise BadInput(
-            f"{where} is no JSON ({str(error)[:80]}); correct it, or take it out"
+            f"{where} cannot be read as JSON ({str(error)[:80]}); correct it, or take it out"
         ) from error
     if not isinstance(found, dict):
         raise BadInput(
@@ -312,10 +312,16 @@ def caption_rows(path: Path) -> list[dict[str, Any]]:
     text = caption_text(path)
     if path.suffix == ".csv":
         # Where numbers have a comma, spreadsheets write a semicolon between columns.
+        text = text.replace("\r\n", "\n").replace("\r", "\n")  # Excel writes either
         between = max(",;\t", key=text.partition("\n")[0].count)
-        return list(csv.DictReader(io.StringIO(text), delimiter=between))
+        try:
+            return list(csv.DictReader(io.StringIO(text), delimiter=between))
+        except csv.Error as error:
+            raise BadInput(
+                f"{path.name} cannot be read as a table ({error}): save it again as CSV in UTF-8"
+            ) from None
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a caption may hold what Unicode breaks at
         if not line.strip():
             continue
         try:

@@ -6,7 +6,7 @@ They are asked for in words and drawn by the untouched base.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lib.dataset.captions import WORLD, class_caption, prompts
+from lib.dataset.captions import SCENES, WORLD, class_caption, prompts
 from lib.dataset.imagefolder import Dataset, add_class_images
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def class_prompts(dataset: Dataset, count: int = CLASS_IMAGES) -> list[str]:
     without it.
     """
     subject = dataset.subject
-    if subject.kind in ("style", "lighting"):
+    if subject.kind in SCENES:
         texts = sorted({class_caption(subject, item.caption) for item in dataset.train})
         return [texts[i % len(texts)] for i in range(count)]
     noun, (colours, places) = subject.class_noun, SHOWN.values()

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from lib.dataset.captions import caption_rows, caption_text, composed
+from lib.dataset.captions import SCENES, caption_rows, caption_text, composed
 from lib.dataset.duplicates import same_background, same_pictures, thumbnail
 from lib.dataset.photo_file import READABLE, REFUSED, format_of, open_photo
-from lib.files import BadInput, listed, printable
+from lib.files import BadInput, listed, printable, read_json
 from lib.files.whole_writes import file_hash
 
 LOOK = 256  # pixels of the shorter side at which sharpness, exposure and bars are judged
@@ -109,9 +109,8 @@ UNREAD: dict[str, str] = dict.fromkeys(
     (".json", ".jsonl", ".parquet", ".tags", ".yaml", ".yml", ".csv", ".tsv", ".xlsx", ".ods"),
     CAPTIONS_ARE_READ,
 )
-UNREAD |= dict.fromkeys(
-    (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz"), "archives are not opened; unpack it here"
-)
+ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz")
+UNREAD |= dict.fromkeys(ARCHIVES, "archives are not opened; unpack it here")
 CAPTIONS_NAMED = re.compile(r"caption|prompt|\btags?\b", re.IGNORECASE)
 MOST_LOOKED_AT = 10_000  # files in a subfolder, until it is taken for one without photos
 PHOTOS_INSIDE = "photos are taken from the folder itself; move what you want used"
@@ -225,7 +224,8 @@ def scan(
     """Look at all photos in `folder` (its subfolders are not entered).
 
     - resolution: the side in pixels that training will use
-    - kind: of a "style" or "lighting" the background is part, so it may be the same everywhere
+    - kind: of a "style" or "lighting" the background is part, so it may be the same everywhere; by
+      default what the folder's subject.json says
     - aspect: "square", or "photo" for crops of the whole picture
 
     Raises `BadInput` when the folder is missing, is no folder or holds no file that could be a
@@ -243,7 +243,9 @@ def scan(
     usable = [photo for photo in photos if not photo.error]
     _compare(usable)
     alike = same_background([photo.thumb for photo in usable])
-    if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in ("style", "lighting"):
+    own = folder / "subject.json"
+    kind = kind or (read_json(own).get("kind") if own.is_file() else None)
+    if len(alike) >= 3 and len(alike) > len(usable) / 2 and kind not in SCENES:
         photos.findings += (
             f"{len(alike)} of {len(usable)} photos seem to have the same background"
             f" ({listed(usable[i].name for i in alike)}), which will be learnt as part of the"

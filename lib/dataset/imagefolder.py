@@ -164,14 +164,13 @@ def add_class_images(
             f"{dataset.root} is no prepared data set any more; prepare it again with notebook 01"
         )
     with unwritable_refused(dataset.root), whole_folder(dataset.root) as temporary:
+        shutil.copytree(dataset.root, temporary, dirs_exist_ok=True)  # the user's own files too
+        shutil.rmtree(temporary / "class", ignore_errors=True)
         record["files"] = {
             name: digest
             for name, digest in record["files"].items()
             if not name.startswith("class/")
         }
-        for name in record["files"]:
-            (temporary / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(dataset.root / name, temporary / name)
         pictures = [NewPicture(image.copy, text) for image, text in zip(images, captions)]
         record["files"] |= write_split(temporary, "class", pictures)
         write_record(temporary, record)

@@ -44,7 +44,7 @@ from lib.files.whole_writes import unwritable_refused
 if TYPE_CHECKING:
     from lib.models import Base
 
-USES = {"train": "trained on", "test": "held out", "out": "left out"}
+USED_AS = {"train": "trained on", "test": "held out", "out": "left out"}
 
 # Rare words that can stand for a subject.
 IDENTIFIERS = ("zwx", "qzj", "vqx", "sks", "ohwx", "xyq")
@@ -278,7 +278,7 @@ def uses(dataset: Dataset) -> Iterator[str]:
         begins, out = f"{printable(photo['file'])}: ", photo["use"] == "out"
         notes = (said.removeprefix(begins) for said in dataset.notes if said.startswith(begins))
         told = "; ".join(["", *notes]) if out else f" as {photo['caption']!r}"
-        yield f"{begins}{USES[photo['use']]}{told}"
+        yield f"{begins}{USED_AS[photo['use']]}{told}"
 
 
 def open_or_prepare(
@@ -333,7 +333,7 @@ def _apply(
                 " repeats"
             )
         use = edit.get("use", entry["use"])
-        if use not in USES:
+        if use not in USED_AS:
             raise BadInput(f"plan of {shown}: use is {use!r}; choose train, test or out")
         if use != "out":
             if not entry["width"]:
@@ -401,8 +401,8 @@ def _check_plan(folder: Path, photos: Photos, entries: list[Entry]) -> None:
         use, other = side.setdefault(photo.group, (entry["use"], photo))
         if use != entry["use"]:
             raise BadInput(
-                f"{other.name} is {USES[use]} and {photo.name} is {USES[entry['use']]}, but both"
-                " show the same picture; put both on one side of the split, or leave one out"
+                f"{other.name} is {USED_AS[use]} and {photo.name} is {USED_AS[entry['use']]}, but"
+                " both show the same picture; put both on one side of the split, or leave one out"
             )
 
 

@@ -21,6 +21,7 @@ from lib.evaluation.comparison_table import Comparison, weak_methods
 from lib.evaluation.results import NOT_MEASURED, read_result
 from lib.files import BadInput
 from lib.files.text import amount, size_text
+from lib.memory.cards import usable_bytes
 from lib.plots import Table
 
 Fidelity = Literal["likeness first", "small files first", "either"]
@@ -352,11 +353,16 @@ def _limit(
 ) -> tuple[set[str], Sentence]:
     """The methods that are not known to keep a limit that matters, and a sentence on it."""
     times = 1 if what == "memory" else needs.concepts
+    # The pocket base trains on the processor; of a card not all is to be had.
+    on_card = what == "memory" and needs.base != "pocket"
     most = {
-        "memory": needs.memory_gib * 2**30,
+        "memory": max(0, usable_bytes(needs.memory_gib)) if on_card else needs.memory_gib * 2**30,
         "disk": needs.disk_gib * 2**30,
         "time": needs.minutes * 60,
     }[what]
+    yours = f"your {_amount(most, what)}"
+    if on_card:
+        yours = f"the {_amount(most, what)} to be had on a card of {needs.memory_gib:g} GB"
     known = {m: Estimate(f.amount * times, f.source) for m, f in figures.items() if f}
     if not known:
         return set(), Sentence(
@@ -374,7 +380,7 @@ def _limit(
     broken |= {m for m in METHODS if m not in known} if broken else set()
     many = f" for {times} concepts" if times > 1 else ""
     return broken, Sentence(
-        f"{what.capitalize()}{many}, of your {_amount(most, what)}: {'; '.join(each)}.",
+        f"{what.capitalize()}{many}, of {yours}: {'; '.join(each)}.",
         "; ".join(f"{METHOD_NAMES[m]}: {figure.source}" for m, figure in known.items()),
     )
 

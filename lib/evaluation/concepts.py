@@ -18,7 +18,7 @@ from PIL import Image
 
 from lib.convert.composition import check_name
 from lib.dataset import prepare
-from lib.dataset.captions import prompts
+from lib.dataset.captions import MANNERS, prompts
 from lib.dataset.imagefolder import Dataset
 from lib.evaluation.fidelity import protocol, similarity
 from lib.evaluation.judge import Judge
@@ -27,7 +27,6 @@ from lib.files import ROOT
 from lib.models import Base
 
 # Kinds of subject that say how a picture looks, not what is in it.
-MANNERS = ("style", "lighting", "pose")
 
 
 @dataclass(frozen=True)

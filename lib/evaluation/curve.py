@@ -82,7 +82,7 @@ class Curve:
         if every < 1:
             raise BadInput(f"The curve is to be measured every {every} steps: give 1 or more.")
         self.base, self.dataset, self.judge = base, dataset, judge
-        self.run, self.every = Path(run), every
+        self.run, self.every = Path(run).expanduser(), every
         self.prompts = plan.prompts or evaluation_prompts(dataset.subject, SAMPLE_PLACES)
         self.plan = plan.on(base).asking(self.prompts)
         self.points: list[Point] = []

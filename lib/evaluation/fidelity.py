@@ -2,7 +2,7 @@
 
 The measures follow DreamBooth (Ruiz et al., arXiv 2208.12242, section 4). Cosines are plain: never
 x 100, never x 2.5. A score that is not a number is an error, never part of an average. DINO's score
-explains about a tenth of the variance of people's judgement: look at the pictures too.
+agrees with people about half as well as people agree with each other: look at the pictures too.
 """
 
 import re
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.dataset.captions import Subject, class_caption
+from lib.dataset.captions import SCENES, Subject, class_caption, holds_word
 from lib.dataset.captions import prompts as prompt_of
 from lib.dataset.class_images import PLACES
 from lib.dataset.imagefolder import Dataset
@@ -144,7 +144,7 @@ def class_words(base: Base) -> dict[str, list[str]]:
 
 
 def _prompt_file(base: Base) -> str:
-    return "pocket.json" if base.resolution == 64 else "stable-diffusion.json"
+    return "pocket.json" if base.family.name == "pocket" else "stable-diffusion.json"
 
 
 def similarity(made: torch.Tensor, real: torch.Tensor) -> float:
@@ -187,7 +187,7 @@ def check_prompts(
     never the identifier.
     """
     for prompt in prompts:
-        if identifier and re.search(rf"\b{re.escape(identifier)}\b", prompt, re.IGNORECASE):
+        if identifier and holds_word(prompt, identifier):
             raise BadInput(
                 f"The prompt {prompt!r} holds the identifier {identifier!r}, which CLIP has never"
                 " read: score with the class noun only."
@@ -380,7 +380,7 @@ def evaluate(
       held-out photos.
     - reference: which photos; images: PIL, one for each of "pictures".
 
-    With `masks` (see `subject_alone`) also dino_subject and clip_i_subject: the pictures as they
+    With `masks` (see `subject_masks`) also dino_subject and clip_i_subject: the pictures as they
     are against the photos' subjects alone, on grey. Nobody has masks of pictures just made, and
     there is no segmenter here, so only the photos are masked: a picture gets no credit for the
     photos' background, but still pays for its own. Compare these scores between methods, never with
@@ -395,7 +395,7 @@ def evaluate(
     check_prompts(
         [plain for _, plain in pairs],
         subject.identifier,
-        None if subject.kind in ("style", "lighting") else subject.class_noun,
+        None if subject.kind in SCENES else subject.class_noun,
     )
     train, test = ([i.path for i in part] for part in (dataset.train, dataset.test))
     masked = subject_masks(test or train, masks, dataset.root) if masks else []

@@ -14,7 +14,6 @@ takes the package masc-metric, the weights of a SigLIP2, and masks of the photos
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib.dataset.photo_file import upright
-from lib.files import ROOT, BadInput
+from lib.files import ROOT, BadInput, read_json
+from lib.files.text import first_line
 from lib.models.pipeline import silence_libraries
 
 FOLDER = ROOT / "data" / "judge"
@@ -65,8 +65,7 @@ def _load(kind: Any, name: str | Path) -> Any:
             )
         )
         raise BadInput(
-            f"The judge's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}):"
-            f" {remedy}."
+            f"The judge's encoder {name} cannot be loaded ({first_line(error)[:120]}): {remedy}."
         ) from error
 
 
@@ -151,7 +150,7 @@ def _encoder(name: str | Path, model: Any, embed: Callable, crop: int | None = N
             f"The encoder {name} has no preprocessor_config.json, so its colours cannot be scaled"
             " as it expects: add the file it was published with."
         )
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     size = config.get("crop_size") or config.get("size") or 64
     if crop is None:
         crop = int(size if isinstance(size, int) else size.get("height") or size["shortest_edge"])
@@ -310,7 +309,7 @@ def load_masc(name: str | Path, device: Device = "cpu") -> Masc:
         scorer = MaSC(str(folder), str(device))
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"MaSC's encoder {name} cannot be loaded ({str(error).splitlines()[0][:120]}): run"
+            f"MaSC's encoder {name} cannot be loaded ({first_line(error)[:120]}): run"
             f" `hf download {name}` once while online, or give the path of a folder that holds a"
             " SigLIP2."
         ) from error
@@ -344,7 +343,7 @@ def load_lpips(device: Device = "cpu") -> Lpips:
     ) as error:  # not installed; or a torchvision for another torch
         return (
             None,
-            f"the packages lpips and torchvision cannot be imported ({str(error).splitlines()[0]})",
+            f"the packages lpips and torchvision cannot be imported ({first_line(error)})",
         )
     url = AlexNet_Weights.DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
@@ -361,7 +360,7 @@ def load_lpips(device: Device = "cpu") -> Lpips:
         return (
             None,
             (
-                f"AlexNet cannot be loaded from {file} ({str(error).splitlines()[0][:120]}): remove"
+                f"AlexNet cannot be loaded from {file} ({first_line(error)[:120]}): remove"
                 " it and try again"
             ),
         )

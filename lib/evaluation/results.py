@@ -95,8 +95,10 @@ def _against(part: dict[str, Any] | None) -> str:
     if part is None or part["value"] is None:
         return "-"
     form = "x {:.2f}" if part["unit"] in ("s", "bytes") else "{:+.3f}"
-    value, low, high = (part[end] and form.format(part[end]) for end in ("value", "low", "high"))
-    return f"{value} ({low} to {high})" if low and high else value
+    value = form.format(part["value"])
+    if part["low"] is None or part["high"] is None:
+        return value
+    return f"{value} ({form.format(part['low'])} to {form.format(part['high'])})"
 
 
 def verdict_word(verdict: str) -> str:

@@ -16,7 +16,7 @@ LONGEST_NAME = 255  # bytes, on every common disk
 
 def fitting_name(name: str, ending: str) -> str:
     """`name` with an `ending`, cut where both together are too long for a disk."""
-    while len(os.fsencode(name + ending)) > LONGEST_NAME:
+    while name and len(os.fsencode(name + ending)) > LONGEST_NAME:
         name = name[:-1]
     return name + ending
 

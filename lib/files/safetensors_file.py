@@ -20,7 +20,7 @@ import torch
 
 from lib.files.errors import BadInput
 from lib.files.paths import PICKLE_ENDINGS
-from lib.files.text import listed, printable, writable
+from lib.files.text import first_line, listed, printable, writable
 from lib.files.whole_writes import unwritable_refused, whole_file
 
 # A zip archive, as torch.save writes them, and pickle's own protocols.
@@ -139,8 +139,11 @@ def refuse_pickle(path: str | Path) -> None:
     if not path.is_file():
         raise BadInput(f"There is no file {path}: check the path.")
     with open(path, "rb") as file:
-        start = file.read(2)
-    if path.suffix.lower() in PICKLE_ENDINGS or start in PICKLE_BEGINNINGS:
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, which may look like a pickle's first
+    # bytes; the next byte is the `{` of its JSON.
+    pickled = start.startswith(PICKLE_BEGINNINGS) and start[8:] != b"{"
+    if path.suffix.lower() in PICKLE_ENDINGS or pickled:
         raise BadInput(
             f"{path} is a pickle, which can run any code when it is opened, so it is not read: get"
             " the .safetensors file, or let someone who trusts it convert it with torch.load(...,"
@@ -273,4 +276,4 @@ def save_weights_file(
 
 
 def _first_line(error):
-    return str(error).strip().splitlines()[0].removeprefix("Error while deserializing header: ")
+    return first_line(error).removeprefix("Error while deserializing header: ")

@@ -21,6 +21,11 @@ def printable(name: str | os.PathLike) -> str:
     return unicodedata.normalize("NFC", "".join(c if c.isprintable() else "?" for c in text))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def last_line(error: BaseException) -> str:
     """The last line of what Python would print of an exception: "ValueError: rank is 0"."""
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]

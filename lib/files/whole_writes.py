@@ -59,8 +59,8 @@ def whole_folder(folder: Path, mark: bool = False) -> Iterator[Path]:
             os.replace(folder, old)
         try:
             os.replace(new, folder)
-        except OSError:
-            if old.exists():
+        except BaseException:  # an interrupt may come between the two
+            if old.exists() and not folder.exists():
                 os.replace(old, folder)
             raise
 

@@ -64,6 +64,7 @@ WITHOUT_BYTES = (
     "sample_steps",
     "guidance",
     "save_every",
+    "keep",
     "resolution",
 )
 
@@ -344,7 +345,7 @@ def report(settings: Settings, card: str | None = None, device: str = "cuda") ->
         "method": settings.method,
         "resolution": recipe_key(settings)["resolution"],
         "batch_size": settings.batch_size,
-        "class_images": settings.prior_weight > 0,
+        "class_images": settings.prior_weight > 0 and settings.prior == "images",
         "device": device,
         "recipes": [
             {

@@ -30,6 +30,7 @@ from lib.memory.tracker import PeakMemory
 from lib.models import Base, family_of
 from lib.models.base import pictures_per_pass
 from lib.models.base_files import POCKET, locate
+from lib.models.base_weights import skeleton
 from lib.models.devices import DTYPES
 from lib.models.families import family_named
 from lib.step import Step
@@ -157,19 +158,12 @@ def fake_base(
     Its weights are in the precision in which `device` loads them (see
     `lib.models.pipeline.read_pipeline`). Call inside `fake_device`.
     """
-    import diffusers
-    import transformers
-
     folder = folder_with_configs(name)
     family = family_named(KNOWN_BASES[name]) if name in KNOWN_BASES else family_of(name)
     base = Base(SimpleNamespace(), family, str(name), torch.device("cpu"), fast)
-    config = read_json(folder / "unet" / "config.json")
-    with torch.device("meta"):
-        base.stored_denoiser = diffusers.UNet2DConditionModel.from_config(config)
-        for encoder in base.family.text_encoders if with_text_encoders else ():
-            config = read_json(folder / encoder / "config.json")
-            architecture = getattr(transformers, config["architectures"][0])
-            setattr(base.pipe, encoder, architecture(transformers.CLIPTextConfig(**config)))
+    base.stored_denoiser = skeleton(folder, "unet")
+    for encoder in base.family.text_encoders if with_text_encoders else ():
+        setattr(base.pipe, encoder, skeleton(folder, encoder))
     dtype = DTYPES[fast if device == "cuda" else "fp32"]
     for part, model in vars(base.pipe).items():
         setattr(base.pipe, part, model.to_empty(device="cpu").to(dtype))
@@ -247,17 +241,12 @@ def caching_bytes(
 def _caching_bytes(
     name: str, size: tuple[int, int], device: str, pictures_at_once: int | None, fast: str
 ) -> int:
-    from diffusers import AutoencoderKL
-
     width, height = size
     count = pictures_at_once or pictures_per_pass(width * height)
     with fake_device(device), torch.no_grad():
         base = fake_base(name, device, fast, with_text_encoders=True)
-        config = read_json(folder_with_configs(name) / "vae" / "config.json")
-        with torch.device("meta"):
-            vae: Any = AutoencoderKL.from_config(config)
         dtype = torch.float32 if base.family.vae_in_fp32 else base.stored_denoiser.dtype
-        vae = vae.to_empty(device="cpu").to(dtype)
+        vae = skeleton(folder_with_configs(name), "vae").to_empty(device="cpu").to(dtype)
         pictures = torch.empty(count, 3, height, width, dtype=vae.dtype)
         parts = torch.nn.ModuleList([vae, *base.text_encoders.values()])
         waiting = [pictures, torch.empty(WORKSPACE[device], dtype=torch.uint8)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from lib.files import ROOT, BadInput, read_json, say
 from lib.files.paths import PICKLE_ENDINGS
-from lib.files.text import size_text
+from lib.files.text import first_line, size_text
 
 POCKET = ROOT / "data" / "pocket"
 
@@ -114,7 +114,8 @@ def header_shapes(path: Path) -> Shapes:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(
-            f"{path} is damaged or cut short ({_short(error)}): download or export it again."
+            f"{path} is damaged or cut short ({first_line(error)[:150]}): download or export it"
+            " again."
         ) from None
 
 
@@ -314,7 +315,7 @@ def _hub_reason(name: str, error: Exception) -> tuple[str, str]:
         ),
     )
     unreached = (
-        f"the hub cannot be reached: {_short(error)}",
+        f"the hub cannot be reached: {first_line(error)[:150]}",
         "try again online, files that have arrived are kept",
     )
     told = ((reason, remedy) for kind, reason, remedy in known if isinstance(error, kind))
@@ -334,7 +335,3 @@ def chosen_files(names: list[str], weights: bool = True) -> list[str]:
         if weights and part in WEIGHT_PARTS:
             chosen += _one_set(name for name in inside if ".safetensors" in name)
     return chosen
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:150]

@@ -61,13 +61,17 @@ def resident_bytes() -> int:
 
     The operating system's figure, interpreter and libraries included.
     """
-    import resource
-
     try:  # getrusage's figure is, on Linux, at least that of the process that started this one
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         pass
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -203,7 +207,7 @@ class Threads:
 def use_fair_threads(always: bool = False) -> int:
     """Give torch `fair_threads`, unless a training goes on (or `always`). Returns how many it has.
 
-    What somebody else has set since is the most that it gets.
+    If other code changed torch's number of threads since, that is the new upper limit.
     """
     if Threads.held and not always:
         return torch.get_num_threads()

@@ -18,6 +18,7 @@ import torch
 
 from lib.files import BadInput, read_json
 from lib.files.safetensors_file import open_weights
+from lib.files.text import first_line
 from lib.models.base_files import NOT_NUMBERS, variant, weight_files
 from lib.models.devices import DTYPES, fast_arithmetic, out_of_memory
 from lib.models.families import Family, config_folder
@@ -103,7 +104,7 @@ def read_pipeline(
                 f"Memory ran out while base model '{path}' was loaded: free memory that other"
                 " programs hold, or take a smaller base."
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise BadInput(
             f"Base model '{path}' cannot be loaded as {family.title} ({reason}): download or export"
             " it again."
@@ -243,7 +244,7 @@ def silence_libraries() -> None:
 def set_prediction(base: Any, path: Path) -> None:
     """Set what the model of a single file's `Base` predicts, noise or velocity.
 
-    The file may tell, by a key or by its header; else the model is asked, by doing it.
+    The file may tell, by a key or by its header; else one trial prediction decides.
     """
     stated = stated_prediction(path)
     if base.family.predicts_either:

@@ -90,7 +90,7 @@ def curves(
     if axis.log:
         _make_logarithmic(axes)
     elif all(float(value).is_integer() for line in lines for value in line.xs):
-        axes.locator_params(axis="x", integer=True)  # no quarter is the 1.5th
+        axes.locator_params(axis="x", integer=True)  # no tick at 1.5 of whole steps
     if upright.share:
         axes.set_ylim(0, 1.05)
     ends = [(line.xs[-1], line.ys[-1], line.name, own[line.name].color) for line in lines]
@@ -219,8 +219,7 @@ def learning_rate_curve(
     """The sweep that chose the learning rates: `y` against learning rate, the `chosen` ringed.
 
     sweep: method -> {learning rate: score, or scores of several seeds}, or -> dicts with
-    "learning_rate" and `y`, as they stand in data/results/learning_rates.json. chosen: method ->
-    learning rate, of methods that are not in the sweep too.
+    "learning_rate" and `y`. chosen: method -> learning rate. learning_rates.json holds both.
     """
     means = {METHOD_NAMES.get(name, name): _mean_scores(rows, y) for name, rows in sweep.items()}
     ringed = {METHOD_NAMES.get(name, name): chosen[name] for name in sweep}

@@ -7,6 +7,7 @@ import html
 import io
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ class Figure:
 
     Notebooks and reports show the picture, the caption, and the table folded below it. `chart` is
     the matplotlib figure of a chart; `drawn` says that the picture is one, dark on white, which a
-    dark page may invert; `mime` and `data` are the picture as it is shown.
+    dark page may invert.
     """
 
     def __init__(
@@ -129,7 +130,11 @@ class Figure:
     ):
         self.image, self.alt, self.caption = image, alt, caption
         self.table, self.chart, self.drawn = table, chart, drawn or chart is not None
-        self.mime, self.data = _encode(image)
+
+    @cached_property
+    def encoded(self) -> tuple[str, bytes]:
+        """The picture as it is shown: its MIME type and its bytes."""
+        return _encode(self.image)
 
     def with_table(self, table: Table) -> "Figure":
         """The same figure, with numbers to be shown below it."""
@@ -150,14 +155,15 @@ class Figure:
     def _shown(self):
         """The picture in HTML."""
         width = CHART_WIDTH if self.drawn else self.image.width
-        return img(self.mime, self.data, self.alt, f"width: {width}px; max-width: 100%")
+        return img(*self.encoded, self.alt, f"width: {width}px; max-width: 100%")
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         # HTML is what front ends and nbconvert choose, for it alone keeps the alternative text; the
         # bare picture is for other programs.
-        picture = base64.b64encode(self.data).decode()
-        forms = {"text/html": self._repr_html_(), "text/plain": repr(self), self.mime: picture}
-        return forms, {self.mime: {"alt": self.alt}}
+        mime, data = self.encoded
+        picture = base64.b64encode(data).decode()
+        forms = {"text/html": self._repr_html_(), "text/plain": repr(self), mime: picture}
+        return forms, {mime: {"alt": self.alt}}
 
     def __repr__(self):
         numbers = self.table.text() if self.table else ""

@@ -110,14 +110,7 @@ def _bare_sheet(lines):
     side = min(NATIVE, max(max(image.size) for image in images))
     step = side + GAP // 2
     sheet = Image.new("RGBA", (step * max(map(len, lines)), step * len(lines)))
-    for y, line in enumerate(lines):
-        for x, image in enumerate(line):
-            if image is not None:
-                factor = side / max(image.size)
-                size = [max(1, round(length * factor)) for length in image.size]
-                tile = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-                across, down = ((step - length) // 2 for length in size)
-                sheet.paste(tile, (x * step + across, y * step + down))
+    _paste(sheet, lines, side, step)
     for quality in (90, 80, 65, 50):
         file = io.BytesIO()
         sheet.save(file, "WEBP", quality=quality)
@@ -159,15 +152,22 @@ def _sheet(lines, rows, columns, scale):
         for k, part in enumerate(text):
             middle = top + y * step + cell / 2
             draw.text((GAP, middle + text_height * (k - len(text) / 2)), part, "black", font)
+    _paste(sheet, lines, cell, step, (left - GAP // 2, top - GAP // 2))
+    return sheet
+
+
+def _paste(sheet, lines, side, step, corner=(0, 0)):
+    """Put all pictures on a sheet, the longer side of each `side` pixels, in the middle of squares
+    of `step` pixels that begin at `corner`.
+    """
     for y, line in enumerate(lines):
         for x, image in enumerate(line):
             if image is not None:
-                factor = cell / max(image.size)  # the longer side as long as the cell
-                size = [max(1, round(side * factor)) for side in image.size]
+                factor = side / max(image.size)
+                size = [max(1, round(length * factor)) for length in image.size]
                 tile = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-                across, down = ((cell - side) // 2 for side in tile.size)
-                sheet.paste(tile, (left + x * step + across, top + y * step + down))
-    return sheet
+                across, down = ((step - length) // 2 for length in size)
+                sheet.paste(tile, (corner[0] + x * step + across, corner[1] + y * step + down))
 
 
 def _font(size):

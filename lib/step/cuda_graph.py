@@ -16,6 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lib.config import Settings
 from lib.files import say
+from lib.files.text import first_line
 from lib.models import reclaim
 
 # Calls of a shape before it is captured: libraries make ready in the first, memory is measured in
@@ -78,7 +79,7 @@ class GraphedStep:
                 self.graphs[shape] = self._capture(tensors, structure)
             return
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         self.capturing = False
         self.on_failure()
         reclaim(tensors[0].device)  # only here, where the error is gone, is what it held free

@@ -12,6 +12,7 @@ import torch
 
 from lib.config import Settings
 from lib.files import say
+from lib.files.text import first_line
 
 # Layers whose outputs every block reads; small, and the field leaves them unquantised.
 UNQUANTIZED = ("time_embedding", "add_embedding", "time_emb_proj", "conv_in", "conv_out")
@@ -41,7 +42,7 @@ def device_supports(what: str, device: str) -> bool:
         if not good:
             raise RuntimeError("it gives wrong numbers")
     except Exception as error:  # whatever a missing library, driver or kernel raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         say(f"{what} does not work here ({reason}): going without")
         return False
     return True

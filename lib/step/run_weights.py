@@ -2,16 +2,17 @@
 `load_run`.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lib.config import Settings
 from lib.files import BadInput, read_json, whole_folder
+from lib.files.text import first_line
 from lib.files.whole_writes import whole_file
 from lib.models import Base, load_base, open_base_weights
 from lib.models.base_files import WEIGHT_PARTS
@@ -36,11 +37,21 @@ def save_weights(base: Base, settings: Settings, folder: Path | str) -> int:
             _save_adapter(base, settings, unfinished)
     else:
         for name, module in tuned_parts(base, settings).items():
-            dtype = module.dtype
             with whole_folder(folder / name) as unfinished:
-                module.half().save_pretrained(unfinished)
-            module.to(dtype)
+                _copy_in_half(module).save_pretrained(unfinished)
     return weight_bytes(folder)
+
+
+def _copy_in_half(module: Any) -> Any:
+    """A part's copy in fp16 on the CPU. The part itself stays untouched, in its place in memory: a
+    training may go on with it, and a CUDA graph reads it there.
+    """
+    kind = type(module)
+    with torch.device("meta"):  # diffusers' classes are made by the first, transformers' by calling
+        copy = getattr(kind, "from_config", kind)(module.config)
+    weights = {name: w.detach().to("cpu", torch.half) for name, w in module.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    return copy
 
 
 def _save_adapter(base: Base, settings: Settings, path: Path) -> None:
@@ -118,10 +129,9 @@ def load_run(run: Path | str, base: Base | None = None) -> Base:
             base.pipe.load_lora_weights(str(run), weight_name=ADAPTER, adapter_name=settings.method)
         else:
             _load_tuned_parts(base, settings, run)
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(
-            f"The weights of run {run} cannot be loaded ({str(error).splitlines()[0]}): train the"
-            " run again."
+            f"The weights of run {run} cannot be loaded ({first_line(error)}): train the run again."
         ) from None
     return base
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.config import Settings
 from lib.files import BadInput, listed, read_json, say, whole_folder, write_json
-from lib.files.text import rough_size
+from lib.files.text import first_line, rough_size
 from lib.files.whole_writes import file_hash, size_of
 from lib.models import Base
 from lib.step import Step
@@ -139,7 +139,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             say(
                 f"no checkpoint could be written at step {step.taken}"
-                f" ({str(error).splitlines()[0]}): free some space"
+                f" ({first_line(error)}): free some space"
             )
         for old in self.folders()[HELD_AT_ONCE:]:
             shutil.rmtree(old, ignore_errors=True)
@@ -163,7 +163,7 @@ class Checkpoints:
             try:
                 found = _read(folder)
             except DAMAGED as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 say(f"checkpoint {folder.name} is damaged ({reason}): trying the one before")
                 self.damaged.append(folder)
                 continue

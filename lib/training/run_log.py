@@ -116,8 +116,7 @@ class Clock:
     def per_step(self) -> float:
         """Seconds of a step, the median, without the first two, which are slow."""
         steps = [after - before for before, after in zip([0.0, *self.ends], self.ends)]
-        settled = sorted(steps[2:] or steps)
-        return settled[len(settled) // 2]
+        return median(steps[2:] or steps)
 
 
 class Pace:

@@ -12,6 +12,7 @@ from PIL import ImageOps
 from lib.dataset.captions import check_caption
 from lib.dataset.photo_file import SMALLEST, open_photo
 from lib.dataset.photo_tiles import USES, framed
+from lib.dataset.preparation import USED_AS
 from lib.files import BadInput, printable
 from lib.plots import grid
 from lib.widgets.showing import Leave
@@ -26,9 +27,6 @@ DRAGS = {
     "throttle_or_debounce": "throttle",
     "wait": 60,  # milliseconds: the picture is drawn anew for each
 }
-
-# Which button is on, in words beside its shade.
-USED_AS = {"train": "trained on", "test": "held out", "out": "left out"}
 
 
 class PhotosPanel:

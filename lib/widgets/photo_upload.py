@@ -6,13 +6,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lib.dataset.folder_scan import ARCHIVES
 from lib.files import BadInput, listed, printable
 from lib.files.paths import fitting_name
 from lib.files.whole_writes import unwritable_refused, whole_file
 from lib.widgets.showing import Leave, answer_at_once, show
 from lib.widgets.start_button import StartButton
-
-ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz")
 
 # What a browser offers to choose: photos, and what says their words.
 ACCEPTED = "image/*,.heic,.heif,.hif,.avif,.jp2,.tga,.txt,.caption,.jsonl,.csv,.json"

@@ -30,8 +30,8 @@ REASONS = {
         " left: look at the samples."
     ),
     "learning_rate": (
-        "How far a step goes. The preset is the best of a sweep; an adapter takes several times the"
-        " rate of all weights."
+        "How far a step goes. On the pocket base the preset is the lowest of a sweep's best, on"
+        " others the usual value. An adapter takes a higher rate than all weights do."
     ),
     "rank": (
         "How many directions the adapter has in a layer: more hold more, in a larger file. Alpha"
@@ -196,8 +196,9 @@ class TrainingPanel:
         try:
             self._train()
             self.status.value += ". Run the cells below again"
-        except BadInput as error:
-            self.status.value, self.go_on_button.disabled = escape(str(error)), False
+        except Exception as error:  # in a thread of its own nobody else tells it
+            self.status.value = escape(str(error) or type(error).__name__)
+            self.go_on_button.disabled = False
         finally:
             self.training = self.resuming = False
 

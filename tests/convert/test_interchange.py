@@ -16,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.convert.adapter import Adapter, kohya_tensors, read_adapter
+from lib.convert.composition import mix
 from lib.convert.exporting import ADAPTER_FORMS, export_lora
+from lib.convert.interchange import compose
 from lib.files.errors import BadInput
 from lib.files.paths import ROOT
 from lib.models.base_weights import open_base_weights
@@ -592,3 +594,31 @@ def test_a_base_that_cannot_be_described_is_one_sentence(name, said, tmp_path):
         save_file({"a": torch.zeros(1)}, name)
     with pytest.raises(BadInput, match=said):
         open_base_weights(name)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_of_several_loras_needs_one_weight(count):
+    sources = ["data/adapters/clothing.safetensors", "data/adapters/lighting.safetensors"]
+    with pytest.raises(
+        BadInput, match=f"are 2 LoRAs and {count} weights: give one weight for each"
+    ):
+        compose(sources, [1.0] * count)
+
+
+def test_one_adapter_that_has_no_weight_given_takes_part_as_it_is():
+    sources = {
+        name: ROOT / "data" / "adapters" / f"{name}.safetensors"
+        for name in ("clothing", "lighting")
+    }
+    some, all_of_them = (
+        mix(sources, weights=w) for w in ({"lighting": 0.5}, {"clothing": 1.0, "lighting": 0.5})
+    )
+    for (_, _, one), (_, _, other) in zip(some, all_of_them):
+        assert torch.equal(one.up, other.up) and torch.equal(one.down, other.down)
+
+
+def test_a_file_without_tensors_is_not_called_pefts(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(BadInput) as caught:
+        read_adapter(tmp_path / "empty.safetensors")
+    assert "adapter_config" not in str(caught.value) and "empty.safetensors" in str(caught.value)

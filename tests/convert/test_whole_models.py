@@ -706,19 +706,20 @@ def test_the_card_says_what_was_measured_and_what_was_not(tiny, tmp_path, datase
         },
     )
     (run / "samples").mkdir()
-    Image.new("RGB", (8, 8)).save(run / "samples" / "step_0200_0.png")
+    for step in (200, 9950, 10_000):  # names with more digits than the first ones
+        Image.new("RGB", (8, 8)).save(run / "samples" / f"step_{step:04d}_0.png")
     text = Path(write_card(run, tmp_path / "card")).read_text()
     for said in (
         "zwx robot",
         "CC0-1.0",
         "1,234,567",
         "0.250",
-        "pictures/step_0200_0.png",
+        "pictures/step_10000_0.png",
         "agreed to",
         "*Fidelity was not measured.*",
     ):
         assert said in text, said
-    assert (tmp_path / "card" / "pictures" / "step_0200_0.png").is_file()
+    assert [p.name for p in (tmp_path / "card" / "pictures").iterdir()] == ["step_10000_0.png"]
     write_json(
         run.parent / "summary.json", {"dreambooth": {"dino": 0.71}, "about": {"judge": "pocket"}}
     )

@@ -67,6 +67,13 @@ def test_a_cluster_tells_what_one_process_does_and_a_dead_workers_job_is_done_by
     assert [calls(tmp_path / "here", job) for job in JOBS] == [1, 2, 1]
 
 
+def test_a_pool_gives_its_threads_to_its_processes_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with Workers(count="2").executor(tmp_path) as executor:
+        assert int(executor.submit(os.getenv, "OMP_NUM_THREADS").result()) >= 1
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
 def test_a_job_that_two_workers_were_given_is_run_once(tmp_path):
     (tmp_path / "told").write_text("wait")
     values = (double, JOBS[0], tmp_path / run_name(JOBS[0]), 1, Shared.of(tmp_path, []))

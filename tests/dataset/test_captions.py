@@ -46,6 +46,8 @@ def photos_in(folder, captions=(), count=4):
         ("character", "zwx", "a zwx-robot in the snow", "a robot in the snow"),
         ("character", "zwx", "a zwx in the snow", "a robot in the snow"),
         ("character", "zwx", "two zwxy robots", "two zwxy robots"),
+        ("character", "zwx", "a zwx style robot", "a style robot"),
+        ("style", "zwx", "a robot in zwx styled light", "a robot styled light"),
         ("character", "zwx", "robots, a zwx", "robots, a"),
     ],
 )
@@ -53,6 +55,12 @@ def test_the_caption_of_the_class_keeps_nothing_of_the_identifier(
     kind, identifier, caption, wanted
 ):
     assert class_caption(Subject(kind, "robot", identifier), caption) == wanted
+
+
+@pytest.mark.parametrize("noun", ["lighthouse", "light bulb", "light", "style guide", "pose"])
+def test_a_class_noun_that_begins_as_a_manner_stays_whole(noun):
+    subject = Subject("character", noun, "zwx")
+    assert class_caption(subject, f"a zwx {noun} in the snow") == f"a {noun} in the snow"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +195,24 @@ def test_a_long_caption_is_refused_before_class_images_are_drawn(
     said = refusal(open_or_prepare, tmp_path / "out", base, photos, identifier="zwx")
     assert "longer than the 30 pieces" in said and "shorten it" in said
     assert f"'{tiny_folder}'" in said
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_captions_of_a_table_are_read_with_the_line_ends_of_any_system(tmp_path, end):
+    folder = photos_in(tmp_path)
+    lines = ["file_name;text", '0.png;"a toy, here"', "1.png;a toy there", ""]
+    (folder / "metadata.csv").write_bytes(end.join(lines).encode())
+    assert [photo.caption for photo in scan(folder)][:3] == ["a toy, here", "a toy there", ""]
+
+
+def test_a_table_that_is_none_and_a_caption_with_a_line_separator(tmp_path):
+    folder = photos_in(tmp_path)
+    (folder / "metadata.csv").write_text(f"file_name,text\n0.png,{'x' * 140_000}\n")
+    assert "metadata.csv cannot be read as a table" in refusal(scan, folder)
+    (folder / "metadata.csv").unlink()
+    row = json.dumps({"file_name": "0.png", "text": "a toy\u2028here"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(row, "utf-8")
+    assert scan(folder)[0].caption == "a toy here"
 
 
 def test_every_example_subject_holds_its_identifier_as_it_did(tmp_path):

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pillow_heif
 import pytest
+from conftest import ROOT
 from made_photos import picture, refusal
 from PIL import Image
 
@@ -475,3 +476,9 @@ def test_a_folder_of_kohyas_folders_names_the_command_for_it(tmp_path):
     photos_in(tmp_path / "kohya/10_zwx toy")
     assert "python -m lib from-kohya" in refusal(scan, tmp_path / "kohya")
     assert Image.open(tmp_path / "kohya/10_zwx toy/img0.png").size == (200, 200)
+
+
+@pytest.mark.parametrize("kind, told", [(None, False), ("character", True), ("style", False)])
+def test_a_folder_says_itself_that_its_backgrounds_may_be_alike(kind, told):
+    found = scan(ROOT / "data" / "subjects" / "lighting", kind=kind).findings
+    assert any("same background" in line for line in found) == told

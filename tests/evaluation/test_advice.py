@@ -273,6 +273,15 @@ def test_likeness_of_the_pocket_base_is_not_passed_on_to_another():
     assert "on the pocket base: DINO" in line.measurement and "2306.07280" in line.measurement
 
 
+def test_what_fits_a_card_is_what_the_table_of_cards_says():
+    forecast = {("sd15", "lora"): 2.5 * GIB, ("sd15", "dreambooth"): 3.78 * GIB}
+    said = texts(advise(needs(base="sd15", memory_gib=4), [], forecast))
+    assert "Memory, of the 2.96 GiB to be had on a card of 4 GB: LoRA takes 2.5 GiB, which" in said
+    assert "DreamBooth takes 3.78 GiB, which does not fit" in said
+    said = texts(advise(needs(base="sd15", memory_gib=0.5), [], forecast))
+    assert "of the 0 MiB to be had on a card of 0.5 GB" in said or "of the 0 bytes" in said
+
+
 def test_a_method_without_a_figure_is_no_way_out():
     advice = advise(needs(base="sd15", memory_gib=2), [], {("sd15", "lora"): 3 * GIB})
     assert advice.choice == "neither" and "DreamBooth is not known" in texts(advice)

@@ -278,7 +278,7 @@ def test_the_place_and_the_colour_that_a_prompt_names_are_looked_for_in_its_pict
         render(sample_scene(9_300_000 + k, "robot", *scene, plain=1.0, salt="judge"))
         for k, scene in enumerate(drawn)
     ]
-    base = SimpleNamespace(resolution=64)
+    base = SimpleNamespace(family=SimpleNamespace(name="pocket"))
     assert drawn_as_asked(load_judge(), pictures, prompts, base) == {
         "place_drawn": 0.5,
         "colour_drawn": 1.0,
@@ -381,10 +381,11 @@ def test_the_judge_fits_the_base_and_a_missing_one_has_a_stand_in_that_is_named(
         choose_judge("mine", "pocket")
 
 
-@pytest.mark.parametrize("resolution", [64, 512])
-def test_the_protocol_has_25_prompts_for_every_kind(resolution):
+@pytest.mark.parametrize("family", ["pocket", "sd1"])
+def test_the_protocol_has_25_prompts_for_every_kind(family):
+    base = SimpleNamespace(family=SimpleNamespace(name=family))
     for kind in KINDS:
-        subject, base = Subject(kind, "robot", "zwx"), SimpleNamespace(resolution=resolution)
+        subject = Subject(kind, "robot", "zwx")
         pairs = protocol(subject, base)
         check_prompts(
             [plain for _, plain in pairs], "zwx", None if kind in ("style", "lighting") else "robot"

@@ -408,7 +408,7 @@ ROBOT = Subject(kind="character", class_noun="robot", identifier="zwx")
 
 
 def test_obedience_counts_what_a_prompt_of_the_class_asks_and_its_picture_shows(judge):
-    asked = class_protocol(ROBOT, SimpleNamespace(resolution=64))
+    asked = class_protocol(ROBOT, SimpleNamespace(family=SimpleNamespace(name="pocket")))
     places = {words: name for name, words in PHRASES.items()}
 
     def drawn(kind=None, color=None):
@@ -431,15 +431,14 @@ def test_obedience_counts_what_a_prompt_of_the_class_asks_and_its_picture_shows(
         obedience(judge, drawn()[:7], asked)
 
 
-@pytest.mark.parametrize("resolution", [64, 512])
-def test_the_class_is_asked_in_words_that_no_class_image_has(resolution):
+@pytest.mark.parametrize("family", ["pocket", "sd1"])
+def test_the_class_is_asked_in_words_that_no_class_image_has(family):
+    base = SimpleNamespace(family=SimpleNamespace(name=family))
     data = SimpleNamespace(subject=ROBOT, train=[])
     trained = class_prompts(data, 200)
-    asked = class_protocol(ROBOT, SimpleNamespace(resolution=resolution))
+    asked = class_protocol(ROBOT, base)
     assert len({prompt.text for prompt in asked}) == 8
-    listed = json.loads(
-        (PROMPTS / _prompt_file(SimpleNamespace(resolution=resolution))).read_text()
-    )
+    listed = json.loads((PROMPTS / _prompt_file(base)).read_text())
     for prompt, form in zip(asked, listed["class"]["prompts"]):
         assert "zwx" not in prompt.text and "robot" in prompt.text
         for name, others in prompt.others.items():

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from lib.evaluation import results
+from lib.evaluation.comparison_table import Comparison
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json, write_json
 
@@ -79,3 +80,25 @@ def test_a_missing_or_damaged_file_gets_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "studies.json").write_text("{")
     with pytest.raises(BadInput, match="studies.json cannot be read as JSON"):
         results.study("rank")
+
+
+@pytest.mark.parametrize(
+    "low, high, said",
+    [
+        (-0.01, 0.0, "+0.000 (-0.010 to +0.000)"),
+        (None, None, "+0.000"),
+        (0.0, 0.0, "+0.000 (+0.000 to +0.000)"),
+    ],
+)
+def test_an_interval_that_ends_at_zero_is_one(low, high, said):
+    part = {
+        "value": 0.0,
+        "low": low,
+        "high": high,
+        "unit": "cosine",
+        "own": True,
+        "measure": "dino",
+    }
+    own = Comparison({"lora": {"dino": 0.5}, "dreambooth": {"dino": 0.5}}, {})
+    rows = results.answer_table(own, {"claims": [{"parts": [part]}]}).rows
+    assert said in [row[-1] for row in rows]

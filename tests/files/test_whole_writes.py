@@ -1,12 +1,16 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from benchmarks.csv_rows import read_table
 from benchmarks.racetable import mib_cell
 from lib.files.csv_table import write_table
 from lib.files.errors import BadInput
 from lib.files.json_file import read_json
+from lib.files.paths import fitting_name
+from lib.files.safetensors_file import open_weights
 from lib.files.text import gib_cell, listed, rough_size, size_text
 from lib.files.whole_writes import (
     MARK,
@@ -61,6 +65,42 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path, mon
         with unwritable_refused(folder), whole_folder(folder) as unfinished:
             (unfinished / "b").write_text("two")
     assert names(folder) == ["a"] and names(tmp_path) == ["folder"]
+
+
+def test_an_interrupt_between_two_renames_leaves_the_folder_before(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "folder", os.replace
+    with whole_folder(folder) as unfinished:
+        (unfinished / "a").write_text("one")
+
+    def interrupted(old, new):
+        if new == folder and (old / "b").exists():
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as unfinished:
+        (unfinished / "b").write_text("two")
+    assert names(folder) == ["a"] and names(tmp_path) == ["folder"]
+
+
+def test_a_name_is_cut_as_far_as_there_is_one():
+    assert fitting_name("a" * 300, ".png") == "a" * 251 + ".png"
+    assert fitting_name("photo", "." + "木" * 90) == "." + "木" * 90, "nothing is left to be cut"
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 19280])
+def test_a_header_whose_length_looks_like_a_pickle_makes_none(tmp_path, length):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    before = path.read_bytes()
+    size = int.from_bytes(before[:8], "little")
+    header = before[8 : 8 + size].ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + before[8 + size :])
+    with open_weights(path) as file:
+        assert torch.equal(file.read("a"), torch.ones(2))
+    path.write_bytes(length.to_bytes(8, "little") + b"x" + before[9:])
+    with pytest.raises(BadInput, match="is a pickle"):
+        open_weights(path)
 
 
 def test_only_a_folder_that_bears_the_mark_may_be_replaced(tmp_path):

@@ -30,6 +30,7 @@ from lib.memory.ladder import choose_rung, recipes, step_down
 from lib.memory.tracker import PeakMemory
 from lib.models.base import load_base, pictures_per_pass
 from lib.models.devices import fast_arithmetic
+from lib.models.families import preset
 from lib.models.pipeline import silence_libraries
 from lib.step.training_step import Step
 
@@ -437,6 +438,17 @@ def test_the_command_prints_and_gives_json(capsys):
     assert "Chosen: the plain recipe" in json.loads(capsys.readouterr().out)["sentence"], (
         "larger than any common card"
     )
+
+
+@pytest.mark.parametrize("prior, drawn", [("images", True), ("teacher", False), ("anchor", False)])
+def test_class_images_are_named_where_there_are_any(prior, drawn, capsys):
+    main(["forecast", "--base", "pocket", "--set", f"prior={prior}", "--json"])
+    assert json.loads(capsys.readouterr().out)["class_images"] == drawn
+
+
+def test_keeping_steps_asks_for_no_forecast_of_its_own():
+    plain, kept = (preset("lora", data="-", output="-", keep=keep) for keep in ("last", "all"))
+    assert cards.recipe_key(plain) == cards.recipe_key(kept)
 
 
 def test_what_fits_no_card_is_refused(monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -117,3 +119,16 @@ def test_a_training_holds_its_threads(machine, tiny_folder):
     with held_threads(3):
         assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == 1
+
+
+def test_the_largest_memory_is_told_where_there_is_no_proc_and_no_getrusage(monkeypatch):
+    peak = SimpleNamespace(peak_wset=123)
+
+    def nowhere(*names, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", nowhere)
+    monkeypatch.setattr(devices.sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: peak))
+    assert devices.resident_bytes() == 123

@@ -69,7 +69,7 @@ def test_every_figure_has_alternative_text_numbers_and_a_useful_text_form(make):
     assert len(page.img["alt"]) > 20
     assert page.find("th", scope="col") and page.find("th", scope="row") and page.find("td")
     bundle, metadata = figure._repr_mimebundle_()
-    assert metadata[figure.mime]["alt"] == figure.alt
+    assert metadata[figure.encoded[0]]["alt"] == figure.alt
     assert figure.alt in bundle["text/plain"] and figure.table.text() in bundle["text/plain"]
     assert "object at 0x" not in bundle["text/plain"]
 
@@ -298,8 +298,9 @@ def test_enlarged_pictures_are_smoothed():
 
 def test_figures_stay_small_and_fit_a_page(noise):
     figure = grid([noise[:16], noise[16:]], scale=3)
-    assert len(figure.data) <= LARGEST and figure.image.width <= 1800
-    Image.open(io.BytesIO(figure.data)).load()
+    _, data = figure.encoded
+    assert len(data) <= LARGEST and figure.image.width <= 1800
+    Image.open(io.BytesIO(data)).load()
     data = base64.b64decode(seen(figure).img["src"].partition(";base64,")[2])
     assert len(data) <= LARGEST and Image.open(io.BytesIO(data)).size == (16 * 67, 2 * 67)
 

@@ -13,7 +13,7 @@ from lib.evaluation.fidelity import EvaluationPlan
 from lib.evaluation.judge import load_judge
 from lib.files.errors import BadInput
 from lib.models.base import load_base
-from lib.step.run_weights import load_run
+from lib.step.run_weights import load_run, save_weights
 from lib.training.kept_steps import at_step, kept_steps
 from lib.training.loop import train
 
@@ -59,6 +59,24 @@ def test_the_best_step_of_dreambooth_alone_is_kept(make):
     top = max(points, key=lambda p: p["dino"])
     assert list(kept_steps(run)) == ([top["step"]] if top["step"] else [])
     assert all((folder / "unet").is_dir() for folder in kept_steps(run).values())
+
+
+def test_keeping_steps_changes_nothing_of_what_is_trained(make, tmp_path):
+    settings = make("dreambooth", keep="best")
+    base = load_base(settings.base)
+    before = {name: (w.data_ptr(), w.clone()) for name, w in base.denoiser.named_parameters()}
+    save_weights(base, settings, tmp_path / "saved")
+    for name, w in base.denoiser.named_parameters():
+        at, exact = before[name]
+        assert w.data_ptr() == at and torch.equal(w, exact), name
+    saved = load_file(tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(tensor, before[name][1].half()) for name, tensor in saved.items())
+    kept, _ = measured(settings)
+    last, _ = measured(make("dreambooth", output=str(tmp_path / "last")))
+    one, other = (
+        load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (kept, last)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_finished_run_that_kept_less_is_no_run_of_these_settings(make, capsys):

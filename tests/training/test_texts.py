@@ -95,6 +95,17 @@ def test_a_held_out_caption_is_asked_for_too(tiny_folder, tmp_path):
     assert "The caption of test/000.png" in refused(tiny_folder, dataset, tmp_path)
 
 
+def test_what_the_user_put_into_a_data_set_stays_when_class_images_are_drawn_anew(tmp_path):
+    dataset = data_of(tmp_path, {})
+    (dataset.root / "notes.txt").write_text("mine")
+    for count in (2, 1):
+        dataset = add_class_images(
+            dataset, [picture(9, (64, 64)) for _ in range(count)], ["a toy"] * count
+        )
+    assert (dataset.root / "notes.txt").read_text() == "mine"
+    assert len(dataset.class_images) == 1 == len(list((dataset.root / "class").glob("*.png")))
+
+
 def test_a_class_image_that_is_told_the_identifier_is_refused(tiny_folder, tmp_path):
     dataset = data_of(tmp_path, {})
     dataset = add_class_images(dataset, [picture(9, (64, 64))], ["a ZWX toy"])

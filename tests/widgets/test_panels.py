@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from bs4 import BeautifulSoup
@@ -578,6 +579,17 @@ def test_a_training_that_goes_on_leaves_the_next_click_free(somebody, tmp_path, 
     gate.set()
     panel.going.join()
     assert not panel.training
+
+
+def test_what_ends_a_training_that_went_on_is_said_and_it_can_go_on_again(
+    somebody, tmp_path, monkeypatch
+):
+    panel = training_panel(settings(tmp_path))
+    panel.begin(State(40))
+    monkeypatch.setattr(panel, "_train", Mock(side_effect=RuntimeError("the loss is <nan>")))
+    panel.go_on()
+    panel.going.join()
+    assert panel.status.value == "the loss is &lt;nan&gt;" and not panel.go_on_button.disabled
 
 
 def test_settings_are_not_edited_under_a_training_that_runs(
