@@ -25,6 +25,7 @@ from lib.config.presets import PRESETS
 from lib.config.settings import Settings
 from lib.files.paths import ROOT
 from lib.files.text import amount, size_text
+from lib.memory.cards import CARDS, usable_bytes
 
 SPEED = ROOT / "benchmarks" / "results" / "pocket.json"
 COLUMNS = ["", "LoRA", "DreamBooth", "DreamBooth cut to a LoRA", "so"]
@@ -51,7 +52,7 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
         method: f"{speed['memory'][method]['peak_bytes'] / 2**20:.0f} MiB"
         for method in ("lora", "dreambooth")
     }  # whole: the bench's other photos take some kilobytes more
-    forecast = {method: size_text(read_forecast()["sdxl", method]) for method in memory}
+    forecast = {method: on_card(read_forecast()["sdxl", method]) for method in memory}
     file = {method: amount(speed["memory"][method]["file_bytes"], "bytes") for method in memory}
     sd15 = {method: size_text(shipped_bytes("sd15", method, RANK)) for method in memory}
     lines = [
@@ -77,7 +78,11 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             "as LoRA",
             f"{smaller(speed, 'file_bytes')}: this decides with many subjects",
         ],
-        _scored(rows, "likeness to held-out photos (DINO's role, colours asked for too)", "dino"),
+        _scored(
+            rows,
+            "likeness to held-out photos (DINO; a third of the prompts ask for another colour)",
+            "dino",
+        ),
         _scored(rows, "the class turns into the subject (PRES minus the base's)", "pres"),
     ]
     table = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- | --- | --- |"]
@@ -88,14 +93,20 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             *table,
             "",
             f"Measured on the small base model that ships (drawings of 64 pixels): {subjects}, each"
-            " method at the gentlest of its best learning rates; intervals are 95 % over"
+            " method at the lowest of the learning rates that did best; intervals are 95 % over"
             " subjects. The class is asked for in words that no class image has. **One caveat**:"
-            " the captions of these photos name the place. Where captions name none, a subject that"
-            " was drawn by another hand took twice as many steps"
+            " the captions of these photos name the place. Where captions name none, a subject in"
+            " another drawing style took twice as many steps"
             " ([what helps](docs/troubleshooting.md)): look at your own.",
             "",
         ]
     )
+
+
+def on_card(peak: float) -> str:
+    """Bytes of a recipe, and the smallest common card that has as many to be had."""
+    card = next(gb for gb in CARDS if usable_bytes(gb) >= peak)
+    return f"{size_text(peak)}, a card of {card} GB"
 
 
 def quicker(ratio: float) -> str:

@@ -45,8 +45,9 @@ def figures(found):
             f" {found['versions']['diffusers']}: median (smallest to largest) of {rounds} rounds"
             " turn about; of least memory and inductor, one. Seconds for 500 steps are"
             " extrapolated: the start, 499 steady steps and the end; ours include preparing the"
-            " photos, once. *Adapter as theirs*: rank 4, on attention. *Less memory*: LoRA"
-            " computes its largest transformers again on the way back, DreamBooth keeps its"
+            " photos, once. *Adapter as theirs*: rank 4, on attention. *Less memory*: LoRA has"
+            " the adapter as theirs and computes its largest transformers again on the way back"
+            " (the same numbers, in more time); DreamBooth keeps its"
             " weights in bf16. *Least memory*: all that the ladder of recipes has."
         ),
         "",
@@ -136,7 +137,8 @@ def learning(found):
             f" among real photos; the set level is {found['level']:.3f}, {found['share']:.0%} of"
             " the way. Losses are on noise that is the same for all: on the training photos, the"
             " lower the more was learnt; on held-out photos they fall, and rise again where a"
-            " training goes on past its best. One seed."
+            " training goes on past its best. One seed, with the presets of that time (rate and"
+            " steps in the table); those of today are under [PocketBench](#pocketbench)."
         ),
         "",
         (

@@ -112,7 +112,7 @@ def section(rows: Rows, made: dict[str, Figure]) -> str:
             (
                 f"{size(rows)} in the main comparison. {runs:,} runs in all, of the {whole:,} that"
                 f" `make pocketbench` makes with 30 subjects and 3 seeds{hours}; {steps(rows)}"
-                f" steps each ({devices}; {stack}), each method at the gentlest of its best"
+                f" steps each ({devices}; {stack}), each method at the lowest of the best"
                 " learning rates, which are not told apart. Subjects are such that"
                 " neither base nor judge has met. Each run is scored on 4 pictures of 25 prompts:"
                 " no place, eight places in two wordings, and eight colours in four of the places,"
