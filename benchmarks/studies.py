@@ -77,7 +77,7 @@ def seldom(settings: Settings) -> dict[str, Any]:
 
 def low_memory(method: str) -> tuple[dict[str, Any], ...]:
     """What each recipe of the study "recipes" changes: nothing ("auto" arithmetic: bf16 where it is
-    fast), one thing (fp16, which "auto" takes on cards without bf16, among them), and all at once.
+    fast), one thing, and all at once.
 
     Checkpointing alone is not run: it gives the very numbers of the run without it, bit for bit
     (tests/step/test_low_memory.py). The last, the foot of `lib.memory.ladder`, has it too.
@@ -87,7 +87,7 @@ def low_memory(method: str) -> tuple[dict[str, Any], ...]:
         "dreambooth": ({"fused_backward": True},),
     }[method]
     *_, (foot, _) = recipes(preset(method, data="-", output="-"))
-    one = ({"precision": "fp16"}, {"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone)
+    one = ({"optimizer": "adamw8bit"}, {"weights": "bf16"}, *alone)
     return {}, *one, seldom(foot)
 
 
@@ -104,6 +104,12 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
     some, few = subjects[:12], subjects[:6]
     both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
     without_prior: tuple[dict[str, Any], ...] = ({}, {"prior_weight": 0.0})
+    plain = [
+        job(s, m, seed, precision="fp32")
+        for seed in range(PLAIN_SEEDS)
+        for s in few
+        for m in METHODS
+    ]
     return {
         "main": [job(s, "base") for s in subjects]
         + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in (*METHODS, *CUTS)],
@@ -157,12 +163,11 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
             for m in METHODS
         ],
         "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
-        "recipes": [
-            job(s, m, seed, precision="fp32")
-            for seed in range(PLAIN_SEEDS)
-            for s in few
-            for m in METHODS
-        ]
+        # bf16, and fp16, which cards without bf16 train in. On a processor fp16 takes a quarter of
+        # an hour a training.
+        "precision": plain
+        + [job(s, m, **how) for how in ({}, {"precision": "fp16"}) for m in METHODS for s in few],
+        "recipes": plain
         + [job(s, m, **changes) for m in METHODS for changes in low_memory(m) for s in few],
         "text_encoder": [
             job(s, m, text_encoder_rate=rate)

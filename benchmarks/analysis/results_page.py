@@ -26,9 +26,12 @@ MEANT = (
     " New places: the prompts that name no place of the training photos and ask for no colour."
 )
 NOTES = {
+    "precision": (
+        "Precision auto is bf16 arithmetic on this device; on a T4 it is fp16, here run on the"
+        " processor, with the same dynamic scale of the loss."
+    ),
     "recipes": (
-        "All but the plain one and fp16 run at precision auto, which is bf16 arithmetic on this"
-        " device."
+        "All but the plain one run at precision auto, which is bf16 arithmetic on this device."
         " Gradient checkpointing alone is not run: it gives the same numbers bit for bit"
         " (`tests/step/test_low_memory.py`); where it stands above it is one of several changes."
     ),

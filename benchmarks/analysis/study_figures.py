@@ -1,6 +1,7 @@
 """PocketBench's studies as figures, each with its numbers as a table: what rank, prior
-preservation, an anchor, careless data, another training seed, low-memory recipes and a trained
-text encoder change. `FIGURES` has the main comparison's too (benchmarks/analysis/bench_figures.py).
+preservation, an anchor, careless data, another training seed, precision, low-memory recipes and a
+trained text encoder change. `FIGURES` has the main comparison's too
+(benchmarks/analysis/bench_figures.py).
 """
 
 import math
@@ -27,7 +28,8 @@ from lib.files.text import amount
 from lib.plots.charts import Axis, intervals, points
 from lib.plots.figure import Figure, Table
 
-# The columns of the study "recipes" in which one differs from plain training, each in words.
+# The columns of the studies "precision" and "recipes" in which a run differs from plain training,
+# each in words.
 RECIPES = {
     "precision": "precision {}",
     "optimizer": "8-bit moments",
@@ -236,17 +238,27 @@ def careless(rows: Rows) -> Figure | None:
 
 
 def recipes(rows: Rows) -> Figure | None:
-    """Low-memory recipes against plain fp32 training: DINO drawn, the rest in the table, beside
-    what another seed alone does.
+    """Low-memory recipes against plain fp32 training."""
+    return _against_plain(rows, "recipes", "Low-memory recipes")
+
+
+def precision(rows: Rows) -> Figure | None:
+    """Arithmetic in bf16 and in fp16 against plain fp32 training."""
+    return _against_plain(rows, "precision", "Arithmetic in bf16 and in fp16")
+
+
+def _against_plain(rows: Rows, study: str, what: str) -> Figure | None:
+    """A study's recipes against plain fp32 training: DINO drawn, the rest in the table, beside what
+    another seed alone does.
     """
     drawn, lines, measures = {}, [], ("dino", "clip_t", "drift")
     for who, where in WHO.items():
         plain = where | {"precision": "fp32"}
-        size_of = effect(rows, "dino", "recipes", plain, None, ()).subjects
-        moves = {m: swing(rows, m, "recipes", plain, size_of) for m in measures}
+        size_of = effect(rows, "dino", study, plain, None, ()).subjects
+        moves = {m: swing(rows, m, study, plain, size_of) for m in measures}
         if size_of:
             lines += [
-                _levels(rows, "recipes", f"{who}, plain fp32", plain, (*measures, "peak_bytes"))
+                _levels(rows, study, f"{who}, plain fp32", plain, (*measures, "peak_bytes"))
                 + ["-"],
                 [
                     f"{who}, another seed",
@@ -260,10 +272,10 @@ def recipes(rows: Rows) -> Figure | None:
                 if moves["dino"]
                 else {}
             )
-        for words, of in _given_up(rows, where).items():
-            found = {m: effect(rows, m, "recipes", of, plain) for m in (*measures, "peak_bytes")}
+        for words, of in _given_up(rows, study, where).items():
+            found = {m: effect(rows, m, study, of, plain) for m in (*measures, "peak_bytes")}
             if found["dino"].subjects:
-                moves = {m: swing(rows, m, "recipes", plain, found[m].subjects) for m in measures}
+                moves = {m: swing(rows, m, study, plain, found[m].subjects) for m in measures}
                 beyond = [SCORES[m] for m in measures if _is_beyond(found[m].value, moves[m])]
                 lines.append(
                     [
@@ -284,7 +296,7 @@ def recipes(rows: Rows) -> Figure | None:
                     found["dino"].high,
                 )
     about = (
-        f"Low-memory recipes minus plain fp32 training, {size(rows, 'recipes')}, each against the"
+        f"{what} minus plain fp32 training, {size(rows, study)}, each against the"
         " same seed; another seed: how far that alone moves such a mean, 95 times in 100; the band"
         " counts as the same"
     )
@@ -344,14 +356,12 @@ def text_encoder(rows: Rows) -> Figure | None:
     )
 
 
-def _given_up(rows, where):
-    """{a recipe in words: the columns it matches} of the study "recipes", in the order of the
-    words.
-    """
+def _given_up(rows, study, where):
+    """{a recipe in words: the columns it matches} of a study, in the order of the words."""
     found = {}
     for row in rows:
         if (
-            row.get("study") == "recipes"
+            row.get("study") == study
             and row.get("precision") != "fp32"
             and where.items() <= row.items()
         ):
@@ -406,6 +416,7 @@ FIGURES = MAIN | {
     "anchor": anchor,
     "careless": careless,
     "again": again,
+    "precision": precision,
     "recipes": recipes,
     "text_encoder": text_encoder,
     "rates": rates,

@@ -71,7 +71,6 @@ def whole():
     plain = [dict(r, precision="fp32") for r in bench(subjects=6, study="recipes")]
     for changes, less in (
         ({}, 0.001),
-        ({"precision": "fp16"}, 0.001),
         ({"quantize": "nf4"}, 0.2),
         ({"optimizer": "adamw8bit", "checkpointing": "all"}, 0.001),
     ):
@@ -81,6 +80,12 @@ def whole():
             if r["seed"] == 0 and (r["method"] == "lora" or "quantize" not in changes)
         ]
     rows += plain
+    rows += [
+        dict(r, study="precision", precision=how, dino=r["dino"] - less)
+        for how, less in (("fp32", 0.0), (None, 0.001), ("fp16", 0.2))
+        for r in plain
+        if r["seed"] == 0 or how == "fp32"
+    ]
     rows += [
         dict(r, text_encoder_rate=rate, clip_t=r["clip_t"] - (rate or 0) * 100)
         for rate in (None, 2e-4, 4e-4)
@@ -109,6 +114,7 @@ def test_every_figure_is_made_and_says_what_it_rests_on(made):
         "anchor",
         "careless",
         "again",
+        "precision",
         "recipes",
         "text_encoder",
         "rates",
@@ -242,7 +248,8 @@ def test_a_study_of_a_former_base_says_so_and_is_held_against_itself_alone():
     assert "again" not in made and "again" in figures(whole())
     former = {name for name, figure in made.items() if "former base model" in figure.caption}
     assert former == {
-        *("rank", "prior", "anchor", "careless", "recipes", "text_encoder", "rates", "length")
+        *("rank", "prior", "anchor", "careless", "precision", "recipes", "text_encoder"),
+        *("rates", "length"),
     }
     assert not any("former base" in figure.caption for figure in figures(whole()).values())
     points = [line[0] for line in made["pareto"].table.rows]
@@ -326,12 +333,11 @@ def test_the_training_is_drawn_quarter_by_quarter(made):
 
 def test_low_memory_recipes_stand_beside_what_another_seed_does(made):
     lines = {line[0]: line[1:] for line in made["recipes"].table.rows}
-    assert list(lines)[:6] == [
+    assert list(lines)[:5] == [
         "LoRA, plain fp32",
         "LoRA, another seed",
         "LoRA, nf4 base",
         "LoRA, precision auto",
-        "LoRA, precision fp16",
         "LoRA, 8-bit moments + checkpointing",
     ]
     assert lines["LoRA, nf4 base"][0].startswith("-0.200") and lines["LoRA, nf4 base"][3:] == [
@@ -348,6 +354,16 @@ def test_low_memory_recipes_stand_beside_what_another_seed_does(made):
     part = [r for r in whole() if not (r.get("study") == "recipes" and r["seed"])]
     assert {line[-1] for line in recipes(part).table.rows} == {"-"}, "one seed has no spread"
     assert recipes([r for r in whole() if r["study"] != "recipes"]) is None
+
+
+def test_each_precision_stands_beside_what_another_seed_does(made):
+    lines = {line[0]: line[1:] for line in made["precision"].table.rows}
+    assert list(lines)[:4] == [
+        *("LoRA, plain fp32", "LoRA, another seed", "LoRA, precision auto", "LoRA, precision fp16")
+    ]
+    assert lines["DreamBooth, precision auto"][-1] == "yes"
+    assert lines["DreamBooth, precision fp16"][-1] == "no: DINO"
+    assert "bf16 and in fp16 minus plain fp32 training, 6 subjects" in made["precision"].caption
 
 
 def test_the_text_encoders_rates_are_compared_with_a_frozen_one(made):

@@ -42,11 +42,13 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
         "identifier": 12,
         "careless": 12,
         "kinds": 0,
+        "precision": 12,
         "recipes": 12,
         "text_encoder": 12,
         "anchor": 12 * 2,
     }
-    assert len(plan["recipes"]) == 6 * (2 * 3 + 7 + 6) and len(plan["text_encoder"]) == 6 * 2 * 4
+    assert len(plan["precision"]) == 6 * 2 * (3 + 2)
+    assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
 
 
 def test_runs_that_ship_keep_their_names(monkeypatch):
