@@ -261,13 +261,14 @@ def load_result(folder, base):
     return base
 
 
-def run(work, name, program, steps, environment=None, launcher=()):
-    """Run a training, watched, in a process of its own, started by a `launcher` if one is named.
+def run(work, name, program, steps, environment=None, launcher=(), python=sys.executable):
+    """Run a training, watched, in a process of its own, of another `python` if one is named, and
+    started by a `launcher` likewise.
     Returns seconds: "first" (start to the end of step 1), "step" (steady state), "whole" (start to
     exit) and "tail" (last step to exit), and "peak_bytes", "resident_bytes", "standin".
     """
     start = time.time()
-    process = begin(work, name, program, steps, environment, launcher)
+    process = begin(work, name, program, steps, environment, launcher, python)
     found = end(work, name, process)
     return found | timings(found.pop("ends"), start, time.time())
 
@@ -284,7 +285,7 @@ def one(work, name, field, scripts, method, kind, who, steps, **changes):
     )
 
 
-def begin(work, name, program, steps, environment=None, launcher=()):
+def begin(work, name, program, steps, environment=None, launcher=(), python=sys.executable):
     """Start what `run` runs, and do not wait for it. Returns the process."""
     offline = {
         "HF_HUB_OFFLINE": "1",
@@ -292,7 +293,7 @@ def begin(work, name, program, steps, environment=None, launcher=()):
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     command = [
-        sys.executable,
+        python,
         *launcher,
         "-m",
         "benchmarks.watched",

@@ -28,6 +28,7 @@ import torch
 
 from benchmarks import learning_rates
 from benchmarks.csv_rows import read_table
+from benchmarks.half_convolution import quick_half_convolutions
 from benchmarks.studies import CUTS, SELDOM, WORDS, cut_from, studies
 from benchmarks.studies import job as preset_job
 from lib.config.presets import PRESETS
@@ -178,7 +179,8 @@ def work(job, folder):
     start = time.perf_counter()
     data, base = load_dataset(data_folder(job)), load_base()
     before = before_training(base, data)
-    tuned, row = contestant(job, folder, base, data)
+    with quick_half_convolutions() if job.get("precision") == "fp16" else nullcontext():
+        tuned, row = contestant(job, folder, base, data)
     row |= fidelity(job, folder, tuned, data)
     row |= forgetting(before, tuned, data)
     if not (job["method"] == "dreambooth" and is_plain(job)):  # of these LoRAs are cut

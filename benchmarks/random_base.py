@@ -66,6 +66,7 @@ def build(name, folder, shapes=None, dtype=torch.float32):
             POCKET / "tokenizer", model_max_length=settings.max_position_embeddings
         )
         tokenizer.save_pretrained(folder / words)
+        _fill_up(folder / words / "tokenizer.json", settings.vocab_size)
         index[words] = ["transformers", "CLIPTokenizer"]
     scheduler = read_json(shapes / "scheduler" / "scheduler_config.json")
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -79,6 +80,16 @@ def build(name, folder, shapes=None, dtype=torch.float32):
         }
     write_json(folder / "model_index.json", index)
     return folder
+
+
+def _fill_up(file: Path, size: int) -> None:
+    """Give a tokenizer's vocabulary as many words as its text encoder knows; no text has the new
+    ones.
+    """
+    found = read_json(file)
+    words = found["model"]["vocab"]
+    words |= {f"unused {number}": number for number in range(len(words), size)}
+    write_json(file, found)
 
 
 def step_of(settings, device):

@@ -163,8 +163,7 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
             for m in METHODS
         ],
         "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
-        # bf16, and fp16, which cards without bf16 train in. On a processor fp16 takes a quarter of
-        # an hour a training.
+        # bf16, and fp16, which cards without bf16 train in.
         "precision": plain
         + [job(s, m, **how) for how in ({}, {"precision": "fp16"}) for m in METHODS for s in few],
         "recipes": plain

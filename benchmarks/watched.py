@@ -5,10 +5,11 @@
     python -m benchmarks.watched RESULT.json STEPS lib train settings.json                # a module
 
 The training is not touched and not told. The end of a step is the end of the optimiser's step in
-their scripts, which torch announces to whoever asks, and the end of `lib.step.training_step.Step`
-in ours, which comes after it. Memory is counted by the same lines for both: on the CPU over every
-tensor that is alive in step 2, whoever holds it; on CUDA it is what the allocator gave, and held,
-in steps 2 to 5. Times are seconds since the epoch, which the caller knows too.
+their scripts, which torch announces to whoever asks, that of the rate's scheduler in kohya's
+sd-scripts, and the end of `lib.step.training_step.Step` in ours, which comes after it. Memory is
+counted by the same lines for all: on the CPU over every tensor that is alive in step 2, whoever
+holds it; on CUDA it is what the allocator gave, and held, in steps 2 to 5. Times are seconds since
+the epoch, which the caller knows too.
 
 Where `BENCHMARK_TURNS` names a path and a number of steps ("/tmp/turns/name:20"), the training
 waits after the first `SHORT` steps, and again after each so many: it says so in <path>.<k>.ready,
@@ -127,6 +128,34 @@ def watch_ours(watch):
     setattr(Step, "__call__", watched)
 
 
+def watch_theirs(watch, folder):
+    """Have `watch` called after each step of a script in `folder`. Returns whether torchvision has
+    a stand-in.
+    """
+    if not (folder / "library" / "train_util.py").is_file():
+        from .torchvision_standin import install
+
+        register_optimizer_step_post_hook(watch)
+        return install()
+    # sd-scripts: an update within the backward pass is no optimiser's step, so the scheduler's step
+    # counts, which follows. On a processor torchvision's wheel lacks its own operators.
+    from accelerate.scheduler import AcceleratedScheduler
+
+    from .interop.tool_side import stand_in_for_torchvision
+
+    if not torch.cuda.is_available():
+        stand_in_for_torchvision()
+    sys.path.insert(0, str(folder))
+    step = AcceleratedScheduler.step
+
+    def watched(self, *inputs, **options):
+        step(self, *inputs, **options)
+        watch()
+
+    setattr(AcceleratedScheduler, "step", watched)
+    return False
+
+
 def main():
     result, steps, program, *arguments = sys.argv[1:]
     compiled = (
@@ -135,10 +164,7 @@ def main():
     watch = Watch(int(steps), count=not compiled)
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
-        from .torchvision_standin import install
-
-        register_optimizer_step_post_hook(watch)
-        without = install()
+        without = watch_theirs(watch, Path(program).parent)
         runpy.run_path(program, run_name="__main__")
     else:
         watch_ours(watch)

@@ -28,7 +28,8 @@ MEANT = (
 NOTES = {
     "precision": (
         "Precision auto is bf16 arithmetic on this device; on a T4 it is fp16, here run on the"
-        " processor, with the same dynamic scale of the loss."
+        " processor with the same dynamic scale of the loss, and sums in fp32 within a convolution,"
+        " as tensor cores have them (`benchmarks/half_convolution.py`)."
     ),
     "recipes": (
         "All but the plain one run at precision auto, which is bf16 arithmetic on this device."

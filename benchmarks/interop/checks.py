@@ -181,7 +181,7 @@ def _full_base(work: Path) -> tuple[Path, Path]:
     base, checkpoint = work / "full" / "base", work / "full" / "base.safetensors"
     if not checkpoint.is_file():
         build("sd15", base, dtype=torch.half)
-        _ours("merge", "--base", str(base), "--to", "checkpoint", "--out", str(checkpoint))
+        run_ours("merge", "--base", str(base), "--to", "checkpoint", "--out", str(checkpoint))
     return base, checkpoint
 
 
@@ -190,10 +190,10 @@ def _trained(tool: Tool, work: Path) -> Found:
     data, tokenizer = work / "data", work / "tokenizers" / "openai_clip-vit-large-patch14"
     if not data.is_dir():
         prepared, few = str(work / "prepared"), ("--class-images", "2", "--sample-steps", "2")
-        _ours("prepare", str(ROOT / "data" / "subjects" / "character"), "--out", prepared, *few)
-        _ours("to-kohya", prepared, "--out", str(data))
+        run_ours("prepare", str(ROOT / "data" / "subjects" / "character"), "--out", prepared, *few)
+        run_ours("to-kohya", prepared, "--out", str(data))
         shutil.copytree(work / "base" / "tokenizer", tokenizer)
-        _older_tokenizer(tokenizer)
+        older_tokenizer(tokenizer)
     arguments = {
         "pretrained_model_name_or_path": work / "base.safetensors",
         "train_data_dir": data / "train",
@@ -228,7 +228,7 @@ def _trained(tool: Tool, work: Path) -> Found:
     }
 
 
-def _older_tokenizer(folder: Path) -> None:
+def older_tokenizer(folder: Path) -> None:
     """Write the two files that transformers 4's CLIPTokenizer reads beside tokenizer.json."""
     model = read_json(folder / "tokenizer.json")["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
@@ -242,7 +242,7 @@ def _merged(tool: Tool, work: Path) -> Found:
     base = open_base_weights(str(work / "base"))
     our_files.our_lora(our_files.random_lora(base, in_blocks=True), base, work, "kohya")
     theirs, mine = work / "theirs.safetensors", work / "ours.safetensors"
-    _ours("merge", str(lora), "--base", base.name, "--to", "checkpoint", "--out", str(mine))
+    run_ours("merge", str(lora), "--base", base.name, "--to", "checkpoint", "--out", str(mine))
     words = ["--sd_model", str(checkpoint), "--save_to", str(theirs), "--models", str(lora)]
     precision = ["--ratios", "1.0", "--precision", "float", "--save_precision", "fp16"]
     script = tool.source / "networks" / "merge_lora.py"
@@ -257,7 +257,7 @@ def _merged(tool: Tool, work: Path) -> Found:
     return {"merged": {"tensors": len(both), "lost": lost, "largest": apart, "moved": moved}}
 
 
-def _ours(*arguments: str) -> None:
+def run_ours(*arguments: str) -> None:
     """One of this project's commands, as users call it."""
     done = subprocess.run(
         [sys.executable, "-m", "lib", *arguments], cwd=ROOT, capture_output=True, text=True

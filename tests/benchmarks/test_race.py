@@ -1,6 +1,7 @@
 """The race measures both sides alike, and what the README prints of it is what was measured."""
 
 import argparse
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from benchmarks import (
 from benchmarks import torchvision_standin as standin
 from benchmarks.watched import SHORT
 from lib.files.errors import BadInput
+from lib.files.json_file import read_json, write_json
 from lib.memory import fake_tensors
 
 TINY = """
@@ -367,6 +369,12 @@ def test_a_base_of_random_weights_is_a_pipeline_that_loads(tmp_path):
         base.pipe.tokenizer.model_max_length
         == base.pipe.text_encoder.config.max_position_embeddings
     )
+    shapes = shutil.copytree(POCKET, tmp_path / "shapes")
+    config = read_json(shapes / "text_encoder" / "config.json") | {"vocab_size": 900}
+    write_json(shapes / "text_encoder" / "config.json", config)
+    larger = load_base(str(random_base.build("sd15", tmp_path / "larger", shapes)), device="cpu")
+    assert len(larger.pipe.tokenizer) == 900, "as many words as the text encoder knows"
+    assert larger.generate(["a robot"], [0], steps=1)
     with pytest.raises(BadInput, match="not in this checkout"):
         random_base.build("sd15", tmp_path / "none", tmp_path)
 
