@@ -1,4 +1,4 @@
-"""The quick backward pass of convolutions in fp16 gives what the slow one gives, but for rounding."""
+"""The quick backward pass of convolutions in fp16 gives the same, but for rounding."""
 
 import pytest
 import torch
