@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LONG = 8  # rows of a table, or lines of printed text, above which a page folds it
 WIDE = 6  # columns of a table, likewise
+SENTENCE = 30  # letters of a cell, above which it is a text
 SHOWN = 1000  # pixels of a picture at most: twice the width that a page gives it
 
 
@@ -293,6 +294,9 @@ def _fit(soup: "BeautifulSoup", found: "Tag") -> None:
     box = soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "group"})
     box["aria-label"] = words
     found.wrap(box)
+    for cell in found.select("td"):
+        if len(cell.get_text()) > SENTENCE:
+            cell["style"] = "min-width: 10rem"  # rather than a word a line, on a phone
     if caption:
         paragraph = soup.new_tag("p", attrs={"class": "caption"})
         paragraph.string = words

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ CHART_WIDTH = 495  # CSS pixels; on a phone's 358 a chart's smallest letters sti
 # JupyterLab's dark themes leave a chart white: it is turned there, as on a dark report page.
 ON_DARK = """<style>body[data-jp-theme-light="false"] .chart img {
 filter: invert(.93) hue-rotate(180deg)}</style>"""
+PARTED = re.compile(r"(/|(?<=\w)\.(?=[a-z]))")  # where a long name may be broken
 LARGEST = 120_000  # bytes of a picture: a notebook of a dozen stays easy to open, mail and keep
 
 
@@ -90,8 +92,8 @@ class Table:
 
     def _repr_html_(self):
         def cells(line):
-            # A path may go on in the next line of its cell.
-            heading, *texts = [html.escape(number(c)).replace("/", "/<wbr>") for c in line]
+            # A path, or a layer's name, may go on in the next line of its cell.
+            heading, *texts = [PARTED.sub(r"\1<wbr>", html.escape(number(c))) for c in line]
             others = "".join(f"<td>{text}</td>" for text in texts)
             return f'<tr><th scope="row">{heading}</th>{others}</tr>'
 

@@ -187,7 +187,11 @@ def test_the_report_folds_what_is_long_and_keeps_pictures_small():
     noise.save(file, "JPEG", quality=95)
     figure = Figure(noise, "a grey noise")
     outputs = [
-        {"text/html": as_table([[k, 1] for k in range(rows)], ["k", "n"], note)._repr_html_()}
+        {
+            "text/html": as_table(
+                [[k, note * k] for k in range(rows)], ["k", "n"], note
+            )._repr_html_()
+        }
         for rows, note in ((3, "short"), (40, "long"))
     ] + [
         {"text/html": figure._repr_html_()},
@@ -202,6 +206,8 @@ def test_the_report_folds_what_is_long_and_keeps_pictures_small():
     assert all(table.find_parent(class_="scroll") for table in soup.find_all("table"))
     assert not boxes["short"].find_parent("details") and boxes["long"].find_parent("details")
     assert boxes["short"]["tabindex"] == "0"
+    texts = [cell for cell in soup.main.find_all("td") if cell.get("style")]
+    assert texts and all(len(cell.text) > 30 for cell in texts), "a sentence is not squeezed"
     (printed,) = [text for text in soup.main.find_all("pre") if "a line" in text.text]
     assert printed.find_parent("details")
     for picture in soup.find_all("img"):

@@ -491,3 +491,10 @@ def test_what_is_counted_in_whole_numbers_has_no_tick_between_them():
     assert all(float(tick).is_integer() for tick in chart.axes[0].get_xticks())
     halves = charts.curves({"LoRA": ([0.5, 1.0, 1.5], [1, 2, 3])}).chart.axes[0].get_xticks()
     assert not all(float(tick).is_integer() for tick in halves)
+
+
+def test_a_long_name_in_a_table_may_be_broken_and_a_number_is_not():
+    rows = [["up_blocks.0.attentions.1.proj", "data/a.png", "1.5 and 2.x", "e.g. this. That"]]
+    shown = as_table(rows, ["a", "b", "c", "d"])._repr_html_()
+    assert "up_blocks.0.<wbr>attentions.1.<wbr>proj" in shown and "data/<wbr>a.<wbr>png" in shown
+    assert "1.5 and" in shown and "this. That" in shown
