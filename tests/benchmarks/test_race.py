@@ -21,6 +21,7 @@ from benchmarks import (
     racetable,
     random_base,
     sections,
+    watched,
 )
 from benchmarks import torchvision_standin as standin
 from benchmarks.watched import SHORT
@@ -139,6 +140,16 @@ def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
     script.write_text("raise SystemExit('no luck')")
     with pytest.raises(BadInput, match="no luck"):
         contestants.run(tmp_path, "broken", [script], 7)
+
+
+def test_a_forecasts_step_is_none_of_the_trainings(monkeypatch):
+    from lib.memory.forecasting import forecast, plan
+    from lib.step.training_step import Step
+
+    monkeypatch.setattr(Step, "__call__", Step.__call__)  # put back afterwards
+    seen = []
+    watched.watch_ours(lambda: seen.append(1))
+    assert forecast(plan("lora", "pocket"), "cpu").bytes and not seen
 
 
 def test_the_steady_state_is_the_long_run_less_the_short_one():
