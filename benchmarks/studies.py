@@ -104,6 +104,7 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
     some, few = subjects[:12], subjects[:6]
     both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
     without_prior: tuple[dict[str, Any], ...] = ({}, {"prior_weight": 0.0})
+    auto_and_fp16: tuple[dict[str, Any], ...] = ({}, {"precision": "fp16"})
     plain = [
         job(s, m, seed, precision="fp32")
         for seed in range(PLAIN_SEEDS)
@@ -165,7 +166,7 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
         "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
         # bf16, and fp16, which cards without bf16 train in.
         "precision": plain
-        + [job(s, m, **how) for how in ({}, {"precision": "fp16"}) for m in METHODS for s in few],
+        + [job(s, m, **how) for how in auto_and_fp16 for m in METHODS for s in few],
         "recipes": plain
         + [job(s, m, **changes) for m in METHODS for changes in low_memory(m) for s in few],
         "text_encoder": [
