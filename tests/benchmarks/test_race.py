@@ -121,6 +121,20 @@ def test_the_forecasts_that_ship_are_within_eight_percent_of_what_a_card_took():
     assert found["workspaces"] == fake_tensors.WORKSPACE["cuda"]
 
 
+def test_what_was_forced_into_fp16_stands_beside_its_own_forecast():
+    found = sections.read(cuda_memory.RESULTS)
+    row = found["rows"][0]
+    forced = row | {
+        "recipe": row["recipe"] | {"precision": "fp16"},
+        "given_up": ["fp16 arithmetic"],
+        "forecast": round(0.97 * row["bytes"]),
+    }
+    more = found | {"rows": [*found["rows"], forced]}
+    assert cuda_memory.against(more)[-1] == (forced, forced["forecast"])
+    last = cuda_memory.figures(more).splitlines()[-1]
+    assert "| fp16 arithmetic |" in last and "| -3.0% |" in last
+
+
 def test_a_script_is_watched_step_by_step_and_byte_by_byte(tmp_path):
     script = tmp_path / "tiny.py"
     script.write_text(TINY)
