@@ -240,7 +240,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"{where} cannot be read as JSON ({str(error)[:80]}); correct it, or take it out"
+            f"{where} is no JSON that can be read ({str(error)[:80]}); correct it, or take it out"
         ) from error
     if not isinstance(found, dict):
         raise BadInput(

@@ -21,7 +21,6 @@ from lib.evaluation.comparison_table import Comparison, weak_methods
 from lib.evaluation.results import NOT_MEASURED, read_result
 from lib.files import BadInput
 from lib.files.text import amount, size_text
-from lib.memory.cards import usable_bytes
 from lib.plots import Table
 
 Fidelity = Literal["likeness first", "small files first", "either"]
@@ -353,6 +352,8 @@ def _limit(
 ) -> tuple[set[str], Sentence]:
     """The methods that are not known to keep a limit that matters, and a sentence on it."""
     times = 1 if what == "memory" else needs.concepts
+    from lib.memory.cards import usable_bytes  # late: brings in torch
+
     # The pocket base trains on the processor; of a card not all is to be had.
     on_card = what == "memory" and needs.base != "pocket"
     most = {

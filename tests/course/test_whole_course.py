@@ -19,7 +19,7 @@ from lib.evaluation.curve import read_curve
 from lib.files.json_file import read_json
 
 APPENDIX = "appendix_recipes"  # stands beside the course, needs no run
-APPENDIX_STUDIES = {"rank", "prior", "careless", "text_encoder", "recipes", "again"}
+APPENDIX_STUDIES = {"rank", "prior", "careless", "text_encoder", "precision", "recipes", "again"}
 
 
 @pytest.mark.slow
