@@ -33,8 +33,9 @@ from benchmarks.cuda_race import Painter
 from benchmarks.interop.checks import older_tokenizer, run_ours
 from benchmarks.interop.environments import Tool, set_up
 from benchmarks.random_base import PIPELINES, build
-from benchmarks.sections import OWN_README, into_file, middle, read, spread
+from benchmarks.sections import OWN_README, into_file, middle, rows_before, spread
 from benchmarks.watched import SHORT
+from lib.config.settings import METHODS
 from lib.dataset.kohya_folders import to_kohya
 from lib.files.errors import BadInput
 from lib.files.json_file import write_json
@@ -56,7 +57,7 @@ TOKENIZERS = {
 }
 # What each training of theirs has beside the flags of all.
 OWN = {
-    "lora": ("--network_module networks.lora --network_train_unet_only"),
+    "lora": "--network_module networks.lora --network_train_unet_only",
     "dreambooth": "",
     "sd15": "",
     "sdxl": "--no_half_vae --cache_text_encoder_outputs",
@@ -70,10 +71,10 @@ FUSED = (
 class Ground:
     """A base's random weights in both forms, and the pictures as either side reads them."""
 
-    def __init__(self, work: Path, base: str, resolution: int, device: str):
+    def __init__(self, work: Path, base: str, resolution: int):
         dtype = torch.float32 if base == "sd15" else torch.bfloat16
         folder = build(base, work / "base", dtype=dtype)
-        self.base, self.resolution, self.device = base, resolution, device
+        self.base, self.resolution = base, resolution
         self.field: Field = lay_out(work, Painter(folder), resolution, kinds=("small",))
         self.checkpoint, self.kohya = work / "base.safetensors", work / "kohya"
         run_ours(
@@ -147,7 +148,7 @@ def pair(work: Path, ground: Ground, tool: Tool, method: str, args: Any) -> dict
             seen[who].append(found)
             print(name, {key: found[key] for key in ("step", "first", "peak_bytes")}, flush=True)
     row = {"base": ground.base, "method": method, "batch": args.batch}
-    row |= {"resolution": ground.resolution}
+    row |= {"resolution": ground.resolution, "steps": args.steps}
     for who, some in seen.items():
         row[who] = {key: middle([one[key] for one in some]) for key in ("step", "first")}
         row[who] |= {key: some[0][key] for key in ("peak_bytes", "resident_bytes")}
@@ -155,20 +156,26 @@ def pair(work: Path, ground: Ground, tool: Tool, method: str, args: Any) -> dict
     return row | {"faster": middle(times)}
 
 
+def field(row: dict[str, Any]) -> list[Any]:
+    """What both sides of a row trained: one row stays of each."""
+    return [row[name] for name in ("base", "method", "batch", "resolution")]
+
+
 def figures(found: dict[str, Any]) -> str:
     """The measured rows as Markdown."""
     lines = [
         (
             f"{found['device']}, torch {found['versions']['torch']}, sd-scripts"
-            f" {found['sd_scripts']}; {found['steps']} steps a turn, medians (smallest to largest)"
-            " of the rounds. Bytes are those of a step."
+            f" {found['sd_scripts']}; medians (smallest to largest) of the rounds, each of so many"
+            " steps. Bytes are those of a step."
         ),
         "",
         (
-            "| | pixels | batch | ours, s a step | theirs, s a step | so many times as fast |"
+            "| | pixels | batch | rounds x steps | ours, s a step | theirs, s a step |"
+            " so many times as fast |"
             " ours, MiB | theirs, MiB |"
         ),
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in found["rows"]:
         mine, other = row["ours"], row["theirs"]
@@ -176,6 +183,7 @@ def figures(found: dict[str, Any]) -> str:
         mib = [f"{part['peak_bytes'] / 2**20:,.0f}" for part in (mine, other)]
         lines.append(
             f"| {row['base']}, {row['method']} | {row['resolution']} | {row['batch']} |"
+            f" {row['faster']['rounds']} x {row['steps']} |"
             f" {' | '.join(times)} | {spread(row['faster'])} | {' | '.join(mib)} |"
         )
     return "\n".join([*lines, ""])
@@ -188,7 +196,7 @@ def main() -> None:
     )
     parser.add_argument("--sd-scripts", required=True, type=Path)
     parser.add_argument("--bases", nargs="+", default=list(PIPELINES), choices=list(PIPELINES))
-    parser.add_argument("--methods", nargs="+", default=["lora", "dreambooth"])
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--resolution", type=int, help="pixels; by default the base's own")
     parser.add_argument("--rounds", type=int, default=3)
@@ -205,25 +213,17 @@ def main() -> None:
         "device": device_name(device),
         "versions": versions(),
         "sd_scripts": tool.version,
-        "steps": args.steps,
     }
-    before = read(RESULTS) or {"rows": [], "device": found["device"]}
-    rows = before["rows"] if before["device"] == found["device"] else []
+    rows = rows_before(RESULTS, found, "device", "versions", "sd_scripts")
     with tempfile.TemporaryDirectory() as temporary:
         for base in args.bases:
             work = (args.keep or Path(temporary)) / base
             side = args.resolution or square_side(plan("lora", base))
             work.mkdir(parents=True)
-            ground = Ground(work, base, side, device.type)
+            ground = Ground(work, base, side)
             for method in args.methods:
                 row = pair(work, ground, tool, method, args)
-                like = [row[name] for name in ("base", "method", "batch", "resolution")]
-                rows = [
-                    other
-                    for other in rows
-                    if [other[n] for n in ("base", "method", "batch", "resolution")] != like
-                ]
-                rows.append(row)
+                rows = [*(other for other in rows if field(other) != field(row)), row]
                 write_json(RESULTS, found | {"rows": rows})
                 into_file(OWN_README, "kohya race", figures(found | {"rows": rows}))
 
