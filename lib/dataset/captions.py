@@ -28,8 +28,8 @@ FORMS = {
 }
 
 KINDS = tuple(FORMS)
-MANNERS = ("style", "pose", "lighting")  # kinds whose identifier names no thing
-SCENES = ("style", "lighting")  # those that the background of a photo is part of
+MANNERS = tuple(k for k, form in FORMS.items() if "{identifier} {class_noun}" not in form)
+SCENES = ("style", "lighting")  # manners that the background of a photo is part of
 
 LONGEST_CAPTION = 300  # characters; a text encoder of 77 tokens drops what is behind that anyway
 
@@ -309,10 +309,10 @@ def caption_text(path: Path) -> str:
 
 def caption_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a metadata.jsonl or metadata.csv, by column. Raises BadInput."""
-    text = caption_text(path)
+    # Lines end as on any system, and not at what Unicode breaks at, which a caption may hold.
+    text = caption_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if path.suffix == ".csv":
         # Where numbers have a comma, spreadsheets write a semicolon between columns.
-        text = text.replace("\r\n", "\n").replace("\r", "\n")  # Excel writes either
         between = max(",;\t", key=text.partition("\n")[0].count)
         try:
             return list(csv.DictReader(io.StringIO(text), delimiter=between))
@@ -321,7 +321,7 @@ def caption_rows(path: Path) -> list[dict[str, Any]]:
                 f"{path.name} cannot be read as a table ({error}): save it again as CSV in UTF-8"
             ) from None
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # a caption may hold what Unicode breaks at
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

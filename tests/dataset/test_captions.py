@@ -203,6 +203,10 @@ def test_captions_of_a_table_are_read_with_the_line_ends_of_any_system(tmp_path,
     lines = ["file_name;text", '0.png;"a toy, here"', "1.png;a toy there", ""]
     (folder / "metadata.csv").write_bytes(end.join(lines).encode())
     assert [photo.caption for photo in scan(folder)][:3] == ["a toy, here", "a toy there", ""]
+    (folder / "metadata.csv").unlink()
+    rows = [{"file_name": f"{k}.png", "text": f"toy {k}"} for k in (0, 1)]
+    (folder / "metadata.jsonl").write_bytes(end.join(map(json.dumps, rows)).encode())
+    assert [photo.caption for photo in scan(folder)][:3] == ["toy 0", "toy 1", ""]
 
 
 def test_a_table_that_is_none_and_a_caption_with_a_line_separator(tmp_path):
