@@ -352,17 +352,16 @@ def _limit(
 ) -> tuple[set[str], Sentence]:
     """The methods that are not known to keep a limit that matters, and a sentence on it."""
     times = 1 if what == "memory" else needs.concepts
-    from lib.memory.cards import usable_bytes  # late: brings in torch
-
-    # The pocket base trains on the processor; of a card not all is to be had.
-    on_card = what == "memory" and needs.base != "pocket"
     most = {
-        "memory": max(0, usable_bytes(needs.memory_gib)) if on_card else needs.memory_gib * 2**30,
+        "memory": needs.memory_gib * 2**30,
         "disk": needs.disk_gib * 2**30,
         "time": needs.minutes * 60,
     }[what]
     yours = f"your {_amount(most, what)}"
-    if on_card:
+    if what == "memory" and needs.base != "pocket":  # which trains on the processor
+        from lib.memory.cards import usable_bytes  # late: brings in torch
+
+        most = max(0, usable_bytes(needs.memory_gib))  # not all of a card is to be had
         yours = f"the {_amount(most, what)} to be had on a card of {needs.memory_gib:g} GB"
     known = {m: Estimate(f.amount * times, f.source) for m, f in figures.items() if f}
     if not known:

@@ -26,8 +26,6 @@ from lib.evaluation.results import CLEAR
 from lib.files import ROOT
 from lib.models import Base
 
-# Kinds of subject that say how a picture looks, not what is in it.
-
 
 @dataclass(frozen=True)
 class Concept:
