@@ -3,10 +3,10 @@ the best rate named.
 
     python -m benchmarks.pocketbench --studies rate
 
-runs the sweep on the example subjects and writes data/results/learning_rates.json.
+runs the sweep and writes data/results/learning_rates.json.
 
-Rates are tuned on the example subjects and used on the bench's, which are others: no method is
-tuned on what it is tested with.
+Rates are tuned on the example subjects and on three that stand behind the bench's, and used on the
+bench's, which are others: no method is tuned on what it is tested with.
 """
 
 from collections import defaultdict
@@ -26,13 +26,18 @@ LENGTHS = {
     150: {"lora": (2.8e-3, 4e-3, 5.6e-3), "dreambooth": (8e-4, 1.2e-3, 1.6e-3)},
     300: {"lora": (2.8e-3,), "dreambooth": (8e-4,)},
 }
-# (subject, variant): each with captions that name the place, and with ones that don't, as most
-# people's photos come.
-SUBJECTS = tuple(
-    (subject, variant)
-    for variant in ("good", "uncaptioned")
-    for subject in ("character", "product", "clothing")
-)
+EXAMPLES = ("character", "product", "clothing")
+# The bench's subjects are the first of `pocket.subjects.bench_subjects`; these are behind them.
+TESTED = 30
+BEHIND = ("30-rocket", "31-house", "32-teapot")
+SEEDS = 2
+
+
+def sets_of(subjects):
+    """(subject, variant) of photo sets: each subject with captions that name the place, and with
+    ones that don't, as most people's photos come.
+    """
+    return [(subject, variant) for variant in ("good", "uncaptioned") for subject in subjects]
 
 
 def both(likeness, obedience):

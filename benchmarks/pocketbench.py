@@ -29,6 +29,7 @@ import torch
 from benchmarks import learning_rates
 from benchmarks.csv_rows import read_table
 from benchmarks.half_convolution import quick_half_convolutions
+from benchmarks.learning_rates import BEHIND, TESTED
 from benchmarks.studies import CUTS, SELDOM, WORDS, cut_from, studies
 from benchmarks.studies import job as preset_job
 from lib.config.presets import PRESETS
@@ -494,7 +495,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--studies", nargs="+", help="all, unless named")
-    parser.add_argument("--subjects", type=int, default=30)
+    parser.add_argument("--subjects", type=int, default=TESTED, help=f"at most {TESTED}")
     parser.add_argument(
         "--seeds", type=int, default=3, help="training seeds of main, rank and prior"
     )
@@ -505,6 +506,10 @@ def main():
         help="processes of one thread; 1 trains here, with all cores",
     )
     args = parser.parse_args()
+    if args.subjects > TESTED:
+        parser.error(
+            f"learning rates are tuned on subjects behind the first {TESTED}: ask for those"
+        )
     subjects = bench_subjects(args.subjects)
     plan = studies([s.name for s in subjects], args.seeds)
     unknown = sorted(set(args.studies or ()) - set(plan))
@@ -526,7 +531,8 @@ def main():
         if not done.is_file() and not (whole / "metrics.json").is_file():
             (whole.parent / "row.json").unlink(missing_ok=True)  # its weights are needed: once more
     make_data(
-        [j for j in jobs if not (WORK / "runs" / run_name(j) / "row.json").is_file()], subjects
+        [j for j in jobs if not (WORK / "runs" / run_name(j) / "row.json").is_file()],
+        bench_subjects(TESTED + len(BEHIND)),
     )
     # Threads of several processes would wait for each other; forked ones may hang in the parent's
     # locks.

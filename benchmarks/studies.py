@@ -102,7 +102,9 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
     made once.
     """
     some, few = subjects[:12], subjects[:6]
-    both, tuning = [(s, m) for s in some for m in METHODS], learning_rates.SUBJECTS
+    both = [(s, m) for s in some for m in METHODS]
+    tuning = learning_rates.sets_of((*learning_rates.EXAMPLES, *learning_rates.BEHIND))
+    examples = learning_rates.sets_of(learning_rates.EXAMPLES)
     without_prior: tuple[dict[str, Any], ...] = ({}, {"prior_weight": 0.0})
     auto_and_fp16: tuple[dict[str, Any], ...] = ({}, {"precision": "fp16"})
     plain = [
@@ -141,18 +143,19 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
         ],  # a part of the main study on another training seed: do its effects agree?
         "rate": [job(s, "base", variant=v) for s, v in tuning]
         + [
-            job(s, m, variant=v, learning_rate=rate)
+            job(s, m, seed, variant=v, learning_rate=rate)
+            for seed in range(learning_rates.SEEDS)
             for s, v in tuning
             for m in METHODS
             for rate in learning_rates.RATES[m]
         ],
-        "length": [job(s, "base", variant=v) for s, v in tuning]
+        "length": [job(s, "base", variant=v) for s, v in examples]
         + [
             job(s, m, variant=v, steps=steps, learning_rate=rate)
             for steps, rates in learning_rates.LENGTHS.items()
             for m in METHODS
             for rate in rates[m]
-            for s, v in tuning
+            for s, v in examples
         ],
         "identifier": [
             job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks import learning_rates as rates
 from benchmarks import pocketbench as bench
 from benchmarks import studies as plans
 from benchmarks.csv_rows import read_table
@@ -47,8 +48,17 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
         "text_encoder": 12,
         "anchor": 12 * 2,
     }
+    assert len(plan["rate"]) == 6 * 2 * (1 + 2 * 2 * 5), "subjects, captions, methods, seeds, rates"
     assert len(plan["precision"]) == 6 * 2 * (3 + 2)
     assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
+
+
+def test_no_method_is_tuned_on_what_it_is_tested_with():
+    named = [s.name for s in bench_subjects(rates.TESTED + len(rates.BEHIND))]
+    assert named[rates.TESTED :] == list(rates.BEHIND)
+    plan = plans.studies(named[: rates.TESTED], 1)
+    tuned, tested = ({j["subject"] for j in plan[study]} for study in ("rate", "main"))
+    assert len(tuned) == 6 and not tuned & tested
 
 
 def test_runs_that_ship_keep_their_names(monkeypatch):
