@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lib.models.devices import map_side_by_side
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s quintic: steepest at zero
 MOMENTUM = 0.95
 
@@ -37,6 +39,15 @@ def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
         if step + 1 < steps:
             gram = q @ gram @ q
     return product @ x
+
+
+@torch.no_grad()
+def _direction(pair: tuple[Any, torch.Tensor]) -> tuple[Any, torch.Tensor]:
+    """A matrix's parameter and its update; its momentum goes on, its gradient is used up."""
+    p, momentum = pair
+    momentum.lerp_(p.grad, 1 - MOMENTUM)
+    update = p.grad.lerp_(momentum, MOMENTUM).flatten(1)  # Nesterov's
+    return p, orthogonal(update).view(p.shape)
 
 
 class MuonAdamW:
@@ -69,11 +80,10 @@ class MuonAdamW:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update at learning rate `lr`; gradients are cleared."""
-        for p, momentum in zip(self.matrices, self.momenta):
-            gradient: Any = p.grad
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            update = gradient.lerp_(momentum, MOMENTUM).flatten(1)  # Nesterov's
-            p.add_(orthogonal(update).view(p.shape), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
+        several = self.momenta and self.momenta[0].device.type == "cpu"
+        pairs = zip(self.matrices, self.momenta)
+        for p, update in (map_side_by_side if several else map)(_direction, pairs):
+            p.add_(update, alpha=-lr * 0.2 * max(update.flatten(1).shape) ** 0.5)
             p.grad = None
         for group in self.adamw.param_groups:
             group["lr"] = lr

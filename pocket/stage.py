@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lib.files.whole_writes import whole_file
-from lib.models.devices import fast_arithmetic
+from lib.models.devices import fast_arithmetic, map_side_by_side
 
 from .muon import MuonAdamW
 
-# of a model: what is lowered, and numbers to print
-Loss = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+# of a model, and of rows where the stage draws them: what is lowered, and numbers to print
+Loss = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Decay = Callable[[int], float]  # an average's, by step
 
 
@@ -52,6 +51,10 @@ class Stage:
     """Trains `model` for `steps` steps of `loss(model) -> (tensor, dict of numbers to print)`; safe
     to kill, goes on where it was.
 
+    With `draw`, a function that gives tensors of B rows each, the loss is `loss(model, *rows)`, a
+    mean over rows that do not know of each other: on a processor they are shared out among as many
+    threads as torch has, which is twice as fast as sharing out each operation.
+
     The plateau schedule lets a finished or unfinished stage be prolonged: call again with more
     steps. `averages` are the decays by step (`constant`, `power`) of moving averages of the
     weights; `run` leaves the first of them in the model. A checkpoint is written every `save` steps
@@ -69,7 +72,9 @@ class Stage:
         averages: Sequence[Decay] = (),
         every: int = 50,
         save: int = 250,
+        draw: Callable[[], Sequence[torch.Tensor]] | None = None,
     ) -> None:
+        self.draw = draw
         self.name, self.model, self.loss, self.steps, self.peak = name, model, loss, steps, peak
         self.file = Path(folder) / f"{name}.pt"
         self.averages, self.every, self.save_every = averages, every, save
@@ -108,25 +113,39 @@ class Stage:
                 else:
                     mean[k].copy_(v)
 
-    def run(self, watch: Callable[[int], None] | None = None) -> dict[str, float]:
-        """Train to the last step. `watch(step)` is called at each progress line."""
-        start = time.time() - self.seconds
-        shown: dict[str, float] = {}
+    def _add_gradients(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The backward pass; returns the loss and the numbers to print."""
+        rows: Sequence[torch.Tensor] = self.draw() if self.draw else ()
         device = next(self.model.parameters()).device
-        self.model.train()
-        while self.step < self.steps:
-            lr = rate(self.step, self.steps, self.peak)
+        at_once = torch.get_num_threads() if rows and device.type == "cpu" else 1
+        parts: list[Sequence[torch.Tensor]] = list(zip(*(t.chunk(at_once) for t in rows))) or [()]
+
+        def add(part: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             with (
                 torch.autocast(device.type, torch.bfloat16)
                 if fast_arithmetic(device) == "bf16"
                 else nullcontext()
             ):
-                loss, numbers = self.loss(self.model)
-            loss.backward()
+                loss, numbers = self.loss(self.model, *part)
+            share = len(part[0]) / len(rows[0]) if part else 1
+            (loss * share).backward()
+            return loss.detach() * share, numbers
+
+        losses, numbers = zip(*(map_side_by_side if len(parts) > 1 else map)(add, parts))
+        return torch.stack(losses).sum(), numbers[0]
+
+    def run(self, watch: Callable[[int], None] | None = None) -> dict[str, float]:
+        """Train to the last step. `watch(step)` is called at each progress line."""
+        start = time.time() - self.seconds
+        shown: dict[str, float] = {}
+        self.model.train()
+        while self.step < self.steps:
+            lr = rate(self.step, self.steps, self.peak)
+            loss, numbers = self._add_gradients()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step(lr)
             self.step += 1
-            for k, v in {"loss": loss.detach(), **numbers}.items():
+            for k, v in {"loss": loss, **numbers}.items():
                 shown[k] = 0.98 * shown.get(k, float(v)) + 0.02 * float(v)
             if self.averages:
                 self._average()

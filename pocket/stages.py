@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lib.files.json_file import read_json, write_json
@@ -44,16 +45,15 @@ def vae(work: Path, out: Path, steps: int, batch: int = 16) -> None:
     """
     pictures = cached(work / "pictures.npy", lambda: pool(picture, range(24_000)))
     torch.manual_seed(0)
-    model: Any = vae_.make_vae()
+    model, peak = first_vae()
     model.to(best_device(), memory_format=torch.channels_last)
 
     def loss(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         chosen = torch.randint(len(pictures), (batch,)).sort().values.numpy()
         x = vae_.augment(vae_.to_tensor(np.array(pictures[chosen]), model.device))
-        value, psnr, kl = vae_.loss(model, x.contiguous(memory_format=torch.channels_last))
-        return value, {"psnr": psnr, "kl": kl}
+        return vae_.loss(model, x.contiguous(memory_format=torch.channels_last))
 
-    stage = Stage("vae", model, loss, steps, 4e-3, work, averages=(constant(0.99),))
+    stage = Stage("vae", model, loss, steps, peak, work, averages=(constant(0.99),), every=20)
     record(out, "vae", stage.run())
     vae_.whiten(model.cpu(), pictures[:1536:3])
     model.half().save_pretrained(out / "pocket" / "vae")
@@ -122,7 +122,7 @@ def text(work: Path, out: Path, steps: int) -> None:
     record(out, "text", result)
 
 
-def unet(work: Path, out: Path, steps: int, batch: int = 64, first: int = 6000) -> None:
+def unet(work: Path, out: Path, steps: int, batch: int = 128, first: int = 6000) -> None:
     """Train the U-Net, the shipped one if there is one (`first_unet`), on a growing pool of fresh
     scenes' latents and write the whole pipeline; on the GPU where there is one.
 
@@ -145,19 +145,22 @@ def unet(work: Path, out: Path, steps: int, batch: int = 64, first: int = 6000) 
         56 if device.type == "cpu" else 2048
     )  # a GPU waits for many drawings at once, on all cores
     growing = unet_.Growing(kept, vae, (channels, side, side), first, ahead=ahead)
-    loss = unet_.make_loss(
+    draw = unet_.make_rows(
         unet_.make_scheduler(), tower, tokenizer, growing, batch, lambda: stage.step
     )
+    if device.type == "cpu":  # on so few places a third of a step goes into the fused backward pass
+        model.set_attn_processor(AttnProcessor())
     stage = Stage(
         "unet",
         model,
-        loss,
+        unet_.loss,
         steps,
         peak,
         work,
         averages=(power(0.1), power(0.05)),
         every=20,
         save=100,
+        draw=draw,
     )
 
     def watch(step: int) -> None:
@@ -184,6 +187,13 @@ def decoder(work: Path, out: Path, steps: int, files: int = 56) -> None:
     )
     record(out, "decoder", training.run())
     vae.half().save_pretrained(folder / "vae")
+
+
+def first_vae() -> tuple[Any, float]:
+    """The VAE that `vae` starts from and its peak rate, as `first_unet` has them."""
+    if (SHIPPED / "vae").is_dir():
+        return AutoencoderKL.from_pretrained(SHIPPED / "vae").float(), 2e-3
+    return vae_.make_vae(), 4e-3
 
 
 def first_unet(text_width: int) -> tuple[Any, float]:

@@ -15,7 +15,6 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from .clip import captions_for
 from .pictures import pool
-from .stage import Loss
 from .vae import LATENTS, to_tensor
 from .world import Scene, held_out, render, sample_scene
 
@@ -162,20 +161,19 @@ def bell(count: int) -> torch.Tensor:
     return torch.sigmoid(torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
 
 
-def make_loss(
+def make_rows(
     scheduler: DDIMScheduler,
     text_model: Any,
     tokenizer: "CLIPTokenizer",
     growing: Growing,
     batch: int,
     step: Callable[[], int],
-) -> Loss:
-    """The noise-prediction loss of latent diffusion on random scenes with fresh captions; `step()`
-    is how far the training is.
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A function that gives what `loss` takes, of `batch` random scenes with fresh captions;
+    `step()` is how far the training is.
     """
 
-    def loss(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        device = model.device
+    def draw() -> tuple[torch.Tensor, ...]:
         chosen = torch.randint(growing.at(step()), (batch,)).numpy()
         rng = np.random.default_rng(int(torch.randint(1 << 31, ())))
         texts, _ = captions_for([growing.scenes[i] for i in chosen], rng, drop=0.2)
@@ -184,11 +182,19 @@ def make_loss(
         t: Any = (bell(batch) * len(scheduler.betas)).long()
         noise = torch.randn_like(z)
         noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
-        words = encode_captions(text_model, tokenizer, texts).to(device)
-        out = model(noisy.to(device, memory_format=torch.channels_last), t.to(device), words).sample
-        return F.mse_loss(out.float(), target.to(device)), {}
+        return noisy, t, encode_captions(text_model, tokenizer, texts), target
 
-    return loss
+    return draw
+
+
+def loss(
+    model: Any, noisy: torch.Tensor, t: torch.Tensor, words: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Mean squared error of the velocity that the U-Net predicts (Salimans and Ho 2022)."""
+    device = model.device
+    noisy = noisy.to(device, memory_format=torch.channels_last)
+    out = model(noisy, t.to(device), words.to(device)).sample
+    return F.mse_loss(out.float(), target.to(device)), {}
 
 
 def make_pipeline(

@@ -37,6 +37,7 @@ tests/convert/test_whole_models.py, which take it through every form.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -54,6 +55,7 @@ from lib.models.devices import (
     DTYPES,
     fast_arithmetic,
     keep_freed_memory,
+    map_side_by_side,
     reclaim,
     use_fair_threads,
 )
@@ -62,6 +64,7 @@ from lib.models.pipeline import check_fit, read_pipeline, set_prediction
 from lib.models.single_file import read_single_file
 
 LARGEST_BATCH = 8  # pictures sampled at once
+SMALL_LATENT = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
 
 # Pixels that pass at once: the VAE's activations, a KiB a pixel in bf16, must stay below what a
 # training step takes; the denoiser's are few.
@@ -314,9 +317,16 @@ class Base:
         if adapter_weight is not None:
             options["cross_attention_kwargs"] = {"scale": float(adapter_weight)}
         self.pipe.set_progress_bar_config(disable=True)
-        for start in range(0, len(prompts), count):
-            batch = slice(start, start + count)
-            images += self._draw(list(prompts[batch]), seeds[batch], options)
+
+        def draw(batch: slice) -> list[Image.Image]:
+            return self._draw(list(prompts[batch]), seeds[batch], options)
+
+        small = self.stored_denoiser.config.sample_size**2 <= SMALL_LATENT
+        # An adapter's weight is set in its layers, which all passes share.
+        apart = small and self.device.type == "cpu" and adapter_weight is None
+        batches = (slice(k, k + count) for k in range(0, len(prompts), count))
+        for drawn in map_side_by_side(draw, batches) if apart else map(draw, batches):
+            images += drawn
             if progress:
                 progress(len(images), len(prompts))
         return images
@@ -325,12 +335,15 @@ class Base:
         self, prompts: list[str], seeds: list[int], options: dict[str, Any]
     ) -> list[Image.Image]:
         """One batch of pictures, by the pipeline with these options."""
+        pipe = copy(self.pipe)
+        # It counts the steps, and several passes may be under way.
+        pipe.scheduler = deepcopy(self.pipe.scheduler)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         decoded = pictures_per_pass(options["width"] * options["height"])
         # The pipeline would decode all at once, in the denoiser's precision.
         apart = self.family.vae_in_fp32 or len(seeds) > decoded
         with torch.inference_mode(), self.autocast():
-            drawn = self.pipe(
+            drawn = pipe(
                 prompts, generator=generators, output_type="latent" if apart else "pil", **options
             ).images
         if not apart:

@@ -6,10 +6,12 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -237,3 +239,18 @@ def held_threads(count: int | None = None) -> Iterator[None]:
         Threads.held = outer
         if count:
             torch.set_num_threads(before)
+
+
+def map_side_by_side(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map(work, items)`, as many at once as torch has threads, each on a thread of its own.
+
+    For work of many small operations: torch shares each of them out among its threads, and they
+    wait for each other as long as they work. Calls of `work` may not change what others read.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what each new thread of Python begins with
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(work, items)
+    finally:
+        torch.set_num_threads(threads)

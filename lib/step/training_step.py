@@ -20,14 +20,13 @@ from torch.utils._pytree import tree_map
 
 from lib.config import Settings
 from lib.models import Base
+from lib.models.base import SMALL_LATENT
 from lib.step.cuda_graph import GraphedStep, can_capture, norms_in_bf16, norms_in_fp32
 from lib.step.gradient_checkpointing import set_checkpointing
 from lib.step.loss import LossScale, diffusion_loss
 from lib.step.methods import adapter_off, anchors, rate_shares, trainable, tuned_parts
 from lib.step.optimizer import Optimizer
 from lib.step.quantization import quantize_layer
-
-SMALL_LATENT = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
 
 
 class StepInputs(NamedTuple):

@@ -442,7 +442,17 @@ def test_the_command_prints_and_gives_json(capsys):
 
 @pytest.mark.parametrize("prior, drawn", [("images", True), ("teacher", False), ("anchor", False)])
 def test_class_images_are_named_where_there_are_any(prior, drawn, capsys):
-    main(["forecast", "--base", "pocket", "--set", f"prior={prior}", "--json"])
+    # Near the end of its ladder: each rung takes seconds.
+    given = [f"prior={prior}", "checkpointing=all", "optimizer=adamw8bit"]
+    main(
+        [
+            "forecast",
+            "--base",
+            "pocket",
+            "--json",
+            *(word for one in given for word in ("--set", one)),
+        ]
+    )
     assert json.loads(capsys.readouterr().out)["class_images"] == drawn
 
 

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,65 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny):
     difference = np.abs(np.asarray(alone, int) - np.asarray(among[1], int))
     assert difference.max() <= 8, "only bf16 rounding may differ"
     assert np.abs(np.asarray(among[1], int) - np.asarray(among[2], int)).mean() > 2
+
+
+@pytest.fixture
+def threads():
+    """Gives torch so many threads, for the time of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_passes_side_by_side_draw_what_they_draw_one_after_the_other(tiny, threads, monkeypatch):
+    passes, at_once, seen = [], [], []
+    draw = type(tiny)._draw
+
+    def watched(self, prompts, seeds, options):
+        passes.append(threading.get_ident())
+        at_once.append(torch.get_num_threads())
+        return draw(self, prompts, seeds, options)
+
+    monkeypatch.setattr(type(tiny), "_draw", watched)
+    words, seeds = [f"a {noun}" for noun in ("robot", "cat") for _ in range(10)], range(20)
+    found = {}
+    for count in (1, 3):
+        threads(count)
+        images = tiny.generate(words, seeds, steps=2, progress=lambda *done: seen.append(done))
+        found[count] = [image.tobytes() for image in images]
+        assert torch.get_num_threads() == count, "given back"
+    assert found[1] == found[3] and len(set(found[1])) == 20
+    assert seen == [(8, 20), (16, 20), (20, 20)] * 2, "in their order"
+    assert at_once == [1] * 6 and len({*passes[3:]} - {threading.get_ident()}) > 1
+
+
+def test_with_an_adapters_weight_passes_come_one_after_the_other(tiny, threads, monkeypatch):
+    """It is set in layers that all passes share."""
+    threads(3)
+    drawing = []
+    draw = type(tiny)._draw
+
+    def watched(self, prompts, seeds, options):
+        drawing.append(threading.get_ident())
+        return draw(self, prompts, seeds, options)
+
+    monkeypatch.setattr(type(tiny), "_draw", watched)
+    tiny.generate(["a robot"] * 20, range(20), steps=1, adapter_weight=0.5)
+    assert drawing == [threading.get_ident()] * 3
+
+
+def test_a_pass_that_fails_ends_all_and_gives_the_threads_back(tiny, threads, monkeypatch):
+    threads(2)
+    done = []
+
+    def broken(self, prompts, seeds, options):
+        done.append(seeds[0])
+        raise RuntimeError(f"pass {seeds[0]}")
+
+    monkeypatch.setattr(type(tiny), "_draw", broken)
+    with pytest.raises(RuntimeError, match="pass 0"):
+        tiny.generate(["a robot"] * 80, range(80), steps=1)
+    assert torch.get_num_threads() == 2 and 0 in done
 
 
 def test_a_base_draws_in_as_many_steps_as_it_needs_unless_told(tiny, monkeypatch):

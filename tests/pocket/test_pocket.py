@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from pocket import clip, decoder, detail, measure, stages, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
@@ -131,6 +132,51 @@ def test_whitening_scales_the_latents_and_leaves_the_picture():
         )
 
 
+def test_what_half_as_many_places_cannot_hold_is_fine():
+    torch.manual_seed(0)
+    noise = torch.randn(8, 4, 16, 16)
+    smooth = torch.nn.functional.interpolate(noise[..., :4, :4], size=(16, 16), mode="bilinear")
+    checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
+    assert vae.fineness(smooth) < 0.05 < 0.6 < vae.fineness(noise) < 1
+    assert vae.fineness(checks.expand(8, 4, 16, 16) * noise[..., :1, :1]) > 0.95
+    moved = vae.fineness(noise + 7).item()
+    assert moved == pytest.approx(vae.fineness(noise).item(), rel=1e-4), "not its mean"
+
+
+def test_the_vae_learns_from_smaller_latents_too_and_no_loudness_outshouts_the_noise():
+    model = vae.make_vae((8, 16, 16), size=64)
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    torch.manual_seed(0)
+    total, numbers = vae.loss(model, x)
+    total.backward()
+    assert set(numbers) == {"psnr", "small", "fine", "kl"} and total.isfinite()
+    assert all(p.grad is not None for p in model.parameters())
+
+    class Loud(torch.nn.Module):
+        """Latents as loud as it is told; its decoder makes them quiet again."""
+
+        def __init__(self, loudness):
+            super().__init__()
+            self.loudness = loudness
+
+        def encode(self, x):
+            z = self.loudness * torch.nn.functional.avg_pool2d(x, 4)
+            tiny = torch.full_like(z, -30.0)
+            return type(
+                "E", (), {"latent_dist": DiagonalGaussianDistribution(torch.cat([z, tiny], 1))}
+            )()
+
+        def decode(self, z):
+            back = torch.nn.functional.interpolate(z / self.loudness, scale_factor=4)
+            return type("D", (), {"sample": back})()
+
+    found = []
+    for loudness in (1.0, 10.0):
+        torch.manual_seed(1)
+        found.append(vae.loss(Loud(loudness), x)[1]["psnr"].item())
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+
+
 def test_a_stage_goes_on_where_it_was_killed(tmp_path):
     def train(folder, die_at=None):
         torch.manual_seed(0)
@@ -162,6 +208,34 @@ def test_a_stage_goes_on_where_it_was_killed(tmp_path):
         train(tmp_path / "b", die_at=22)
     resumed = train(tmp_path / "b")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+@pytest.mark.parametrize("rows", [16, 7])
+def test_rows_on_several_threads_give_the_gradients_of_one(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("pocket.stage.fast_arithmetic", lambda device: "fp32")
+
+    def gradients(threads):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+        def draw():
+            x = torch.randn(rows, 4)
+            return x, x.sum(1, keepdim=True)
+
+        def loss(model, x, y):
+            return (model(x) - y).square().mean(), {}
+
+        stage = Stage("toy", model, loss, 1, 1e-2, tmp_path, draw=draw)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found, _ = stage._add_gradients()
+        torch.set_num_threads(before)
+        return found, [p.grad for p in model.parameters()]
+
+    (one, alone), (two, shared) = gradients(1), gradients(2)
+    assert one == pytest.approx(two.item(), rel=1e-6)
+    for a, b in zip(alone, shared):
+        assert torch.allclose(a, b, rtol=1e-5) and a.abs().sum() > 0
 
 
 def test_an_update_of_muon_is_nearly_orthogonal_whichever_side_is_longer():
