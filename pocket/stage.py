@@ -115,7 +115,8 @@ class Stage:
 
     def _add_gradients(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The backward pass; returns the loss and the numbers to print."""
-        rows: Sequence[torch.Tensor] = self.draw() if self.draw else ()
+        rows = self.draw() if self.draw else ()
+        total = len(rows[0]) if rows else 1
         device = next(self.model.parameters()).device
         at_once = torch.get_num_threads() if rows and device.type == "cpu" else 1
         parts: list[Sequence[torch.Tensor]] = list(zip(*(t.chunk(at_once) for t in rows))) or [()]
@@ -127,7 +128,7 @@ class Stage:
                 else nullcontext()
             ):
                 loss, numbers = self.loss(self.model, *part)
-            share = len(part[0]) / len(rows[0]) if part else 1
+            share = len(part[0]) / total if part else 1
             (loss * share).backward()
             return loss.detach() * share, numbers
 

@@ -63,6 +63,14 @@ from lib.models.families import Family, config_folder, family_of
 from lib.models.pipeline import check_fit, read_pipeline, set_prediction
 from lib.models.single_file import read_single_file
 
+# What a pipeline's `encode_prompt` returns, in its order; some have the first two alone.
+ENCODED = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+
 LARGEST_BATCH = 8  # pictures sampled at once
 SMALL_LATENT = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
 
@@ -318,23 +326,44 @@ class Base:
             options["cross_attention_kwargs"] = {"scale": float(adapter_weight)}
         self.pipe.set_progress_bar_config(disable=True)
 
-        def draw(batch: slice) -> list[Image.Image]:
-            return self._draw(list(prompts[batch]), seeds[batch], options)
-
         small = self.stored_denoiser.config.sample_size**2 <= SMALL_LATENT
         # An adapter's weight is set in its layers, which all passes share.
         apart = small and self.device.type == "cpu" and adapter_weight is None
-        batches = (slice(k, k + count) for k in range(0, len(prompts), count))
-        for drawn in map_side_by_side(draw, batches) if apart else map(draw, batches):
+
+        def words(asked: list[str]) -> dict[str, Any]:
+            # A tokenizer is told how to fill up before each text: threads cannot share it.
+            return self._encoded(asked, options["guidance_scale"]) if apart else {"prompt": asked}
+
+        batches = [slice(start, start + count) for start in range(0, len(prompts), count)]
+        passes = [(words(list(prompts[batch])), seeds[batch]) for batch in batches]
+
+        def draw(given: tuple[dict[str, Any], list[int]]) -> list[Image.Image]:
+            return self._draw(*given, options)
+
+        for drawn in map_side_by_side(draw, passes) if apart else map(draw, passes):
             images += drawn
             if progress:
                 progress(len(images), len(prompts))
         return images
 
+    def _encoded(self, prompts: list[str], guidance: float) -> dict[str, Tensor]:
+        """The pipeline's own encoding of a batch, by the names that it takes it by."""
+        with torch.inference_mode(), self.autocast():
+            found = self.pipe.encode_prompt(
+                prompt=prompts,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guidance > 1,
+            )
+        return {name: tensor for name, tensor in zip(ENCODED, found) if tensor is not None}
+
     def _draw(
-        self, prompts: list[str], seeds: list[int], options: dict[str, Any]
+        self, words: dict[str, Any], seeds: list[int], options: dict[str, Any]
     ) -> list[Image.Image]:
-        """One batch of pictures, by the pipeline with these options."""
+        """One batch of pictures, by the pipeline with these options.
+
+        words: its prompts, as texts or encoded.
+        """
         pipe = copy(self.pipe)
         # It counts the steps, and several passes may be under way.
         pipe.scheduler = deepcopy(self.pipe.scheduler)
@@ -344,7 +373,10 @@ class Base:
         apart = self.family.vae_in_fp32 or len(seeds) > decoded
         with torch.inference_mode(), self.autocast():
             drawn = pipe(
-                prompts, generator=generators, output_type="latent" if apart else "pil", **options
+                **words,
+                generator=generators,
+                output_type="latent" if apart else "pil",
+                **options,
             ).images
         if not apart:
             return drawn

@@ -70,12 +70,19 @@ def test_passes_side_by_side_draw_what_they_draw_one_after_the_other(tiny, threa
     passes, at_once, seen = [], [], []
     draw = type(tiny)._draw
 
-    def watched(self, prompts, seeds, options):
+    def watched(self, words, seeds, options):
         passes.append(threading.get_ident())
         at_once.append(torch.get_num_threads())
-        return draw(self, prompts, seeds, options)
+        return draw(self, words, seeds, options)
+
+    reads, read = [], type(tiny.pipe.tokenizer).__call__
+
+    def reading(self, *args, **kwargs):
+        reads.append(threading.get_ident())
+        return read(self, *args, **kwargs)
 
     monkeypatch.setattr(type(tiny), "_draw", watched)
+    monkeypatch.setattr(type(tiny.pipe.tokenizer), "__call__", reading)
     words, seeds = [f"a {noun}" for noun in ("robot", "cat") for _ in range(10)], range(20)
     found = {}
     for count in (1, 3):
@@ -85,7 +92,9 @@ def test_passes_side_by_side_draw_what_they_draw_one_after_the_other(tiny, threa
         assert torch.get_num_threads() == count, "given back"
     assert found[1] == found[3] and len(set(found[1])) == 20
     assert seen == [(8, 20), (16, 20), (20, 20)] * 2, "in their order"
-    assert at_once == [1] * 6 and len({*passes[3:]} - {threading.get_ident()}) > 1
+    here = threading.get_ident()
+    assert at_once == [1] * 6 and here not in passes[3:]
+    assert set(reads) == {here}, "a tokenizer's settings are changed by each text"
 
 
 def test_with_an_adapters_weight_passes_come_one_after_the_other(tiny, threads, monkeypatch):
@@ -94,9 +103,9 @@ def test_with_an_adapters_weight_passes_come_one_after_the_other(tiny, threads, 
     drawing = []
     draw = type(tiny)._draw
 
-    def watched(self, prompts, seeds, options):
+    def watched(self, words, seeds, options):
         drawing.append(threading.get_ident())
-        return draw(self, prompts, seeds, options)
+        return draw(self, words, seeds, options)
 
     monkeypatch.setattr(type(tiny), "_draw", watched)
     tiny.generate(["a robot"] * 20, range(20), steps=1, adapter_weight=0.5)
@@ -107,7 +116,7 @@ def test_a_pass_that_fails_ends_all_and_gives_the_threads_back(tiny, threads, mo
     threads(2)
     done = []
 
-    def broken(self, prompts, seeds, options):
+    def broken(self, words, seeds, options):
         done.append(seeds[0])
         raise RuntimeError(f"pass {seeds[0]}")
 
