@@ -37,7 +37,6 @@ tests/convert/test_whole_models.py, which take it through every form.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -60,16 +59,14 @@ from lib.models.devices import (
     use_fair_threads,
 )
 from lib.models.families import Family, config_folder, family_of
-from lib.models.pipeline import check_fit, read_pipeline, set_prediction
-from lib.models.single_file import read_single_file
-
-# What a pipeline's `encode_prompt` returns, in its order; some have the first two alone.
-ENCODED = (
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
+from lib.models.pipeline import (
+    check_fit,
+    encoded,
+    read_pipeline,
+    set_prediction,
+    with_own_scheduler,
 )
+from lib.models.single_file import read_single_file
 
 LARGEST_BATCH = 8  # pictures sampled at once
 SMALL_LATENT = 16 * 16  # latent pixels of a small base model's pictures: the pocket base's
@@ -325,37 +322,21 @@ class Base:
         if adapter_weight is not None:
             options["cross_attention_kwargs"] = {"scale": float(adapter_weight)}
         self.pipe.set_progress_bar_config(disable=True)
-
         small = self.stored_denoiser.config.sample_size**2 <= SMALL_LATENT
         # An adapter's weight is set in its layers, which all passes share.
         apart = small and self.device.type == "cpu" and adapter_weight is None
-
-        def words(asked: list[str]) -> dict[str, Any]:
-            # A tokenizer is told how to fill up before each text: threads cannot share it.
-            return self._encoded(asked, options["guidance_scale"]) if apart else {"prompt": asked}
-
         batches = [slice(start, start + count) for start in range(0, len(prompts), count)]
-        passes = [(words(list(prompts[batch])), seeds[batch]) for batch in batches]
-
-        def draw(given: tuple[dict[str, Any], list[int]]) -> list[Image.Image]:
-            return self._draw(*given, options)
-
-        for drawn in map_side_by_side(draw, passes) if apart else map(draw, passes):
+        words: list[dict[str, Any]] = [{"prompt": list(prompts[batch])} for batch in batches]
+        if apart:  # a tokenizer is told how to fill up before each text: threads cannot share it
+            with torch.inference_mode(), self.autocast():
+                words = [encoded(self.pipe, **w, guidance=options["guidance_scale"]) for w in words]
+        passes = zip(words, (seeds[batch] for batch in batches))
+        each: Callable[..., Iterable[Any]] = map_side_by_side if apart else map
+        for drawn in each(lambda given: self._draw(*given, options), passes):
             images += drawn
             if progress:
                 progress(len(images), len(prompts))
         return images
-
-    def _encoded(self, prompts: list[str], guidance: float) -> dict[str, Tensor]:
-        """The pipeline's own encoding of a batch, by the names that it takes it by."""
-        with torch.inference_mode(), self.autocast():
-            found = self.pipe.encode_prompt(
-                prompt=prompts,
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=guidance > 1,
-            )
-        return {name: tensor for name, tensor in zip(ENCODED, found) if tensor is not None}
 
     def _draw(
         self, words: dict[str, Any], seeds: list[int], options: dict[str, Any]
@@ -364,19 +345,13 @@ class Base:
 
         words: its prompts, as texts or encoded.
         """
-        pipe = copy(self.pipe)
-        # It counts the steps, and several passes may be under way.
-        pipe.scheduler = deepcopy(self.pipe.scheduler)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         decoded = pictures_per_pass(options["width"] * options["height"])
         # The pipeline would decode all at once, in the denoiser's precision.
         apart = self.family.vae_in_fp32 or len(seeds) > decoded
         with torch.inference_mode(), self.autocast():
-            drawn = pipe(
-                **words,
-                generator=generators,
-                output_type="latent" if apart else "pil",
-                **options,
+            drawn = with_own_scheduler(self.pipe)(
+                **words, generator=generators, output_type="latent" if apart else "pil", **options
             ).images
         if not apart:
             return drawn

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,14 @@ from lib.models.devices import DTYPES, fast_arithmetic, out_of_memory
 from lib.models.families import Family, config_folder
 from lib.models.layer_names import full_name
 from lib.models.single_file import stated_prediction
+
+# What a pipeline's `encode_prompt` returns, in its order; some have the first two alone.
+ENCODED = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 
 
 @contextmanager
@@ -272,3 +281,21 @@ def predicts_velocity(base: Any) -> bool:
         predicted = base.predict(noise, timesteps, base.conditions([""] * 4)).float()
     similarity = torch.cosine_similarity(predicted.flatten(1), noise.flatten(1))
     return bool(similarity.mean() < 0.5)
+
+
+def encoded(pipe: Any, prompt: list[str], guidance: float) -> dict[str, torch.Tensor]:
+    """What the pipeline itself makes of prompts, by the names that it takes that by."""
+    found = pipe.encode_prompt(
+        prompt=prompt,
+        device=pipe.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=guidance > 1,
+    )
+    return {name: tensor for name, tensor in zip(ENCODED, found) if tensor is not None}
+
+
+def with_own_scheduler(pipe: Any) -> Any:
+    """A pipeline of the same parts, to draw at the same time: a scheduler counts its steps."""
+    other = copy(pipe)
+    other.scheduler = deepcopy(pipe.scheduler)
+    return other
