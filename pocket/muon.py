@@ -80,9 +80,10 @@ class MuonAdamW:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update at learning rate `lr`; gradients are cleared."""
-        several = self.momenta and self.momenta[0].device.type == "cpu"
+        on_cpu = all(p.device.type == "cpu" for p in self.matrices)
+        at_once = torch.get_num_threads() if on_cpu else 1
         pairs = zip(self.matrices, self.momenta)
-        for p, update in (map_side_by_side if several else map)(_direction, pairs):
+        for p, update in map_side_by_side(_direction, pairs, at_once):
             p.add_(update, alpha=-lr * 0.2 * max(update.flatten(1).shape) ** 0.5)
             p.grad = None
         for group in self.adamw.param_groups:

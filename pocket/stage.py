@@ -132,7 +132,7 @@ class Stage:
             (loss * share).backward()
             return loss.detach() * share, numbers
 
-        losses, numbers = zip(*(map_side_by_side if len(parts) > 1 else map)(add, parts))
+        losses, numbers = zip(*map_side_by_side(add, parts, at_once))
         return torch.stack(losses).sum(), numbers[0]
 
     def run(self, watch: Callable[[int], None] | None = None) -> dict[str, float]:

@@ -331,8 +331,10 @@ class Base:
             with torch.inference_mode(), self.autocast():
                 words = [encoded(self.pipe, **w, guidance=options["guidance_scale"]) for w in words]
         passes = zip(words, (seeds[batch] for batch in batches))
-        each: Callable[..., Iterable[Any]] = map_side_by_side if apart else map
-        for drawn in each(lambda given: self._draw(*given, options), passes):
+        at_once = torch.get_num_threads() if apart else 1
+        for drawn in map_side_by_side(
+            lambda each: self._draw(*each, options=options), passes, at_once
+        ):
             images += drawn
             if progress:
                 progress(len(images), len(prompts))

@@ -241,16 +241,21 @@ def held_threads(count: int | None = None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def map_side_by_side(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`map(work, items)`, as many at once as torch has threads, each on a thread of its own.
+def map_side_by_side(
+    work: Callable[[Any], Any], items: Iterable[Any], at_once: int
+) -> Iterator[Any]:
+    """`map(work, items)`, so many at once, each on a thread of its own; one at once is `map`.
 
     For work of many small operations: torch shares each of them out among its threads, and they
     wait for each other as long as they work. Calls of `work` may not change what others read.
     """
+    if at_once == 1:
+        yield from map(work, items)
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what each new thread of Python begins with
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(threads)
