@@ -343,10 +343,7 @@ class Base:
     def _draw(
         self, words: dict[str, Any], seeds: list[int], options: dict[str, Any]
     ) -> list[Image.Image]:
-        """One batch of pictures, by the pipeline with these options.
-
-        words: its prompts, as texts or encoded.
-        """
+        """One batch of pictures of prompts, as texts or encoded, by the pipeline's `options`."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         decoded = pictures_per_pass(options["width"] * options["height"])
         # The pipeline would decode all at once, in the denoiser's precision.
