@@ -82,7 +82,7 @@ class MuonAdamW:
         """One update at learning rate `lr`; gradients are cleared."""
         on_cpu = all(p.device.type == "cpu" for p in self.matrices)
         at_once = torch.get_num_threads() if on_cpu else 1
-        pairs = zip(self.matrices, self.momenta)
+        pairs = list(zip(self.matrices, self.momenta))
         for p, update in map_side_by_side(_direction, pairs, at_once):
             p.add_(update, alpha=-lr * 0.2 * max(update.flatten(1).shape) ** 0.5)
             p.grad = None

@@ -53,7 +53,7 @@ class Stage:
 
     With `draw`, a function that gives tensors of B rows each, the loss is `loss(model, *rows)`, a
     mean over rows that do not know of each other: on a processor they are shared out among as many
-    threads as torch has, which is twice as fast as sharing out each operation.
+    threads as torch has, which is half as fast again as sharing out each operation.
 
     The plateau schedule lets a finished or unfinished stage be prolonged: call again with more
     steps. `averages` are the decays by step (`constant`, `power`) of moving averages of the

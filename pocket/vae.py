@@ -96,12 +96,15 @@ def augment(x: torch.Tensor) -> torch.Tensor:
 def loss(vae: Any, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """What the VAE is trained to lower on pictures [B, 3, H, W], and numbers to print.
 
-    Mean over pictures of log mean squared error, whose minimum is the best mean PSNR; the same for
-    latents made smaller, which are to decode to the pictures made as small; and a light pull to
-    N(0, 1). Without the second the finest waves of the latents are as strong as the coarsest, and a
-    U-Net has to get them right one by one (Skorokhodov et al. 2025, arXiv 2502.14831; Kouzelis et
-    al. 2025, arXiv 2502.09509). Latents come with noise, for a U-Net's are never exact (Yang et al.
-    2025, arXiv 2507.15856).
+    - mean over pictures of log mean squared error, whose minimum is the best mean PSNR
+    - the same for latents made smaller, which are to decode to the pictures made as small
+      (Skorokhodov et al. 2025, arXiv 2502.14831; Kouzelis et al. 2025, arXiv 2502.09509)
+    - `fineness`: without it and the second, the finest waves of the latents are as strong as the
+      coarsest, and a U-Net has to get them right as exactly
+    - a light pull to N(0, 1)
+
+    Latents come with noise, for a U-Net's are never exact (Yang et al. 2025, arXiv 2507.15856): by
+    their own loudness, or they would grow loud until it is nothing.
     """
     posterior = vae.encode(x).latent_dist
     z = posterior.sample()

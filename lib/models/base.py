@@ -330,7 +330,7 @@ class Base:
         if apart:  # a tokenizer is told how to fill up before each text: threads cannot share it
             with torch.inference_mode(), self.autocast():
                 words = [encoded(self.pipe, **w, guidance=options["guidance_scale"]) for w in words]
-        passes = zip(words, (seeds[batch] for batch in batches))
+        passes = list(zip(words, (seeds[batch] for batch in batches)))
         at_once = torch.get_num_threads() if apart else 1
         for drawn in map_side_by_side(
             lambda each: self._draw(*each, options=options), passes, at_once

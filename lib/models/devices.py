@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -242,20 +242,24 @@ def held_threads(count: int | None = None) -> Iterator[None]:
 
 
 def map_side_by_side(
-    work: Callable[[Any], Any], items: Iterable[Any], at_once: int
+    work: Callable[[Any], Any], items: Sequence[Any], at_once: int
 ) -> Iterator[Any]:
-    """`map(work, items)`, so many at once, each on a thread of its own; one at once is `map`.
+    """`map(work, items)`, so many at once, each on a thread of its own that torch shares no more.
 
     For work of many small operations: torch shares each of them out among its threads, and they
-    wait for each other as long as they work. Calls of `work` may not change what others read.
+    wait for each other as long as they work. What is left at the end, if it is for half of the
+    threads or fewer, is done one by one with all of them. Calls of `work` may not change what
+    others read.
     """
-    if at_once == 1:
-        yield from map(work, items)
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what each new thread of Python begins with
-    try:
-        with ThreadPoolExecutor(at_once) as pool:
-            yield from pool.map(work, items)
-    finally:
-        torch.set_num_threads(threads)
+    left = len(items) % at_once
+    apart = len(items) - (left if 2 * left <= at_once else 0)
+    if at_once > 1 and apart:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # what each new thread of Python begins with
+        try:
+            with ThreadPoolExecutor(at_once) as pool:
+                yield from pool.map(work, items[:apart])
+        finally:
+            torch.set_num_threads(threads)
+        items = items[apart:]
+    yield from map(work, items)

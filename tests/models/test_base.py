@@ -19,7 +19,7 @@ from lib.evaluation.fidelity import EvaluationPlan
 from lib.files.errors import BadInput
 from lib.models.base import load_base
 from lib.models.base_files import locate
-from lib.models.devices import fast_arithmetic, out_of_memory
+from lib.models.devices import fast_arithmetic, map_side_by_side, out_of_memory
 from lib.models.families import FAMILIES, Family, family_of, preset
 from lib.models.pipeline import read_pipeline
 from lib.step.methods import trainable, tuned_parts
@@ -83,18 +83,29 @@ def test_passes_side_by_side_draw_what_they_draw_one_after_the_other(tiny, threa
 
     monkeypatch.setattr(type(tiny), "_draw", watched)
     monkeypatch.setattr(type(tiny.pipe.tokenizer), "__call__", reading)
-    words, seeds = [f"a {noun}" for noun in ("robot", "cat") for _ in range(10)], range(20)
+    words, seeds = [f"a {noun}" for noun in ("robot", "cat") for _ in range(14)], range(28)
     found = {}
     for count in (1, 3):
         threads(count)
         images = tiny.generate(words, seeds, steps=2, progress=lambda *done: seen.append(done))
         found[count] = [image.tobytes() for image in images]
         assert torch.get_num_threads() == count, "given back"
-    assert found[1] == found[3] and len(set(found[1])) == 20
-    assert seen == [(8, 20), (16, 20), (20, 20)] * 2, "in their order"
+    assert found[1] == found[3] and len(set(found[1])) == 28
+    assert seen == [(8, 28), (16, 28), (24, 28), (28, 28)] * 2, "in their order"
     here = threading.get_ident()
-    assert at_once == [1] * 6 and here not in passes[3:]
+    assert at_once == [1, 1, 1, 1, 1, 1, 1, 3] and passes[-1] == here, "the last alone, by all"
+    assert here not in passes[4:7]
     assert set(reads) == {here}, "a tokenizer's settings are changed by each text"
+
+
+@pytest.mark.parametrize(
+    "items, at_once, shared", [(1, 2, 0), (2, 2, 2), (3, 2, 2), (7, 8, 7), (4, 8, 0), (9, 1, 0)]
+)
+def test_what_would_leave_half_of_the_threads_idle_is_done_one_by_one(items, at_once, shared):
+    here = threading.get_ident()
+    found = list(map_side_by_side(lambda k: (k, threading.get_ident()), range(items), at_once))
+    assert [k for k, _ in found] == list(range(items))
+    assert [thread != here for _, thread in found] == [k < shared for k in range(items)]
 
 
 def test_with_an_adapters_weight_passes_come_one_after_the_other(tiny, threads, monkeypatch):
