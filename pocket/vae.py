@@ -119,8 +119,8 @@ def loss(vae: Any, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tenso
     fine = fineness(mean)
     total = (error + 3e-5).log().mean() + SMALL_WEIGHT * (small + 3e-5).log().mean()
     return total + FINE_WEIGHT * fine + KL_WEIGHT * kl, {
-        "psnr": -10 * (error.detach() / 4).log10().mean(),
-        "small": -10 * (small.detach() / 4).log10().mean(),
+        "psnr": _decibels(error),
+        "small": _decibels(small),
         "fine": fine.detach(),
         "kl": kl.detach(),
     }
@@ -138,6 +138,11 @@ def fineness(z: torch.Tensor) -> torch.Tensor:
 def _error(vae: Any, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Mean squared error of what latents decode to, [B]."""
     return (vae.decode(z).sample.float() - x).pow(2).mean((1, 2, 3))
+
+
+def _decibels(error: torch.Tensor) -> torch.Tensor:
+    """Mean peak signal-to-noise ratio of mean squared errors [B]; values go from -1 to 1."""
+    return -10 * (error.detach() / 4).log10().mean()
 
 
 def resized(x: torch.Tensor, side: int) -> torch.Tensor:

@@ -254,12 +254,8 @@ def map_side_by_side(
     left = len(items) % at_once
     apart = len(items) - (left if 2 * left <= at_once else 0)
     if at_once > 1 and apart:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # what each new thread of Python begins with
-        try:
-            with ThreadPoolExecutor(at_once) as pool:
-                yield from pool.map(work, items[:apart])
-        finally:
-            torch.set_num_threads(threads)
+        # One of torch's is what each new thread of Python begins with.
+        with held_threads(1), ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(work, items[:apart])
         items = items[apart:]
     yield from map(work, items)

@@ -10,6 +10,7 @@ from conftest import ROOT
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from lib.models.devices import held_threads
 from pocket import clip, decoder, detail, measure, stages, unet, vae
 from pocket.measure import held_out_triples, obedience, open_square, readme
 from pocket.muon import orthogonal
@@ -226,10 +227,8 @@ def test_rows_on_several_threads_give_the_gradients_of_one(rows, tmp_path, monke
             return (model(x) - y).square().mean(), {}
 
         stage = Stage("toy", model, loss, 1, 1e-2, tmp_path, draw=draw)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        found, _ = stage._add_gradients()
-        torch.set_num_threads(before)
+        with held_threads(threads):
+            found, _ = stage._add_gradients()
         return found, [p.grad for p in model.parameters()]
 
     (one, alone), (two, shared) = gradients(1), gradients(2)
