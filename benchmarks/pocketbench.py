@@ -31,14 +31,15 @@ from benchmarks.csv_rows import read_table
 from benchmarks.half_convolution import quick_half_convolutions
 from benchmarks.learning_rates import BEHIND, TESTED
 from benchmarks.studies import CUTS, SELDOM, WORDS, cut_from, studies
+from benchmarks.studies import SEEDS as MOST_SEEDS
 from benchmarks.studies import job as preset_job
 from lib.config.presets import PRESETS
 from lib.convert.composition import load_adapters
 from lib.convert.interchange import extract
 from lib.course.sweeping import run_name, sweep
 from lib.dataset.captions import KINDS, prompts, read_subject
-from lib.dataset.class_images import PLACES, draw_class_images
-from lib.dataset.imagefolder import load_dataset
+from lib.dataset.class_images import CLASS_IMAGES, PLACES, draw_class_images
+from lib.dataset.imagefolder import add_class_images, load_dataset
 from lib.dataset.preparation import prepare
 from lib.evaluation.comparison import class_scores, drawn_as_asked
 from lib.evaluation.comparison_table import means_by_asked
@@ -151,10 +152,21 @@ def make_data(jobs, subjects):
                 {"file": entry.name, "caption": prompts(read_subject(drawn))}
                 for entry in sorted(drawn.glob("*.png"))
             ]
-            draw_class_images(
-                base,
-                prepare(drawn, folder, edits=plain if some["variant"] == "uncaptioned" else None),
-            )
+            edits = plain if some["variant"] == "uncaptioned" else None
+            class_images(base, prepare(drawn, folder, edits=edits), some["variant"])
+
+
+def class_images(base, data, variant):
+    """Draw the class images of a data set: as the course does, but for two variants of the study
+    of prior preservation, of which one has a quarter as many and one asks for all in the same
+    words.
+    """
+    if variant == "one_wording":
+        texts = [prompts(data.subject, with_identifier=False)] * CLASS_IMAGES
+        seeds = [10_000 + i for i in range(CLASS_IMAGES)]
+        return add_class_images(data, base.generate(texts, seeds), texts)
+    count = CLASS_IMAGES // 4 if variant == "few_class_images" else CLASS_IMAGES
+    return draw_class_images(base, data, count)
 
 
 @cache
@@ -443,7 +455,8 @@ def write_results(plan, rows):
             row["variant"] = "rare"
     new = {(row["study"], row["settings_hash"]) for row in done}
     anew = {row["study"] for row in done}
-    before = shipped()
+    order = list(studies(["-"], 1))
+    before = [row for row in shipped() if row["study"] in order]
     asked = still_asked(before)
     done += [
         row
@@ -451,7 +464,6 @@ def write_results(plan, rows):
         if (row["study"], row["settings_hash"]) not in new
         and (row["study"] not in anew or (is_of_today(row) and asked(row)))
     ]
-    order = list(studies(["-"], 1))
     done.sort(
         key=lambda row: (
             order.index(row["study"]),
@@ -497,7 +509,10 @@ def main():
     parser.add_argument("--studies", nargs="+", help="all, unless named")
     parser.add_argument("--subjects", type=int, default=TESTED, help=f"at most {TESTED}")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="training seeds of main, rank and prior"
+        "--seeds",
+        type=int,
+        default=3,
+        help=f"training seeds of the main study; others have {MOST_SEEDS} at most",
     )
     parser.add_argument(
         "--workers",

@@ -32,9 +32,18 @@ CUTS = {"extracted": 1, "extracted_twice": 2}
 # What an anchor of this weight leaves of a change that nothing renews: 61, 22 and 5 %.
 ANCHORS = (0.5, 1.5, 3.0)
 TEXT_SHARES = (0.05, 0.2, 1.0)  # of the U-Net's learning rate: what the text encoder trains at
-PLAIN_SEEDS = (
-    3  # of the plain recipe, whose spread over seeds is what other recipes are held against
-)
+# Of every study but the main one: so many of its subjects, and so many training seeds at most.
+SUBJECTS, SEEDS = 12, 2
+PLAIN_SEEDS = 3  # of plain fp32 training, whose spread over seeds other recipes are held against
+# What else than the preset's class images may hold the class: settings, or (variant) other class
+# images. A teacher is the model without its adapter, so it is LoRA's alone.
+WAYS: dict[str, dict[str, Any]] = {
+    "nothing": {"prior_weight": 0.0},
+    "weight 1": {"prior_weight": 1.0},
+    "a quarter as many": {"variant": "few_class_images"},
+    "one wording": {"variant": "one_wording"},
+    "teacher": {"prior": "teacher"},
+} | {f"anchor {weight:g}": {"prior": "anchor", "prior_weight": weight} for weight in ANCHORS}
 
 
 def job(
@@ -101,46 +110,27 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
     """{study: its jobs}: which question each run belongs to. A run may belong to several; it is
     made once.
     """
-    some, few = subjects[:12], subjects[:6]
-    both = [(s, m) for s in some for m in METHODS]
+    some = [(s, seed) for seed in range(min(seeds, SEEDS)) for s in subjects[:SUBJECTS]]
     tuning = learning_rates.sets_of((*learning_rates.EXAMPLES, *learning_rates.BEHIND))
     examples = learning_rates.sets_of(learning_rates.EXAMPLES)
-    without_prior: tuple[dict[str, Any], ...] = ({}, {"prior_weight": 0.0})
     auto_and_fp16: tuple[dict[str, Any], ...] = ({}, {"precision": "fp16"})
     plain = [
         job(s, m, seed, precision="fp32")
-        for seed in range(PLAIN_SEEDS)
-        for s in few
+        for seed in range(min(seeds, PLAIN_SEEDS))
+        for s in subjects[:SUBJECTS]
         for m in METHODS
     ]
     return {
         "main": [job(s, "base") for s in subjects]
         + [job(s, m, seed) for seed in range(seeds) for s in subjects for m in (*METHODS, *CUTS)],
-        "anchor": [
-            job(s, m, **changes)
-            for changes in (
-                *without_prior,
-                *({"prior": "anchor", "prior_weight": weight} for weight in ANCHORS),
-            )
-            for s in some
-            for m in METHODS
-        ],
-        "rank": [
-            job(s, "lora", seed, rank=rank)
-            for seed in range(seeds)
-            for rank in RANKS
-            for s in subjects
-        ],
         "prior": [
             job(s, m, seed, **changes)
-            for seed in range(seeds)
-            for changes in without_prior
-            for s in subjects
+            for changes in ({}, *WAYS.values())
+            for s, seed in some
             for m in METHODS
+            if m == "lora" or changes.get("prior") != "teacher"
         ],
-        "again": [
-            job(s, m, seed=100) for s, m in both
-        ],  # a part of the main study on another training seed: do its effects agree?
+        "rank": [job(s, "lora", seed, rank=rank) for rank in RANKS for s, seed in some],
         "rate": [job(s, "base", variant=v) for s, v in tuning]
         + [
             job(s, m, seed, variant=v, learning_rate=rate)
@@ -158,25 +148,26 @@ def studies(subjects: list[str], seeds: int) -> dict[str, list[dict[str, Any]]]:
             for s, v in examples
         ],
         "identifier": [
-            job(s, m, variant=v) for v in ("good", *WORDS) for s in few for m in METHODS
+            job(s, m, seed, v) for v in ("good", *WORDS) for s, seed in some for m in METHODS
         ],
         "careless": [
-            job(s, m, variant=v)
+            job(s, m, seed, v)
             for v in ("good", "duplicates", "one_background")
-            for s in few
+            for s, seed in some
             for m in METHODS
         ],
-        "kinds": [job(k, m) for k in KINDS for m in ("base", *METHODS)],
+        "kinds": [job(k, "base") for k in KINDS]
+        + [job(k, m, seed) for seed in range(min(seeds, SEEDS)) for k in KINDS for m in METHODS],
         # bf16, and fp16, which cards without bf16 train in.
         "precision": plain
-        + [job(s, m, **how) for how in auto_and_fp16 for m in METHODS for s in few],
+        + [job(s, m, seed, **how) for how in auto_and_fp16 for m in METHODS for s, seed in some],
         "recipes": plain
-        + [job(s, m, **changes) for m in METHODS for changes in low_memory(m) for s in few],
+        + [job(s, m, seed, **how) for m in METHODS for how in low_memory(m) for s, seed in some],
         "text_encoder": [
-            job(s, m, text_encoder_rate=rate)
+            job(s, m, seed, text_encoder_rate=rate)
             for m in METHODS
             for rate in (0.0, *text_rates(m))
-            for s in few
+            for s, seed in some
         ],
     }
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from benchmarks.analysis.effects import (
     BASE,
     COSINE,
+    CUT,
+    CUT_TWICE,
     FULL,
     LORA,
     MEASURES,
@@ -23,7 +25,7 @@ from benchmarks.analysis.effects import (
     effect,
 )
 from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size
-from lib.config.names import MEASURE_NAMES
+from lib.config.names import CONTESTANT_NAMES, MEASURE_NAMES
 from lib.files.text import amount
 from lib.plots.charts import intervals, points
 from lib.plots.figure import Figure, Table
@@ -41,6 +43,7 @@ SCORES = {measure: name for measure, name in MEASURE_NAMES.items() if measure no
 
 
 WHO = {"LoRA": LORA, "DreamBooth": FULL}
+CUTS = {CONTESTANT_NAMES["extracted"]: CUT, CONTESTANT_NAMES["extracted_twice"]: CUT_TWICE}
 
 
 SMALL = "on 4 pictures a point, other prompts than the main table's"
@@ -70,47 +73,27 @@ def said(found: Effect) -> str:
 
 
 def main_table(rows: Rows) -> Table:
-    """The main comparison, a line a measure: base, real photos, LoRA, DreamBooth, the effect, and
-    what its interval allows to say.
-
-    A measure that is younger than the main comparison's rows is read off its repetition on another
-    training seed, where both are of one base model, and says so.
+    """The main comparison, a line a measure: base, real photos, the contestants, the effect of
+    DreamBooth against LoRA, and what its interval allows to say.
     """
+    cuts = {name: of for name, of in CUTS.items() if level(rows, "dino", of=of)[0] is not None}
     lines = []
     for measure, name in (SCORES | COSTS).items():
-        main, unit = effect(rows, measure), MEASURES[measure][1]
-        instead = not main.subjects and is_of_mains_base(rows, "again")
-        found = effect(rows, measure, "again") if instead else main
-        if found.subjects:
-            ends = [
-                level(rows, m, of=BASE)[0] if m in MEASURES else None
-                for m in (measure, f"{measure}_real")
-            ]
-            texts = [
-                "-" if value is None else amount(value, unit)
-                for value in (*ends, found.against, found.of)
-            ]
-            lines.append(
-                [
-                    name + ", the repetition's" * (found is not main),
-                    *texts,
-                    *found.text().split(", "),
-                    said(found),
-                ]
-            )
-    return Table(
-        lines,
-        [
-            "",
-            "base",
-            "real photos",
-            "LoRA",
-            "DreamBooth",
-            "DreamBooth against LoRA (95 %)",
-            "of",
-            "so DreamBooth has",
-        ],
-    )
+        found, unit = effect(rows, measure), MEASURES[measure][1]
+        if not found.subjects:
+            continue
+        floor, ceiling = (
+            level(rows, m, of=BASE)[0] if m in MEASURES else None
+            for m in (measure, f"{measure}_real")
+        )
+        cut = [level(rows, measure, of=of)[0] for of in cuts.values()]
+        levels = [
+            "-" if value is None else amount(value, unit)
+            for value in (floor, ceiling, found.against, found.of, *cut)
+        ]
+        lines.append([name, *levels, *found.text().split(", "), said(found)])
+    columns = ["", "base", "real photos", "LoRA", "DreamBooth", *cuts]
+    return Table(lines, [*columns, "DreamBooth against LoRA (95 %)", "of", "so DreamBooth has"])
 
 
 def scores(rows: Rows) -> Figure | None:
@@ -136,8 +119,8 @@ def costs(rows: Rows) -> Figure | None:
 
 
 def pareto(rows: Rows) -> Figure | None:
-    """Likeness against prompt following, of the base, of LoRA at every rank and of DreamBooth, on
-    the subjects that all of them have.
+    """Likeness against prompt following, of the base, of LoRA at every rank, of DreamBooth and of
+    DreamBooth cut to a LoRA, on the subjects that all of them have.
     """
     ranks = ranked(rows) if is_of_mains_base(rows, "rank") else []
     lora = (
@@ -145,7 +128,9 @@ def pareto(rows: Rows) -> Figure | None:
         if ranks
         else {"LoRA": [("", "main", LORA)]}
     )
-    sides = {"base model": [("", "main", BASE)]} | lora | {"DreamBooth": [("", "main", FULL)]}
+    cuts = {name: of for name, of in CUTS.items() if level(rows, "dino", of=of)[0] is not None}
+    whole = {name: [("", "main", of)] for name, of in ({"DreamBooth": FULL} | cuts).items()}
+    sides = {"base model": [("", "main", BASE)]} | lora | whole
     wanted = [(study, of) for side in sides.values() for _, study, of in side]
     rows = common(rows, wanted)
     found = {

@@ -243,25 +243,6 @@ def effect(
     )
 
 
-def repeated(rows: Rows, measure: str, study: str = "again") -> Effect:
-    """The `Effect` by which DreamBooth against LoRA came out otherwise in `study` than in the main
-    one, over the subjects of both.
-
-    Around 0 where the two agree: what a subject is like cancels, so what is left is the luck of the
-    training seeds. `of` and `against`: the effect in `study` and in the main one. Raises BadInput
-    as `effect`.
-    """
-    again, seeds = _means(rows, measure, study, (FULL, LORA), ("seed",))
-    main, _ = _means(rows, measure, "main", (FULL, LORA), ("seed",))
-    pairs = {s: [m[s][0] - m[s][1] for m in (again, main)] for s in again if s in main}
-    return _effect(
-        measure=measure,
-        gaps=[one - other for one, other in pairs.values()],
-        levels=np.array(list(pairs.values())),
-        seeds=min((len(seeds[s]) for s in pairs), default=0),
-    )
-
-
 def _effect(*, measure: str, gaps: list[float], levels: np.ndarray, seeds: int) -> Effect:
     """The `Effect` of one gap a subject, on the logarithm's scale for a ratio.
 

@@ -1,7 +1,6 @@
 """PocketBench's studies as figures, each with its numbers as a table: what rank, prior
-preservation, an anchor, careless data, another training seed, precision, low-memory recipes and a
-trained text encoder change. `FIGURES` has the main comparison's too
-(benchmarks/analysis/bench_figures.py).
+preservation, careless data, precision, low-memory recipes and a trained text encoder change.
+`FIGURES` has the main comparison's too (benchmarks/analysis/bench_figures.py).
 """
 
 import math
@@ -12,17 +11,15 @@ from benchmarks.analysis.bench_figures import SCORES, WHO, dots, level, said
 from benchmarks.analysis.effects import (
     COSINE,
     ENOUGH,
-    FULL,
     LORA,
     MEASURES,
     Rows,
-    decide,
     effect,
-    repeated,
     swing,
 )
-from benchmarks.analysis.study_rows import common, is_of_mains_base, ranked, size, unlike_main
+from benchmarks.analysis.study_rows import ranked, size, unlike_main
 from benchmarks.analysis.tuning_figures import length, rates
+from benchmarks.studies import WAYS
 from lib.config.presets import PRESETS
 from lib.files.text import amount
 from lib.plots.charts import Axis, intervals, points
@@ -99,24 +96,23 @@ def _change(found):
 
 
 def prior(rows: Rows) -> Figure | None:
-    """What prior preservation does: scores with it minus without it, for both methods."""
-    weight = max(
-        (r["prior_weight"] for r in rows if r.get("study") == "prior" and r["method"] != "base"),
-        default=0,
-    )
+    """What prior preservation does: scores with class images as the preset has them minus without,
+    for both methods.
+    """
+    images = _class_images(rows)
     found = {
         (m, name): effect(
-            rows, m, "prior", where | {"prior_weight": weight}, where | {"prior_weight": 0}
+            rows, m, "prior", where | images, where | {"prior_weight": 0, "variant": "good"}
         )
-        for m in ("dino", "clip_t", "pres", "drift", "loss_gap", "diversity")
+        for m in ("dino", "clip_t", "pres", "obedience", "drift", "loss_gap", "diversity")
         for name, where in WHO.items()
     }
     drawn = dots(
         {f"{SCORES[m]}, {name}": e for (m, name), e in found.items() if MEASURES[m][2] == COSINE}
     )
     about = (
-        f"With prior preservation (weight {weight:g}) minus without, {size(rows, 'prior')}; the"
-        " band counts as the same"
+        f"With prior preservation (weight {images['prior_weight']:g}) minus without,"
+        f" {size(rows, 'prior')}; the band counts as the same"
     )
     lines = [
         [f"{SCORES[m]}, {name}", *e.text().split(", "), said(e)]
@@ -132,83 +128,43 @@ def prior(rows: Rows) -> Figure | None:
     )
 
 
-def anchor(rows: Rows) -> Figure | None:
-    """What an anchor of each weight does in place of class images, and what nothing does: scores
-    minus those with class images, for both methods.
+def _class_images(rows: Rows) -> dict[str, Any]:
+    """The columns of the runs with class images as the preset has them."""
+    weight = PRESETS["lora", "pocket"]["prior_weight"]
+    return {"prior_weight": weight, "prior": None, "variant": "good"}
+
+
+def prior_ways(rows: Rows) -> Figure | None:
+    """What else may hold the class, in place of class images as the preset has them: scores minus
+    those with these, for both methods.
     """
-    there = [r for r in rows if r.get("study") == "anchor" and r["method"] != "base"]
-    weights = sorted({r["prior_weight"] for r in there if r.get("prior") == "anchor"})
-    images = max((r["prior_weight"] for r in there if not r.get("prior")), default=0)
-    if not weights or not images:
-        return None
-    class_images = {"prior": None, "prior_weight": images}
-    ways = {"nothing": {"prior": None, "prior_weight": 0}} | {
-        f"anchor {weight:g}": {"prior": "anchor", "prior_weight": weight} for weight in weights
-    }
-    measures = ("dino", "clip_t", "pres", "obedience", "drift")
+    images, measures = _class_images(rows), ("dino", "clip_t", "pres", "obedience", "drift")
     found = {
-        f"{name}, {way}": {
-            m: effect(rows, m, "anchor", where | changed, where | class_images) for m in measures
+        (name, way): {
+            m: effect(rows, m, "prior", where | images | {"prior": None} | changes, where | images)
+            for m in measures
         }
         for name, where in WHO.items()
-        for way, changed in ways.items()
+        for way, changes in WAYS.items()
     }
+    found = {who: by for who, by in found.items() if by["dino"].subjects}
     drawn = dots(
-        {f"{SCORES[m]}, {who}": by[m] for who, by in found.items() for m in ("dino", "pres")}
+        {
+            f"{SCORES[m]}, {name}, {way}": by[m]
+            for m in ("dino", "pres")
+            for (name, way), by in found.items()
+        }
     )
-    lines = [[who, *(_change(e) for e in by.values())] for who, by in found.items()]
+    lines = [
+        [*who, *(_change(e) for e in by.values()), by["dino"].text().split(", ")[-1]]
+        for who, by in found.items()
+    ]
     about = (
-        f"An anchor to the base's weights, or nothing, minus class images (weight {images:g}),"
-        f" {size(rows, 'anchor')}; the band counts as the same"
+        f"What else may hold the class, minus class images (weight {images['prior_weight']:g});"
+        " a teacher is LoRA's alone; the band counts as the same"
     )
-    columns = [f"{SCORES[m]}, change (95 %)" for m in measures]
+    columns = ["in place of them", *(f"{SCORES[m]}, change (95 %)" for m in measures), "of"]
     return _with_table(drawn, lines, "difference of cosines", about, columns)
-
-
-def again(rows: Rows) -> Figure | None:
-    """A part of the main comparison on another training seed against the same subjects of the main
-    one: by how much the effects differ.
-    """
-    if not is_of_mains_base(rows, "again"):
-        return None
-    some, found = (
-        common(rows, [("again", LORA), ("again", FULL)], seeds=False),
-        {m: repeated(rows, m) for m in SCORES},
-    )
-    found, lines, kinds = {m: e for m, e in found.items() if e.subjects}, [], []
-    for m, e in found.items():
-        kind, detail = decide(e)
-        if e.low is None or e.high is None:
-            word = kind
-        elif e.low <= 0 <= e.high:
-            word = f"agrees ({detail})"
-            kinds.append(kind)
-        else:
-            word = "differs, by less than the margin" if kind == "no difference" else "differs"
-        both = (effect(some, m, study).text().split(", ")[0] for study in ("main", "again"))
-        lines.append([SCORES[m], *both, *e.text().split(", "), word])
-    if not found:
-        return None
-    about = (
-        "The effect of DreamBooth against LoRA on another training seed minus the main one's, same"
-        f" subjects ({size(rows, 'again')}): {len(kinds)} of {len(found)} agree within their"
-        f" intervals, {kinds.count('no difference')} of them within the margin; one in twenty would"
-        " differ by chance, but the measures go together"
-    )
-    drawn = dots({SCORES[m]: e for m, e in found.items() if MEASURES[m][2] == COSINE}) or {}
-    figure = intervals(drawn, "difference of the effects, cosines", about, around=0, margin=COSINE)
-    figure.table = Table(
-        lines,
-        [
-            "",
-            "main, these subjects (95 %)",
-            "again (95 %)",
-            "again minus main (95 %)",
-            "of",
-            "so it",
-        ],
-    )
-    return figure
 
 
 def careless(rows: Rows) -> Figure | None:
@@ -413,16 +369,16 @@ def _with_table(
 FIGURES = MAIN | {
     "rank": rank_curve,
     "prior": prior,
-    "anchor": anchor,
+    "prior_ways": prior_ways,
     "careless": careless,
-    "again": again,
     "precision": precision,
     "recipes": recipes,
     "text_encoder": text_encoder,
     "rates": rates,
     "length": length,
 }
-STUDIES = {"rates": "rate"}  # of the figures whose study goes by another name
+# Of the figures whose study goes by another name.
+STUDIES = {"rates": "rate", "prior_ways": "prior"}
 
 
 def figures(rows: Rows) -> dict[str, Figure]:

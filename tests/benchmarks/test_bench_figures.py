@@ -4,17 +4,16 @@ prints what the command makes.
 
 from functools import cache
 
-import numpy as np
 import pytest
 from bench_rows import base_rows, bench
 from PIL import Image
 
 from benchmarks import sections
 from benchmarks.analysis.advice_facts import advice_facts
-from benchmarks.analysis.bench_figures import SCORES, level, main_table, pareto
+from benchmarks.analysis.bench_figures import level, main_table, pareto
 from benchmarks.analysis.effects import BASE, BENCH, FULL, LORA, effect, swing
 from benchmarks.analysis.results_page import SHOWN, file, section
-from benchmarks.analysis.study_figures import again, careless, figures, rank_curve, recipes
+from benchmarks.analysis.study_figures import careless, figures, rank_curve, recipes
 from benchmarks.analysis.study_rows import common, read_bench, size
 from benchmarks.analysis.tuning_figures import rates
 from benchmarks.analysis.verdicts import verdicts
@@ -41,13 +40,17 @@ def whole():
         for r in bench(study="prior", seeds=1)
     ]
     rows += [
-        dict(r, prior=kind, prior_weight=w, dino=r["dino"] - w / 10, pres=r["pres"] - w / 20)
-        for kind, w in ((None, 0.0), (None, 0.3), ("anchor", 0.5), ("anchor", 3.0))
-        for r in bench(study="anchor", seeds=1)
+        dict(r, prior="anchor", prior_weight=w, dino=r["dino"] - w / 10, pres=r["pres"] - w / 20)
+        for w in (0.5, 3.0)
+        for r in bench(study="prior", seeds=1)
     ]
     rows += [
-        dict(r, seed=100)
-        for r in bench(subjects=8, seeds=1, study="again", seed=2, dino=0.05, clip_t=0.2)
+        dict(r, prior_weight=0.3, variant="one_wording", pres=r["pres"] + 0.2)
+        for r in bench(study="prior", seeds=1)
+    ]
+    rows += [
+        dict(r, prior="teacher", prior_weight=0.3)
+        for r in bench(study="prior", seeds=1, methods=["lora"])
     ]
     swept = [dict(r, variant="good") for r in bench(subjects=3, seeds=1, study="rate")]
     rows += [
@@ -111,9 +114,8 @@ def test_every_figure_is_made_and_says_what_it_rests_on(made):
         "forgetting",
         "rank",
         "prior",
-        "anchor",
+        "prior_ways",
         "careless",
-        "again",
         "precision",
         "recipes",
         "text_encoder",
@@ -149,11 +151,10 @@ def test_the_main_table_has_levels_effects_and_what_they_allow_to_say():
     assert {line[6] for line in lines.values()} == {"12 subjects x 3 seeds"}
     assert lines["file"][5].startswith("x 8.00") and lines["file"][1] == "-"
     assert main_table([]).rows == []
-    old = [{k: v for k, v in r.items() if r["study"] != "main" or k != "dino_new"} for r in whole()]
-    lines = {line[0]: line for line in main_table(old).rows}
-    assert lines["DINO, new places, the repetition's"][6] == "8 subjects x 1 seed" and len(
-        lines
-    ) == len(main_table(whole()).rows)
+    cut = [dict(r, method="extracted", dino=0.5) for r in bench(seeds=1, methods=["dreambooth"])]
+    table = main_table(whole() + cut)
+    assert table.columns[5] == "DreamBooth cut to a LoRA" and len(table.rows[0]) == 9
+    assert {line[0]: line[5] for line in table.rows}["DINO"] == "0.500"
 
 
 def test_the_pareto_chart_compares_the_same_subjects_and_seeds():
@@ -218,13 +219,17 @@ def test_the_best_rate_is_ringed_and_the_ranks_are_named(made):
     )
 
 
-def test_an_anchor_is_compared_with_class_images(made):
-    assert "class images (weight 0.3)" in made["anchor"].caption
-    lines = {row[0]: row[1:] for row in made["anchor"].table.rows}
-    assert list(lines)[:3] == ["LoRA, nothing", "LoRA, anchor 0.5", "LoRA, anchor 3"]
-    assert lines["DreamBooth, anchor 3"][0].startswith("-0.270")
-    assert lines["DreamBooth, anchor 3"][2].startswith("-0.135")
-    assert lines["LoRA, nothing"][0].startswith("+0.030")
+def test_other_ways_are_compared_with_class_images(made):
+    assert "class images (weight 0.3)" in made["prior_ways"].caption
+    lines = {tuple(row[:2]): row[2:] for row in made["prior_ways"].table.rows}
+    there = ["nothing", "one wording", "teacher", "anchor 0.5", "anchor 3"]
+    assert list(lines)[:5] == [("LoRA", way) for way in there]
+    assert ("DreamBooth", "teacher") not in lines and len(lines) == 9
+    assert lines["DreamBooth", "anchor 3"][0].startswith("-0.300")
+    assert lines["LoRA", "nothing"][0].startswith("+0.000")
+    assert lines["LoRA", "nothing"][2].startswith("+0.100")
+    assert lines["DreamBooth", "one wording"][2] == "+0.300 (+0.300 to +0.300): more"
+    assert lines["LoRA", "teacher"][-1] == "12 subjects x 1 seed"
 
 
 def test_prior_preservation_is_compared_with_none(made):
@@ -245,10 +250,9 @@ def test_a_study_of_a_former_base_says_so_and_is_held_against_itself_alone():
     today = {"base_hash": "new", "judge": "j"}
     rows = [dict(r, **today) if r["study"] == "main" else dict(r) for r in whole()]
     made = figures(rows)
-    assert "again" not in made and "again" in figures(whole())
     former = {name for name, figure in made.items() if "former base model" in figure.caption}
     assert former == {
-        *("rank", "prior", "anchor", "careless", "precision", "recipes", "text_encoder"),
+        *("rank", "prior", "prior_ways", "careless", "precision", "recipes", "text_encoder"),
         *("rates", "length"),
     }
     assert not any("former base" in figure.caption for figure in figures(whole()).values())
@@ -288,29 +292,6 @@ def test_careless_data_are_held_against_good_data(made):
         "duplicates, LoRA"
     ][1].startswith("+0.000")
     assert lines["one background, DreamBooth"][1].endswith("no difference (the same within 0.01)")
-
-
-def test_a_repetition_on_other_seeds_is_held_against_the_same_subjects(made):
-    lines = {row[0]: row[1:] for row in made["again"].table.rows}
-    eight = [r for r in whole() if r["study"] == "main" and r["subject"] < "s08"]
-    assert lines["DINO"][:2] == [
-        effect(some, "dino", study).text().split(", ")[0]
-        for some, study in ((eight, "main"), (whole(), "again"))
-    ]
-    assert lines["DINO"][3:] == ["8 subjects x 1 seed", "agrees (the same within 0.02)"]
-    assert lines["CLIP-T"][2].startswith("+0.20") and lines["CLIP-T"][4] == "differs", (
-        "CLIP-T was made to differ"
-    )
-    said = [line[4].split(" (")[0] for line in lines.values()]
-    assert (
-        f"8 subjects x 1 seed): {said.count('agrees')} of 24 agree within their intervals"
-        in made["again"].caption
-    )
-    assert [row[0] for row in made["again"].table.rows] == list(SCORES.values())
-    noisy = again([r | {"dino": r["dino"] + 0.1 * np.sin(k)} for k, r in enumerate(whole())])
-    assert noisy.table.rows[0][5].startswith("agrees (cannot exclude up to 0.")
-    few = again([r for r in whole() if r["subject"] < "s05"])
-    assert few.table.rows[0][5] == "not enough subjects" and "0 of 24 agree" in few.caption
 
 
 def test_what_a_study_rests_on_is_what_both_methods_have_run():
@@ -394,9 +375,7 @@ def test_the_section_links_every_figure_and_shows_some(made):
 
 def test_a_bench_that_has_only_begun_has_a_section_too():
     rows = [row for row in whole() if row["study"] == "rate"]
-    assert "Not run yet: main, anchor, rank, prior, again, length, identifier" in section(
-        rows, figures(rows)
-    )
+    assert "Not run yet: main, prior, rank, length, identifier" in section(rows, figures(rows))
     text = section(rows, figures(rows))
     assert (
         text.startswith("The main comparison has not been run yet")

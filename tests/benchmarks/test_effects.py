@@ -16,7 +16,6 @@ from benchmarks.analysis.effects import (
     decide,
     effect,
     interval,
-    repeated,
     student,
     swing,
 )
@@ -122,39 +121,6 @@ def test_a_side_alone_is_its_level():
     size = effect(rows, "file_bytes", of={"method": "lora"}, against=None, pair=())
     logs = [np.log(r["file_bytes"]) for r in rows if r["method"] == "lora"]
     assert size.value == pytest.approx(np.exp(np.mean(logs))) and size.seeds == 3
-
-
-def test_a_repetition_is_the_difference_of_the_effects_on_the_subjects_of_both():
-    main = bench(dino=0.05)
-    again = [
-        dict(r, study="again", seed=100)
-        for r in bench(subjects=8, seeds=1, seed=1, dino=0.05)
-        if r["subject"] < "s08"
-    ]
-    found, some = repeated(main + again, "dino"), [r for r in main if r["subject"] < "s08"]
-    assert found.subjects == 8 and found.seeds == 1
-    assert found.against == pytest.approx(effect(some, "dino").value) and found.of == pytest.approx(
-        effect(again, "dino", "again").value
-    )
-    assert found.value == pytest.approx(found.of - found.against)
-    wide = [
-        dict(r, dino=r["dino"] + (int(r["subject"][1:]) % 2) * (r["method"] == "dreambooth"))
-        for r in main + again
-    ]
-    assert (
-        effect(wide, "dino").high - effect(wide, "dino").low > 0.4
-        and repeated(wide, "dino").high - found.high < 0.001
-    ), "paired"
-    other = main + [
-        dict(r, dino=r["dino"] + 0.1) if r["method"] == "dreambooth" else r for r in again
-    ]
-    assert repeated(other, "dino").low > 0.09 and decide(repeated(other, "dino"))[0] == "holds"
-    assert (
-        repeated(main, "dino").subjects
-        == repeated(again, "dino").subjects
-        == repeated([], "dino").subjects
-        == 0
-    )
 
 
 def test_a_bench_that_was_not_run_is_said_and_one_that_was_is_read(tmp_path, capsys):

@@ -32,25 +32,31 @@ def test_runs_that_two_studies_ask_for_are_made_once(subjects):
     names = {study: {run_name(j) for j in jobs} for study, jobs in plan.items()}
     assert all(len(names[study]) == len(jobs) for study, jobs in plan.items())
     assert len(plan["main"]) == 13 * (1 + 4 * 3)
-    assert len(plan["anchor"]) == 12 * 2 * (2 + len(plans.ANCHORS))
+    assert len(plan["prior"]) == 12 * 2 * (2 * (1 + len(plans.WAYS)) - 1), "a teacher is LoRA's"
     shared = {study: len(names["main"] & some) for study, some in names.items() if study != "main"}
     assert shared == {
-        "rank": 13 * 3,
-        "prior": 13 * 2 * 3,
-        "again": 0,
+        "prior": 12 * 2 * 2,
+        "rank": 12 * 2,
         "rate": 0,
         "length": 0,
-        "identifier": 12,
-        "careless": 12,
+        "identifier": 12 * 2 * 2,
+        "careless": 12 * 2 * 2,
         "kinds": 0,
-        "precision": 12,
-        "recipes": 12,
-        "text_encoder": 12,
-        "anchor": 12 * 2,
+        "precision": 12 * 2 * 2,
+        "recipes": 12 * 2 * 2,
+        "text_encoder": 12 * 2 * 2,
     }
     assert len(plan["rate"]) == 6 * 2 * (1 + 2 * 2 * 5), "subjects, captions, methods, seeds, rates"
-    assert len(plan["precision"]) == 6 * 2 * (3 + 2)
-    assert len(plan["recipes"]) == 6 * (2 * 3 + 6 + 5) and len(plan["text_encoder"]) == 6 * 2 * 4
+    assert len(plan["precision"]) == 12 * (2 * 3 + 2 * 2 * 2)
+    assert len(plan["recipes"]) == 12 * (2 * 3 + 2 * (6 + 5))
+    assert len(plan["text_encoder"]) == 12 * 2 * 2 * 4
+
+
+def test_one_seed_is_a_part_of_the_plan_with_three(subjects):
+    subjects = [s.name for s in subjects]
+    one, three = plans.studies(subjects, 1), plans.studies(subjects, 3)
+    for study in one:
+        assert {run_name(j) for j in one[study]} <= {run_name(j) for j in three[study]}
 
 
 def test_no_method_is_tuned_on_what_it_is_tested_with():
