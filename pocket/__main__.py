@@ -2,7 +2,7 @@
 goes on where it was.
 
     python -m pocket [vae text unet decoder judge identity measure detail]
-        [--work runs/pocket] [--out data] [--steps unet=12000] [--guidance 4]
+        [--work runs/pocket] [--out data] [--steps unet=12000]
 
 Each stage prints its progress and the minutes left, and checkpoints into the work folder; weights
 go to `--out` in fp16. A finished stage is prolonged by asking for more steps; `--steps detail=N` is
@@ -37,9 +37,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--steps", action="append", default=[], metavar="STAGE=N")
-    parser.add_argument(
-        "--guidance", type=float, default=4.0, help="guidance of the samples that `detail` judges"
-    )
     args = parser.parse_args()
     for name in args.stages:
         if name not in STAGES:
@@ -48,8 +45,7 @@ def main() -> None:
     from . import stages
 
     for name in args.stages or STAGES:
-        extra = {"guidance": args.guidance} if name == "detail" else {}
-        getattr(stages, name)(args.work, args.out, steps.get(name), **extra)
+        getattr(stages, name)(args.work, args.out, steps.get(name))
 
 
 if __name__ == "__main__":

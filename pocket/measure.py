@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lib.config.presets import PRESETS
 from lib.files.json_file import write_json
 from lib.models.base import load_base
 
@@ -38,6 +39,8 @@ TARGETS = {"class": 0.95, "colour": 0.92, "place": 0.97}
 FIRST_HELD_OUT_SEED = 10_000_000
 FIRST_FRESH_SEED = 20_000_000  # scenes of any triple that nothing was trained on
 READER_SCENES = 16_000
+# What the course draws with.
+STEPS, GUIDANCE = (PRESETS["lora", "pocket"][name] for name in ("sample_steps", "guidance"))
 # Pictures that are not in the repository: where they come from.
 ELSEWHERE = {
     "foreign drawings": "The foreign drawings are colour emoji of the Noto font on plain grounds.",
@@ -171,8 +174,8 @@ def draw_samples(
     pipe: Any,
     scenes: Sequence[Scene],
     folder: Path,
-    steps: int = 12,
-    guidance: float = 4.0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
     batch: int = 64,
 ) -> np.ndarray:
     """One sample for each scene's full prompt, as uint8 [N, 64, 64, 3]. Its latents are kept in
@@ -232,9 +235,9 @@ def detail(
     folder: str | Path,
     work: Path,
     count: int = 4000,
-    guidance: float = 4.0,
+    guidance: float = GUIDANCE,
     reader: detail_.Reader | None = None,
-    steps: int = 12,
+    steps: int = STEPS,
 ) -> dict[str, Any]:
     """Whether samples of the base in `folder` pass for drawings: distances, a fresh discriminator,
     parts, a shuffled grid.
@@ -323,6 +326,7 @@ def measure(
     found = {
         "prompts": count,
         "steps": base.sample_steps,
+        "guidance": base.guidance,
         "right": shares,
         "judge reads held-out drawings": judge_accuracy(clip, tokenizer),
         "judge reads the usual mix": judge_accuracy(clip, tokenizer, plain=0.55),
@@ -353,7 +357,7 @@ def readme(found: Mapping[str, Any]) -> str:
         "",
         (
             f"{found['prompts']} prompts whose class-colour-place triple training never saw, one"
-            f" picture each ({found['steps']} DDIM steps, guidance 4),"
+            f" picture each ({found['steps']} DDIM steps, guidance {found['guidance']:g}),"
         ),
         "read by the judge's CLIP:",
         "",

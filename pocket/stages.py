@@ -269,14 +269,14 @@ def measure(work: Path, out: Path, _: int | None) -> None:
     )
 
 
-def detail(work: Path, out: Path, pictures: int, guidance: float = 4.0) -> None:
+def detail(work: Path, out: Path, pictures: int) -> None:
     """Measure whether samples pass for drawings, on `pictures` of each, and write it into
     measured.json and the README.
     """
     from . import measure as measure_
 
     found = read_json(out / "pocket" / "measured.json")
-    found["detail"] = measure_.detail(out / "pocket", work, pictures, guidance)
+    found["detail"] = measure_.detail(out / "pocket", work, pictures)
     write_json(out / "pocket" / "measured.json", found)
     if "right" in found:
         (out / "pocket" / "README.md").write_text(measure_.readme(found), "utf-8")

@@ -1,5 +1,5 @@
-"""The form of the notebooks, what they refuse and import, and those that need no whole course: 00,
-the solutions, and every cell run twice.
+"""The form of the notebooks, what they refuse and import, and those that need no whole course: 00
+and the solutions.
 """
 
 import ast
@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from safetensors.torch import load_file
-from whole_course import check_run, execute, printed
+from whole_course import check_run, execute, printed, set_up_again
 
 from benchmarks.pages import QUESTIONS
 from lib.course.runner import NOTEBOOKS
@@ -42,7 +42,7 @@ APPENDIX = "appendix_recipes"  # stands beside the course, needs no run
 
 @pytest.mark.slow
 def test_00_works_alone_and_answers(tmp_path):
-    notebook = execute(START, tmp_path / "out", tmp_path, **ALONE)
+    notebook = execute(START, tmp_path / "out", tmp_path, twice=True, **ALONE)
     check_run(tmp_path / "out" / "lora", "lora", steps=4, samples=8)
     check_run(tmp_path / "out" / "dreambooth", "dreambooth", steps=4, samples=8)
     assert load_file(tmp_path / "out" / "extracted.safetensors"), "a file to take home"
@@ -119,30 +119,6 @@ def test_each_exercise_has_a_hint_and_a_worked_answer(path):
         )
 
 
-def each_cell_twice(notebook):
-    """A notebook in which each code cell runs twice in a row, but for those with parameters."""
-    cells = []
-    for cell in notebook.cells:
-        cells.append(cell)
-        if cell.cell_type == "code" and not cell.metadata.get("tags"):
-            again = nbformat.from_dict(cell)
-            again.id = f"{cell.id}-again"
-            cells.append(again)
-    notebook.cells = cells
-    return notebook
-
-
-def set_up_again(notebook):
-    """A notebook whose set-up cell runs once more at the end, as it does where somebody runs all of
-    it again: what cells have called something may not be taken for a parameter.
-    """
-    (cell,) = [c for c in notebook.cells if c.source == set_up_cell(repository())]
-    again = nbformat.from_dict(cell)
-    again.id = f"{cell.id}-at-the-end"
-    notebook.cells.append(again)
-    return notebook
-
-
 def given(path, parameters):
     """The notebook at `path` with papermill's cell of `parameters` in it."""
     source = load_notebook_node(str(path))
@@ -165,27 +141,6 @@ def test_what_0_leaves_to_the_base_never_reaches_its_settings_as_0(path):
     ):
         for name in ("sample_steps", "guidance"):
             assert f"{name}={name}," not in call and f"{name}={name})" not in call, call
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("warm_kernels")
-def test_every_cell_can_run_twice(tmp_path):
-    few = {"output": str(tmp_path / "out")} | FEW
-    training = {
-        "steps": 2
-    }  # of the preset's batch, whose forecasts ship: others take half a minute
-    small = {
-        START: {"steps": 2, "class_images": 2, "output": str(tmp_path / "alone")},
-        "01_dataset_prep": {"class_images": 2},
-        "02_lora_training": training | {"rank": 2},
-        "03_dreambooth_training": training,
-        "04_comparison": {"prompts": "course", "pictures_per_prompt": 1, "class_pictures": 1},
-        "05_compose_and_ship": {"pictures": 4},
-        "06_many_runs": {"job_steps": 2, "ranks": [1]},
-    }
-    for name, parameters in small.items():
-        notebook = given(ROOT / "notebooks" / f"{name}.ipynb", few | parameters)
-        run_in_place(each_cell_twice(set_up_again(notebook)))
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ import math
 import re
 import shutil
 
+import nbformat
 import pytest
 from conftest import LONE, ROOT
 from safetensors.torch import load_file
-from whole_course import PROMISED, check_run, digests, execute, printed, said
+from whole_course import AGAIN, PROMISED, check_run, digests, execute, printed, said
 
 from lib.config.settings import Settings
 from lib.course.runner import NOTEBOOKS
@@ -19,7 +20,15 @@ from lib.evaluation.curve import read_curve
 from lib.files.json_file import read_json
 
 APPENDIX = "appendix_recipes"  # stands beside the course, needs no run
-APPENDIX_STUDIES = {"rank", "prior", "careless", "text_encoder", "precision", "recipes", "again"}
+APPENDIX_STUDIES = {
+    "rank",
+    "prior",
+    "prior_ways",
+    "careless",
+    "text_encoder",
+    "precision",
+    "recipes",
+}
 
 
 @pytest.mark.slow
@@ -45,6 +54,18 @@ def test_it_runs_and_shows_what_it_found(course, name):
         o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", ())
     ], "a panel where nobody can press it"
     assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_cell_can_run_twice(course, name):
+    course(name)
+    cells = nbformat.read(course.output / f"{name}.ipynb", as_version=4).cells
+    once = [c for c in cells if c.cell_type == "code" and not c.id.endswith(AGAIN)]
+    again = [c for c in cells if c.id.endswith(AGAIN)]
+    tagged = [c for c in once if c.metadata.get("tags")]
+    assert len(again) == len(once) - len(tagged) + 2, "and the set-up, twice at the end"
+    assert all(c.metadata.papermill.status == "completed" for c in again)
 
 
 @pytest.mark.slow

@@ -444,6 +444,12 @@ def test_the_stages_make_a_pipeline_and_go_on(tiny_folder, tmp_path, monkeypatch
     assert torch.equal(carried.conv_in.weight, again.unet.conv_in.weight.float()) and peak == 1e-3
 
 
+def worn_by(pipe, threads, *asked):
+    """What `decoder.wear` makes where torch has so many threads."""
+    with held_threads(threads):
+        return decoder.wear(pipe, *asked, torch.Generator().manual_seed(0))
+
+
 def test_latents_are_worn_more_the_further_they_go_back(tiny_folder):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
     shape = (1, pipe.unet.config.in_channels, 16, 16)
@@ -457,6 +463,9 @@ def test_latents_are_worn_more_the_further_they_go_back(tiny_folder):
     assert apart[0] > apart[1] > 0, "the drawing is told less and less"
     everything = decoder.SAMPLER_STEPS
     assert torch.equal(worn(one, everything), worn(other, everything)), "a sample from noise alone"
+    three = torch.randn(3, *shape[1:]), 4, ["a red car"] * 3, 1.5
+    alone, shared = (worn_by(pipe, threads, *three) for threads in (1, 2))
+    assert torch.allclose(alone, shared, atol=1e-4), "whichever thread takes a row"
     believed = decoder.trust(torch.tensor([0.0, 4.0, 8.0]))
     assert torch.allclose(believed, torch.tensor([1.0, 0.5, 0.2]))
 
