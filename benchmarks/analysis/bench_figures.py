@@ -72,11 +72,16 @@ def said(found: Effect) -> str:
     return f"{more} ({detail})" if detail and more == kind else more
 
 
+def _measured_cuts(rows: Rows) -> dict[str, Columns]:
+    """Those of `CUTS` that the rows have runs for."""
+    return {name: of for name, of in CUTS.items() if level(rows, "dino", of=of)[0] is not None}
+
+
 def main_table(rows: Rows) -> Table:
     """The main comparison, a line a measure: base, real photos, the contestants, the effect of
     DreamBooth against LoRA, and what its interval allows to say.
     """
-    cuts = {name: of for name, of in CUTS.items() if level(rows, "dino", of=of)[0] is not None}
+    cuts = _measured_cuts(rows)
     lines = []
     for measure, name in (SCORES | COSTS).items():
         found, unit = effect(rows, measure), MEASURES[measure][1]
@@ -128,7 +133,7 @@ def pareto(rows: Rows) -> Figure | None:
         if ranks
         else {"LoRA": [("", "main", LORA)]}
     )
-    cuts = {name: of for name, of in CUTS.items() if level(rows, "dino", of=of)[0] is not None}
+    cuts = _measured_cuts(rows)
     whole = {name: [("", "main", of)] for name, of in ({"DreamBooth": FULL} | cuts).items()}
     sides = {"base model": [("", "main", BASE)]} | lora | whole
     wanted = [(study, of) for side in sides.values() for _, study, of in side]

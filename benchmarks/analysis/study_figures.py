@@ -95,11 +95,19 @@ def _change(found):
     return f"{_ends(found)}: {said(found)}" if found.subjects >= ENOUGH else _ends(found)
 
 
+# The columns of the runs with class images as the preset has them.
+CLASS_IMAGES: dict[str, Any] = {
+    "prior_weight": PRESETS["lora", "pocket"]["prior_weight"],
+    "prior": None,
+    "variant": "good",
+}
+
+
 def prior(rows: Rows) -> Figure | None:
     """What prior preservation does: scores with class images as the preset has them minus without,
     for both methods.
     """
-    images = _class_images(rows)
+    images = CLASS_IMAGES
     found = {
         (m, name): effect(
             rows, m, "prior", where | images, where | {"prior_weight": 0, "variant": "good"}
@@ -128,21 +136,14 @@ def prior(rows: Rows) -> Figure | None:
     )
 
 
-def _class_images(rows: Rows) -> dict[str, Any]:
-    """The columns of the runs with class images as the preset has them."""
-    weight = PRESETS["lora", "pocket"]["prior_weight"]
-    return {"prior_weight": weight, "prior": None, "variant": "good"}
-
-
 def prior_ways(rows: Rows) -> Figure | None:
     """What else may hold the class, in place of class images as the preset has them: scores minus
     those with these, for both methods.
     """
-    images, measures = _class_images(rows), ("dino", "clip_t", "pres", "obedience", "drift")
+    images, measures = CLASS_IMAGES, ("dino", "clip_t", "pres", "obedience", "drift")
     found = {
         (name, way): {
-            m: effect(rows, m, "prior", where | images | {"prior": None} | changes, where | images)
-            for m in measures
+            m: effect(rows, m, "prior", where | images | changes, where | images) for m in measures
         }
         for name, where in WHO.items()
         for way, changes in WAYS.items()
