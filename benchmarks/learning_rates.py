@@ -23,6 +23,7 @@ RATES = {
 }
 # {steps of a training: the rates that are tried at that length}.
 LENGTHS = {
+    100: {"lora": (4e-3, 5.6e-3), "dreambooth": (1.2e-3, 1.6e-3)},
     150: {"lora": (2.8e-3, 4e-3, 5.6e-3), "dreambooth": (8e-4, 1.2e-3, 1.6e-3)},
     300: {"lora": (2.8e-3,), "dreambooth": (8e-4,)},
 }

@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from lib.config.presets import PRESETS
 from lib.files.whole_writes import whole_file
 from lib.models.devices import map_side_by_side
+from lib.models.families import Family
 
 from .clip import captions_for
 from .detail import with_detail
@@ -62,27 +64,32 @@ def wear(
     guidance: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Latents [B, channels, h, w] noised to `back` steps before the end of the sampler's
-    `SAMPLER_STEPS` and brought back by the U-Net; with all the steps they are drawn from noise.
+    """Latents [B, channels, h, w] noised to `back` steps before the end of DDIM's `SAMPLER_STEPS`
+    and brought back by the U-Net; with all the steps they are drawn from noise, as the course draws
+    them.
     """
-    scheduler = pipe.scheduler
-    scheduler.set_timesteps(SAMPLER_STEPS)
-    steps = scheduler.timesteps[SAMPLER_STEPS - back :]
-    noise = torch.randn(latents.shape, generator=generator)
-    x = noise
+    x = noise = torch.randn(latents.shape, generator=generator)
     if back < SAMPLER_STEPS:
+        scheduler = pipe.scheduler
+        scheduler.set_timesteps(SAMPLER_STEPS)
+        steps = scheduler.timesteps[SAMPLER_STEPS - back :]
         x = scheduler.add_noise(latents, noise, steps[:1].expand(len(latents)))
+    else:
+        scheduler = Family.sampling_scheduler(pipe.scheduler.config)
+        scheduler.set_timesteps(PRESETS["lora", "pocket"]["sample_steps"])
+        steps = scheduler.timesteps
     words = encode_captions(pipe.text_encoder, pipe.tokenizer, captions)
     empty = encode_captions(pipe.text_encoder, pipe.tokenizer, [""] * len(captions))
 
     def brought_back(rows: Sequence[torch.Tensor]) -> torch.Tensor:
         x, words, empty = rows
+        solver = copy.deepcopy(scheduler)  # which may remember its last steps
         for t in steps:
             said = pipe.unet(x, t, words).sample
             if guidance != 1:
                 unsaid = pipe.unet(x, t, empty).sample
                 said = unsaid + guidance * (said - unsaid)
-            x = scheduler.step(said, t, x).prev_sample
+            x = solver.step(said, t, x).prev_sample
         return x
 
     # Rows do not know of each other: each thread takes a part of them.

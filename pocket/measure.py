@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from lib.config.presets import PRESETS
 from lib.files.json_file import write_json
 from lib.models.base import load_base
+from lib.models.families import Family
 
 from . import clip as clip_
 from . import detail as detail_
@@ -247,6 +248,7 @@ def detail(
     drawings sent through the VAE score in the same place.
     """
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.scheduler = Family.sampling_scheduler(pipe.scheduler.config)
     pipe.to(detail_.best_device())
     reader = (reader or the_reader(work)).to(detail_.best_device())
     scenes = [sample_scene(FIRST_FRESH_SEED + i) for i in range(2 * count)]
@@ -357,7 +359,7 @@ def readme(found: Mapping[str, Any]) -> str:
         "",
         (
             f"{found['prompts']} prompts whose class-colour-place triple training never saw, one"
-            f" picture each ({found['steps']} DDIM steps, guidance {found['guidance']:g}),"
+            f" picture each ({found['steps']} steps of sampling, guidance {found['guidance']:g}),"
         ),
         "read by the judge's CLIP:",
         "",

@@ -15,13 +15,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lib.files.json_file import read_json, write_json
 from lib.models.devices import device_name
+from lib.models.families import Family
 
 from . import clip as clip_
 from . import decoder as decoder_
 from . import unet as unet_
 from . import vae as vae_
 from .detail import best_device
-from .measure import grid, held_out_scenes, weights_hash
+from .measure import GUIDANCE, STEPS, grid, held_out_scenes, weights_hash
 from .pictures import picture, pool
 from .stage import Stage, constant, power
 from .world import Scene, prompt, render, training_scenes
@@ -212,18 +213,19 @@ def averaged(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     return twin.eval()
 
 
-def look(pipe: Any, file: Path, count: int = 16, steps: int = 25, guidance: float = 2.0) -> None:
+def look(pipe: Any, file: Path, count: int = 16) -> None:
     """Draw held-out scenes (upper rows) and samples for the same prompts and always the same noise
-    (lower rows) into `file`.
+    (lower rows) into `file`, as the course draws them.
     """
+    pipe.scheduler = Family.sampling_scheduler(pipe.scheduler.config)
     scenes = held_out_scenes(6 * count)[::6]
     prompts = [prompt(s.identity.kind, s.color, s.place) for s in scenes]
     pipe.set_progress_bar_config(disable=True)
     noise = [torch.Generator().manual_seed(i) for i in range(count)]
     images = pipe(
         prompts,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
         generator=noise,
         output_type="np",
     ).images

@@ -104,14 +104,12 @@ class Family:
 
     @staticmethod
     def sampling_scheduler(configuration: Any) -> Any:
-        """What the base draws with: DDIM, on the pipeline's own noise schedule."""
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        """What the base draws with, on the pipeline's own noise schedule: DPM-Solver++ of second
+        order (Lu et al. 2022, arXiv 2211.01095), which draws in 8 steps what DDIM draws in 12.
+        """
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-        # Latents are not bounded as pixels are: where a model's own scheduler has no such option,
-        # DDIM must not clip by default.
-        bounded = "clip_sample" in configuration
-        changes = {} if bounded else {"clip_sample": False, "set_alpha_to_one": False}
-        return DDIMScheduler.from_config(configuration, **changes)
+        return DPMSolverMultistepScheduler.from_config(configuration)
 
 
 class StableDiffusion1(Family):

@@ -138,13 +138,13 @@ def test_a_pass_that_fails_ends_all_and_gives_the_threads_back(tiny, threads, mo
 
 
 def test_a_base_draws_in_as_many_steps_as_it_needs_unless_told(tiny, monkeypatch):
-    assert tiny.sample_steps == PRESETS["lora", "pocket"]["sample_steps"] == 12, (
+    assert tiny.sample_steps == PRESETS["lora", "pocket"]["sample_steps"] == 8, (
         "64 pixels, as the pocket base"
     )
-    own, named, same = (tiny.generate(["a robot"], [5], steps=n)[0] for n in (0, 2, 12))
+    own, named, same = (tiny.generate(["a robot"], [5], steps=n)[0] for n in (0, 2, 8))
     assert own.tobytes() == same.tobytes() != named.tobytes()
     plan = EvaluationPlan().on(tiny)
-    assert plan.sampling["steps"] == 12 and EvaluationPlan(steps=3).on(tiny).steps == 3
+    assert plan.sampling["steps"] == 8 and EvaluationPlan(steps=3).on(tiny).steps == 3
     monkeypatch.setattr(tiny, "family", Family())
     assert tiny.sample_steps == Settings.sample_steps == 25
 

@@ -121,7 +121,7 @@ def test_the_conditions_are_those_of_the_pipeline(folders, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_loaded_base_samples_latents_without_clipping_them_and_as_it_was_trained(folders, family):
     config = load_base(folders[family]).pipe.scheduler.config
-    assert not config.clip_sample and config.prediction_type == (
+    assert not config.thresholding and config.prediction_type == (
         "v_prediction" if family == "sd2" else "epsilon"
     )
 

@@ -419,7 +419,7 @@ def test_the_stages_make_a_pipeline_and_go_on(tiny_folder, tmp_path, monkeypatch
     assert not torch.equal(again.unet.conv_in.weight, drawn.unet.conv_in.weight)
     training = json.loads((out / "pocket" / "measured.json").read_text())["training"]
     assert training["unet"]["steps"] == 4 and set(training) == {"vae", "unet"}
-    stages.look(again.to(torch.float32), work / "look.png", count=2, steps=1)
+    stages.look(again.to(torch.float32), work / "look.png", count=2)
 
     monkeypatch.setattr(decoder.make_pairs, "__defaults__", (3,))
     stages.decoder(work, out, steps=2, files=5)
