@@ -58,6 +58,7 @@ def vae(work: Path, out: Path, steps: int, batch: int = 16) -> None:
     record(out, "vae", stage.run())
     vae_.whiten(model.cpu(), pictures[:1536:3])
     model.half().save_pretrained(out / "pocket" / "vae")
+    forget_origin(out / "pocket")
 
 
 def record(out: Path, stage: str, result: dict[str, Any]) -> None:
@@ -172,6 +173,7 @@ def unet(work: Path, out: Path, steps: int, batch: int = 128, first: int = 6000)
     record(out, "unet", stage.run(watch))
     pipe = unet_.make_pipeline(vae, tower, tokenizer, model)
     pipe.to("cpu", dtype=torch.float16).save_pretrained(folder)
+    forget_origin(folder)
 
 
 def decoder(work: Path, out: Path, steps: int, files: int = 56) -> None:
@@ -188,6 +190,15 @@ def decoder(work: Path, out: Path, steps: int, files: int = 56) -> None:
     )
     record(out, "decoder", training.run())
     vae.half().save_pretrained(folder / "vae")
+    forget_origin(folder)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take the folder of this machine that a part was loaded from out of the configuration files in
+    `folder`, where diffusers writes it.
+    """
+    for file in folder.rglob("config.json"):
+        write_json(file, {k: v for k, v in read_json(file).items() if k != "_name_or_path"})
 
 
 def first_vae() -> tuple[Any, float]:

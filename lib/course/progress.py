@@ -24,6 +24,9 @@ ENGINE = "course"  # papermill's name for the engine of `register_engine`
 # Where both sides can, what kernel and runner say to each other is encrypted; otherwise each kernel
 # prints a warning into the progress.
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})
+# A kernel that is told to end is interrupted first, and calls that an error where it was not quite
+# idle. What goes wrong in a cell is raised here.
+SILENT = ["--IPKernelApp.log_level=CRITICAL"]
 QUIET = 10.0  # a log gets a line at least this often, so that nobody wonders whether it still runs
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
@@ -206,7 +209,7 @@ def register_engine() -> None:
 
             nb_man.cell_start = cell_start
             return super().execute_managed_notebook(
-                nb_man, kernel_name, config=ENCRYPTED, **options
+                nb_man, kernel_name, config=ENCRYPTED, extra_arguments=SILENT, **options
             )
 
     papermill_engines.register(ENGINE, CourseEngine)

@@ -325,7 +325,7 @@ def points(
             axes.set_xticks(ticks, [number(tick) for tick in ticks])
         axes.minorticks_off()  # their labels run into each other
     else:
-        axes.locator_params(axis="x", nbins=6)  # labels of three decimals run into each other
+        axes.locator_params(axis="x", nbins=5)  # labels of four decimals run into each other
     axes.legend(frameon=False)
     label_points(chart, axes, labels)
     words = "; ".join(
@@ -409,6 +409,7 @@ def intervals(
         axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(values)), names)
     axes.set_ylim(len(values) - 0.5, -0.7)
+    axes.margins(x=0.1)  # so that the number over the outermost dot has room
     axes.grid(False, axis="y")
     rows = [[name, value, _ends((low, high))] for name, (value, low, high) in values.items()]
     words = "; ".join(
