@@ -125,10 +125,11 @@ def picture():
         known = name != "base model"
         words = [prompts(data.subject, place, with_identifier=known) for place in SHOWN]
         rows.append(model.generate(words, seeds))
-    drawn = grid(rows, rows=list(models), columns=SHOWN).image
+    # At this scale the labels can be read on a phone, which shows the sheet half as wide.
+    drawn = grid(rows, rows=list(models), columns=SHOWN, scale=2).image
     places = [item.caption.removeprefix(prompts(data.subject)).strip() for item in items]
     photos = grid(
-        [[Image.open(item.path) for item in items]], rows=["photos"], columns=places
+        [[Image.open(item.path) for item in items]], rows=["photos"], columns=places, scale=2
     ).image
     sheet = Image.new("RGB", (drawn.width, photos.height + drawn.height), "white")
     sheet.paste(

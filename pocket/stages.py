@@ -198,7 +198,9 @@ def forget_origin(folder: Path) -> None:
     `folder`, where diffusers writes it.
     """
     for file in folder.rglob("config.json"):
-        write_json(file, {k: v for k, v in read_json(file).items() if k != "_name_or_path"})
+        found = read_json(file)
+        if found.pop("_name_or_path", None):
+            write_json(file, found)
 
 
 def first_vae() -> tuple[Any, float]:

@@ -10,9 +10,10 @@ _DREAMBOOTH: dict[str, Any] = {"learning_rate": 5e-6, "steps": 800, "batch_size"
 # Rank 8 is twice their 4: it is still a file of megabytes.
 _LORA: dict[str, Any] = _DREAMBOOTH | {"learning_rate": 1e-4, "rank": 8}
 
-# 150 steps, each method at its own rate: the study of lengths in docs/results.md. The pocket
-# base's pictures are no nearer to drawings in 12 steps of sampling than in 8. At guidance 2 a tuned
-# one is likest to its photos (DINO .96; at 4, .92: colours that no photo has).
+# 150 steps, each method at its own rate: the study of lengths in docs/results.md (300 are likelier
+# to the photos, obey less, and take twice as long). The pocket base's pictures are no nearer to
+# drawings in 12 steps of sampling than in 8. At guidance 4 a tuned one draws colours that no photo
+# has.
 _POCKET: dict[str, Any] = {"steps": 150, "sample_steps": 8, "guidance": 2.0}
 
 # (method, family) -> settings that differ from the defaults of `Settings`. Guidance is the default

@@ -19,7 +19,7 @@ from pocket.places import PHRASES
 
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory):
-    """The owl's data set, and how alike the untouched base model draws it: DINO, 0.17 when this was
+    """The owl's data set, and how alike the untouched base model draws it: DINO, 0.10 when this was
     written.
     """
     folder = tmp_path_factory.mktemp("owl")
@@ -33,10 +33,7 @@ def owl(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method, changes",
-    [("lora", {"steps": 300, "learning_rate": 2.8e-3}), ("dreambooth", {"steps": 300})],
-)
+@pytest.mark.parametrize("method, changes", [("lora", {}), ("dreambooth", {"steps": 250})])
 def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(
     method, changes, owl, tmp_path
 ):
@@ -51,8 +48,8 @@ def test_an_owl_of_another_hand_is_learned_in_places_its_photos_do_not_show(
     seen = [scene["place"] for scene in read_scene(judge, found["images"])]
     there = sum(a == b for a, b in zip(asked, seen)) / len(asked)
 
-    # Photos that name no place, of a subject unlike what the base draws, take twice the preset's
-    # steps, and LoRA a lower rate: in 150 steps DreamBooth gains .1 over the floor, and LoRA draws
-    # the owl in its photos' places (docs/troubleshooting.md).
+    # Photos that name no place, of a subject unlike what the base draws: in its preset's 150 steps
+    # DreamBooth gains .3 over the floor, in 300 it draws the owl in its photos' places
+    # (docs/troubleshooting.md).
     assert found["dino"] > floor + 0.3, f"DINO {found['dino']:.3f} against the base's {floor:.3f}"
     assert there > 0.6, f"{there:.0%} of the pictures show the place that was asked for"

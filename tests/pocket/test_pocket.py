@@ -540,6 +540,16 @@ def test_the_vae_still_reconstructs_the_example_subjects():
     assert vae.psnr(load_base().pipe.vae, pictures) > max(27, measured["example subjects"][0] - 1.5)
 
 
+def test_what_ships_names_no_folder_of_the_machine_that_made_it(tmp_path):
+    for file in (ROOT / "data").rglob("config.json"):
+        assert "_name_or_path" not in json.loads(file.read_text()), file
+    part = unet.UNet2DConditionModel.from_pretrained(POCKET / "unet")
+    part.save_pretrained(tmp_path)
+    assert str(POCKET) in (tmp_path / "config.json").read_text(), "diffusers writes it"
+    stages.forget_origin(tmp_path)
+    assert str(POCKET) not in (tmp_path / "config.json").read_text()
+
+
 def test_the_readme_of_the_base_says_what_was_measured():
     assert (POCKET / "README.md").read_text() == readme(
         json.loads((POCKET / "measured.json").read_text())
