@@ -37,7 +37,7 @@ from lib.dataset.captions import KINDS
 from lib.files.json_file import read_json
 from lib.files.text import amount, size_text
 
-SAMPLE_SECONDS = 0.2  # a picture of 25 guided steps (benchmarks/results/pocket.json)
+SAMPLE_SECONDS = 0.1  # a picture of 8 guided steps (benchmarks/results/pocket.json)
 BANDWIDTH = 20e6  # bits a second, of claim 4
 
 # base -> (parameters of its U-Net, parameters of an attention LoRA for each rank): 2 bytes a

@@ -26,12 +26,12 @@ from lib.files.whole_writes import whole_file
 # Seconds each takes on two free CPU cores, roughly: the first run's guess at the time left; later
 # runs have timings.json.
 NOTEBOOKS = {
-    "01_dataset_prep": 20,
-    "02_lora_training": 90,
-    "03_dreambooth_training": 100,
-    "04_comparison": 90,
-    "05_compose_and_ship": 95,
-    "06_many_runs": 40,
+    "01_dataset_prep": 15,
+    "02_lora_training": 70,
+    "03_dreambooth_training": 85,
+    "04_comparison": 55,
+    "05_compose_and_ship": 60,
+    "06_many_runs": 30,
 }
 GUESS = 60  # seconds of a notebook that is not one of the course's
 

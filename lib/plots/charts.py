@@ -320,8 +320,7 @@ def points(
         labels += [(str(p.label), p.x, p.y, look.color) for p in drawn]
     if axis.log:
         _make_logarithmic(axes)
-        ticks = sorted({p.x for found in given.values() for p in found})
-        if len(ticks) <= 6:
+        if len(ticks := sorted({p.x for found in given.values() for p in found})) <= 6:
             axes.set_xticks(ticks, [number(tick) for tick in ticks])
         axes.minorticks_off()  # their labels run into each other
     else:

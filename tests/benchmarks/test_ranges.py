@@ -69,19 +69,20 @@ def test_a_run_of_another_judge_or_base_is_held_against_nothing():
 
 
 def test_the_default_course_lies_where_the_benchs_subjects_do():
-    """What `make bench` read of the course's own run: the example character, seed 0. Two numbers
+    """What `make bench` read of the course's own run: the example character, seed 0. Three numbers
     are known to lie outside (of 24 ranges of 95 % one or two are expected to), and notebook 04
-    tells them. Already the base draws that robot's class more diversely (CLIP, two pictures a
-    prompt) than it does the bench's subjects. And CLIP hardly takes that robot for one: its photos
-    score .377 with their own captions, where the base's robots score .540, so that a small
-    difference is a large share.
+    tells them. CLIP hardly takes that robot for one: its photos score .377 with their own captions,
+    where the base's robots score .540, so that a small difference is a large share. And it is of
+    another hand than the bench's: trained whole, the model draws it in its photos' places in 16 of
+    100 pictures, where it draws the bench's in the places asked for.
     """
     scores = read_json(ROOT / "benchmarks" / "results" / "pocket.json")["scores"]
     own = Comparison(scores, {"judge": "pocket", "base": "pocket"})
     first, *outside = results.range_lines(own)
-    known = ["LoRA's diversity", "DreamBooth's CLIP-T, of photos'"]
+    share, place = "CLIP-T, of photos'", "place drawn"
+    known = [f"LoRA's {share}", f"DreamBooth's {share}", f"DreamBooth's {place}"]
     assert [line.split(" is ")[0] for line in outside] == known, first
-    assert first.startswith("On 22 of 24 numbers"), "likeness and what is drawn among them"
+    assert first.startswith("On 21 of 24 numbers"), "likeness and what is drawn among them"
 
 
 def test_what_ships_is_of_the_rows_that_ship():
