@@ -96,7 +96,7 @@ def answer(rows: list[dict[str, Any]], speed: dict[str, Any]) -> str:
             " method at the lowest of the learning rates that did best; intervals are 95 % over"
             " subjects. The class is asked for in words that no class image has. **One caveat**:"
             " the captions of these photos name the place. Where captions name none, a subject in"
-            " another drawing style took twice as many steps"
+            " another drawing style took DreamBooth more steps"
             " ([what helps](docs/troubleshooting.md)): look at your own.",
             "",
         ]
