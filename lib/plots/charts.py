@@ -323,8 +323,6 @@ def points(
         if len(ticks := sorted({p.x for found in given.values() for p in found})) <= 6:
             axes.set_xticks(ticks, [number(tick) for tick in ticks])
         axes.minorticks_off()  # their labels run into each other
-    else:
-        axes.locator_params(axis="x", nbins=5)  # labels of four decimals run into each other
     axes.legend(frameon=False)
     label_points(chart, axes, labels)
     words = "; ".join(
@@ -458,6 +456,7 @@ def _chart(x: str, y: str, height: float = 3.4) -> "tuple[Chart, Axes]":
     axes = chart.add_subplot(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=5)  # labels of four decimals run into each other
     return chart, axes
 
 
