@@ -176,11 +176,13 @@ def course(
 def closing(summary: Mapping[str, Any]) -> str:
     """One line on the whole run: its time and memory, with the device."""
     spent = summary["course"]
-    device = f", on {summary['device']}" if summary.get("device") else ""
+    # Several, where a busy machine let one training fewer threads than the other.
+    found = summary.get("device") or []
+    devices = " and ".join([found] if isinstance(found, str) else found)
     memory = spent["peak_rss_bytes"] / 2**30
     return (
         f"The whole course took {clock(spent['seconds'])} min and at most {memory:.2f} GiB of"
-        f" resident memory{device}."
+        f" resident memory{devices and f', on {devices}'}."
     )
 
 

@@ -20,7 +20,7 @@ from lib.__main__ import main
 from lib.course import runner
 from lib.course.progress import Progress
 from lib.course.report import report, table
-from lib.course.runner import CourseFailed, course, run_notebook
+from lib.course.runner import CourseFailed, closing, course, run_notebook
 from lib.files.errors import BadInput
 from lib.files.text import clock
 from lib.plots.figure import Figure, as_table
@@ -432,3 +432,12 @@ def test_time_left_follows_the_pace():
 
 def test_clock():
     assert [clock(s) for s in (0, 65.4, 3600)] == ["0:00", "1:05", "1:00:00"]
+
+
+def test_the_last_line_names_each_device():
+    spent = {"course": {"seconds": 61, "peak_rss_bytes": 2**31}}
+    assert closing(spent) == (
+        "The whole course took 1:01 min and at most 2.00 GiB of resident memory."
+    )
+    for device, said in (("CPU", "CPU"), (["CPU, 1 thread", "CPU"], "CPU, 1 thread and CPU")):
+        assert closing(spent | {"device": device}).endswith(f"resident memory, on {said}.")
